@@ -1,0 +1,18 @@
+.PHONY: setup demo test lint model
+
+setup:  ## environment in .venv; seconds when nothing changed
+	@deploy/setup
+
+demo: setup  ## the main run: AXPO on the embedded model and task
+	.venv/bin/axpo train deploy/recipes/demo.yaml
+
+test: lint  ## lint and every test, the real stack included
+	.venv/bin/pytest --durations=15
+
+lint: setup
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+model: setup  ## rebuilds the embedded model
+	.venv/bin/axpo model build

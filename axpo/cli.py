@@ -1,0 +1,198 @@
+"""The command line: check, sft, train, eval, report, model build."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from axpo.errors import AxpoError
+
+if TYPE_CHECKING:
+    from axpo.config import Recipe
+
+app = typer.Typer(
+    help="Train vision-language agents to use tools, by reinforcement learning (AXPO) on Ray, vLLM and DeepSpeed ZeRO-3.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+model_app = typer.Typer(help="The embedded model.", no_args_is_help=True)
+app.add_typer(model_app, name="model")
+console = Console()
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="recipe, a YAML file (see deploy/recipes/)")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change one field of the recipe, e.g. learner.lr=1e-5; repeatable")
+]
+
+
+@app.command()
+def check(recipe: RecipeFile, overrides: Overrides = None) -> None:
+    """Validate a recipe and print the resolved run. Starts nothing."""
+    import yaml
+    from rich.syntax import Syntax
+
+    loaded = _load(recipe, overrides)
+    console.print(Syntax(yaml.safe_dump(loaded.model_dump(mode="json"), sort_keys=False), "yaml", background_color="default"))
+    n, k = loaded.rollout.n, loaded.resampler.k
+    forks = int(loaded.resampler.budget_ratio * loaded.questions_per_step * n / k) * k if loaded.algorithm == "axpo" else 0
+    learner, rollout = loaded.learner, loaded.rollout
+    console.print(
+        f"[green]ok[/] {loaded.name}: {loaded.algorithm}, {loaded.steps} steps of {loaded.questions_per_step} questions x {n} rollouts"
+        f" + at most {forks} forks; {learner.ranks} ZeRO-3 ranks ({learner.gpus_per_rank} GPU each),"
+        f" {rollout.workers} engines ({rollout.gpus_per_worker:g} GPU each)",
+        highlight=False,
+    )
+
+
+@app.command()
+def train(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    run: Annotated[str | None, typer.Option(help="name of the run directory; must not exist. Default: recipe, algorithm and time")] = None,
+    resume: Annotated[Path | None, typer.Option(metavar="RUN", help="continue this run from its last checkpoint, with its own recipe")] = None,
+) -> None:
+    """Train with AXPO (or plain GRPO: --set algorithm=grpo) and write a run directory with metrics, checkpoints and a report.
+
+    With --resume the run's own recipe is used; RECIPE is ignored and --set is refused.
+    """
+    from axpo.run import RunDirectory
+
+    if resume is not None:
+        if overrides or run:
+            raise AxpoError("--resume continues a run as it was started: leave out --set and --run")
+        directory, first = RunDirectory.resume(resume, tensorboard=False)
+        loaded = _parse(directory)
+    else:
+        loaded, first = _load(recipe, overrides), 0
+        name = run or f"{loaded.name}-{loaded.algorithm}-{time.strftime('%Y%m%d-%H%M%S')}"
+        resolved = loaded.model_dump(mode="json")
+        directory = RunDirectory.create(name, resolved, loaded.logging.root, tensorboard=loaded.logging.tensorboard)
+    with directory:
+        _train(loaded, directory, first)
+
+
+def _train(recipe: Recipe, run: Any, first: int) -> None:
+    from axpo.actors import local_path, ray_session, training_actors
+    from axpo.progress import Progress, summary_table
+    from axpo.report import render
+    from axpo.tasks import load_task
+    from axpo.trainer import train
+
+    task = load_task(recipe.task)
+    with Progress(recipe.steps, first, console) as progress, ray_session(recipe):
+        progress.say(f"run {run.path}" + (f", resumed at step {first}" if first else ""))
+        with progress.phase("start"), _tokenizer(local_path(recipe.model)) as decode, training_actors(recipe, task) as actors:
+            if first:
+                actors.learner.load(str(run.checkpoint(first)))
+            run.log_event("resume" if first else "start", step=first)
+            progress.timer.take()
+            summary = train(recipe, task, actors, run, progress, decode, first)
+    report = render(run.path)
+    console.print(summary_table(summary, f"{recipe.name} · {recipe.algorithm}", {"run": run.path, "report": report}))
+
+
+@app.command(name="eval")
+def evaluate(
+    target: Annotated[Path, typer.Argument(metavar="RECIPE|RUN", help="a recipe (its model) or a run directory (its last checkpoint)")],
+    overrides: Overrides = None,
+) -> None:
+    """Held-out Pass@1, Pass@4 and tool use of a model."""
+    from axpo.actors import ray_session
+    from axpo.progress import label
+
+    model = None
+    if target.is_dir():
+        from axpo.run import RunDirectory
+
+        run = RunDirectory.open(target)
+        latest = run.latest_checkpoint()
+        if latest is None:
+            raise AxpoError(f"{target}: no complete checkpoint to evaluate")
+        model = str(latest[1] / "hf")
+        recipe = _parse(run, overrides)
+    else:
+        recipe = _load(target, overrides)
+    with ray_session(recipe, learner=False):
+        numbers = held_out(recipe, model or recipe.model)
+    for name, value in numbers.items():
+        console.print(f"{label(name):<22} {value:.1%}", highlight=False)
+
+
+def held_out(recipe: Recipe, model: str) -> dict[str, float]:
+    """Held-out numbers of a model folder, on engines started for it."""
+    from axpo.actors import rollout_actors
+    from axpo.metrics import evaluate_groups
+    from axpo.tasks import load_task
+    from axpo.trainer import complete, stored
+
+    task = load_task(recipe.task)
+    with console.status("evaluating"), rollout_actors(recipe, task, model) as pool:
+        tokens = pool.ready()
+        questions = [stored(question) for question in task.held_out()]
+        groups, _ = complete(pool.rollout(questions, 0, recipe.evaluation.samples, recipe.evaluation.temperature), questions)
+        return evaluate_groups(groups, tokens)
+
+
+@app.command()
+def sft(recipe: RecipeFile, overrides: Overrides = None) -> None:
+    """Supervised fine-tuning on the task's own demonstrations, with the same learner; writes the `sft.output` model folder."""
+    from axpo.actors import ray_session
+    from axpo.sft import fine_tune
+
+    loaded = _load(recipe, overrides)
+    with ray_session(loaded):
+        folder = fine_tune(loaded, console)
+    console.print(f"model {folder}")
+
+
+@model_app.command()
+def build(recipe: RecipeFile = Path("deploy/recipes/embedded.yaml"), overrides: Overrides = None) -> None:
+    """Build the embedded model from nothing: tokenizer, random weights, SFT stages, measurements, model card."""
+    from axpo.sft import build_embedded
+
+    folder = build_embedded(_load(recipe, overrides, inputs=False), console)
+    console.print(f"model {folder}")
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="a run directory")]) -> None:
+    """Write RUN/report.html: curves, and trajectories a person can read."""
+    from axpo.report import render
+
+    console.print(f"report {render(run)}")
+
+
+def _load(recipe: Path, overrides: list[str] | None, inputs: bool = True) -> Recipe:
+    from axpo.config import load_recipe
+
+    loaded = load_recipe(recipe, overrides or ())
+    if inputs:
+        loaded.check_inputs()
+    return loaded
+
+
+def _parse(run: Any, overrides: list[str] | None = None) -> Recipe:
+    from axpo.config import parse_recipe
+
+    recipe = parse_recipe(run.recipe(), overrides or (), str(run.path / "recipe.yaml"))
+    recipe.check_inputs()
+    return recipe
+
+
+def main() -> None:
+    """Entry point: an AxpoError is one line and exit code 2."""
+    try:
+        app()
+    except AxpoError as error:
+        Console(stderr=True, soft_wrap=True).print(f"[red]error[/] {error}", highlight=False, markup=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""The recipe: the whole configuration of a run, composed of the rooms' own. Read, checked and printed before any actor starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from axpo.errors import AxpoError
+from axpo.tasks import TaskConfig
+from learner.config import LearnerConfig
+from resampler.config import ResamplerConfig
+from rollout_workers.config import RolloutConfig
+from tool_server.config import ToolServerConfig
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class EvaluationConfig(Section):
+    """Held-out questions, before, during and after training."""
+
+    samples: int = Field(4, ge=4, description="rollouts a question; Pass@4 needs four")
+    every: int = Field(0, ge=0, description="also evaluate every so many steps; 0: only at start and end")
+    temperature: float = Field(1.0, gt=0, description="sampling temperature of the evaluation")
+
+
+class LoggingConfig(Section):
+    root: str = Field("runs", description="folder in which run directories are made")
+    tensorboard: bool = Field(False, description="write TensorBoard events beside metrics.jsonl")
+    groups_kept: int = Field(4, ge=0, description="groups a step whose trajectories and images are written")
+
+
+class SFTStage(Section):
+    """One stage of supervised fine-tuning: which examples, how many, how fast."""
+
+    steps: int = Field(ge=1, description="updates")
+    batch_size: int = Field(ge=1, description="examples an update")
+    lr: float = Field(gt=0, description="peak learning rate: linear warm-up, then cosine to 0")
+    warmup_steps: int = Field(20, ge=0)
+    mix: dict[str, float] = Field({"demonstration": 1.0}, description="kinds of examples of the task and the share of the updates each gets")
+
+
+class SFTConfig(Section):
+    output: str = Field(description="folder of the trained model; must not exist")
+    stages: tuple[SFTStage, ...] = Field(min_length=1)
+
+
+class Recipe(Section):
+    """Everything a run depends on. The same recipe, seed and machine give the same run."""
+
+    name: str = Field(description="run directories are named <name>-<algorithm>, unless --run says otherwise")
+    seed: int = Field(0, ge=0, description="all seeds of the run derive from it")
+    algorithm: Literal["axpo", "grpo"] = Field("axpo", description="grpo: the same code path without resampling")
+    model: str = Field(description="model folder, or the name of one on the Hugging Face hub")
+    reference: str | None = Field(None, description="reference policy of the KL term; None: the model that training starts from")
+    task: TaskConfig
+    steps: int = Field(ge=1, description="updates of the policy")
+    questions_per_step: int = Field(ge=1, description="questions a batch (B)")
+    checkpoint_every: int = Field(10, ge=1, description="steps between checkpoints; the last step always writes one")
+    evaluation: EvaluationConfig = EvaluationConfig()
+    logging: LoggingConfig = LoggingConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    resampler: ResamplerConfig = ResamplerConfig()
+    learner: LearnerConfig = LearnerConfig()
+    tools: ToolServerConfig = ToolServerConfig()
+    sft: SFTConfig | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        if self.learner.temperature != self.rollout.temperature:
+            raise ValueError(
+                f"learner.temperature={self.learner.temperature}: must equal rollout.temperature={self.rollout.temperature}, "
+                "or the ratio compares two distributions"
+            )
+        if self.learner.weight_transfer != self.rollout.engine.weight_transfer:
+            raise ValueError(
+                f"learner.weight_transfer={self.learner.weight_transfer!r}: must equal "
+                f"rollout.engine.weight_transfer={self.rollout.engine.weight_transfer!r}"
+            )
+        return self
+
+    def check_inputs(self) -> None:
+        """Raise AxpoError for a model or data file that is not there. Cheap; called before any actor starts."""
+        for field, value in (("model", self.model), ("reference", self.reference)):
+            if value is not None and looks_local(value) and not (Path(value) / "config.json").is_file():
+                raise AxpoError(f"{field}={value!r}: no model folder there (expected a config.json in it)")
+        self.task.check_inputs()
+
+    def check_resources(self, cpus: float, gpus: float, learner: bool = True, rollout: bool = True) -> None:
+        """Raise AxpoError where the run asks for more than `cpus` and `gpus` of the Ray cluster."""
+        ranks = self.learner.ranks if learner else 0
+        workers = self.rollout.workers if rollout else 0
+        for unit, have, per_rank, per_worker in (
+            ("GPU", gpus, self.learner.gpus_per_rank, self.rollout.gpus_per_worker),
+            ("CPU", cpus, self.learner.cpus_per_rank, self.rollout.cpus_per_worker),
+        ):
+            need = ranks * per_rank + workers * per_worker
+            if need > have:
+                raise AxpoError(
+                    f"learner.ranks={ranks} with {per_rank:g} {unit}s each and rollout.workers={workers} with {per_worker:g} each "
+                    f"need {need:g} {unit}s; the Ray cluster has {have:g}"
+                )
+
+
+def looks_local(model: str) -> bool:
+    """A hub name is exactly `owner/name` with nothing of that name on disk; anything else is a folder."""
+    return model.startswith((".", "/", "~")) or model.count("/") != 1 or Path(model.split("/")[0]).is_dir()
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe in a YAML file with `key.sub=value` overrides (values are YAML too).
+
+    Raises AxpoError naming the file, the field, its value and what was expected.
+    """
+    import yaml
+
+    file = Path(path)
+    if not file.is_file():
+        raise AxpoError(f"recipe {path}: no such file")
+    try:
+        data = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise AxpoError(f"recipe {path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise AxpoError(f"recipe {path}: expected a mapping of fields, found {type(data).__name__}")
+    return parse_recipe(data, overrides, str(path))
+
+
+def parse_recipe(data: dict[str, Any], overrides: Sequence[str] = (), source: str = "recipe") -> Recipe:
+    """Validate a recipe's fields; see `load_recipe`."""
+    for override in overrides:
+        _set(data, override)
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        raise AxpoError("\n".join(_one_line(source, e) for e in error.errors())) from None
+
+
+def _one_line(source: str, error: Any) -> str:
+    # A tagged union puts its tag into the location; users know the field without it.
+    field = ".".join(str(part) for part in error["loc"] if part not in ("small_digit", "jsonl")) or "recipe"
+    if error["type"] == "extra_forbidden":
+        return f"{source}: {field}: unknown key"
+    if error["type"] == "missing":
+        return f"{source}: {field}: required, but not given"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{source}: {message}" if error["type"] == "value_error" else f"{source}: {field}={error['input']!r}: {message}"
+
+
+def _set(data: dict[str, Any], override: str) -> None:
+    import yaml
+
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise AxpoError(f"--set {override}: expected key=value, for example learner.lr=1e-5")
+    *parents, last = key.split(".")
+    for parent in parents:
+        child = data.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise AxpoError(f"--set {override}: {parent} is a value, not a section")
+        data = child
+    data[last] = yaml.safe_load(text)

@@ -1,0 +1,132 @@
+"""Supervised fine-tuning on a task's own examples, with the learner that reinforcement learning uses, and the embedded model's build."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from rich.console import Console
+from rich.progress import Progress
+
+from axpo.config import Recipe, SFTStage
+from axpo.errors import AxpoError
+from axpo.tasks import Task, load_task
+from learner.credit import TrainItem, sft_items
+from rollout_workers.trajectory import Pixels
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A tool result as the chat renders it."""
+
+    text: str
+    images: tuple[Pixels, ...]
+
+
+def fine_tune(recipe: Recipe, console: Console) -> Path:
+    """Run the recipe's SFT stages on its model and write `sft.output`. Needs a Ray session.
+
+    Raises AxpoError where the recipe has no SFT section, the output exists or the task lacks an example kind.
+    """
+    from axpo.actors import local_path
+    from learner.learner import Learner
+
+    if recipe.sft is None:
+        raise AxpoError("sft: required, but not given (the stages of supervised fine-tuning)")
+    output = Path(recipe.sft.output)
+    if output.exists():
+        raise AxpoError(f"sft.output={str(output)!r} already exists")
+    task = load_task(recipe.task)
+    for stage in recipe.sft.stages:
+        for kind in stage.mix:
+            try:
+                task.example(kind, 0)
+            except KeyError as error:
+                raise AxpoError(f"sft.stages.mix: no examples of kind {error.args[0]}") from None
+    model = local_path(recipe.model)
+    schemas = tool_schemas(recipe)
+    with tempfile.TemporaryDirectory() as scratch:
+        for number, stage in enumerate(recipe.sft.stages, 1):
+            config = recipe.learner.model_copy(
+                update={"lr": stage.lr, "warmup_steps": stage.warmup_steps, "schedule": "cosine", "total_steps": stage.steps, "betas": (0.9, 0.98)}
+            )
+            learner = Learner(model, config, recipe.seed, model)
+            try:
+                _stage(recipe, task, stage, number, learner, schemas, model, console)
+                saved = str(Path(scratch) / f"stage{number}")
+                learner.save(saved, hf_dtype="bfloat16" if number == len(recipe.sft.stages) else None)
+            finally:
+                learner.shutdown()
+            model = f"{saved}/hf"
+        shutil.copytree(model, output)
+    return output
+
+
+def _stage(
+    recipe: Recipe, task: Task, stage: SFTStage, number: int, learner: Any, schemas: list[dict[str, Any]], model: str, console: Console
+) -> None:
+    from rollout_workers.chat import Chat
+
+    chat = Chat.load(model)
+    kinds, shares = list(stage.mix), list(stage.mix.values())
+
+    def batch(step: int) -> list[TrainItem]:
+        # One kind a batch: batches of one length waste no padding.
+        kind = random.Random(f"{recipe.seed}/{number}/{step}").choices(kinds, shares)[0]
+        pairs = []
+        for index in range(step * stage.batch_size, (step + 1) * stage.batch_size):
+            question, turns, tools = task.example(kind, (number << 32) + index)
+            scripted: Sequence[str | Sequence[Shown]] = [turn if isinstance(turn, str) else [Shown(*turn)] for turn in turns]
+            pairs.append((question, chat.trajectory(question, schemas if tools else [], task.system if tools else None, scripted)))
+        return sft_items(pairs)
+
+    with Progress(console=console) as bar, ThreadPoolExecutor(1) as ahead:
+        line = bar.add_task(f"sft stage {number}", total=stage.steps)
+        following = ahead.submit(batch, 0)
+        losses = []
+        for step in range(stage.steps):
+            items = following.result()
+            following = ahead.submit(batch, step + 1)
+            losses.append(learner.update(items, loss="nll")["loss"])
+            bar.update(line, completed=step + 1, description=f"sft stage {number} loss {losses[-1]:.3f}")
+            if (step + 1) % 100 == 0 and not console.is_terminal:
+                console.print(f"sft stage {number} step {step + 1}/{stage.steps} loss {sum(losses[-100:]) / 100:.4f}", highlight=False)
+
+
+def tool_schemas(recipe: Recipe) -> list[dict[str, Any]]:
+    """The schemas that the recipe's tools show to the policy."""
+    from tool_server.server import start_tool_server
+
+    server = start_tool_server(recipe.tools)
+    try:
+        return ray.get(server.schemas.remote(), timeout=120)
+    finally:
+        ray.kill(server)
+
+
+def build_embedded(recipe: Recipe, console: Console) -> Path:
+    """The embedded model from nothing to `sft.output`: tokenizer and random weights, SFT stages, measurements, model card."""
+    from axpo.actors import ray_session
+    from axpo.embedded import CHAT_TEMPLATE, build
+
+    if recipe.sft is None:
+        raise AxpoError("sft: required, but not given (the stages that train the embedded model)")
+    task = load_task(recipe.task)
+    with ray_session(recipe), tempfile.TemporaryDirectory() as scratch:
+        kinds = sorted({kind for stage in recipe.sft.stages for kind in stage.mix})
+        texts = [CHAT_TEMPLATE, task.system or "", *(json.dumps(schema) for schema in tool_schemas(recipe))] * 20
+        for kind in kinds:
+            for index in range(1000):
+                question, turns, _ = task.example(kind, index)
+                texts += [question.text, *(turn for turn in turns if isinstance(turn, str))]
+        start = build(Path(scratch) / "random", texts, recipe.seed)
+        folder = fine_tune(recipe.model_copy(update={"model": str(start)}), console)
+    return folder

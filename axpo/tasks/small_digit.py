@@ -1,0 +1,248 @@
+"""Read the small digit: real handwritten digits, pasted small in coloured frames into real photographs.
+
+The policy sees the whole scene scaled down, where a digit is only partly legible; `image_zoom_in` crops the original.
+Digits are scikit-learn's UCI digits (8x8, 1,797 of them; every fifth is held out for evaluation), photographs its two
+sample images. Every question is a pure function of (split, index), so data order and resume need no state.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal, TypeAlias
+
+import numpy as np
+from PIL import Image, ImageDraw
+from pydantic import BaseModel, ConfigDict, Field
+
+from axpo.tasks.verify import exact_match
+from rollout_workers.trajectory import Pixels, Question
+
+COLOURS = {"red": (225, 30, 30), "blue": (40, 70, 235), "green": (20, 165, 50), "yellow": (240, 215, 20)}
+SYSTEM = "You are a careful visual assistant. Give the final answer in \\boxed{}."
+Box: TypeAlias = tuple[int, int, int, int]
+Turns: TypeAlias = list[str | tuple[str, tuple[Pixels, ...]]]
+"""A scripted rollout: policy turns as text and, after each but the last, the tool's result (text, images)."""
+
+
+class TeacherConfig(BaseModel):
+    """The scripted SFT teacher: thinks, then answers directly or zooms with an imprecise box."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    tool_rate: float = Field(0.3, ge=0, le=1, description="share of traces that zoom")
+    aim: float = Field(0.4, ge=0, le=1, description="probability, for each axis alone, that the box is centred on the digit")
+    box: int = Field(200, ge=50, le=600, description="side of the box, in thousandths of the scene")
+    miss: tuple[int, int] = Field((120, 400), description="how far a bad axis is off, in thousandths")
+
+
+class SmallDigitConfig(BaseModel):
+    """Difficulty of the task; all sizes in pixels of the original scene."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["small_digit"] = "small_digit"
+    scene: int = Field(384, ge=128, le=4096, description="side of a scene")
+    digit: int = Field(36, ge=8, description="side of a digit; a third of it is seen at the demo's 128-pixel view")
+    border: int = Field(6, ge=1, description="width of the coloured frame")
+    frames: tuple[int, int] = Field((2, 3), description="fewest and most frames in a scene")
+    larger_share: float = Field(0.2, ge=0, le=1, description="share of questions that ask for the larger of two digits")
+    held_out: int = Field(256, ge=1, description="number of held-out questions")
+    teacher: TeacherConfig = TeacherConfig()
+
+    def check_inputs(self) -> None:
+        """Nothing to read: digits and photographs come with scikit-learn."""
+
+
+# Width in thousandths of the scene (least, most), slack, and whether the scene is crowded.
+_REGIONS = {"crop": (200, 200, 60, False), "region": (250, 700, 230, True), "scene": (1000, 1000, 0, True), "boxes": (1000, 1000, 0, True)}
+
+
+@dataclass(frozen=True)
+class Frame:
+    colour: str
+    digit: int
+    left: int
+    top: int
+    side: int
+
+    def box(self, side: int, scene: int, shift: tuple[int, int] = (0, 0)) -> Box:
+        """A square box of `side` thousandths around the frame, moved by `shift`, kept inside the scene, on multiples of 20."""
+        corners = []
+        for start, moved in ((self.left, shift[0]), (self.top, shift[1])):
+            centre = (start + self.side / 2) * 1000 / scene + moved
+            corners.append(int(min(max(0, round((centre - side / 2) / 20) * 20), 1000 - side)))
+        x, y = corners
+        return x, y, x + side, y + side
+
+    def inside(self, box: Box, scene: int) -> bool:
+        """Whether the whole panel (the frame without its border) lies in the box."""
+        inner = self.side * 0.1
+        x0, y0, x1, y1 = (v * scene / 1000 for v in box)
+        return (
+            x0 <= self.left + inner
+            and y0 <= self.top + inner
+            and x1 >= self.left + self.side - inner
+            and y1 >= self.top + self.side - inner
+        )
+
+
+@dataclass(frozen=True)
+class Scene:
+    image: Pixels
+    frames: tuple[Frame, ...]
+
+
+class SmallDigit:
+    """Questions, verifier and teacher of the task."""
+
+    system = SYSTEM
+
+    def __init__(self, config: SmallDigitConfig) -> None:
+        self.config = config
+
+    def train(self, index: int) -> Question:
+        """The `index`-th training question; there is no end."""
+        return self._question("train", index)[0]
+
+    def held_out(self) -> list[Question]:
+        return [self._question("test", i)[0] for i in range(self.config.held_out)]
+
+    def verify(self, question: Question, answer: str | None) -> float:
+        return exact_match(answer, question.answer)
+
+    def example(self, kind: str, index: int) -> tuple[Question, Turns, bool]:
+        """An SFT example: `demonstration` is the teacher at work; the other kinds teach the eye, with a bare prompt.
+
+        `sheet_large`, `sheet`: sixteen digits on a grid, from large to the scene's own size; `crop`: what a zoom shows;
+        `region`: the digits of a larger region; `scene`: those of the whole view; `boxes`: digits and their zoom boxes.
+        Returns question, turns and whether the prompt shows system text and tools. Raises KeyError for another kind.
+        """
+        if kind == "demonstration":
+            question, scene, rng = self._question("sft", index)
+            asked = [f for name in question.info["asked"] for f in scene.frames if f.colour == name]
+            return question, self._teach(scene, asked, rng), True
+        rng = random.Random(f"{kind}/{index}")
+        if kind.startswith("sheet"):
+            image, words = self._sheet(rng, {"sheet_large": self.config.scene // 6, "sheet": self.config.digit}[kind])
+        else:
+            image, words = self._region(rng, *_REGIONS[kind], boxes=kind == "boxes")
+        question = Question(f"{kind}-{index}", "Locate all." if kind == "boxes" else "Read all.", (image,), "")
+        return question, [words + "\n</think>\n\nDone.<|im_end|>"], False
+
+    def _sheet(self, rng: random.Random, smallest: int) -> tuple[Pixels, str]:
+        """A photograph under a 4x4 grid with one framed digit somewhere in every cell: sixteen lessons for one look."""
+        scene = draw_scene(self.config.model_copy(update={"frames": (0, 0)}), rng, "train")
+        canvas = Image.fromarray(scene.image)
+        cell = self.config.scene // 4
+        frames = []
+        for row in range(4):
+            for column in range(4):
+                outer = rng.randint(smallest, cell - 16) + 2 * self.config.border
+                x, y = (cell * start + rng.randint(0, cell - outer) for start in (column, row))
+                frames.append(_paste(canvas, rng, rng.choice(sorted(COLOURS)), x, y, outer, self.config.border, "train"))
+        return np.asarray(canvas), "".join(str(f.digit) for f in frames)
+
+    def _region(self, rng: random.Random, low: int, high: int, slack: int, crowd: bool, boxes: bool) -> tuple[Pixels, str]:
+        """A square region of a scene, `low` to `high` thousandths wide, at most `slack` beside a frame, and what is wholly in it."""
+        scene = draw_scene(self.config.model_copy(update={"frames": (3, 4)}) if crowd else self.config, rng, "train")
+        target = rng.choice(scene.frames)
+        box = target.box(rng.randint(low, high), self.config.scene, (rng.randint(-slack, slack), rng.randint(-slack, slack)))
+        seen = sorted((f for f in scene.frames if f.inside(box, self.config.scene)), key=lambda f: f.colour)
+        words = [f"{f.colour} {f.digit}" + (f" {list(self._box(f))}" if boxes else "") for f in seen]
+        return _crop(scene.image, box), " ".join(words or ["none"])
+
+    def _box(self, frame: Frame) -> Box:
+        return frame.box(self.config.teacher.box, self.config.scene)
+
+    def _question(self, split: str, index: int) -> tuple[Question, Scene, random.Random]:
+        rng = random.Random(f"{split}/{index}")
+        scene = draw_scene(self.config, rng, "test" if split == "test" else "train")
+        larger = rng.random() < self.config.larger_share
+        asked = rng.sample(scene.frames, 2 if larger else 1)
+        if larger:
+            text = f"Which is the larger of the digits in the {asked[0].colour} frame and the {asked[1].colour} frame?"
+        else:
+            text = f"Which digit is in the {asked[0].colour} frame?"
+        info = {
+            "kind": "larger" if larger else "frame",
+            "asked": [f.colour for f in asked],
+            "boxes": {f.colour: list(self._box(f)) for f in scene.frames},
+        }
+        question = Question(f"{split}-{index}", text, (scene.image,), str(max(f.digit for f in asked)), info)
+        return question, scene, rng
+
+    def _teach(self, scene: Scene, asked: Sequence[Frame], rng: random.Random) -> Turns:
+        teacher = self.config.teacher
+        truth = str(max(f.digit for f in asked))
+        if rng.random() >= teacher.tool_rate:
+            return [_answer(" ".join(f"The {f.colour} frame shows {f.digit}." for f in asked), truth)]
+        turns: Turns = []
+        thought = ""
+        for frame in asked:
+            off = [rng.choice((-20, 0, 20)) for _ in "xy"]
+            off = [o if rng.random() < teacher.aim else o + rng.choice((-1, 1)) * rng.randint(*teacher.miss) for o in off]
+            box = frame.box(teacher.box, self.config.scene, (off[0], off[1]))
+            turns += [_call(f"{thought}The {frame.colour} frame is too small to read. I zoom in.", box, frame.colour), ("", (_crop(scene.image, box),))]
+            if not frame.inside(box, self.config.scene):
+                return [*turns, _answer("The crop does not show it.", "unknown")]
+            thought = f"The crop shows {frame.digit}. "
+        return [*turns, _answer(thought.strip(), truth)]
+
+
+def _crop(image: Pixels, box: Box) -> Pixels:
+    left, top, right, bottom = (round(v * image.shape[0] / 1000) for v in box)
+    return image[top:bottom, left:right]
+
+
+def _answer(thought: str, answer: str) -> str:
+    return f"{thought}\n</think>\n\nThe answer is \\boxed{{{answer}}}.<|im_end|>"
+
+
+def _call(thought: str, box: Box, colour: str) -> str:
+    arguments = f'{{"bbox_2d": {list(box)}, "label": "{colour} frame", "img_idx": 0}}'
+    return f'{thought}\n</think>\n\n<tool_call>\n{{"name": "image_zoom_in", "arguments": {arguments}}}\n</tool_call><|im_end|>'
+
+
+def draw_scene(config: SmallDigitConfig, rng: random.Random, split: Literal["train", "test"]) -> Scene:
+    """A crop of a photograph with framed digits pasted in, none touching another."""
+    photo = _photos()[rng.randrange(2)]
+    side = rng.randint(240, min(photo.size))
+    left, top = rng.randint(0, photo.width - side), rng.randint(0, photo.height - side)
+    canvas = photo.resize((config.scene, config.scene), Image.Resampling.BILINEAR, (left, top, left + side, top + side))
+    outer = config.digit + 2 * config.border
+    frames: list[Frame] = []
+    colours = rng.sample(sorted(COLOURS), rng.randint(*config.frames))
+    while len(frames) < len(colours):
+        x, y = (rng.randint(4, config.scene - outer - 4) for _ in range(2))
+        if all(max(abs(x - f.left), abs(y - f.top)) > outer * 1.4 for f in frames):
+            frames.append(_paste(canvas, rng, colours[len(frames)], x, y, outer, config.border, split))
+    return Scene(np.asarray(canvas), tuple(frames))
+
+
+def _paste(canvas: Image.Image, rng: random.Random, colour: str, x: int, y: int, outer: int, border: int, split: str) -> Frame:
+    images, labels = _digits(split)
+    pick = rng.randrange(len(labels))
+    ImageDraw.Draw(canvas).rectangle((x, y, x + outer - 1, y + outer - 1), fill=COLOURS[colour])
+    side = outer - 2 * border
+    canvas.paste(Image.fromarray(images[pick]).resize((side, side), Image.Resampling.BICUBIC), (x + border, y + border))
+    return Frame(colour, int(labels[pick]), x, y, outer)
+
+
+@cache
+def _photos() -> tuple[Image.Image, ...]:
+    from sklearn.datasets import load_sample_image
+
+    return tuple(Image.fromarray(load_sample_image(name)) for name in ("china.jpg", "flower.jpg"))
+
+
+@cache
+def _digits(split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Dark ink on a light panel, [n, 8, 8] uint8, and labels [n]; every fifth digit belongs to the test split."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    chosen = (np.arange(len(data.target)) % 5 == 0) == (split == "test")
+    return (255 - data.images[chosen] * 15).astype(np.uint8), data.target[chosen]

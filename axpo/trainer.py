@@ -1,0 +1,133 @@
+"""The training loop, as in the paper: questions become groups, groups become forks, outcomes become advantages, advantages
+become an update, the update becomes the next policy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import ray
+
+from axpo.actors import Actors
+from axpo.config import Recipe
+from axpo.metrics import diagnostics, evaluate_groups
+from axpo.progress import Progress
+from axpo.run import RunDirectory
+from axpo.tasks import Task
+from learner.credit import TrainItem, credit
+from rollout_workers.trajectory import Group, Question, SpecialTokens
+
+
+class Phases(Protocol):
+    def phase(self, name: str) -> AbstractContextManager[None]: ...
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step produced."""
+
+    groups: list[Group]
+    items: list[TrainItem]
+    update: dict[str, float]
+    dropped: int
+
+
+def train_step(recipe: Recipe, task: Task, actors: Actors, step: int, progress: Phases) -> Step:
+    """Policy version `step` in, version `step + 1` in the learner and on every engine out."""
+    batch = range(step * recipe.questions_per_step, (step + 1) * recipe.questions_per_step)
+    questions = [stored(task.train(index)) for index in batch]
+    with progress.phase("rollout"):
+        groups, dropped = complete(actors.pool.rollout(questions, step), questions)
+    if recipe.algorithm == "axpo":
+        with progress.phase("resample"):
+            groups = actors.resample(groups, step)
+    with progress.phase("learn"):
+        items = credit(groups, actors.tokens)
+        update = actors.learner.update(items) if items else {}
+    with progress.phase("sync"):
+        actors.learner.sync_weights(actors.pool.workers, version=step + 1)
+    return Step(groups, items, update, dropped)
+
+
+def train(recipe: Recipe, task: Task, actors: Actors, run: RunDirectory, progress: Progress, decode: Any, first: int = 0) -> dict[str, Any]:
+    """Steps `first` .. `recipe.steps`, then the summary (also written to the run directory).
+
+    With `first` > 0 the learner must hold the checkpoint of that step. Data order is a function of the step, so a resumed
+    run sees what an uninterrupted one would have.
+    """
+    with progress.phase("sync"):
+        actors.learner.sync_weights(actors.pool.workers, version=first)
+    if first == 0:
+        run.log_metrics(0, evaluation(recipe, task, actors, progress) | progress.timer.take())
+    for step in range(first, recipe.steps):
+        result = train_step(recipe, task, actors, step, progress)
+        done = step + 1
+        times = progress.timer.take()
+        run.log_metrics(done, measurements(result, actors.tokens, times))
+        run.save_groups(done, result.groups, decode, result.items, recipe.logging.groups_kept)
+        if result.dropped:
+            run.log_event("groups dropped", step=done, count=result.dropped)
+        last = done == recipe.steps
+        if last or (recipe.evaluation.every and done % recipe.evaluation.every == 0):
+            run.log_metrics(done, evaluation(recipe, task, actors, progress))
+        if last or done % recipe.checkpoint_every == 0:
+            with progress.phase("checkpoint"):
+                actors.learner.save(str(run.checkpoint(done)))
+            run.log_event("checkpoint", step=done)
+        run.log_metrics(done, {f"{name}_after": seconds for name, seconds in progress.timer.take().items()})
+        progress.step(done, run.metrics()[-1])
+    return summarize(run)
+
+
+def evaluation(recipe: Recipe, task: Task, actors: Actors, progress: Phases) -> dict[str, float]:
+    """Held-out Pass@1, Pass@4 and tool use of the engines' policy as `eval/...`; the same seeds every time."""
+    with progress.phase("evaluate"):
+        questions = [stored(question) for question in task.held_out()]
+        settings = recipe.evaluation
+        groups, dropped = complete(actors.pool.rollout(questions, 0, settings.samples, settings.temperature), questions)
+        numbers = evaluate_groups(groups, actors.tokens) | {"dropped": float(dropped)}
+    return {f"eval/{name}": value for name, value in numbers.items()}
+
+
+def complete(finished: Iterator[Group], questions: Sequence[Question]) -> tuple[list[Group], int]:
+    """The groups in the order of their questions, without those in which a rollout has no reward, and how many those were.
+
+    A rollout that infrastructure cut short was re-run by its worker; if that failed too its group is dropped whole: never
+    padded, never scored as the model's mistake.
+    """
+    order = {question.id: index for index, question in enumerate(questions)}
+    groups = sorted(finished, key=lambda group: order[group.question.id])
+    kept = [group for group in groups if all(t.reward is not None for t in group.rollouts)]
+    return kept, len(groups) - len(kept)
+
+
+def stored(question: Question) -> Question:
+    """The question with its images in Ray's object store: one copy, however many rollouts and forks read it."""
+    return replace(question, images=tuple(ray.put(image) for image in question.images))
+
+
+def measurements(result: Step, tokens: SpecialTokens, times: dict[str, float]) -> dict[str, float]:
+    """A step's line of metrics: the paper's diagnostics, the update's numbers, seconds by phase, generated tokens per second."""
+    generated = sum(t.policy_tokens for g in result.groups for t in (*g.rollouts, *(c for r in g.resamples for c in r.continuations)))
+    generating = times.get("time/rollout", 0.0) + times.get("time/resample", 0.0)
+    return {
+        **result.update,
+        **diagnostics(result.groups, tokens),
+        **times,
+        "generated_tokens": float(generated),
+        "tokens_per_second": generated / generating if generating else 0.0,
+        "groups_dropped": float(result.dropped),
+    }
+
+
+def summarize(run: RunDirectory) -> dict[str, Any]:
+    """Held-out numbers before and after, and what it cost, from the run's own metrics (so a resumed run counts whole)."""
+    rows = run.metrics()
+    start, end = rows[0], rows[-1]
+    names = [name.removeprefix("eval/") for name in end if name.startswith("eval/") and name in start and name != "eval/dropped"]
+    numbers = {f"{name}_{when}": row[f"eval/{name}"] for name in names for when, row in (("start", start), ("end", end))}
+    seconds = sum(value for row in rows for name, value in row.items() if name.startswith("time/") and value)
+    tokens = int(sum(row.get("generated_tokens") or 0 for row in rows))
+    return run.write_summary(**numbers, steps=end["step"], seconds=round(seconds, 1), tokens=tokens)

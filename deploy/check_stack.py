@@ -1,0 +1,99 @@
+"""Proves that the parts of the stack import and run in this environment, one process each, side by side; exits 1 if one does not."""
+
+import subprocess
+import sys
+import time
+
+TIMEOUT_S = 600
+"""DeepSpeed compiles its CPU collectives here on first use: 30 s on two idle cores, minutes on busy ones."""
+
+VLLM = """
+import torch, vllm
+from vllm import _custom_ops as ops
+from vllm.platforms import current_platform
+from vllm.v1.engine.async_llm import AsyncLLM
+device = current_platform.device_type
+x, out = torch.ones(2, 64, device=device), torch.empty(2, 64, device=device)
+ops.rms_norm(out, x, torch.ones(64, device=device), 1e-6)  # a compiled kernel
+assert torch.allclose(out, x, atol=1e-4), out
+print(f"vllm {vllm.__version__} on {device}")
+"""
+
+RAY = """
+import ray
+ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+assert ray.get(ray.remote(lambda: 6 * 7).remote(), timeout=120) == 42
+print(f"ray {ray.__version__}")
+"""
+
+DEEPSPEED = """
+import os, socket, torch
+with socket.socket() as s:
+    s.bind(("127.0.0.1", 0))
+    port = s.getsockname()[1]
+os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
+cuda = torch.cuda.is_available()
+if not cuda:
+    os.environ["DS_ACCELERATOR"] = "cpu"
+import deepspeed
+deepspeed.init_distributed("nccl" if cuda else "gloo")
+config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 3},
+          "optimizer": {"type": "AdamW", "params": {"lr": 0.1, "torch_adam": True}}}
+model = torch.nn.Linear(4, 1)
+engine = deepspeed.initialize(model=model, model_parameters=model.parameters(), config=config)[0]
+loss = engine(torch.ones(1, 4, device=engine.device)).sum()
+engine.backward(loss)
+engine.step()
+print(f"deepspeed {deepspeed.__version__}, ZeRO-3 on {engine.device.type}")
+torch.distributed.destroy_process_group()
+"""
+
+PROCESSOR = """
+import numpy, transformers
+from transformers import Qwen3VLForConditionalGeneration, Qwen3VLProcessor
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
+features = Qwen2VLImageProcessor(patch_size=16)(images=[numpy.zeros((64, 96, 3), numpy.uint8)], return_tensors="pt")
+assert features["image_grid_thw"].shape == (1, 3), features
+print(f"Qwen3-VL processor of transformers {transformers.__version__}")
+"""
+
+ADVICE = {
+    "vLLM": "the build must fit the machine: `make setup` installs the CPU one, `AXPO_EXTRA=gpu make setup` the CUDA one",
+    "Ray": "Ray needs free ports, a writable temporary directory and some /dev/shm; `ray stop` ends an old cluster",
+    "DeepSpeed": "DeepSpeed needs gcc and, on a GPU machine, a torch build that matches the driver; a build that was killed leaves a "
+    "lock file: remove ~/.cache/torch_extensions",
+    "Qwen3-VL processor": "torchvision must fit torch: on CPU `make setup` installs a small import hook, deploy/torchvision_cpu.py",
+}
+
+
+def main() -> int:
+    print("setup: checking vLLM, Ray, DeepSpeed and the Qwen3-VL processor, one process each (about half a minute)", flush=True)
+    scripts = {"vLLM": VLLM, "Ray": RAY, "DeepSpeed": DEEPSPEED, "Qwen3-VL processor": PROCESSOR}
+    started = {
+        name: subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for name, script in scripts.items()
+    }
+    deadline = time.monotonic() + TIMEOUT_S
+    failed = False
+    for name, process in started.items():
+        try:
+            output, _ = process.communicate(timeout=max(1.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            output = process.communicate()[0] + f"\nno answer within {TIMEOUT_S} s"
+        if process.returncode == 0:
+            print(f"  ok    {output.strip().splitlines()[-1]}")
+        else:
+            failed = True
+            print(
+                f"  FAIL  {name}\n"
+                + "\n".join(f"        {line}" for line in output.strip().splitlines()[-12:])
+                + f"\n        -> {ADVICE[name]}"
+            )
+    if failed:
+        print("setup: the stack is not usable. Remove .venv and run `make setup` again if its packages were changed by hand.")
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,31 @@
+"""Lets torchvision import beside a CPU build of torch; set-up copies this file into the environment's site-packages.
+
+The torchvision wheel on PyPI is linked against CUDA. Beside a CPU torch its extension does not load, the operators
+stay undefined, and `import torchvision` dies with "operator torchvision::nms does not exist", in every process that
+builds a Qwen3-VL processor (vLLM inspects models in a subprocess). Only the two operators whose fake kernels are
+registered on import need a schema, and nothing in this project calls them. A `.pth` file loads this module at
+interpreter start, so it must stay free of imports; the work happens when torchvision's registrations are imported,
+after the extension had its chance to load. A working torchvision, or a CUDA torch, is left alone.
+"""
+
+import sys
+
+NMS_SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+
+
+class _DefineMissingOperators:
+    """Import hook that acts once, just before `torchvision._meta_registrations`, and never finds a module itself."""
+
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        if name == "torchvision._meta_registrations":
+            sys.meta_path.remove(cls)
+            import torch
+            from torchvision.extension import _has_ops
+
+            if torch.version.cuda is None and not _has_ops():
+                for operator in ("nms", "qnms"):
+                    torch.library.define(f"torchvision::{operator}", NMS_SCHEMA)
+
+
+sys.meta_path.insert(0, _DefineMissingOperators)

@@ -1,0 +1,49 @@
+"""Settings of the learner; the defaults of loss and KL are the paper's."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class LearnerConfig(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    ranks: int = Field(2, ge=1, description="ZeRO-3 ranks, one process each")
+    gpus_per_rank: int = Field(0, ge=0, le=1, description="0: CPU with gloo; 1: one GPU with NCCL")
+    cpus_per_rank: float = Field(1, gt=0, description="CPUs that Ray reserves for a rank")
+    threads: int = Field(1, ge=1, description="torch threads of a rank")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="of forward and backward; the optimizer keeps float32")
+
+    lr: float = Field(1e-6, gt=0, description="AdamW learning rate after warm-up")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW betas")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW decoupled weight decay")
+    warmup_steps: int = Field(0, ge=0, description="updates over which the learning rate rises linearly to lr")
+    schedule: Literal["constant", "cosine"] = Field("constant", description="after warm-up: constant, or cosine to 0 at total_steps")
+    total_steps: int = Field(0, ge=0, description="updates of the whole run; only read by the cosine schedule")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradients with a larger global norm are scaled down to it")
+
+    clip_low: float = Field(0.2, gt=0, lt=1, description="the ratio is clipped below 1 - clip_low")
+    clip_high: float = Field(0.4, gt=0, description="the ratio is clipped above 1 + clip_high")
+    kl_beta: float = Field(1e-3, ge=0, description="weight of KL(policy || reference); 0 loads no reference")
+    temperature: float = Field(1.0, gt=0, description="sampling temperature of the rollouts, applied to the learner's logits too")
+
+    micro_batch_tokens: int = Field(16384, ge=1, description="padded tokens of one micro-batch of one rank")
+    gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
+    offload_optimizer: bool = Field(False, description="optimizer states in host memory")
+    offload_parameters: bool = Field(False, description="parameters in host memory")
+
+    weight_transfer: Literal["shared_memory", "nccl", "ipc"] = Field("shared_memory", description="must be the engines' own")
+    bucket_mb: int = Field(256, ge=1, description="weights gathered and sent at a time, MB")
+    receiver_ranks: int = Field(1, ge=1, description="processes of one engine (its tensor parallel size); sizes the nccl group")
+    check_sync: bool = Field(False, description="after each weight update compare the engines' weights with the learner's")
+    deadline_s: float = Field(1800, gt=0, description="seconds until start, update, weight sync, save or load is given up")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> LearnerConfig:
+        if self.schedule == "cosine" and self.total_steps <= self.warmup_steps:
+            raise ValueError(f"total_steps={self.total_steps}: the cosine schedule needs more than warmup_steps={self.warmup_steps}")
+        if self.gpus_per_rank == 0 and self.weight_transfer != "shared_memory":
+            raise ValueError(f"weight_transfer={self.weight_transfer!r} needs gpus_per_rank=1; CPU ranks send through 'shared_memory'")
+        return self

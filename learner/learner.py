@@ -1,0 +1,147 @@
+"""The learner from outside: starts the ZeRO-3 ranks as Ray actors and turns each request into one call on all of them.
+
+Nothing heavy is imported here: torch and DeepSpeed load in the ranks' own processes.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import ray
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from learner.config import LearnerConfig
+from learner.credit import TrainItem
+from rollout_workers.trajectory import Floats
+
+
+class _RankActor:
+    """The process of one rank."""
+
+    def address(self) -> tuple[str, int]:
+        """This node's address and a port that is free now."""
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return ray.util.get_node_ip_address(), probe.getsockname()[1]
+
+    def start(self, model: str, config: LearnerConfig, seed: int, reference: str | None, rank: int, address: str, port: int) -> None:
+        # Both are read once, when torch and DeepSpeed are imported.
+        os.environ["OMP_NUM_THREADS"] = str(config.threads)
+        if config.gpus_per_rank == 0:
+            os.environ["DS_ACCELERATOR"] = "cpu"
+        from learner.rank import LearnerRank
+
+        self.rank = LearnerRank(model, config, seed, reference, rank, address, port)
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        return getattr(self.rank, method)(*arguments)
+
+
+class Learner:
+    """The policy under training. Every call waits at most `config.deadline_s` (TimeoutError); a failed rank raises."""
+
+    def __init__(self, model: str, config: LearnerConfig, seed: int = 0, reference: str | None = None) -> None:
+        """`model`: a Hugging Face folder; `reference`: that of the KL's reference policy, by default `model`.
+
+        Raises ValueError where Ray cannot place the ranks.
+        """
+        self.config = config
+        self._group = _reserve(config)
+        actor = ray.remote(_RankActor)
+        self._ranks = [
+            actor.options(
+                num_cpus=config.cpus_per_rank,
+                num_gpus=config.gpus_per_rank,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=i),
+            ).remote()
+            for i in range(config.ranks)
+        ]
+        address, port = self._wait("start", [self._ranks[0].address.remote()])[0]
+        starts = [
+            rank.start.remote(os.path.abspath(model), config, seed, os.path.abspath(reference or model), i, address, port)
+            for i, rank in enumerate(self._ranks)
+        ]
+        self._wait("start", starts)
+
+    def update(self, items: Sequence[TrainItem], loss: Literal["policy", "nll"] = "policy") -> dict[str, float]:
+        """One optimizer step on the sum over items of weight * (mean of the token loss over the item's trained tokens).
+
+        "policy": clipped surrogate and KL; "nll": -log pi. An update whose loss or gradient is not finite is skipped.
+        Returns loss, policy_loss, grad_norm (before clipping), lr, skipped (0 or 1), trained_tokens, tokens (images expanded,
+        without padding), micro_steps, seconds; for "policy" also means over the trained tokens, before the step: kl (k3, to the
+        reference), clip_fraction, ratio_mean, ratio_max, logprob_gap_mean (|learner's - engine's logprob|).
+        """
+        if not any(item.mask.any() for item in items):
+            raise ValueError("update: no item has a token to train on")
+        return self._all("update", ray.put([item for item in items if item.mask.any()]), loss)[0]
+
+    def logprobs(self, items: Sequence[TrainItem]) -> list[Floats]:
+        """Per item [R]: the policy's log-probabilities of the tokens under its mask (bans and temperature included), 0 elsewhere."""
+        if not all(item.mask.any() for item in items):
+            raise ValueError("logprobs: an item has no token under its mask")
+        shares = self._all("logprobs", ray.put(list(items))) if items else []
+        return [values for _, values in sorted((pair for share in shares for pair in share), key=lambda pair: pair[0])]
+
+    def sync_weights(self, receivers: Sequence[Any], version: int) -> None:
+        """Bring every receiver (rollout worker handle) to this policy, as `version`.
+
+        Raises what a receiver raised; with check_sync RuntimeError naming the parameters that differ afterwards.
+        """
+        address = self._wait("sync_weights", [self._ranks[0].address.remote()])[0]
+        self._all("send_weights", list(receivers), version, address)
+        if self.config.check_sync:
+            different = self._all("check_weights")[0]
+            if different:
+                raise RuntimeError(f"after weight update {version} engine and learner differ in {len(different)} parameters: {different}")
+
+    def save(self, folder: str, hf_dtype: Literal["float32", "bfloat16"] | None = None) -> None:
+        """Write folder/hf (a Hugging Face model, by default in the learner's dtype) and folder/state (what `load` needs).
+
+        The folder appears complete or not at all. Raises FileExistsError where it exists.
+        """
+        if os.path.exists(folder):
+            raise FileExistsError(f"checkpoint {folder} exists")
+        self._all("save", os.path.abspath(folder), hf_dtype)
+
+    def load(self, folder: str) -> None:
+        """Restore weights, optimizer and learning-rate schedule of a saved folder, written by the same number of ranks."""
+        state = Path(folder, "state", "learner")
+        if not state.is_dir():
+            raise FileNotFoundError(f"{folder} is no learner checkpoint: {state} is missing")
+        saved = len(list(state.glob("zero_pp_rank_*_optim_states.pt"))) or len(list(state.glob("*_zero_pp_rank_*_optim_states.pt")))
+        if saved != self.config.ranks:
+            raise ValueError(f"{folder} was written by {saved} ranks, learner.ranks is {self.config.ranks}")
+        self._all("load", os.path.abspath(folder))
+
+    def shutdown(self) -> None:
+        """End the ranks and give their resources back."""
+        for rank in self._ranks:
+            ray.kill(rank)
+        remove_placement_group(self._group)
+
+    def _all(self, method: str, *arguments: Any) -> list[Any]:
+        return self._wait(method, [rank.call.remote(method, *arguments) for rank in self._ranks])
+
+    def _wait(self, what: str, references: list[Any]) -> list[Any]:
+        try:
+            return ray.get(references, timeout=self.config.deadline_s)
+        except ray.exceptions.GetTimeoutError as error:
+            raise TimeoutError(f"learner: {what} did not finish within deadline_s={self.config.deadline_s:g}") from error
+
+
+def _reserve(config: LearnerConfig) -> Any:
+    """A placement group with one bundle a rank; ValueError with what there is where it cannot be had in time."""
+    bundle = {"CPU": config.cpus_per_rank} | ({"GPU": config.gpus_per_rank} if config.gpus_per_rank else {})
+    group = placement_group([bundle] * config.ranks, strategy="PACK", name=f"learner-{uuid.uuid4().hex[:8]}")
+    if not group.wait(min(config.deadline_s, 60)):
+        remove_placement_group(group)
+        raise ValueError(
+            f"learner.ranks={config.ranks} of {bundle} do not fit into Ray's {ray.cluster_resources()}, free {ray.available_resources()}"
+        )
+    return group

@@ -1,0 +1,17 @@
+"""The learning rate over updates: linear warm-up, then constant or a cosine to 0."""
+
+from __future__ import annotations
+
+import math
+
+from learner.config import LearnerConfig
+
+
+def lr_factor(step: int, config: LearnerConfig) -> float:
+    """Factor on lr of update `step` (from 0): (step + 1) / warmup_steps while warming up, 1 after it or the cosine's share."""
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return 1.0
+    progress = (step - config.warmup_steps) / (config.total_steps - config.warmup_steps)
+    return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))

@@ -1,0 +1,1 @@
+"""Which failed tool calls are forked, how many, and the forks themselves."""

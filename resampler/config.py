@@ -1,0 +1,18 @@
+"""Configuration of resampling. The defaults are the paper's."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class ResamplerConfig(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    k: int = Field(4, ge=2, description="continuations of a selected prefix (K); one alone has no advantage")
+    budget_ratio: float = Field(0.25, ge=0, description="extra rollouts a batch, relative to its own")
+    ranking: Literal["confidence", "entropy", "random"] = Field(
+        "confidence", description="which prefixes first: least confident call, highest entropy, or by chance (ablation)"
+    )
+    deadline_s: float = Field(600.0, gt=0, description="seconds for all forks of a batch; what is not back by then is dropped")

@@ -1,0 +1,91 @@
+"""Which prefixes are resampled: trigger, ranking and budget (axpo.md sections 1-3), as pure functions.
+
+A score orders candidates: lowest first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rollout_workers.trajectory import Group, SpecialTokens, Trajectory, fork_prefix_tokens, tool_call_spans, uses_tools
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A rollout that may be forked at its first tool call."""
+
+    group: int  # index in the batch
+    rollout: int  # index in the group
+    prefix_tokens: int  # response tokens up to and including the opening tag
+    score: float
+
+
+def triggered(rewards_N: NDArray[np.float64], uses_tools_N: NDArray[np.bool_]) -> bool:
+    """True where the tool-using subgroup T is not empty and none of it was rewarded (section 1). No-tool rollouts do not matter."""
+    return bool(uses_tools_N.any()) and not bool((rewards_N[uses_tools_N] > 0).any())
+
+
+def confidence(trajectory: Trajectory, tokens: SpecialTokens) -> float:
+    """Mean probability, as sampled, over the whole span of the first tool call, both tags included (section 2); in (0, 1]."""
+    start, stop = tool_call_spans(trajectory, tokens)[0]
+    return float(np.exp(trajectory.logprobs[start:stop].astype(np.float64)).mean())
+
+
+def entropy(trajectory: Trajectory, tokens: SpecialTokens) -> float:
+    """Mean token entropy in nats over the same span. Raises ValueError where the engine was not asked for entropies."""
+    if trajectory.entropies is None:
+        raise ValueError(f"rollout {trajectory.rollout} of question {trajectory.question_id} has no entropies, which this ranking needs")
+    start, stop = tool_call_spans(trajectory, tokens)[0]
+    return float(trajectory.entropies[start:stop].astype(np.float64).mean())
+
+
+def chance(seed: int, step: int, question_id: str, rollout: int) -> float:
+    """A number in [0, 1) that depends on nothing but its arguments: the order of groups in the batch does not matter."""
+    key = f"{seed}\0{step}\0{question_id}\0{rollout}".encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(key, digest_size=4).digest(), "big") / 2**32
+
+
+def candidates(
+    groups: Sequence[Group], tokens: SpecialTokens, ranking: Literal["confidence", "entropy", "random"], *, seed: int, step: int
+) -> list[list[Candidate]]:
+    """Candidates of each group in the order of its rollouts: all of T where the group triggers, none elsewhere."""
+
+    def score(trajectory: Trajectory) -> float:
+        if ranking == "confidence":
+            return confidence(trajectory, tokens)
+        if ranking == "entropy":
+            return -entropy(trajectory, tokens)
+        return chance(seed, step, trajectory.question_id, trajectory.rollout)
+
+    found = []
+    for index, group in enumerate(groups):
+        using = np.array([uses_tools(t, tokens) for t in group.rollouts], dtype=np.bool_)
+        sources = [t for t, used in zip(group.rollouts, using, strict=True) if used] if triggered(group.rewards, using) else []
+        found.append([Candidate(index, t.rollout, fork_prefix_tokens(t, tokens), score(t)) for t in sources])
+    return found
+
+
+def budget(questions: int, n: int, k: int, ratio: float) -> int:
+    """R = floor(ratio * B * N / K) * K extra rollouts for B questions of N (section 3): within the budget, in whole K."""
+    return int(Fraction(str(ratio)) * questions * n / k) * k  # exact: in floats 0.29 * 100 is below 29
+
+
+def allocate(candidates_B: Sequence[Sequence[Candidate]], prefixes: int) -> list[Candidate]:
+    """At most `prefixes` candidates, breadth first (section 3).
+
+    Every question gives its lowest score first, questions in the order of that score; only when all have one, the second
+    ones (in the order of their own scores: our reading), and so on. Ties go to the earlier group, then the earlier rollout.
+    """
+    turns = [
+        (place, candidate.score, candidate.group, candidate.rollout, candidate)
+        for found in candidates_B
+        for place, candidate in enumerate(sorted(found, key=lambda c: (c.score, c.rollout)))
+    ]
+    return [candidate for *_, candidate in sorted(turns, key=lambda turn: turn[:4])[:prefixes]]

@@ -1,0 +1,1 @@
+"""Grouped multi-turn rollouts on vLLM; owns the Trajectory, the one contract between the rooms."""

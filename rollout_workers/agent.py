@@ -1,0 +1,233 @@
+"""The multi-turn loop of one rollout, against protocols: generate, call tools, observe, until exactly one typed end.
+
+A fork is the same loop with segments to start from and a first turn that is already generated; nothing in it knows about forks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from rollout_workers.chat import Chat, Observed
+from rollout_workers.parser import BadCall, Call, parse_turn
+from rollout_workers.trajectory import EndReason, Floats, Ids, ObservationSegment, Pixels, PolicySegment, RolloutStats, Segment
+
+log = logging.getLogger(__name__)
+
+
+class EngineFailure(Exception):
+    """The engine could not serve a request: infrastructure."""
+
+
+class ContextFull(Exception):
+    """Prompt and response, images expanded, leave no room for another token."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One sampled continuation."""
+
+    token_ids: Ids  # [T], a closing <|im_end|> included
+    logprobs: Floats  # [T], of the distribution sampled from: temperature and bans included
+    entropies: Floats | None  # [T] nats
+    finished: bool  # closed by <|im_end|>; otherwise a length limit cut it
+    prompt_tokens: int  # images expanded
+    cached_tokens: int  # of these, served from the prefix cache
+    policy_version: int
+
+
+class Generate(Protocol):
+    async def __call__(
+        self, prompt_ids: Ids, images: Sequence[Pixels], *, seed: int, max_tokens: int, n: int = 1, temperature: float = 1.0
+    ) -> list[Generation]:
+        """Sample n continuations, the k-th with seed + k. Raises EngineFailure or ContextFull."""
+
+
+class ToolAnswer(Observed, Protocol):
+    """The typed result of a tool server."""
+
+    @property
+    def status(self) -> str:
+        """`ok`, `tool_error` (the policy's fault), `infrastructure` or `deadline`."""
+
+
+class CallTool(Protocol):
+    async def __call__(self, name: str, arguments: dict[str, Any], images: Sequence[Any]) -> ToolAnswer:
+        """Run a tool on the images seen so far. An exception is an infrastructure failure."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    max_turns: int
+    max_turn_tokens: int
+    max_calls_per_turn: int
+    deadline_s: float
+
+
+@dataclass(frozen=True)
+class Response:
+    """What a rollout produced, not yet scored."""
+
+    segments: tuple[Segment, ...]
+    end: EndReason
+    answer: str | None
+    stats: RolloutStats
+
+
+@dataclass(frozen=True)
+class _Message:
+    """A tool response written by the loop itself."""
+
+    text: str
+    images: tuple[Pixels, ...] = ()
+
+
+@dataclass
+class Rollout:
+    """One rollout in the making; `play` runs it to its end. An object is played once."""
+
+    chat: Chat
+    generate: Generate
+    call_tool: CallTool
+    limits: Limits
+    prompt_ids: Ids
+    question_images: Sequence[Pixels]
+    tool_images: Sequence[Any]  # the question's images as tools get them: pixels or object references
+    seed: Callable[[int], int]  # turn -> seed
+    temperature: float
+    segments: list[Segment] = field(default_factory=list)
+    _engine_seconds: float = 0.0
+    _tool_seconds: float = 0.0
+    _tool_calls: int = 0
+    _tool_failures: int = 0
+    _first: Generation | None = None
+
+    async def play(self, first: Generation | None = None) -> Response:
+        """Run turns until an end. `first` is the continuation of `segments` where that was sampled already."""
+        started = time.monotonic()
+        answer: str | None = None
+        try:
+            async with asyncio.timeout(self.limits.deadline_s):
+                end, answer = await self._turns(first)
+        except TimeoutError:
+            end = EndReason.DEADLINE
+        except EngineFailure as failure:
+            log.warning("engine failure: %s", failure)
+            end = EndReason.ENGINE_FAILURE
+        except ContextFull:
+            end = EndReason.OUT_OF_TOKENS
+        stats = RolloutStats(
+            seconds=time.monotonic() - started,
+            tool_seconds=self._tool_seconds,
+            engine_seconds=self._engine_seconds,
+            prompt_tokens=self._first.prompt_tokens if self._first else 0,
+            cached_tokens=self._first.cached_tokens if self._first else 0,
+            tool_calls=self._tool_calls,
+            tool_failures=self._tool_failures,
+        )
+        return Response(tuple(self.segments), end, answer, stats)
+
+    async def _turns(self, first: Generation | None) -> tuple[EndReason, str | None]:
+        tokens = self.chat.tokens
+        for turn in range(turn_index(self.segments), self.limits.max_turns):
+            generation = first or await self._sample(turn)
+            first = None
+            self._first = self._first or generation
+            self.segments.append(PolicySegment(generation.token_ids, generation.logprobs, generation.policy_version, generation.entropies))
+            if not generation.finished:
+                return EndReason.OUT_OF_TOKENS, None
+            parsed = parse_turn(_open_turn(self.segments), tokens, self.chat.decode)
+            if not parsed.calls:
+                return EndReason.ANSWERED, parsed.answer_text
+            if turn + 1 == self.limits.max_turns:
+                unreadable = all(isinstance(call, BadCall) for call in parsed.calls)
+                return (EndReason.MALFORMED_CALL if unreadable else EndReason.OUT_OF_TURNS), None
+            results = await self._answer(parsed.calls)
+            if results is None:
+                return EndReason.TOOL_ERROR, None
+            ids = self.chat.observation([(result.text, len(result.images)) for result in results])
+            self.segments.append(ObservationSegment(ids, tuple(image for result in results for image in result.images)))
+        raise ValueError(f"no turn left of {self.limits.max_turns}: nothing to sample")
+
+    async def _sample(self, turn: int) -> Generation:
+        started = time.monotonic()
+        ids = np.concatenate([self.prompt_ids, *[s.token_ids for s in self.segments]])
+        images = [*self.question_images, *observed_images(self.segments)]
+        (generation,) = await self.generate(
+            ids, images, seed=self.seed(turn), max_tokens=self.limits.max_turn_tokens, temperature=self.temperature
+        )
+        self._engine_seconds += time.monotonic() - started
+        return generation
+
+    async def _answer(self, calls: Sequence[Call | BadCall]) -> list[Observed] | None:
+        """One result per block, in order; None where the tool server failed."""
+        limit = self.limits.max_calls_per_turn
+        runnable = [call for call in calls if isinstance(call, Call)][:limit]
+        images = [*self.tool_images, *observed_images(self.segments)]
+        started = time.monotonic()
+        try:
+            ran = await asyncio.gather(*[self.call_tool(call.name, call.arguments, images) for call in runnable])
+        except Exception:  # whatever the tool server died of, it is not the policy's fault
+            log.exception("the tool server failed")
+            return None
+        self._tool_seconds += time.monotonic() - started
+        self._tool_calls += len(calls)
+        if any(result.status in ("infrastructure", "deadline") for result in ran):
+            return None
+        self._tool_failures += len(calls) - sum(result.status == "ok" for result in ran)
+        answers = iter(ran)
+        over = _Message(f"not run: at most {limit} tool call{'s' if limit > 1 else ''} a turn")
+        left = len(runnable)
+        results: list[Observed] = []
+        for call in calls:
+            if isinstance(call, BadCall):
+                results.append(_Message(call.message))
+            else:
+                results.append(next(answers) if left > 0 else over)
+                left -= 1
+        return results
+
+
+def observed_images(segments: Sequence[Segment]) -> list[Pixels]:
+    """Images of the observations, in order."""
+    return [image for s in segments if isinstance(s, ObservationSegment) for image in s.images]
+
+
+def turn_index(segments: Sequence[Segment]) -> int:
+    """The turn being written: the number of observations so far."""
+    return sum(isinstance(s, ObservationSegment) for s in segments)
+
+
+def prefix_segments(segments: Sequence[Segment], prefix_tokens: int) -> list[Segment]:
+    """The first `prefix_tokens` response tokens, the last segment cut; ValueError where they end outside a policy segment."""
+    kept: list[Segment] = []
+    left = prefix_tokens
+    for segment in segments:
+        if left <= 0:
+            break
+        if left < len(segment.token_ids) or (left == len(segment.token_ids) and isinstance(segment, ObservationSegment)):
+            if isinstance(segment, ObservationSegment):
+                break
+            entropies = None if segment.entropies is None else segment.entropies[:left]
+            segment = PolicySegment(segment.token_ids[:left], segment.logprobs[:left], segment.policy_version, entropies)
+        kept.append(segment)
+        left -= len(segment.token_ids)
+    if prefix_tokens < 1 or left != 0:
+        raise ValueError(f"a prefix of {prefix_tokens} tokens does not end inside a turn of the policy")
+    return kept
+
+
+def _open_turn(segments: Sequence[Segment]) -> Ids:
+    """Token ids of the last turn: the policy segments after the last observation."""
+    parts: list[Ids] = []
+    for segment in reversed(segments):
+        if isinstance(segment, ObservationSegment):
+            break
+        parts.insert(0, segment.token_ids)
+    return np.concatenate(parts)

@@ -1,0 +1,211 @@
+"""vLLM's AsyncLLM behind token ids: sampling with every parameter explicit, and weight updates that leave no stale cache behind."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import numpy as np
+
+from rollout_workers.agent import ContextFull, EngineFailure, Generation
+from rollout_workers.config import RolloutConfig
+from rollout_workers.trajectory import Floats, Ids, Pixels, SpecialTokens
+
+BAN = -100.0
+"""Added to the logits of banned tokens; the learner adds the same before its log-softmax."""
+_TOP = 20
+"""Logprobs a token from which its entropy is estimated."""
+
+
+class VLLMEngine:
+    """One engine in a process of its own; the methods belong to one event loop."""
+
+    def __init__(self, model: str, config: RolloutConfig, tokens: SpecialTokens, seed: int, want_entropies: bool = False) -> None:
+        """Start the engine and load `model` (about 15 s on a CPU with enforce_eager). Sets vLLM's environment in this process only."""
+        engine = config.engine
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # threads of several engines must not be pinned to the same cores
+        os.environ["OMP_NUM_THREADS"] = str(engine.threads)
+        os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"  # as vLLM does in a Ray actor anyway: a fork would copy running threads
+        from vllm import AsyncEngineArgs
+        from vllm.config import WeightTransferConfig
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        from rollout_workers import weight_transfer
+
+        weight_transfer.register()
+        os.environ[weight_transfer.OWNER] = str(os.getpid())
+        arguments: dict[str, Any] = {
+            "model": model,
+            "dtype": engine.dtype,
+            "seed": seed % 2**31,
+            "max_model_len": config.max_context_tokens,
+            "max_num_seqs": engine.max_num_seqs,
+            "tensor_parallel_size": engine.tensor_parallel_size,
+            "distributed_executor_backend": "mp" if engine.tensor_parallel_size > 1 else "uni",
+            "block_size": engine.block_size,
+            "enforce_eager": engine.enforce_eager,
+            "gpu_memory_utilization": engine.gpu_memory_utilization,
+            "kv_cache_memory_bytes": None if engine.kv_cache_gb is None else int(engine.kv_cache_gb * 2**30),
+            "enable_prefix_caching": True,
+            "limit_mm_per_prompt": {"video": 0},
+            "generation_config": "vllm",  # the model folder's sampling defaults stay out
+            "logprobs_mode": "processed_logprobs",  # of the distribution sampled from: bans and temperature included
+            "max_logprobs": _TOP,
+            "disable_log_stats": True,
+            "weight_transfer_config": WeightTransferConfig(backend=engine.weight_transfer),
+            "worker_extension_cls": f"{weight_transfer.__name__}.{weight_transfer.EngineProcess.__name__}",
+        }
+        self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments | engine.options))
+        self._tokens = tokens
+        self._logprobs = _TOP if want_entropies else 0
+        self._requests = itertools.count()
+        self._version = 0
+        self._inside = 0
+        self._open = asyncio.Event()
+        self._open.set()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._stats = {"generated_tokens": 0, "prompt_tokens": 0, "cached_tokens": 0}
+
+    async def generate(
+        self, prompt_ids: Ids, images: Sequence[Pixels], *, seed: int, max_tokens: int, n: int = 1, temperature: float = 1.0
+    ) -> list[Generation]:
+        """Sample n continuations of `prompt_ids` (one `<|image_pad|>` per image), the k-th with seed + k.
+
+        Waits while a weight update is on. Raises ContextFull, or EngineFailure where the engine died or refused.
+        """
+        from vllm import SamplingParams
+        from vllm.exceptions import VLLMClientError, VLLMServerError
+        from vllm.sampling_params import RequestOutputKind
+
+        params = SamplingParams(
+            n=n,
+            temperature=temperature,
+            top_p=1.0,
+            top_k=-1,
+            min_p=0.0,
+            seed=seed,
+            max_tokens=max_tokens,
+            stop_token_ids=[self._tokens.im_end],
+            ignore_eos=True,  # a turn ends at <|im_end|> and nowhere else
+            logit_bias=dict.fromkeys(self._tokens.banned, BAN),
+            logprobs=self._logprobs,
+            flat_logprobs=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.DELTA,
+            stream_interval=2**31,  # of each continuation the first token, then all the rest
+        )
+        async with self._serving():
+            version = self._version
+            prompt: dict[str, Any] = {"prompt_token_ids": prompt_ids.tolist(), "cache_salt": f"policy-{version}"}
+            if images:
+                prompt["multi_modal_data"] = {"image": await asyncio.to_thread(_to_pil, images)}
+            parts: list[list[Any]] = [[] for _ in range(n)]
+            first: Any = None
+            try:
+                async for output in self._llm.generate(prompt, params, request_id=str(next(self._requests))):
+                    first = first or output
+                    for part in output.outputs:
+                        parts[part.index].append(part)
+            except VLLMClientError as error:
+                if "longer than the maximum" in str(error) or "maximum context length" in str(error):
+                    raise ContextFull(str(error)) from error
+                raise
+            except VLLMServerError as error:
+                raise EngineFailure(str(error)) from error
+        reasons = [part[-1].finish_reason if part else None for part in parts]
+        if not set(reasons) <= {"stop", "length"}:
+            raise EngineFailure(f"finish reasons {reasons}")
+        # The first output is the first continuation's, so its cached tokens are what earlier requests left there. FINAL_ONLY would give
+        # the number of whichever ended last: its siblings' blocks are hits too.
+        prompt_tokens, cached = len(first.prompt_token_ids), first.num_cached_tokens or 0
+        generations = [self._generation(part, prompt_tokens, cached, version) for part in parts]
+        self._stats["generated_tokens"] += sum(len(g.token_ids) for g in generations)
+        self._stats["prompt_tokens"] += prompt_tokens
+        self._stats["cached_tokens"] += cached
+        return generations
+
+    def _generation(self, parts: Sequence[Any], prompt_tokens: int, cached: int, version: int) -> Generation:
+        token_ids = np.concatenate([part.token_ids for part in parts]).astype(np.int32)
+        table = np.concatenate([part.logprobs.logprobs for part in parts]).astype(np.float32).reshape(len(token_ids), 1 + self._logprobs)
+        return Generation(
+            token_ids=token_ids,
+            logprobs=table[:, 0],
+            entropies=entropies(table[:, 1:]) if self._logprobs else None,
+            finished=parts[-1].finish_reason == "stop",
+            prompt_tokens=prompt_tokens,
+            cached_tokens=cached,
+            policy_version=version,
+        )
+
+    async def init_weight_transfer(self, info: dict[str, Any]) -> None:
+        """Connect to the learner; `info` is the transfer backend's own."""
+        from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
+
+        await self._llm.init_weight_transfer_engine(WeightTransferInitRequest(info))
+
+    async def start_weight_update(self) -> None:
+        """Hold new requests back and wait for those in flight: no sample mixes two policies."""
+        self._open.clear()
+        await self._idle.wait()
+        await self._llm.start_weight_update()
+
+    async def update_weights(self, payload: dict[str, Any]) -> None:
+        """Load one bucket of tensors."""
+        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+
+        await self._llm.update_weights(WeightTransferUpdateRequest(payload))
+
+    async def finish_weight_update(self, version: int) -> None:
+        """Make the new weights live under `version` and drop all that the old ones computed: KV blocks, image features."""
+        await self._llm.finish_weight_update()
+        if not await self._llm.reset_prefix_cache():
+            raise RuntimeError("the prefix cache is in use during a weight update")
+        await self._llm.reset_mm_cache()
+        await self._llm.reset_encoder_cache()
+        self._version = version
+        self._open.set()
+
+    async def weights_differing(self, payload: dict[str, Any]) -> list[str]:
+        """Names of the engine's parameters that are not exactly what the tensors of a shared-memory payload make them."""
+        per_process = await self._llm.collective_rpc("weights_differing", args=(payload,))
+        return sorted({name for names in per_process for name in names})
+
+    def stats(self) -> dict[str, int]:
+        """Tokens since the start (an n=K request counts its prompt once) and requests in flight."""
+        return {**self._stats, "running": self._inside}
+
+    def shutdown(self) -> None:
+        """End the engine process. A killed actor needs no call: the engine process ends with its parent."""
+        self._llm.shutdown()
+
+    @asynccontextmanager
+    async def _serving(self) -> AsyncIterator[None]:
+        await self._open.wait()
+        self._inside += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._inside -= 1
+            if not self._inside:
+                self._idle.set()
+
+
+def entropies(top_logprobs: Floats) -> Floats:
+    """[T] nats from [T, k] top logprobs, the rest of the probability counted as one outcome: a lower bound of the exact entropy."""
+    p = np.exp(top_logprobs.astype(np.float64))
+    rest = np.clip(1 - p.sum(axis=1), 1e-12, 1)
+    return (-(p * top_logprobs).sum(axis=1) - rest * np.log(rest)).astype(np.float32)
+
+
+def _to_pil(images: Sequence[Pixels]) -> list[Any]:
+    from PIL import Image
+
+    return [Image.fromarray(image) for image in images]

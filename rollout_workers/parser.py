@@ -1,0 +1,108 @@
+"""Tool calls of one policy turn: strict, block by block, from token ids.
+
+vLLM's own parser turns a whole answer into plain text when one block is bad, and accepts NaN, duplicate keys and calls
+inside thinking. Here a bad block is a `BadCall` with a message for the policy; "no call" and "malformed call" stay apart.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rollout_workers.trajectory import Ids, SpecialTokens, call_spans_in_turn
+
+MAX_CHARACTERS = 16_384
+MAX_DEPTH = 16
+
+
+@dataclass(frozen=True)
+class Call:
+    name: str
+    arguments: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class BadCall:
+    """A block that is no call; `message` is what the policy reads as its tool response."""
+
+    message: str
+
+
+@dataclass(frozen=True)
+class Turn:
+    """`answer_text` is the text after `</think>` of a turn without calls; None where thinking never closed or calls were made."""
+
+    answer_text: str | None
+    calls: tuple[Call | BadCall, ...]
+
+
+def parse_turn(ids: Ids, tokens: SpecialTokens, decode: Callable[[Ids], str]) -> Turn:
+    """Read one turn (its tokens from the end of the template's opening to `<|im_end|>`, which may be missing)."""
+    spans = call_spans_in_turn(ids, tokens)
+    if spans:
+        return Turn(None, tuple(_parse_block(ids[start:stop], tokens, decode) for start, stop in spans))
+    closes = np.flatnonzero(ids == tokens.think_close)
+    if len(closes) == 0:
+        return Turn(None, ())
+    stop = len(ids) - 1 if ids[-1] == tokens.im_end else len(ids)
+    return Turn(decode(ids[closes[0] + 1 : stop]).strip(), ())
+
+
+def _parse_block(ids: Ids, tokens: SpecialTokens, decode: Callable[[Ids], str]) -> Call | BadCall:
+    """`ids` runs from `<tool_call>` to `</tool_call>`, or to the end of the turn."""
+    if ids[-1] != tokens.call_close:
+        return _bad("<tool_call> is never closed by </tool_call>")
+    text = decode(ids[1:-1]).strip()
+    if len(text) > MAX_CHARACTERS:
+        return _bad(f"{len(text)} characters, at most {MAX_CHARACTERS} are allowed")
+    try:
+        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite)
+        json.dumps(value, ensure_ascii=False).encode()  # a lone surrogate passes json.loads and breaks every later writer
+    except RecursionError:
+        return _bad(f"nested deeper than {MAX_DEPTH} levels")
+    except ValueError as error:
+        return _bad(f"not valid JSON: {error}")
+    if _depth(value) > MAX_DEPTH:
+        return _bad(f"nested deeper than {MAX_DEPTH} levels")
+    if not isinstance(value, dict) or set(value) != {"name", "arguments"}:
+        return _bad('expected an object {"name": ..., "arguments": {...}}')
+    if not isinstance(value["name"], str):
+        return _bad('"name" is not a string')
+    if not isinstance(value["arguments"], dict):
+        return _bad('"arguments" is not an object')
+    return Call(value["name"], value["arguments"])
+
+
+def _bad(reason: str) -> BadCall:
+    return BadCall(f"malformed call: {reason}")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    if len(set(keys)) != len(keys):
+        raise ValueError("duplicate key")
+    return dict(pairs)
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError("number out of range")
+    return value
+
+
+def _depth(value: Any) -> int:
+    depth, level = 0, [value]
+    while level := [v for v in level if isinstance(v, dict | list)]:
+        depth += 1
+        level = [child for v in level for child in (v.values() if isinstance(v, dict) else v)]
+    return depth

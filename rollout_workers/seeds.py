@@ -1,0 +1,18 @@
+"""Sampling seeds: every request's seed is a function of what it samples, so a run replays and a resume continues exactly."""
+
+from __future__ import annotations
+
+import hashlib
+
+_BITS = 62
+"""Below the signed 64-bit limit even after vLLM adds the index of an n=K request's child to its seed."""
+
+
+def derive_seed(run_seed: int, step: int, question_id: str, rollout: int, fork: int | None, turn: int) -> int:
+    """Seed of one turn's request, in [0, 2**62).
+
+    `fork` is None for a rollout and k for the k-th continuation of a resampled prefix. The first turn of a fork is one
+    n=K request, seeded with k = 0: vLLM gives its k-th child seed + k.
+    """
+    key = "\0".join([str(run_seed), str(step), question_id, str(rollout), "" if fork is None else str(fork), str(turn)])
+    return int.from_bytes(hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big") >> (64 - _BITS)

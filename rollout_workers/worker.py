@@ -1,0 +1,259 @@
+"""A rollout worker: one engine, many rollouts in flight, groups and resamples out. The pool makes it a Ray actor."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from rollout_workers.agent import (
+    ContextFull,
+    EngineFailure,
+    Generate,
+    Generation,
+    Limits,
+    Response,
+    Rollout,
+    ToolAnswer,
+    observed_images,
+    prefix_segments,
+    turn_index,
+)
+from rollout_workers.chat import Chat
+from rollout_workers.config import RolloutConfig
+from rollout_workers.engine import VLLMEngine
+from rollout_workers.seeds import derive_seed
+from rollout_workers.trajectory import (
+    EndReason,
+    ForkPoint,
+    Group,
+    Ids,
+    Pixels,
+    Question,
+    Resample,
+    RolloutStats,
+    Segment,
+    SpecialTokens,
+    Trajectory,
+    pixels,
+)
+
+T = TypeVar("T")
+Verify = Callable[[Question, str | None], float]
+"""Reward of an answer (None: there is none). Runs in a thread."""
+
+
+class Engine(Protocol):
+    """What a worker needs of an engine; see `VLLMEngine`."""
+
+    @property
+    def generate(self) -> Generate: ...
+
+    async def init_weight_transfer(self, info: dict[str, Any]) -> None: ...
+    async def start_weight_update(self) -> None: ...
+    async def update_weights(self, payload: dict[str, Any]) -> None: ...
+    async def finish_weight_update(self, version: int) -> None: ...
+    async def weights_differing(self, payload: dict[str, Any]) -> list[str]: ...
+    def stats(self) -> dict[str, int]: ...
+    def shutdown(self) -> None: ...
+
+
+class RolloutWorker:
+    """All methods run on the actor's event loop; construction blocks until the engine serves."""
+
+    def __init__(
+        self,
+        index: int,
+        model: str,
+        config: RolloutConfig,
+        tools: Any,
+        system: str | None,
+        verify: Verify,
+        run_seed: int,
+        want_entropies: bool = False,
+        engine_factory: Callable[..., Engine] = VLLMEngine,
+    ) -> None:
+        """`tools` is the tool server's actor handle: `schemas.remote()` and `call.remote(name, arguments, images)`."""
+        self._index = index
+        self._config = config
+        self._tools = tools
+        self._system = system
+        self._verify = verify
+        self._run_seed = run_seed
+        self._chat = Chat.load(model)
+        self._engine = engine_factory(model, config, self._chat.tokens, run_seed, want_entropies)
+        self._limits = Limits(config.max_turns, config.max_turn_tokens, config.max_calls_per_turn, config.deadline_s)
+        self._slots = asyncio.Semaphore(config.concurrency)
+        self._schemas: list[dict[str, Any]] | None = None
+
+    async def ready(self) -> SpecialTokens:
+        """Returns once the engine serves."""
+        return self._chat.tokens
+
+    async def rollout(self, question: Question, n: int, step: int, temperature: float | None = None) -> Group:
+        """N scored rollouts of a question. One that ends by an infrastructure failure after all retries has no reward."""
+        prompt_ids, images = await self._prompt(question), await _pixels(question)
+
+        async def one(rollout: int) -> Trajectory:
+            def seed(turn: int) -> int:
+                return derive_seed(self._run_seed, step, question.id, rollout, None, turn)
+
+            def start() -> Awaitable[Response]:
+                return self._start(question, prompt_ids, images, [], seed, temperature).play()
+
+            async with self._slots:
+                response = await self._with_retries(start)
+            return await self._scored(question, rollout, prompt_ids, response, None)
+
+        return Group(question=question, rollouts=tuple(await _all([one(i) for i in range(n)])), worker=self._index)
+
+    async def fork(self, question: Question, source: Trajectory, prefix_tokens: int, k: int, step: int) -> Resample:
+        """K scored continuations of the source's first `prefix_tokens` response tokens.
+
+        The first turn is one n=K request with the source's own ids and images, which the engine that generated the
+        source serves from its prefix cache.
+        """
+        images = await _pixels(question)
+        prefix = prefix_segments(source.segments, prefix_tokens)
+
+        def seed(fork: int, turn: int) -> int:
+            return derive_seed(self._run_seed, step, question.id, source.rollout, fork, turn)
+
+        async def one(fork: int, first: Generation) -> Response:
+            def start() -> Awaitable[Response]:
+                rollout = self._start(question, source.prompt_ids, images, prefix, lambda turn: seed(fork, turn), None)
+                return rollout.play(first)
+
+            return await self._with_retries(start)
+
+        async with self._slots:
+            first = await self._first_turns(source.prompt_ids, images, prefix, k, seed(0, turn_index(prefix)))
+            if isinstance(first, EndReason):
+                responses = [Response(tuple(prefix), first, None, RolloutStats())] * k
+            else:
+                responses = await _all([one(i, generation) for i, generation in enumerate(first)])
+        continuations = [
+            self._scored(question, source.rollout, source.prompt_ids, response, ForkPoint(source.rollout, i, prefix_tokens))
+            for i, response in enumerate(responses)
+        ]
+        return Resample(source=source.rollout, prefix_tokens=prefix_tokens, continuations=tuple(await _all(continuations)))
+
+    async def init_weight_transfer(self, info: dict[str, Any]) -> None:
+        """Connect the engine to the learner; `info` is the transfer backend's own."""
+        await self._engine.init_weight_transfer(info)
+
+    async def start_weight_update(self) -> None:
+        """Returns when no request is in flight; new ones wait for `finish_weight_update`."""
+        await self._engine.start_weight_update()
+
+    async def update_weights(self, payload: dict[str, Any]) -> None:
+        """Load one bucket of tensors."""
+        await self._engine.update_weights(payload)
+
+    async def finish_weight_update(self, version: int) -> None:
+        """The new policy serves, under `version`, with empty caches."""
+        await self._engine.finish_weight_update(version)
+
+    async def weights_equal(self, payload: dict[str, Any]) -> list[str]:
+        """Names of the engine's parameters that differ from the tensors of a shared-memory bucket; [] where all are equal."""
+        return await self._engine.weights_differing(payload)
+
+    async def engine_stats(self) -> dict[str, int]:
+        """generated_tokens, prompt_tokens and cached_tokens since the start; requests running."""
+        return self._engine.stats()
+
+    async def shutdown(self) -> None:
+        """End the engine."""
+        self._engine.shutdown()
+
+    async def _prompt(self, question: Question) -> Ids:
+        if self._schemas is None:
+            self._schemas = await asyncio.wait_for(self._tools.schemas.remote(), self._config.deadline_s)
+        schemas: list[dict[str, Any]] = self._schemas or []
+        return self._chat.prompt(question.text, len(question.images), schemas, self._system)
+
+    def _start(
+        self,
+        question: Question,
+        prompt_ids: Ids,
+        images: Sequence[Pixels],
+        segments: Sequence[Segment],
+        seed: Callable[[int], int],
+        temperature: float | None,
+    ) -> Rollout:
+        return Rollout(
+            chat=self._chat,
+            generate=self._engine.generate,
+            call_tool=self._call_tool,
+            limits=self._limits,
+            prompt_ids=prompt_ids,
+            question_images=images,
+            tool_images=question.images,
+            seed=seed,
+            temperature=self._config.temperature if temperature is None else temperature,
+            segments=list(segments),
+        )
+
+    async def _call_tool(self, name: str, arguments: dict[str, Any], images: Sequence[Any]) -> ToolAnswer:
+        answer: ToolAnswer = await self._tools.call.remote(name, arguments, images)
+        return answer
+
+    async def _first_turns(
+        self, prompt_ids: Ids, images: Sequence[Pixels], prefix: Sequence[Segment], k: int, seed: int
+    ) -> list[Generation] | EndReason:
+        """The first turns of a fork's K continuations, or why there are none."""
+        ids = np.concatenate([prompt_ids, *[s.token_ids for s in prefix]])
+        end = EndReason.ENGINE_FAILURE
+        for _ in range(1 + self._config.retries):
+            try:
+                async with asyncio.timeout(self._config.deadline_s):
+                    return await self._engine.generate(
+                        ids,
+                        [*images, *observed_images(prefix)],
+                        seed=seed,
+                        max_tokens=self._config.max_turn_tokens,
+                        n=k,
+                        temperature=self._config.temperature,
+                    )
+            except TimeoutError:
+                end = EndReason.DEADLINE
+            except EngineFailure:
+                end = EndReason.ENGINE_FAILURE
+            except ContextFull:
+                return EndReason.OUT_OF_TOKENS
+        return end
+
+    async def _with_retries(self, attempt: Callable[[], Awaitable[Response]]) -> Response:
+        """Run again what ended by an infrastructure failure: seeds are derived, so the policy's choices stay the same."""
+        response = await attempt()
+        for _ in range(self._config.retries):
+            if not response.end.infrastructure:
+                break
+            response = await attempt()
+        return response
+
+    async def _scored(self, question: Question, rollout: int, prompt_ids: Ids, response: Response, fork: ForkPoint | None) -> Trajectory:
+        trajectory = Trajectory(
+            question_id=question.id,
+            rollout=rollout,
+            prompt_ids=prompt_ids,
+            segments=response.segments,
+            end=response.end,
+            answer=response.answer,
+            fork=fork,
+            stats=response.stats,
+        )
+        if response.end.infrastructure:
+            return trajectory
+        return replace(trajectory, reward=float(await asyncio.to_thread(self._verify, question, response.answer)))
+
+
+async def _pixels(question: Question) -> list[Pixels]:
+    return await asyncio.to_thread(lambda: [pixels(image) for image in question.images])
+
+
+async def _all(awaitables: Sequence[Awaitable[T]]) -> list[T]:
+    return list(await asyncio.gather(*awaitables))

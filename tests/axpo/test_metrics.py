@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from axpo.metrics import diagnostics, evaluate_groups, pass_at_k
+from rollout_workers.trajectory import EndReason
+from tests.axpo.helpers import TOKENS, direct, encode, group, policy, resample, zooming
+
+A, B = (0, 0, 100, 100), (50, 50, 300, 300)
+
+
+def three_groups():
+    """First: tools all wrong, others right. Second: tools half right, others all wrong. Third: no tools, half right."""
+    source = zooming(0, 0.0, failures=1)
+    return [
+        group(
+            [source, zooming(1, 0.0), direct(2, 1.0), direct(3, 1.0)],
+            [resample(source, [(A, 0.0, 80), (A, 0.0, 80), (B, 1.0, 80), (A, 0.0, 96)])],
+        ),
+        group([zooming(0, 1.0), zooming(1, 0.0), direct(2, 0.0), direct(3, 0.0)]),
+        group([direct(0, 1.0), direct(1, 0.0), direct(2, 1.0), replace(direct(3, 0.0), end=EndReason.OUT_OF_TOKENS)]),
+    ]
+
+
+def test_rollouts_are_counted_without_their_forks():
+    d = diagnostics(three_groups(), TOKENS)
+    assert d["pass1"] == pytest.approx(5 / 12)
+    assert d["tool_use_rate"] == pytest.approx(4 / 12)
+    assert d["pass1_given_tool"] == pytest.approx(1 / 4)
+    assert d["pass1_given_no_tool"] == pytest.approx(4 / 8)
+    assert d["turns_per_rollout"] == pytest.approx((4 * 2 + 8 * 1) / 12)
+    assert d["tool_calls_per_rollout"] == pytest.approx(4 / 12)
+    assert d["call_failure_rate"] == pytest.approx(1 / 4)
+    assert d["end/answered"] == pytest.approx(11 / 12)
+    assert d["end/out_of_tokens"] == pytest.approx(1 / 12)
+    assert d["end/malformed_call"] == 0.0
+    assert "end/engine_failure" not in d
+
+
+def test_all_wrong_rates_count_only_questions_that_have_the_subgroup():
+    d = diagnostics(three_groups(), TOKENS)
+    assert d["tool_all_wrong_rate"] == pytest.approx(1 / 2)  # the third question has no tool-using rollout
+    assert d["no_tool_all_wrong_rate"] == pytest.approx(1 / 3)
+    assert d["trigger_rate"] == pytest.approx(1 / 3)  # of all questions
+
+
+def test_resamples():
+    groups = three_groups()
+    second = zooming(1, 0.0)
+    groups[1] = group([zooming(0, 0.0), second, direct(2, 0.0), direct(3, 0.0)], [resample(second, [(A, 0.0, 40), (B, 0.0, 60)])])
+    d = diagnostics(groups, TOKENS)
+    assert d["resampled_prefixes"] == 2
+    assert d["recovery_rate"] == pytest.approx(1 / 2)
+    assert d["resample_pass1"] == pytest.approx(1 / 6)
+    assert d["distinct_calls_per_prefix"] == pytest.approx((2 + 2) / 2)
+    assert d["fork_cached_share"] == pytest.approx((0.8 * 3 + 0.96 + 0.4 + 0.6) / 6)
+    assert d["fork_cached_share_min"] == pytest.approx(0.4)
+
+
+def test_undefined_rates_are_left_out():
+    d = diagnostics([group([direct(0, 0.0), direct(1, 0.0)])], TOKENS)
+    assert d["no_tool_all_wrong_rate"] == 1.0
+    assert d["trigger_rate"] == 0.0
+    assert d["policy_tokens_per_rollout"] == 5.0
+    assert {"tool_all_wrong_rate", "pass1_given_tool", "call_failure_rate"}.isdisjoint(d)
+    assert {"recovery_rate", "resample_pass1", "distinct_calls_per_prefix", "fork_cached_share"}.isdisjoint(d)
+    assert diagnostics([], TOKENS) == {}
+
+
+def test_a_call_written_inside_thinking_is_no_tool_use():
+    thought = replace(direct(0, 1.0), segments=(policy("I could <tool_call> here</think>7<|im_end|>"),))
+    assert TOKENS.call_open in encode("I could <tool_call> here")
+    assert diagnostics([group([thought, direct(1, 0.0)])], TOKENS)["tool_use_rate"] == 0.0
+
+
+def test_a_rollout_without_reward_is_refused():
+    with pytest.raises(ValueError, match="rollout 0 of question q"):
+        diagnostics([group([replace(direct(0, 0.0), reward=None), direct(1, 0.0)])], TOKENS)
+
+
+@pytest.mark.parametrize(
+    ("correct", "n", "k", "expected"),
+    [(0, 8, 4, 0.0), (8, 8, 4, 1.0), (2, 8, 1, 0.25), (2, 4, 2, 1 - 1 / 6), (1, 8, 4, 0.5), (5, 8, 4, 1.0)],
+)
+def test_pass_at_k(correct, n, k, expected):
+    assert pass_at_k(correct, n, k) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("correct", "n", "k"), [(1, 3, 4), (5, 4, 1), (-1, 4, 1), (0, 4, 0)])
+def test_pass_at_k_refuses_impossible_counts(correct, n, k):
+    with pytest.raises(ValueError, match="pass_at_k needs"):
+        pass_at_k(correct, n, k)
+
+
+def test_evaluate_groups():
+    d = evaluate_groups(three_groups(), TOKENS, k=2)
+    assert d == {
+        "pass1": pytest.approx(5 / 12),
+        "pass2": pytest.approx((5 / 6 + 1 / 2 + 5 / 6) / 3),  # 2, 1 and 2 right of 4
+        "tool_use": pytest.approx(1 / 3),
+        "tool_all_wrong_rate": pytest.approx(1 / 2),
+        "pass1_given_tool": pytest.approx(1 / 4),
+    }
+    assert evaluate_groups([], TOKENS) == {}

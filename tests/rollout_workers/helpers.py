@@ -1,0 +1,90 @@
+"""Mocks of the engine and the tool server, and small builders."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rollout_workers.agent import Generation
+from rollout_workers.chat import Chat
+from rollout_workers.trajectory import Pixels, Question
+
+ZOOM = '<tool_call>\n{"name": "zoom", "arguments": {"box": [1, 2]}}\n</tool_call>'
+Reply = str | Exception | float
+
+
+@dataclass(frozen=True)
+class Result:
+    status: str
+    text: str
+    images: tuple[Pixels, ...] = ()
+
+
+class MockEngine:
+    """Answers the i-th request with `script(i)`: a closed turn's text, an exception to raise, or seconds to hang.
+
+    A text that ends in "…" is cut by the length limit. Logprobs are -0.5 everywhere; 3 tokens of a prompt are cached.
+    """
+
+    def __init__(self, chat: Chat, script: Callable[[int], Reply]) -> None:
+        self.chat, self.script, self.requests, self.version = chat, script, [], 0
+
+    async def generate(self, prompt_ids, images, *, seed, max_tokens, n=1, temperature=1.0):
+        reply = self.script(len(self.requests))
+        self.requests.append({"ids": prompt_ids, "images": len(images), "seed": seed, "n": n, "temperature": temperature})
+        if isinstance(reply, Exception):
+            raise reply
+        if isinstance(reply, float):
+            await asyncio.sleep(reply)
+            raise AssertionError("slept through its deadline")
+        await asyncio.sleep(0)
+        ids = self.chat.encode_policy(reply if reply.endswith("…") else reply + "<|im_end|>")
+        logprobs = np.full(len(ids), -0.5, np.float32)
+        return [Generation(ids, logprobs, None, not reply.endswith("…"), len(prompt_ids), 3, self.version)] * n
+
+    async def finish_weight_update(self, version):
+        self.version = version
+
+    def stats(self):
+        return {"running": 0}
+
+    def shutdown(self):
+        pass
+
+
+class Method:
+    """`handle.method.remote(...)`, without Ray."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.remote = function
+
+
+class MockTools:
+    """A tool server's handle: `answer(name, arguments)` gives the result or raises."""
+
+    def __init__(self, answer: Callable[[str, dict], Result]) -> None:
+        self.answer, self.calls = answer, []
+        self.schemas, self.call = Method(self._schemas), Method(self._call)
+
+    async def _schemas(self):
+        return [{"type": "function", "function": {"name": "zoom", "parameters": {}}}]
+
+    async def _call(self, name, arguments, images):
+        self.calls.append((name, arguments, len(images)))
+        return self.answer(name, arguments)
+
+
+def zoomed(name: str, arguments: dict) -> Result:
+    return Result("ok", "zoomed.", (picture(1),))
+
+
+def picture(seed: int, side: int = 64) -> Pixels:
+    return np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
+
+
+def question(images: int = 1) -> Question:
+    return Question("q1", "what is the digit in the red frame?", tuple(picture(i) for i in range(images)), "7")

@@ -1,0 +1,117 @@
+"""The multi-turn loop against a mock engine and a mock tool server."""
+
+import asyncio
+
+import numpy as np
+
+from rollout_workers.agent import ContextFull, EngineFailure, Limits, Rollout
+from rollout_workers.trajectory import EndReason, ObservationSegment
+from tests.rollout_workers.helpers import ZOOM, MockEngine, MockTools, Result, picture, zoomed
+
+CALL = f"look\n</think>\n{ZOOM}"
+BAD = "look\n</think>\n<tool_call>zoom!</tool_call>"
+ANSWER = "clear\n</think>\n7"
+
+
+def play(chat, replies, answer=zoomed, **limits):
+    """Returns (response, engine, tools)."""
+    engine, tools = MockEngine(chat, lambda i: replies[i]), MockTools(answer)
+    rollout = Rollout(
+        chat=chat,
+        generate=engine.generate,
+        call_tool=tools.call.remote,
+        limits=Limits(**{"max_turns": 3, "max_turn_tokens": 64, "max_calls_per_turn": 1, "deadline_s": 20.0} | limits),
+        prompt_ids=chat.prompt("?", 1, [], None),
+        question_images=[picture(0)],
+        tool_images=["the question's image"],
+        seed=lambda turn: 100 + turn,
+        temperature=0.7,
+    )
+    return asyncio.run(rollout.play()), engine, tools
+
+
+def observation(chat, response, index=0):
+    return chat.decode([s for s in response.segments if isinstance(s, ObservationSegment)][index].token_ids)
+
+
+def test_call_observe_answer(chat):
+    response, engine, tools = play(chat, [CALL, CALL, ANSWER])
+    assert (response.end, response.answer) == (EndReason.ANSWERED, "7")
+    assert tools.calls == [("zoom", {"box": [1, 2]}, 1), ("zoom", {"box": [1, 2]}, 2)]
+    assert [(r["images"], r["seed"], r["temperature"]) for r in engine.requests] == [(1, 100, 0.7), (2, 101, 0.7), (3, 102, 0.7)]
+    assert (response.stats.tool_calls, response.stats.tool_failures, response.stats.cached_tokens) == (2, 0, 3)
+    assert response.stats.prompt_tokens == len(engine.requests[0]["ids"])
+
+
+def test_every_request_extends_the_one_before_token_by_token(chat):
+    response, engine, _ = play(chat, [CALL, CALL, ANSWER])
+    whole = np.concatenate([engine.requests[0]["ids"], *[s.token_ids for s in response.segments]])
+    for request in engine.requests:
+        assert np.array_equal(request["ids"], whole[: len(request["ids"])])
+    assert np.array_equal(engine.requests[2]["ids"], whole[: -len(response.segments[-1].token_ids)])
+
+
+def test_each_segment_carries_the_version_it_was_sampled_under(chat):
+    engine = MockEngine(chat, lambda i: [CALL, ANSWER][i])
+
+    def update(name, arguments):
+        engine.version = 4
+        return zoomed(name, arguments)
+
+    rollout = Rollout(
+        chat, engine.generate, MockTools(update).call.remote, Limits(3, 64, 1, 20.0), chat.prompt("?", 0, [], None), [], [], lambda t: t, 1.0
+    )
+    response = asyncio.run(rollout.play())
+    assert [s.policy_version for s in response.segments if not isinstance(s, ObservationSegment)] == [0, 4]
+
+
+def test_no_answer_without_closing_the_thinking(chat):
+    response, _, _ = play(chat, ["7"])
+    assert (response.end, response.answer) == (EndReason.ANSWERED, None)
+
+
+def test_a_malformed_call_is_answered_and_the_rollout_goes_on(chat):
+    response, _, tools = play(chat, [BAD, ANSWER])
+    assert (response.end, tools.calls) == (EndReason.ANSWERED, [])
+    assert "<tool_response>\nmalformed call: not valid JSON" in observation(chat, response)
+    assert (response.stats.tool_calls, response.stats.tool_failures) == (1, 1)
+
+
+def test_calls_over_the_limit_are_answered_and_not_run(chat):
+    response, _, tools = play(chat, [f"</think>{BAD[BAD.index('<tool_call>') :]}{ZOOM}{ZOOM}", ANSWER])
+    assert len(tools.calls) == 1
+    text = observation(chat, response)
+    assert text.count("<tool_response>") == 3
+    assert text.index("malformed call") < text.index("zoomed.") < text.index("not run: at most 1 tool call a turn")
+    assert (response.stats.tool_calls, response.stats.tool_failures) == (3, 2)
+
+
+def test_a_tool_error_is_the_policys_to_read(chat):
+    response, _, _ = play(chat, [CALL, ANSWER], lambda *_: Result("tool_error", "bbox_2d is empty"))
+    assert "bbox_2d is empty" in observation(chat, response)
+    assert (response.end, response.stats.tool_failures) == (EndReason.ANSWERED, 1)
+
+
+def test_ends(chat):
+    assert play(chat, [CALL, CALL, CALL])[0].end == EndReason.OUT_OF_TURNS
+    assert play(chat, [CALL, CALL, BAD])[0].end == EndReason.MALFORMED_CALL
+    assert play(chat, ["look and look…"])[0].end == EndReason.OUT_OF_TOKENS
+    assert play(chat, [CALL, ContextFull("4097 tokens")])[0].end == EndReason.OUT_OF_TOKENS
+    assert play(chat, [EngineFailure("dead")])[0].end == EndReason.ENGINE_FAILURE
+    assert play(chat, [CALL, 30.0], deadline_s=0.2)[0].end == EndReason.DEADLINE
+
+
+def test_a_tool_server_that_fails_is_infrastructure(chat):
+    def dies(name, arguments):
+        raise ConnectionError("actor died")
+
+    for answer in (dies, lambda *_: Result("infrastructure", "disk full"), lambda *_: Result("deadline", "too slow")):
+        response, _, _ = play(chat, [CALL, ANSWER], answer)
+        assert response.end == EndReason.TOOL_ERROR
+        assert response.end.infrastructure
+        assert len(response.segments) == 1
+
+
+def test_what_was_sampled_before_an_end_is_kept(chat):
+    response, _, _ = play(chat, [CALL, EngineFailure("dead")])
+    assert [isinstance(s, ObservationSegment) for s in response.segments] == [False, True]

@@ -1,0 +1,241 @@
+"""Rollout workers on real vLLM in a Ray actor. One engine serves the tests in file order; the last ones end it."""
+
+import os
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import psutil
+import pytest
+import ray
+import torch
+
+from rollout_workers.agent import turn_index
+from rollout_workers.config import EngineConfig, RolloutConfig
+from rollout_workers.pool import RolloutPool
+from rollout_workers.trajectory import EndReason, PolicySegment, Question
+from tests.rollout_workers.helpers import Result, picture
+
+pytestmark = [pytest.mark.engine]
+BLOCK = 32
+ENGINE = EngineConfig(
+    dtype="float32", block_size=BLOCK, max_num_seqs=16, enforce_eager=True, kv_cache_gb=0.25, weight_transfer="shared_memory"
+)
+CONFIG = RolloutConfig(n=4, max_turn_tokens=96, max_context_tokens=1024, temperature=0.7, deadline_s=90, retries=0, engine=ENGINE)
+QUESTION = Question("q1", "what is the digit in the red frame? " * 12, (picture(0, 128),), "7")
+
+
+class Tools:
+    async def schemas(self):
+        return [{"type": "function", "function": {"name": "zoom", "parameters": {}}}]
+
+    async def call(self, name, arguments, images):
+        return Result("ok", "zoomed.")
+
+
+def reward(question, answer):
+    return float(answer == question.answer)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    started = not ray.is_initialized()
+    if started:
+        ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+    yield
+    if started:
+        ray.shutdown()
+
+
+def start(model: str) -> RolloutPool:
+    tools = ray.remote(Tools).options(num_cpus=0.1).remote()
+    pool = RolloutPool(model, CONFIG, tools, "look closely", reward, run_seed=3, want_entropies=True)
+    pool.ready()
+    return pool
+
+
+@pytest.fixture(scope="module")
+def pool(cluster: None, model: str) -> Iterator[RolloutPool]:
+    pool = start(model)
+    yield pool
+    pool.shutdown()
+
+
+@pytest.fixture(scope="module")
+def worker(pool):
+    return pool.workers[0]
+
+
+@pytest.fixture(scope="module")
+def new_weights(model) -> dict[str, torch.Tensor]:
+    """The model folder's tensors with noise, in float32."""
+    from safetensors.torch import load_file
+
+    noise = torch.Generator().manual_seed(1)
+    tensors = load_file(f"{model}/model.safetensors").items()
+    return {name: t.float() + 0.02 * torch.randn(t.shape, generator=noise) for name, t in tensors}
+
+
+def payload(tensors: dict[str, torch.Tensor], folder) -> dict:
+    """Write one bucket in the wire format."""
+    file, entries = folder / "bucket", []
+    with file.open("wb") as out:
+        for name, tensor in tensors.items():
+            entries.append({"name": name, "dtype": "float32", "shape": list(tensor.shape), "offset": out.tell()})
+            out.write(tensor.numpy().tobytes())
+    return {"file": str(file), "tensors": entries}
+
+
+def get(reference):
+    return ray.get(reference, timeout=120)
+
+
+def engine_processes(worker) -> list[psutil.Process]:
+    return psutil.Process(get(worker.__ray_call__.remote(lambda self: os.getpid()))).children(recursive=True)
+
+
+def test_a_group(pool, chat):
+    (group,) = pool.rollout([QUESTION], step=0)
+    assert [t.rollout for t in group.rollouts] == [0, 1, 2, 3]
+    assert len({t.response_ids.tobytes() for t in group.rollouts}) == 4
+    for t in group.rollouts:
+        assert t.end in (EndReason.ANSWERED, EndReason.OUT_OF_TOKENS, EndReason.OUT_OF_TURNS, EndReason.MALFORMED_CALL)
+        assert t.reward == 0.0
+        assert not np.isin(t.response_ids[t.policy_mask], chat.tokens.banned).any()
+        assert (t.logprobs[t.policy_mask] < 0).all()
+        assert t.entropies[t.policy_mask].min() > 0
+        for segment in t.segments:
+            if isinstance(segment, PolicySegment):
+                assert segment.policy_version == 0
+                assert (segment.token_ids == chat.tokens.im_end).sum() == (segment.token_ids[-1] == chat.tokens.im_end)
+                assert segment.token_ids[-1] == chat.tokens.im_end or len(segment.token_ids) == 96
+
+
+def test_the_same_seeds_give_the_same_rollouts(worker):
+    first, again, other = (get(worker.rollout.remote(QUESTION, 2, step)) for step in (1, 1, 2))
+    assert [t.response_ids.tolist() for t in first.rollouts] == [t.response_ids.tolist() for t in again.rollouts]
+    assert [t.response_ids.tolist() for t in first.rollouts] != [t.response_ids.tolist() for t in other.rollouts]
+
+
+def fork(worker, step):
+    """Returns (source, resample, prefix tokens of the fork's request, of these cached)."""
+    source = max(get(worker.rollout.remote(QUESTION, 4, step)).rollouts, key=lambda t: len(t.segments[0].token_ids))
+    prefix = len(source.segments[0].token_ids) // 2
+    resample = get(worker.fork.remote(QUESTION, source, prefix, 4, step))
+    stats = resample.continuations[0].stats
+    return source, resample, stats.prompt_tokens, stats.cached_tokens
+
+
+def test_a_fork_continues_from_the_engines_cache(worker):
+    source, resample, tokens, cached = fork(worker, step=3)
+    print(f"\nfork: {cached} of {tokens} prefix tokens cached = {cached / tokens:.0%}; whole blocks allow {(tokens - 1) // BLOCK * BLOCK}")
+    assert cached == (tokens - 1) // BLOCK * BLOCK
+    assert cached / tokens >= 0.8
+    prefix = resample.prefix_tokens
+    assert tokens == len(source.prompt_ids) + prefix + 15  # 128 x 128 pixels: 16 features for one placeholder
+    assert len({c.response_ids.tobytes() for c in resample.continuations}) == 4
+    for k, c in enumerate(resample.continuations):
+        assert c.fork.index == k
+        assert np.array_equal(c.response_ids[:prefix], source.response_ids[:prefix])
+        assert np.array_equal(c.logprobs[:prefix], source.logprobs[:prefix])
+
+
+def test_a_weight_update_changes_the_policy(worker, new_weights, tmp_path):
+    (before,) = get(worker.rollout.remote(QUESTION, 1, 1)).rollouts
+    names = list(new_weights)
+    buckets = []
+    for i in range(2):  # interleaved: q, k, v and gate, up of one layer arrive in different buckets
+        (tmp_path / str(i)).mkdir()
+        buckets.append(payload({name: new_weights[name] for name in names[i::2]}, tmp_path / str(i)))
+    differing = {name for bucket in buckets for name in get(worker.weights_equal.remote(bucket))}
+    assert "language_model.model.layers.0.self_attn.qkv_proj.weight" in differing
+    assert "visual.blocks.0.mlp.linear_fc1.bias" in differing
+
+    get(worker.init_weight_transfer.remote({}))
+    get(worker.start_weight_update.remote())
+    held_back = worker.rollout.remote(QUESTION, 1, 1)
+    for bucket in buckets:
+        get(worker.update_weights.remote(bucket))
+    assert ray.wait([held_back], timeout=0.5)[0] == []
+    get(worker.finish_weight_update.remote(1))
+
+    assert [get(worker.weights_equal.remote(bucket)) for bucket in buckets] == [[], []]
+    (after,) = get(held_back).rollouts
+    assert [s.policy_version for s in after.segments if isinstance(s, PolicySegment)] == [1] * (turn_index(after.segments) + 1)
+    assert after.stats.cached_tokens == 0
+    assert after.response_ids.tolist() != before.response_ids.tolist()
+
+
+def test_one_wrong_element_is_found(worker, new_weights, tmp_path):
+    name = "model.language_model.layers.2.self_attn.k_proj.weight"
+    changed = new_weights[name].clone()
+    changed[5, 7] = torch.nextafter(changed[5, 7], torch.tensor(torch.inf))
+    assert get(worker.weights_equal.remote(payload({name: changed}, tmp_path))) == [
+        "language_model.model.layers.2.self_attn.qkv_proj.weight"
+    ]
+
+
+def test_logprobs_are_those_of_hugging_face(worker, new_weights, model, chat):
+    """After an update, on the same tokens, in float32: bans first, then temperature, as the learner has it."""
+    from PIL import Image
+    from transformers import AutoImageProcessor, Qwen3VLForConditionalGeneration
+
+    reference = Qwen3VLForConditionalGeneration.from_pretrained(model, dtype=torch.float32)
+    reference.load_state_dict(new_weights, strict=False)
+    reference.tie_weights()
+    pixels = AutoImageProcessor.from_pretrained(model)(images=[Image.fromarray(QUESTION.images[0])], return_tensors="pt")
+    gaps = []
+    for t in get(worker.rollout.remote(QUESTION, 4, 5)).rollouts:
+        assert turn_index(t.segments) == 0
+        ids = [*t.prompt_ids, *t.response_ids]
+        at = ids.index(chat.tokens.image_pad)
+        ids = torch.tensor([ids[:at] + [chat.tokens.image_pad] * 16 + ids[at + 1 :]])
+        with torch.no_grad():
+            logits = reference(input_ids=ids, mm_token_type_ids=(ids == chat.tokens.image_pad).long(), **pixels).logits[0].float()
+        logits[:, list(chat.tokens.banned)] -= 100
+        logprobs = (logits / CONFIG.temperature).log_softmax(-1)[:-1].gather(1, ids[0, 1:, None])[:, 0]
+        gaps.append(np.abs(logprobs[-len(t.response_ids) :].numpy() - t.logprobs))
+    gap = np.concatenate(gaps)
+    print(f"\nlogprob gap over {len(gap)} tokens: mean {gap.mean():.1e}, max {gap.max():.1e}")
+    assert gap.mean() < 1e-3
+
+
+def test_the_context_limit_is_an_end(worker):
+    long = Question("long", "what is the digit? " * 400, QUESTION.images, "7")
+    assert [t.end for t in get(worker.rollout.remote(long, 2, 0)).rollouts] == [EndReason.OUT_OF_TOKENS] * 2
+
+
+def test_stats_count_tokens(worker):
+    stats = get(worker.engine_stats.remote())
+    assert stats["generated_tokens"] > 0
+    assert 0 < stats["cached_tokens"] < stats["prompt_tokens"]
+    assert stats["running"] == 0
+
+
+def test_an_update_without_all_parameters_is_refused(worker, new_weights, tmp_path):
+    get(worker.start_weight_update.remote())
+    get(worker.update_weights.remote(payload({k: v for k, v in new_weights.items() if "k_norm" not in k}, tmp_path)))
+    with pytest.raises(Exception, match="had no tensor for 4 parameters, first language_model.model.layers.0.self_attn.k_norm.weight"):
+        get(worker.finish_weight_update.remote(2))
+
+
+def test_a_killed_actor_leaves_no_engine_process_and_a_dead_engine_is_typed(pool, cluster, model):
+    """A second engine: its process is killed first, then, with a third, the actor."""
+    for victim in ("engine", "actor"):
+        other = start(model)
+        processes = engine_processes(other.workers[0])
+        assert any("EngineCore" in " ".join(p.cmdline()) for p in processes)
+        if victim == "engine":
+            next(p for p in processes if "EngineCore" in " ".join(p.cmdline())).kill()
+            group = get(other.workers[0].rollout.remote(QUESTION, 2, 0))
+            assert [(t.end, t.reward) for t in group.rollouts] == [(EndReason.ENGINE_FAILURE, None)] * 2
+        ray.kill(other.workers[0])
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline and any(map(alive, processes)):
+            time.sleep(0.1)
+        assert not [p for p in processes if alive(p)]
+
+
+def alive(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+

@@ -1,0 +1,125 @@
+"""Groups, forks, retries and scoring of a worker, with a mock engine."""
+
+import asyncio
+
+import numpy as np
+import pytest
+
+from rollout_workers.agent import EngineFailure
+from rollout_workers.config import RolloutConfig
+from rollout_workers.seeds import derive_seed
+from rollout_workers.trajectory import EndReason, fork_prefix_tokens, turns
+from rollout_workers.worker import RolloutWorker
+from tests.rollout_workers.helpers import ZOOM, MockEngine, MockTools, question, zoomed
+
+CALL = f"look\n</think>\n{ZOOM}"
+ANSWER = "clear\n</think>\n7"
+
+
+def right(question, answer):
+    return float(answer == question.answer)
+
+
+def start(model, script, **config):
+    """Returns (worker, its engine)."""
+    engines = []
+
+    def factory(model, config, tokens, seed, want_entropies):
+        engines.append(MockEngine(worker_chat(model), script))
+        return engines[0]
+
+    config = RolloutConfig(**{"n": 2, "deadline_s": 5.0} | config)
+    worker = RolloutWorker(1, model, config, MockTools(zoomed), "look closely", right, run_seed=9, engine_factory=factory)
+    return worker, engines[0]
+
+
+def worker_chat(model):
+    from rollout_workers.chat import Chat
+
+    return Chat.load(model)
+
+
+def test_a_group_is_scored_and_knows_its_worker(model):
+    worker, engine = start(model, lambda i: [ANSWER, "clear\n</think>\n8", ANSWER][i])
+    group = asyncio.run(worker.rollout(question(), n=3, step=5, temperature=0.25))
+    assert (group.worker, [t.rollout for t in group.rollouts], group.rewards.tolist()) == (1, [0, 1, 2], [1, 0, 1])
+    assert [r["seed"] for r in engine.requests] == [derive_seed(9, 5, "q1", i, None, 0) for i in range(3)]
+    assert {r["temperature"] for r in engine.requests} == {0.25}
+
+
+def test_an_infrastructure_failure_is_run_again_with_the_same_seeds(model):
+    replies = [EngineFailure("hiccup"), ANSWER, ANSWER]
+    worker, engine = start(model, lambda i: replies[i], concurrency=1)
+    group = asyncio.run(worker.rollout(question(), n=2, step=0))
+    assert group.rewards.tolist() == [1, 1]
+    assert engine.requests[0]["seed"] == engine.requests[1]["seed"] != engine.requests[2]["seed"]
+
+
+def test_after_all_retries_there_is_no_reward(model):
+    worker, engine = start(model, lambda i: EngineFailure("dead"), retries=2)
+    group = asyncio.run(worker.rollout(question(), n=2, step=0))
+    assert [(t.end, t.reward) for t in group.rollouts] == [(EndReason.ENGINE_FAILURE, None)] * 2
+    assert len(engine.requests) == 2 * 3
+
+
+def test_a_bug_is_raised(model):
+    worker, _ = start(model, lambda i: IndexError("a bug"))
+    with pytest.raises(IndexError):
+        asyncio.run(worker.rollout(question(), n=2, step=0))
+
+
+def test_a_fork_continues_its_source(model):
+    replies = [CALL, ANSWER, '{"name": "zoom", "arguments": {}}</tool_call>', "clear\n</think>\n8", ANSWER]
+    worker, engine = start(model, lambda i: replies[i], concurrency=1)
+    tokens = asyncio.run(worker.ready())
+
+    async def run():
+        group = await worker.rollout(question(), n=1, step=5)
+        source = group.rollouts[0]
+        return source, await worker.fork(group.question, source, fork_prefix_tokens(source, tokens), k=2, step=5)
+
+    source, resample = asyncio.run(run())
+    prefix = resample.prefix_tokens
+    request = engine.requests[2]
+    assert (request["n"], request["images"]) == (2, 1)
+    assert np.array_equal(request["ids"], [*source.prompt_ids, *source.response_ids[:prefix]])
+    assert request["ids"][-1] == tokens.call_open
+    assert request["seed"] == derive_seed(9, 5, "q1", 0, 0, 0)
+    assert [r["seed"] for r in engine.requests[3:]] == [derive_seed(9, 5, "q1", 0, k, 1) for k in (0, 1)]
+    assert [(c.fork.source, c.fork.index, c.fork.prefix_tokens, c.reward) for c in resample.continuations] == [
+        (0, 0, prefix, 0.0),
+        (0, 1, prefix, 1.0),
+    ]
+    for continuation in resample.continuations:
+        assert np.array_equal(continuation.response_ids[:prefix], source.response_ids[:prefix])
+        assert len(turns(continuation)) == 2
+        assert continuation.stats.tool_calls == 1
+
+
+def test_a_fork_whose_engine_fails_has_no_rewards(model):
+    replies = [CALL, ANSWER, EngineFailure("dead"), EngineFailure("dead")]
+    worker, _ = start(model, lambda i: replies[i])
+    tokens = asyncio.run(worker.ready())
+
+    async def run():
+        source = (await worker.rollout(question(), n=1, step=0)).rollouts[0]
+        return await worker.fork(question(), source, fork_prefix_tokens(source, tokens), k=2, step=0)
+
+    assert [(c.end, c.reward) for c in asyncio.run(run()).continuations] == [(EndReason.ENGINE_FAILURE, None)] * 2
+
+
+def test_many_rollouts_are_in_flight_and_no_more_than_configured(model):
+    running, most = 0, 0
+
+    async def counting(*args, **options):
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0.01)
+        running -= 1
+        return await generate(*args, **options)
+
+    worker, engine = start(model, lambda i: ANSWER, concurrency=3)
+    generate, engine.generate = engine.generate, counting
+    asyncio.run(worker.rollout(question(), n=8, step=0))
+    assert most == 3
