@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -55,7 +56,9 @@ def train(
     recipe: RecipeFile,
     overrides: Overrides = None,
     run: Annotated[str | None, typer.Option(help="name of the run directory; must not exist. Default: recipe, algorithm and time")] = None,
-    resume: Annotated[Path | None, typer.Option(metavar="RUN", help="continue this run from its last checkpoint, with its own recipe")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="continue this run from its last checkpoint, with its own recipe")
+    ] = None,
 ) -> None:
     """Train with AXPO (or plain GRPO: --set algorithm=grpo) and write a run directory with metrics, checkpoints and a report.
 
@@ -83,15 +86,18 @@ def _train(recipe: Recipe, run: Any, first: int) -> None:
     from axpo.report import render
     from axpo.tasks import load_task
     from axpo.trainer import train
+    from rollout_workers.chat import Chat
 
     task = load_task(recipe.task)
     with Progress(recipe.steps, first, console) as progress, ray_session(recipe):
         progress.say(f"run {run.path}" + (f", resumed at step {first}" if first else ""))
-        with progress.phase("start"), _tokenizer(local_path(recipe.model)) as decode, training_actors(recipe, task) as actors:
-            if first:
-                actors.learner.load(str(run.checkpoint(first)))
+        with ExitStack() as stack:
+            with progress.phase("start"):
+                actors = stack.enter_context(training_actors(recipe, task))
+                decode = Chat.load(local_path(recipe.model)).decode
+                if first:
+                    actors.learner.load(str(run.checkpoint(first)))
             run.log_event("resume" if first else "start", step=first)
-            progress.timer.take()
             summary = train(recipe, task, actors, run, progress, decode, first)
     report = render(run.path)
     console.print(summary_table(summary, f"{recipe.name} · {recipe.algorithm}", {"run": run.path, "report": report}))

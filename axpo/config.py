@@ -41,7 +41,9 @@ class SFTStage(Section):
     batch_size: int = Field(ge=1, description="examples an update")
     lr: float = Field(gt=0, description="peak learning rate: linear warm-up, then cosine to 0")
     warmup_steps: int = Field(20, ge=0)
-    mix: dict[str, float] = Field({"demonstration": 1.0}, description="kinds of examples of the task and the share of the updates each gets")
+    mix: dict[str, float] = Field(
+        {"demonstration": 1.0}, description="kinds of examples of the task and the share of the updates each gets"
+    )
 
 
 class SFTConfig(Section):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 MARKUP = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")  # Qwen: added, not special
@@ -118,7 +119,7 @@ def build(folder: str | Path, texts: Iterable[str], seed: int = 0) -> Path:
     return folder
 
 
-def build_tokenizer(texts: Iterable[str]):
+def build_tokenizer(texts: Iterable[str]) -> Any:
     """A byte-level BPE with Qwen's special tokens, trained on `texts` (what it has not seen it spells in bytes)."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
     from transformers import Qwen2TokenizerFast

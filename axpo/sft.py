@@ -56,7 +56,13 @@ def fine_tune(recipe: Recipe, console: Console) -> Path:
     with tempfile.TemporaryDirectory() as scratch:
         for number, stage in enumerate(recipe.sft.stages, 1):
             config = recipe.learner.model_copy(
-                update={"lr": stage.lr, "warmup_steps": stage.warmup_steps, "schedule": "cosine", "total_steps": stage.steps, "betas": (0.9, 0.98)}
+                update={
+                    "lr": stage.lr,
+                    "warmup_steps": stage.warmup_steps,
+                    "schedule": "cosine",
+                    "total_steps": stage.steps,
+                    "betas": (0.9, 0.98),
+                }
             )
             learner = Learner(model, config, recipe.seed, model)
             try:

@@ -67,7 +67,7 @@ ADVICE = {
 
 
 def main() -> int:
-    print("setup: checking vLLM, Ray, DeepSpeed and the Qwen3-VL processor, one process each (about half a minute)", flush=True)
+    print("setup: checking vLLM, Ray, DeepSpeed and the Qwen3-VL processor, one process each (a minute or two)", flush=True)
     scripts = {"vLLM": VLLM, "Ray": RAY, "DeepSpeed": DEEPSPEED, "Qwen3-VL processor": PROCESSOR}
     started = {
         name: subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

@@ -62,12 +62,14 @@ class Learner:
             ).remote()
             for i in range(config.ranks)
         ]
-        address, port = self._wait("start", [self._ranks[0].address.remote()])[0]
-        starts = [
-            rank.start.remote(os.path.abspath(model), config, seed, os.path.abspath(reference or model), i, address, port)
-            for i, rank in enumerate(self._ranks)
-        ]
-        self._wait("start", starts)
+        folders = os.path.abspath(model), os.path.abspath(reference or model)
+        try:
+            address, port = self._wait("start", [self._ranks[0].address.remote()])[0]
+            starts = [rank.start.remote(folders[0], config, seed, folders[1], i, address, port) for i, rank in enumerate(self._ranks)]
+            self._wait("start", starts)
+        except BaseException:
+            self.shutdown()
+            raise
 
     def update(self, items: Sequence[TrainItem], loss: Literal["policy", "nll"] = "policy") -> dict[str, float]:
         """One optimizer step on the sum over items of weight * (mean of the token loss over the item's trained tokens).

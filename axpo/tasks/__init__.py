@@ -18,7 +18,6 @@ TaskConfig: TypeAlias = Annotated[SmallDigitConfig | JsonlConfig, Field(discrimi
 __all__ = ["Task", "TaskConfig", "Turns", "load_task"]
 
 
-
 class Task(Protocol):
     system: str | None
 

@@ -98,7 +98,7 @@ class Scene:
 class SmallDigit:
     """Questions, verifier and teacher of the task."""
 
-    system = SYSTEM
+    system: str | None = SYSTEM
 
     def __init__(self, config: SmallDigitConfig) -> None:
         self.config = config
@@ -185,7 +185,10 @@ class SmallDigit:
             off = [rng.choice((-20, 0, 20)) for _ in "xy"]
             off = [o if rng.random() < teacher.aim else o + rng.choice((-1, 1)) * rng.randint(*teacher.miss) for o in off]
             box = frame.box(teacher.box, self.config.scene, (off[0], off[1]))
-            turns += [_call(f"{thought}The {frame.colour} frame is too small to read. I zoom in.", box, frame.colour), ("", (_crop(scene.image, box),))]
+            turns += [
+                _call(f"{thought}The {frame.colour} frame is too small to read. I zoom in.", box, frame.colour),
+                ("", (_crop(scene.image, box),)),
+            ]
             if not frame.inside(box, self.config.scene):
                 return [*turns, _answer("The crop does not show it.", "unknown")]
             thought = f"The crop shows {frame.digit}. "

@@ -59,7 +59,15 @@ def test_each_segment_carries_the_version_it_was_sampled_under(chat):
         return zoomed(name, arguments)
 
     rollout = Rollout(
-        chat, engine.generate, MockTools(update).call.remote, Limits(3, 64, 1, 20.0), chat.prompt("?", 0, [], None), [], [], lambda t: t, 1.0
+        chat,
+        engine.generate,
+        MockTools(update).call.remote,
+        Limits(3, 64, 1, 20.0),
+        chat.prompt("?", 0, [], None),
+        [],
+        [],
+        lambda t: t,
+        1.0,
     )
     response = asyncio.run(rollout.play())
     assert [s.policy_version for s in response.segments if not isinstance(s, ObservationSegment)] == [0, 4]

@@ -1,0 +1,65 @@
+"""The embedded task: real digits, honest split, a teacher as imprecise as it claims."""
+
+import numpy as np
+
+from axpo.tasks.small_digit import SmallDigit, SmallDigitConfig, TeacherConfig, _digits
+from axpo.tasks.verify import boxed, exact_match
+
+TASK = SmallDigit(SmallDigitConfig(held_out=16))
+
+
+def test_questions_are_a_function_of_their_index():
+    a, b = TASK.train(5), SmallDigit(SmallDigitConfig()).train(5)
+    assert (a.text, a.answer, a.info) == (b.text, b.answer, b.info)
+    assert np.array_equal(a.images[0], b.images[0])
+    assert a.images[0].shape == (384, 384, 3)
+    assert TASK.train(6).images[0].tobytes() != a.images[0].tobytes()
+
+
+def test_held_out_digits_are_never_trained_on():
+    train, test = (_digits(split)[0] for split in ("train", "test"))
+    assert len(train) + len(test) == 1797
+    assert len(test) == 360
+    shown = [q.id for q in TASK.held_out()]
+    assert len(set(shown)) == 16
+    assert all(name.startswith("test-") for name in shown)
+
+
+def test_the_answer_is_the_digit_asked_for():
+    kinds = set()
+    for index in range(40):
+        question = TASK.train(index)
+        kinds.add(question.info["kind"])
+        assert question.answer in set("0123456789")
+        assert all(colour in question.text for colour in question.info["asked"])
+        assert TASK.verify(question, f"The answer is \\boxed{{{question.answer}}}.") == 1.0
+        assert TASK.verify(question, "unknown") == 0.0
+    assert kinds == {"frame", "larger"}
+
+
+def test_the_teacher_zooms_as_often_and_as_badly_as_its_recipe_says():
+    zooms = hits = 0
+    for index in range(1500):
+        question, turns, _ = TASK.example("demonstration", index)
+        if len(turns) == 1:
+            assert TASK.verify(question, turns[0].partition("</think>")[2]) == 1.0
+            continue
+        zooms += 1
+        hits += "unknown" not in turns[-1]
+    # A frame is hit where both axes aim: 0.4 * 0.4 = 0.16, plus lucky clipping at the scene's edge; 20 % of traces need two hits.
+    assert 0.25 < zooms / 1500 < 0.35
+    assert 0.10 < hits / zooms < 0.25
+
+
+def test_a_steady_teacher_always_hits():
+    task = SmallDigit(SmallDigitConfig(teacher=TeacherConfig(tool_rate=1.0, aim=1.0)))
+    for index in range(50):
+        question, turns, _ = task.example("demonstration", index)
+        assert boxed(turns[-1]) == question.answer
+
+
+def test_exact_match_reads_the_last_box():
+    assert boxed("\\boxed{1} no, \\boxed{ 2 }") == "2"
+    assert boxed(None) is None
+    assert exact_match("\\boxed{Yes}", "yes") == 1.0
+    assert exact_match("yes", "yes") == 0.0

@@ -1,0 +1,162 @@
+"""A whole training step with mock engines and a mock learner; Ray, agent loop, tool server, resampler and credit are real."""
+
+import os
+import subprocess
+import sys
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import ray
+
+from axpo.actors import Actors
+from axpo.config import parse_recipe
+from axpo.tasks.verify import exact_match
+from axpo.trainer import complete, measurements, train_step
+from resampler.resampler import start_resampler
+from rollout_workers.agent import Generation
+from rollout_workers.pool import RolloutPool
+from rollout_workers.trajectory import EndReason, Group, Question, Trajectory
+from rollout_workers.worker import RolloutWorker
+from tool_server.server import start_tool_server
+
+MODEL = "axpo/models/qwen3-vl-tiny"
+RECIPE = parse_recipe(
+    {
+        "name": "mock",
+        "model": MODEL,
+        "task": {"kind": "small_digit"},
+        "steps": 1,
+        "questions_per_step": 2,
+        "rollout": {"n": 4, "max_context_tokens": 1024, "cpus_per_worker": 0.1, "engine": {"weight_transfer": "shared_memory"}},
+        "resampler": {"k": 2, "budget_ratio": 0.5},
+    }
+)
+
+
+class ScriptedEngine:
+    """Every second rollout zooms at [0, 0, 500, 500] and fails; a zoom at [500, ...], which only forks ask for, reads 7."""
+
+    def __init__(self, model, config, tokens, seed, want_entropies):
+        from rollout_workers.chat import Chat
+
+        self.chat, self.asked, self.version = Chat.load(model), 0, 0
+
+    async def generate(self, prompt_ids, images, *, seed, max_tokens, n=1, temperature=1.0):
+        text = self.chat.decode(prompt_ids)
+        turn = text.rpartition("<|im_start|>assistant")[2]
+        if turn.endswith("<tool_call>"):
+            replies = [call((500, 0, 1000, 500), opened=True), call((0, 500, 500, 1000), opened=True)]
+        elif len(images) == 2:
+            replies = [answer("7" if "[500, 0, 1000, 500]" in text else "unknown")]
+        else:
+            self.asked += 1
+            replies = [call((0, 0, 500, 500)) if self.asked % 2 else answer("7" if self.asked % 4 else "3")]
+        ids = [self.chat.encode_policy(reply) for reply in replies]
+        return [Generation(i, np.full(len(i), -0.5, np.float32), None, True, len(prompt_ids), 0, self.version) for i in ids]
+
+    async def finish_weight_update(self, version):
+        self.version = version
+
+    def stats(self):
+        return {}
+
+    def shutdown(self):
+        pass
+
+
+def call(box, opened=False):
+    start = "" if opened else "It is small.\n</think>\n\n<tool_call>"
+    return f'{start}\n{{"name": "image_zoom_in", "arguments": {{"bbox_2d": {list(box)}}}}}\n</tool_call><|im_end|>'
+
+
+def answer(text):
+    return f"I see.\n</think>\n\nThe answer is \\boxed{{{text}}}.<|im_end|>"
+
+
+class MockWorker(RolloutWorker):
+    def __init__(self, *arguments):
+        super().__init__(*arguments, engine_factory=ScriptedEngine)
+
+
+class MockLearner:
+    def update(self, items):
+        self.items = items
+        return {"loss": 0.0}
+
+    def sync_weights(self, receivers, version):
+        ray.get([receiver.finish_weight_update.remote(version) for receiver in receivers], timeout=30)
+
+
+class SevenTask:
+    system = None
+
+    def train(self, index):
+        return Question(f"q{index}", "Which digit?", (np.zeros((64, 64, 3), np.uint8),), "7")
+
+    @staticmethod
+    def verify(question, text):
+        return exact_match(text, question.answer)
+
+
+class Phases:
+    def phase(self, name):
+        return nullcontext()
+
+
+@pytest.fixture(scope="module")
+def actors():
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, ignore_reinit_error=True)
+    pool = RolloutPool(MODEL, RECIPE.rollout, start_tool_server(RECIPE.tools), None, SevenTask.verify, 0, actor_class=MockWorker)
+    tokens = pool.ready()
+    yield Actors(pool, MockLearner(), start_resampler(RECIPE.resampler, tokens, pool.workers, RECIPE.rollout.n), tokens)
+    ray.shutdown()
+
+
+def test_a_step_turns_questions_into_groups_forks_advantages_and_the_next_policy(actors):
+    result = train_step(RECIPE, SevenTask(), actors, 0, Phases())
+
+    assert [g.question.id for g in result.groups] == ["q0", "q1"]
+    numbers = measurements(result, actors.tokens, {"time/rollout": 1.0, "time/resample": 1.0})
+    # In each group two rollouts zoom and fail, so both groups trigger; R = 0.5 * 2 * 4 = 4 resamples, 2 prefixes of K = 2.
+    assert numbers["tool_use_rate"] == 0.5
+    assert numbers["trigger_rate"] == 1.0
+    assert [len(g.resamples) for g in result.groups] == [1, 1]
+    # One continuation of each pair is right: every prefix recovers.
+    assert numbers["recovery_rate"] == 1.0
+    assert numbers["resample_pass1"] == 0.5
+    assert numbers["distinct_calls_per_prefix"] == 2.0
+    # Items: 3 other rollouts + 1 prefix + 2 continuations, twice.
+    assert len(actors.learner.items) == 12
+    forks = [item for item in actors.learner.items if item.trajectory.fork]
+    assert sorted(round(float(item.advantages.max() + item.advantages.min()), 3) for item in forks) == [-1.0, -1.0, 1.0, 1.0]
+
+    following = train_step(RECIPE, SevenTask(), actors, 1, Phases())
+    assert {s.policy_version for g in following.groups for t in g.rollouts for s in t.segments if hasattr(s, "logprobs")} == {1}
+
+
+def test_grpo_is_the_same_path_without_forks(actors):
+    grpo = RECIPE.model_copy(update={"algorithm": "grpo"})
+    result = train_step(grpo, SevenTask(), actors, 2, Phases())
+    assert all(not group.resamples for group in result.groups)
+    assert len(result.items) == 8
+
+
+def test_a_group_with_an_unscored_rollout_is_dropped_whole_and_counted():
+    questions = [SevenTask().train(i) for i in range(2)]
+
+    def group(i, reward):
+        rollouts = [Trajectory(f"q{i}", r, np.zeros(1, np.int32), (), EndReason.ANSWERED, reward=r_) for r, r_ in enumerate((1.0, reward))]
+        return Group(questions[i], tuple(rollouts), 0)
+
+    kept, dropped = complete(iter([group(1, 0.0), group(0, None)]), questions)
+    assert [g.question.id for g in kept] == ["q1"]
+    assert dropped == 1
+
+
+def test_importing_the_program_is_light():
+    code = (
+        "import sys, axpo, axpo.cli, axpo.config; print(sorted({'vllm', 'deepspeed', 'torch', 'transformers', 'ray'} & set(sys.modules)))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=os.environ)
+    assert out.stdout.strip() == "[]", out.stdout + out.stderr

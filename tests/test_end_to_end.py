@@ -1,0 +1,101 @@
+"""The program as a user starts it, on the real stack: vLLM, ZeRO-3 with two ranks, Ray. Killed once, resumed, evaluated, reported."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from axpo.config import load_recipe
+from axpo.tasks import load_task
+
+DEBUG = "deploy/recipes/debug.yaml"
+AXPO = [sys.executable, "-m", "axpo.cli"]
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
+
+
+def axpo(*arguments: str) -> str:
+    done = subprocess.run([*AXPO, *arguments], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+def killed_after_first_checkpoint(root: Path) -> Path:
+    run = root / "e2e"
+    settings = [f"--set=logging.root={root}", "--set=logging.groups_kept=4", "--set=steps=3"]
+    with (root / "log.txt").open("w") as log:
+        process = subprocess.Popen([*AXPO, "train", DEBUG, "--run", "e2e", *settings], stdout=log, stderr=log, start_new_session=True)
+        deadline = time.monotonic() + 500
+        while not (run / "checkpoints" / "step_0001").exists():
+            assert process.poll() is None, (root / "log.txt").read_text()[-3000:]
+            assert time.monotonic() < deadline, (root / "log.txt").read_text()[-3000:]
+            time.sleep(0.1)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    return run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    folder = killed_after_first_checkpoint(tmp_path_factory.mktemp("runs"))
+    axpo("train", DEBUG, "--resume", str(folder))
+    return folder
+
+
+def lines(file: Path) -> list[dict]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_a_killed_run_goes_on_with_the_same_questions(run):
+    assert [row["event"] for row in lines(run / "events.jsonl") if row["event"] in ("start", "resume")] == ["start", "resume"]
+    task = load_task(load_recipe(DEBUG).task)
+    for step in (1, 2, 3):
+        asked = {group["question"]["id"] for group in lines(run / "trajectories" / f"step_{step:04d}.jsonl")}
+        assert asked == {task.train(index).id for index in range(4 * (step - 1), 4 * step)}
+
+
+def test_the_summary_holds_what_it_promises(run):
+    summary = json.loads((run / "summary.json").read_text())
+    names = {"pass1_start", "pass1_end", "pass4_start", "pass4_end", "tool_use_start", "tool_use_end", "steps", "seconds", "tokens"}
+    assert names <= set(summary)
+    assert summary["steps"] == 3
+    assert summary["tokens"] > 0
+    assert all(0 <= summary[name] <= 1 for name in names if name.endswith(("start", "end")))
+
+
+def test_every_step_reports_the_papers_diagnostics_and_engine_and_learner_agree(run):
+    merged: dict[int, dict] = {}
+    for row in lines(run / "metrics.jsonl"):
+        merged.setdefault(row["step"], {}).update(row)
+    assert sorted(merged) == [0, 1, 2, 3]
+    for step in (1, 2, 3):
+        row = merged[step]
+        assert {"pass1", "tool_use_rate", "trigger_rate", "tokens_per_second", "time/rollout", "time/learn", "time/sync"} <= set(row)
+        assert row["logprob_gap_mean"] < 1e-3  # float32; bans and temperature accounted for
+        assert abs(row["ratio_mean"] - 1) < 1e-3  # sampled by the very policy that is updated
+        assert row["skipped"] == 0
+    resampled = [row for row in merged.values() if row.get("resampled_prefixes")]
+    assert resampled, "no step resampled a prefix"
+    assert all(row["fork_cached_share_min"] >= 0.8 for row in resampled)
+
+
+def test_eval_and_report_read_the_run(run):
+    numbers = axpo("eval", str(run))
+    assert "Pass@1" in numbers
+    assert "Tool use" in numbers
+    (run / "report.html").unlink()
+    axpo("report", str(run))
+    assert "<svg" in (run / "report.html").read_text()
+
+
+def test_a_run_directory_is_never_overwritten(run):
+    done = subprocess.run(
+        [*AXPO, "train", DEBUG, "--run", run.name, f"--set=logging.root={run.parent}"], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2
+    assert "already exists" in done.stderr
