@@ -110,6 +110,7 @@ def evaluate(
 ) -> None:
     """Held-out Pass@1, Pass@4 and tool use of a model."""
     from axpo.actors import ray_session
+    from axpo.evaluate import evaluate_model
     from axpo.progress import label
 
     model = None
@@ -124,25 +125,10 @@ def evaluate(
         recipe = _parse(run, overrides)
     else:
         recipe = _load(target, overrides)
-    with ray_session(recipe, learner=False):
-        numbers = held_out(recipe, model or recipe.model)
+    with ray_session(recipe, learner=False), console.status("evaluating"):
+        numbers = evaluate_model(recipe, model or recipe.model)
     for name, value in numbers.items():
-        console.print(f"{label(name):<22} {value:.1%}", highlight=False)
-
-
-def held_out(recipe: Recipe, model: str) -> dict[str, float]:
-    """Held-out numbers of a model folder, on engines started for it."""
-    from axpo.actors import rollout_actors
-    from axpo.metrics import evaluate_groups
-    from axpo.tasks import load_task
-    from axpo.trainer import complete, stored
-
-    task = load_task(recipe.task)
-    with console.status("evaluating"), rollout_actors(recipe, task, model) as pool:
-        tokens = pool.ready()
-        questions = [stored(question) for question in task.held_out()]
-        groups, _ = complete(pool.rollout(questions, 0, recipe.evaluation.samples, recipe.evaluation.temperature), questions)
-        return evaluate_groups(groups, tokens)
+        console.print(f"{label(name):<22} " + (f"{value:.0f}" if name == "dropped" else f"{value:.1%}"), highlight=False)
 
 
 @app.command()

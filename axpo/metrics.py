@@ -49,7 +49,11 @@ def evaluate_groups(groups: Sequence[Group], tokens: SpecialTokens, k: int = 4) 
     shared = diagnostics(groups, tokens)
     chances = [pass_at_k(int((g.rewards > 0).sum()), len(g.rollouts), k) for g in groups]
     summary = {"pass1": shared["pass1"], f"pass{k}": float(np.mean(chances)), "tool_use": shared["tool_use_rate"]}
-    return summary | {name: shared[name] for name in ("tool_all_wrong_rate", "pass1_given_tool") if name in shared}
+    return summary | {
+        name: shared[name]
+        for name in ("pass1_given_tool", "pass1_given_no_tool", "tool_all_wrong_rate", "no_tool_all_wrong_rate")
+        if name in shared
+    }
 
 
 def pass_at_k(correct: int, n: int, k: int) -> float:

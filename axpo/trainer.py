@@ -3,21 +3,19 @@ become an update, the update becomes the next policy."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
-
-import ray
 
 from axpo.actors import Actors
 from axpo.config import Recipe
-from axpo.metrics import diagnostics, evaluate_groups
+from axpo.evaluate import complete, held_out, stored
+from axpo.metrics import diagnostics
 from axpo.progress import Progress
 from axpo.run import RunDirectory
 from axpo.tasks import Task
 from learner.credit import TrainItem, credit
-from rollout_workers.trajectory import Group, Question, SpecialTokens
+from rollout_workers.trajectory import Group, SpecialTokens
 
 
 class Phases(Protocol):
@@ -82,30 +80,9 @@ def train(recipe: Recipe, task: Task, actors: Actors, run: RunDirectory, progres
 
 
 def evaluation(recipe: Recipe, task: Task, actors: Actors, progress: Phases) -> dict[str, float]:
-    """Held-out Pass@1, Pass@4 and tool use of the engines' policy as `eval/...`; the same seeds every time."""
+    """Held-out numbers of the engines' policy, as `eval/...`."""
     with progress.phase("evaluate"):
-        questions = [stored(question) for question in task.held_out()]
-        settings = recipe.evaluation
-        groups, dropped = complete(actors.pool.rollout(questions, 0, settings.samples, settings.temperature), questions)
-        numbers = evaluate_groups(groups, actors.tokens) | {"dropped": float(dropped)}
-    return {f"eval/{name}": value for name, value in numbers.items()}
-
-
-def complete(finished: Iterator[Group], questions: Sequence[Question]) -> tuple[list[Group], int]:
-    """The groups in the order of their questions, without those in which a rollout has no reward, and how many those were.
-
-    A rollout that infrastructure cut short was re-run by its worker; if that failed too its group is dropped whole: never
-    padded, never scored as the model's mistake.
-    """
-    order = {question.id: index for index, question in enumerate(questions)}
-    groups = sorted(finished, key=lambda group: order[group.question.id])
-    kept = [group for group in groups if all(t.reward is not None for t in group.rollouts)]
-    return kept, len(groups) - len(kept)
-
-
-def stored(question: Question) -> Question:
-    """The question with its images in Ray's object store: one copy, however many rollouts and forks read it."""
-    return replace(question, images=tuple(ray.put(image) for image in question.images))
+        return {f"eval/{name}": value for name, value in held_out(actors.pool, task, recipe.evaluation).items()}
 
 
 def measurements(result: Step, tokens: SpecialTokens, times: dict[str, float]) -> dict[str, float]:

@@ -11,8 +11,9 @@ import ray
 
 from axpo.actors import Actors
 from axpo.config import parse_recipe
+from axpo.evaluate import complete
 from axpo.tasks.verify import exact_match
-from axpo.trainer import complete, measurements, train_step
+from axpo.trainer import measurements, train_step
 from resampler.resampler import start_resampler
 from rollout_workers.agent import Generation
 from rollout_workers.pool import RolloutPool

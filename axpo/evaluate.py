@@ -1,0 +1,48 @@
+"""Held-out evaluation: Pass@1, Pass@4, tool use and the Thinking-Acting Gap of a policy, on engines already running or started for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import ray
+
+from axpo.config import EvaluationConfig, Recipe
+from axpo.metrics import evaluate_groups
+from axpo.tasks import Task, load_task
+from rollout_workers.pool import RolloutPool
+from rollout_workers.trajectory import Group, Question
+
+
+def held_out(pool: RolloutPool, task: Task, settings: EvaluationConfig) -> dict[str, float]:
+    """The numbers of `axpo.metrics.evaluate_groups` over the task's held-out questions, with the same seeds every time,
+    and `dropped`: groups lost to infrastructure."""
+    questions = [stored(question) for question in task.held_out()]
+    groups, dropped = complete(pool.rollout(questions, 0, settings.samples, settings.temperature), questions)
+    return evaluate_groups(groups, pool.ready()) | {"dropped": float(dropped)}
+
+
+def evaluate_model(recipe: Recipe, model: str) -> dict[str, float]:
+    """Held-out numbers of a model folder, on engines started for it. Needs a Ray session."""
+    from axpo.actors import rollout_actors
+
+    task = load_task(recipe.task)
+    with rollout_actors(recipe, task, model) as pool:
+        return held_out(pool, task, recipe.evaluation)
+
+
+def complete(finished: Iterator[Group], questions: Sequence[Question]) -> tuple[list[Group], int]:
+    """The groups in the order of their questions, without those in which a rollout has no reward, and how many those were.
+
+    A rollout that infrastructure cut short was re-run by its worker; if that failed too its group is dropped whole: never
+    padded, never scored as the model's mistake.
+    """
+    order = {question.id: index for index, question in enumerate(questions)}
+    groups = sorted(finished, key=lambda group: order[group.question.id])
+    kept = [group for group in groups if all(t.reward is not None for t in group.rollouts)]
+    return kept, len(groups) - len(kept)
+
+
+def stored(question: Question) -> Question:
+    """The question with its images in Ray's object store: one copy, however many rollouts and forks read it."""
+    return replace(question, images=tuple(ray.put(image) for image in question.images))
