@@ -42,8 +42,9 @@ class SFTStage(Section):
     lr: float = Field(gt=0, description="peak learning rate: linear warm-up, then cosine to 0")
     warmup_steps: int = Field(20, ge=0)
     mix: dict[str, float] = Field(
-        {"demonstration": 1.0}, description="kinds of examples of the task and the share of the updates each gets"
+        default_factory=lambda: {"demonstration": 1.0}, description="kinds of examples of the task and the share of the updates each gets"
     )
+    task: dict[str, Any] = Field(default_factory=dict, description="fields of the task that differ in this stage: a curriculum's difficulty")
 
 
 class SFTConfig(Section):
@@ -83,7 +84,13 @@ class Recipe(Section):
                 f"learner.weight_transfer={self.learner.weight_transfer!r}: must equal "
                 f"rollout.engine.weight_transfer={self.rollout.engine.weight_transfer!r}"
             )
+        for stage in self.sft.stages if self.sft else ():
+            self.stage_task(stage)
         return self
+
+    def stage_task(self, stage: SFTStage) -> Any:
+        """The task's configuration in an SFT stage."""
+        return type(self.task).model_validate(self.task.model_dump() | stage.task)
 
     def check_inputs(self) -> None:
         """Raise AxpoError for a model or data file that is not there. Cheap; called before any actor starts."""

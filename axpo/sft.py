@@ -47,8 +47,8 @@ def fine_tune(recipe: Recipe, console: Console) -> Path:
     output = Path(recipe.sft.output)
     if output.exists():
         raise AxpoError(f"sft.output={str(output)!r} already exists")
-    task = load_task(recipe.task)
-    for stage in recipe.sft.stages:
+    tasks = [load_task(recipe.stage_task(stage)) for stage in recipe.sft.stages]
+    for stage, task in zip(recipe.sft.stages, tasks, strict=True):
         for kind in stage.mix:
             try:
                 task.example(kind, 0)
@@ -57,7 +57,7 @@ def fine_tune(recipe: Recipe, console: Console) -> Path:
     model = local_path(recipe.model)
     schemas = tool_schemas(recipe)
     with tempfile.TemporaryDirectory() as scratch:
-        for number, stage in enumerate(recipe.sft.stages, 1):
+        for number, (stage, task) in enumerate(zip(recipe.sft.stages, tasks, strict=True), 1):
             config = recipe.learner.model_copy(
                 update={
                     "lr": stage.lr,

@@ -22,7 +22,7 @@ from vllm.config import set_current_vllm_config
 from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
-from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+from vllm.model_executor.model_loader.reload.layerwise import _get_original_loader, get_layerwise_info
 from vllm.model_executor.model_loader.reload.meta import materialize_meta_tensor, to_meta_tensor
 from vllm.model_executor.model_loader.reload.sanitize import restore_layer_refs
 
@@ -67,11 +67,22 @@ class SharedMemoryWeightTransfer(WeightTransferEngine[SharedMemoryInit, SharedMe
     def finish_weight_update(self) -> None:
         """RuntimeError where the update left a parameter out: the engine would mix two policies."""
         finalize_layerwise_reload(self.model, self.model_config)
+        _repack_tied(self.model)
         if self._missing:
             raise RuntimeError(f"the weight update had no tensor for {len(self._missing)} parameters, first {min(self._missing)}")
 
     def shutdown(self) -> None:
         pass
+
+
+def _repack_tied(model: torch.nn.Module) -> None:
+    """Pack a tied head again. The layerwise reload packs the layer that was loaded, the embedding; on CPU the head would
+    keep computing with its old packed copy (measured on a tied model: logprobs 0.27 off the new policy's)."""
+    owners: dict[int, torch.nn.Module] = {}
+    for module in model.modules():
+        for parameter in module._parameters.values():
+            if parameter is not None and owners.setdefault(id(parameter), module) is not module and hasattr(module, "cpu_linear"):
+                module.quant_method.process_weights_after_loading(module)
 
 
 class EngineProcess:
@@ -111,9 +122,11 @@ def _differing(model: torch.nn.Module, update: SharedMemoryUpdate) -> list[str]:
                 if id(parameter) not in blanks:
                     meta = restore_layer_refs(recorded[name], module) if name in recorded else to_meta_tensor(parameter)
                     blank = materialize_meta_tensor(meta)
+                    if hasattr(blank, "weight_loader"):  # an update before this left its own wrapper, which loads nothing now
+                        blank.weight_loader = _get_original_loader(blank)
                     blanks[id(parameter)] = blank.fill_(torch.nan) if blank.is_floating_point() else blank
                 module._parameters[name] = blanks[id(parameter)]
-        model.load_weights(read_tensors(update))
+        loaded = model.load_weights(read_tensors(update))
         expected = {module: dict(module._parameters) for module in live}
     finally:
         for module, parameters in live.items():
@@ -124,7 +137,10 @@ def _differing(model: torch.nn.Module, update: SharedMemoryUpdate) -> list[str]:
             if wanted is None or not wanted.is_floating_point():
                 continue
             written = ~wanted.isnan()
-            if written.any() and not torch.equal(_live(module, name, wanted)[written], wanted[written]):
+            if not written.any():
+                if f"{prefix}.{name}" in loaded:
+                    raise RuntimeError(f"{prefix}.{name}: the model's loader wrote nothing")
+            elif not torch.equal(_live(module, name, wanted)[written], wanted[written]):
                 differing.append(f"{prefix}.{name}")
     return differing
 

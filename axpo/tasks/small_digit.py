@@ -116,8 +116,9 @@ class SmallDigit:
     def example(self, kind: str, index: int) -> tuple[Question, Turns, bool]:
         """An SFT example: `demonstration` is the teacher at work; the other kinds teach the eye, with a bare prompt.
 
-        `sheet_large`, `sheet`: sixteen digits on a grid, from large to the scene's own size; `crop`: what a zoom shows;
-        `region`: the digits of a larger region; `scene`: those of the whole view; `boxes`: digits and their zoom boxes.
+        `sheet_large`, `sheet`: sixteen digits on a grid, from large to the scene's own size; `listing`: colours and digits of
+        a sparse grid; `crop`: what a zoom shows; `region`: the digits of a larger region; `scene`: those of the whole view;
+        `boxes`: digits and their zoom boxes.
         Returns question, turns and whether the prompt shows system text and tools. Raises KeyError for another kind.
         """
         if kind == "demonstration":
@@ -126,24 +127,30 @@ class SmallDigit:
             return question, self._teach(scene, asked, rng), True
         rng = random.Random(f"{kind}/{index}")
         if kind.startswith("sheet"):
-            image, words = self._sheet(rng, {"sheet_large": self.config.scene // 6, "sheet": self.config.digit}[kind])
+            image, frames = self._grid(rng, 4, {"sheet_large": self.config.scene // 6, "sheet": self.config.digit}[kind], 1.0)
+            words = "".join(str(f.digit) for f in frames)
+        elif kind == "listing":
+            image, frames = self._grid(rng, rng.randint(1, 4), self.config.digit, 0.5)
+            words = " ".join(f"{f.colour} {f.digit}" for f in frames) or "none"
         else:
             image, words = self._region(rng, *_REGIONS[kind], boxes=kind == "boxes")
         question = Question(f"{kind}-{index}", "Locate all." if kind == "boxes" else "Read all.", (image,), "")
         return question, [words + "\n</think>\n\nDone.<|im_end|>"], False
 
-    def _sheet(self, rng: random.Random, smallest: int) -> tuple[Pixels, str]:
-        """A photograph under a 4x4 grid with one framed digit somewhere in every cell: sixteen lessons for one look."""
-        scene = draw_scene(self.config.model_copy(update={"frames": (0, 0)}), rng, "train")
-        canvas = Image.fromarray(scene.image)
+    def _grid(self, rng: random.Random, cells: int, smallest: int, filled: float) -> tuple[Pixels, list[Frame]]:
+        """A photograph under a grid of `cells` x `cells`, a framed digit somewhere in a share `filled` of them: many lessons for one look."""
         cell = self.config.scene // 4
+        scene = draw_scene(self.config.model_copy(update={"frames": (0, 0)}), rng, "train")
+        canvas = Image.fromarray(scene.image[: cell * cells, : cell * cells])
         frames = []
-        for row in range(4):
-            for column in range(4):
+        for row in range(cells):
+            for column in range(cells):
+                if filled < 1 and rng.random() >= filled:
+                    continue
                 outer = rng.randint(smallest, cell - 16) + 2 * self.config.border
                 x, y = (cell * start + rng.randint(0, cell - outer) for start in (column, row))
                 frames.append(_paste(canvas, rng, rng.choice(sorted(COLOURS)), x, y, outer, self.config.border, "train"))
-        return np.asarray(canvas), "".join(str(f.digit) for f in frames)
+        return np.asarray(canvas), frames
 
     def _region(self, rng: random.Random, low: int, high: int, slack: int, crowd: bool, boxes: bool) -> tuple[Pixels, str]:
         """A square region of a scene, `low` to `high` thousandths wide, at most `slack` beside a frame, and what is wholly in it."""

@@ -159,13 +159,15 @@ def test_on_policy_ratio_is_one_and_a_step_raises_the_probability_of_what_was_ri
     assert after["kl"] > 1e-3  # the reference stayed where it was
 
 
-def test_updated_weights_do_not_depend_on_ranks_or_micro_batches(learner: Learner, model: str, cluster: None, tmp_path: Path) -> None:
+def test_updated_weights_do_not_depend_on_ranks_micro_batches_or_checkpointing(
+    learner: Learner, model: str, cluster: None, tmp_path: Path
+) -> None:
     items = make_items(model, 7)
     learner.load(learner.start)  # type: ignore[attr-defined]
     two = [learner.update(items), learner.update(items)]
     learner.save(str(tmp_path / "two"))
     assert two[0]["micro_steps"] == 1
-    other = Learner(model, CONFIG.model_copy(update={"ranks": 1, "micro_batch_tokens": 150}))
+    other = Learner(model, CONFIG.model_copy(update={"ranks": 1, "micro_batch_tokens": 150, "gradient_checkpointing": True}))
     try:
         one = [other.update(items), other.update(items)]
         other.save(str(tmp_path / "one"))
