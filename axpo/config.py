@@ -44,7 +44,9 @@ class SFTStage(Section):
     mix: dict[str, float] = Field(
         default_factory=lambda: {"demonstration": 1.0}, description="kinds of examples of the task and the share of the updates each gets"
     )
-    task: dict[str, Any] = Field(default_factory=dict, description="fields of the task that differ in this stage: a curriculum's difficulty")
+    task: dict[str, Any] = Field(
+        default_factory=dict, description="fields of the task that differ in this stage: a curriculum's difficulty"
+    )
 
 
 class SFTConfig(Section):

@@ -47,6 +47,9 @@ class SmallDigitConfig(BaseModel):
     scene: int = Field(384, ge=128, le=4096, description="side of a scene")
     digit: int = Field(36, ge=8, description="side of a digit; a third of it is seen at the demo's 128-pixel view")
     border: int = Field(6, ge=1, description="width of the coloured frame")
+    aligned: bool = Field(
+        False, description="keep each frame inside one cell of a 4x4 grid: at the demo's view, one token of the vision encoder"
+    )
     frames: tuple[int, int] = Field((2, 3), description="fewest and most frames in a scene")
     larger_share: float = Field(0.2, ge=0, le=1, description="share of questions that ask for the larger of two digits")
     held_out: int = Field(256, ge=1, description="number of held-out questions")
@@ -226,10 +229,17 @@ def draw_scene(config: SmallDigitConfig, rng: random.Random, split: Literal["tra
     frames: list[Frame] = []
     colours = rng.sample(sorted(COLOURS), rng.randint(*config.frames))
     while len(frames) < len(colours):
-        x, y = (rng.randint(4, config.scene - outer - 4) for _ in range(2))
+        x, y = (_place(config, rng, outer) for _ in range(2))
         if all(max(abs(x - f.left), abs(y - f.top)) > outer * 1.4 for f in frames):
             frames.append(_paste(canvas, rng, colours[len(frames)], x, y, outer, config.border, split))
     return Scene(np.asarray(canvas), tuple(frames))
+
+
+def _place(config: SmallDigitConfig, rng: random.Random, outer: int) -> int:
+    if not config.aligned:
+        return rng.randint(4, config.scene - outer - 4)
+    cell = config.scene // 4
+    return cell * rng.randrange(4) + rng.randint(0, cell - outer)
 
 
 def _paste(canvas: Image.Image, rng: random.Random, colour: str, x: int, y: int, outer: int, border: int, split: str) -> Frame:

@@ -102,5 +102,7 @@ def test_evaluate_groups():
         "tool_use": pytest.approx(1 / 3),
         "tool_all_wrong_rate": pytest.approx(1 / 2),
         "pass1_given_tool": pytest.approx(1 / 4),
+        "no_tool_all_wrong_rate": pytest.approx(1 / 3),
+        "pass1_given_no_tool": pytest.approx(4 / 8),
     }
     assert evaluate_groups([], TOKENS) == {}
