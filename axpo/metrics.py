@@ -40,7 +40,7 @@ def diagnostics(groups: Sequence[Group], tokens: SpecialTokens) -> dict[str, flo
 
 
 def evaluate_groups(groups: Sequence[Group], tokens: SpecialTokens, k: int = 4) -> dict[str, float]:
-    """Held-out summary: `pass1`, `pass<k>`, `tool_use`, and `pass1_given_...` and `..._all_wrong_rate` of both subgroups; `{}` for no group.
+    """Held-out summary: `pass1`, `pass<k>`, `tool_use`, `pass1_given_...` and `..._all_wrong_rate` of both subgroups; `{}` for no group.
 
     Raises ValueError where a group has fewer than k rollouts or a rollout has no reward.
     """

@@ -141,7 +141,7 @@ class SmallDigit:
         return question, [words + "\n</think>\n\nDone.<|im_end|>"], False
 
     def _grid(self, rng: random.Random, cells: int, smallest: int, filled: float) -> tuple[Pixels, list[Frame]]:
-        """A photograph under a grid of `cells` x `cells`, a framed digit somewhere in a share `filled` of them: many lessons for one look."""
+        """A photograph under a grid of `cells` x `cells`, a framed digit somewhere in a share `filled` of them: many lessons a look."""
         cell = self.config.scene // 4
         scene = draw_scene(self.config.model_copy(update={"frames": (0, 0)}), rng, "train")
         canvas = Image.fromarray(scene.image[: cell * cells, : cell * cells])
