@@ -35,6 +35,7 @@ class TeacherConfig(BaseModel):
     tool_rate: float = Field(0.3, ge=0, le=1, description="share of traces that zoom")
     aim: float = Field(0.4, ge=0, le=1, description="probability, for each axis alone, that the box is centred on the digit")
     box: int = Field(200, ge=50, le=600, description="side of the box, in thousandths of the scene")
+    jitter: int = Field(20, ge=0, description="how far a good axis may be off, in thousandths")
     miss: tuple[int, int] = Field((120, 400), description="how far a bad axis is off, in thousandths")
 
 
@@ -192,7 +193,7 @@ class SmallDigit:
         turns: Turns = []
         thought = ""
         for frame in asked:
-            off = [rng.choice((-20, 0, 20)) for _ in "xy"]
+            off = [rng.choice((-1, 0, 1)) * teacher.jitter for _ in "xy"]
             off = [o if rng.random() < teacher.aim else o + rng.choice((-1, 1)) * rng.randint(*teacher.miss) for o in off]
             box = frame.box(teacher.box, self.config.scene, (off[0], off[1]))
             turns += [
