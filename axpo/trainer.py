@@ -74,7 +74,7 @@ def train(recipe: Recipe, task: Task, actors: Actors, run: RunDirectory, progres
             with progress.phase("checkpoint"):
                 actors.learner.save(str(run.checkpoint(done)))
             run.log_event("checkpoint", step=done)
-        run.log_metrics(done, {f"{name}_after": seconds for name, seconds in progress.timer.take().items()})
+        run.log_metrics(done, progress.timer.take())
         progress.step(done, run.metrics()[-1])
     return summarize(run)
 
