@@ -69,8 +69,8 @@ def train(
     if resume is not None:
         if overrides or run:
             raise AxpoError("--resume continues a run as it was started: leave out --set and --run")
-        directory, first = RunDirectory.resume(resume, tensorboard=False)
-        loaded = _parse(directory)
+        loaded = _parse(RunDirectory.open(resume))
+        directory, first = RunDirectory.resume(resume, tensorboard=loaded.logging.tensorboard)
     else:
         loaded, first = _load(recipe, overrides), 0
         name = run or f"{loaded.name}-{loaded.algorithm}-{time.strftime('%Y%m%d-%H%M%S')}"
