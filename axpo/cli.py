@@ -38,10 +38,12 @@ def check(recipe: RecipeFile, overrides: Overrides = None) -> None:
     import yaml
     from rich.syntax import Syntax
 
+    from resampler.select import budget
+
     loaded = _load(recipe, overrides)
     console.print(Syntax(yaml.safe_dump(loaded.model_dump(mode="json"), sort_keys=False), "yaml", background_color="default"))
-    n, k = loaded.rollout.n, loaded.resampler.k
-    forks = int(loaded.resampler.budget_ratio * loaded.questions_per_step * n / k) * k if loaded.algorithm == "axpo" else 0
+    n, resampler = loaded.rollout.n, loaded.resampler
+    forks = budget(loaded.questions_per_step, n, resampler.k, resampler.budget_ratio) if loaded.algorithm == "axpo" else 0
     learner, rollout = loaded.learner, loaded.rollout
     console.print(
         f"[green]ok[/] {loaded.name}: {loaded.algorithm}, {loaded.steps} steps of {loaded.questions_per_step} questions x {n} rollouts"

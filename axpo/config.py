@@ -101,10 +101,10 @@ class Recipe(Section):
                 raise AxpoError(f"{field}={value!r}: no model folder there (expected a config.json in it)")
         self.task.check_inputs()
 
-    def check_resources(self, cpus: float, gpus: float, learner: bool = True, rollout: bool = True) -> None:
+    def check_resources(self, cpus: float, gpus: float, learner: bool = True) -> None:
         """Raise AxpoError where the run asks for more than `cpus` and `gpus` of the Ray cluster."""
         ranks = self.learner.ranks if learner else 0
-        workers = self.rollout.workers if rollout else 0
+        workers = self.rollout.workers
         for unit, have, per_rank, per_worker in (
             ("GPU", gpus, self.learner.gpus_per_rank, self.rollout.gpus_per_worker),
             ("CPU", cpus, self.learner.cpus_per_rank, self.rollout.cpus_per_worker),
