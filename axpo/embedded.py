@@ -105,6 +105,8 @@ def build(folder: str | Path, texts: Iterable[str], seed: int = 0) -> Path:
     )
     torch.manual_seed(seed)
     model = Qwen3VLForConditionalGeneration(config)
+    # At 0.03 the position of a patch drowns in its pixels and boxes are never learned; at 0.5 they are within 300 updates.
+    model.model.visual.pos_embed.weight.data.normal_(std=0.5)
     model.generation_config.eos_token_id = ids["<|im_end|>"]
     model.generation_config.pad_token_id = ids["<|endoftext|>"]
     model.to(torch.bfloat16).save_pretrained(folder)

@@ -87,9 +87,12 @@ def _stage(
     chat = Chat.load(model)
     kinds, shares = list(stage.mix), list(stage.mix.values())
 
-    def batch(step: int) -> list[TrainItem]:
+    def kind_of(step: int) -> str:
         # One kind a batch: batches of one length waste no padding.
-        kind = random.Random(f"{recipe.seed}/{number}/{step}").choices(kinds, shares)[0]
+        return random.Random(f"{recipe.seed}/{number}/{step}").choices(kinds, shares)[0]
+
+    def batch(step: int) -> list[TrainItem]:
+        kind = kind_of(step)
         pairs = []
         for index in range(step * stage.batch_size, (step + 1) * stage.batch_size):
             question, turns, tools = task.example(kind, (number << 32) + index)
@@ -100,14 +103,15 @@ def _stage(
     with Progress(console=console) as bar, ThreadPoolExecutor(1) as ahead:
         line = bar.add_task(f"sft stage {number}", total=stage.steps)
         following = ahead.submit(batch, 0)
-        losses = []
+        losses: dict[str, list[float]] = {kind: [] for kind in kinds}
         for step in range(stage.steps):
             items = following.result()
             following = ahead.submit(batch, step + 1)
-            losses.append(learner.update(items, loss="nll")["loss"])
-            bar.update(line, completed=step + 1, description=f"sft stage {number} loss {losses[-1]:.3f}")
+            losses[kind_of(step)].append(learner.update(items, loss="nll")["loss"])
+            recent = ", ".join(f"{kind} {sum(past[-10:]) / len(past[-10:]):.3f}" for kind, past in losses.items() if past)
+            bar.update(line, completed=step + 1, description=f"sft stage {number} loss: {recent}")
             if (step + 1) % 100 == 0 and not console.is_terminal:
-                console.print(f"sft stage {number} step {step + 1}/{stage.steps} loss {sum(losses[-100:]) / 100:.4f}", highlight=False)
+                console.print(f"sft stage {number} step {step + 1}/{stage.steps} loss: {recent}", highlight=False)
 
 
 def tool_schemas(recipe: Recipe) -> list[dict[str, Any]]:

@@ -60,8 +60,8 @@ class SmallDigitConfig(BaseModel):
         """Nothing to read: digits and photographs come with scikit-learn."""
 
 
-# Width in thousandths of the scene (least, most), slack, and whether the scene is crowded.
-_REGIONS = {"crop": (200, 200, 60, False), "region": (250, 700, 230, True), "scene": (1000, 1000, 0, True), "boxes": (1000, 1000, 0, True)}
+# Width in thousandths of the scene (least, most) and how far from a frame's centre.
+_REGIONS = {"crop": (200, 260, 60), "region": (250, 700, 230), "scene": (1000, 1000, 0), "boxes": (1000, 1000, 0)}
 
 
 @dataclass(frozen=True)
@@ -156,9 +156,9 @@ class SmallDigit:
                 frames.append(_paste(canvas, rng, rng.choice(sorted(COLOURS)), x, y, outer, self.config.border, "train"))
         return np.asarray(canvas), frames
 
-    def _region(self, rng: random.Random, low: int, high: int, slack: int, crowd: bool, boxes: bool) -> tuple[Pixels, str]:
+    def _region(self, rng: random.Random, low: int, high: int, slack: int, boxes: bool) -> tuple[Pixels, str]:
         """A square region of a scene, `low` to `high` thousandths wide, at most `slack` beside a frame, and what is wholly in it."""
-        scene = draw_scene(self.config.model_copy(update={"frames": (3, 4)}) if crowd else self.config, rng, "train")
+        scene = draw_scene(self.config, rng, "train")
         target = rng.choice(scene.frames)
         box = target.box(rng.randint(low, high), self.config.scene, (rng.randint(-slack, slack), rng.randint(-slack, slack)))
         seen = sorted((f for f in scene.frames if f.inside(box, self.config.scene)), key=lambda f: f.colour)
