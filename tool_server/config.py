@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from tool_server.registry import TOOLS
+from tool_server.registry import KINDS
 
 
 class ToolConfig(BaseModel):
@@ -28,12 +28,12 @@ class ToolServerConfig(BaseModel):
     @classmethod
     def _known(cls, tools: dict[str, ToolConfig]) -> dict[str, ToolConfig]:
         for name in tools:
-            if name not in TOOLS:
-                raise ValueError(f"no tool named {name!r}; there are: {', '.join(TOOLS)}")
+            if name not in KINDS:
+                raise ValueError(f"no tool named {name!r}; there are: {', '.join(KINDS)}")
         return tools
 
     @model_validator(mode="after")
     def _options_fit(self) -> ToolServerConfig:
         for name, tool in self.tools.items():
-            TOOLS[name].options.model_validate(tool.options)
+            KINDS[name].options.model_validate(tool.options)
         return self

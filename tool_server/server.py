@@ -7,14 +7,15 @@ import inspect
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from tool_server.config import ToolServerConfig
-from tool_server.registry import TOOLS, echo, parse_arguments, schema
-from tool_server.tool import Pixels, ToolError, ToolResult, ToolStatus
+from tool_server.arguments import echo
+from tool_server.registry import KINDS
+from tool_server.tool import EarlierCall, Output, Tool, ToolCall, ToolError, ToolResult, ToolStatus
 
 log = logging.getLogger(__name__)
 
@@ -24,14 +25,14 @@ class ToolServer:
 
     def __init__(self, config: ToolServerConfig) -> None:
         self._limits = config.tools
-        self._options = {name: TOOLS[name].options.model_validate(tool.options) for name, tool in config.tools.items()}
+        self._tools = {name: KINDS[name].open(name, KINDS[name].options.model_validate(tool.options)) for name, tool in config.tools.items()}
         self._slots = {name: asyncio.Semaphore(tool.concurrency) for name, tool in config.tools.items()}
 
     async def schemas(self) -> list[dict[str, Any]]:
         """OpenAI function schemas, in the recipe's order."""
-        return [schema(TOOLS[name]) for name in self._limits]
+        return [schema(tool) for tool in self._tools.values()]
 
-    async def call(self, name: str, arguments: Any, images: Sequence[Any]) -> ToolResult:
+    async def call(self, name: str, arguments: Any, images: Sequence[Any], earlier: Sequence[EarlierCall] = ()) -> ToolResult:
         """Runs one call. Whatever the policy wrote, this returns; it never raises.
 
         `images` are pixels or Ray references to pixels: those of the question, then those of earlier observations. A plain
@@ -39,9 +40,9 @@ class ToolServer:
         """
         if name not in self._limits:
             return ToolResult(ToolStatus.TOOL_ERROR, f"unknown tool {echo(name)}, known: {', '.join(self._limits)}")
-        tool, limit = TOOLS[name], self._limits[name]
+        tool, limit = self._tools[name], self._limits[name]
         try:
-            parsed = parse_arguments(tool, arguments)
+            parsed = tool.parse(arguments)
         except ToolError as error:
             return ToolResult(ToolStatus.TOOL_ERROR, str(error))
         async with self._slots[name]:
@@ -49,7 +50,7 @@ class ToolServer:
             try:
                 async with asyncio.timeout(limit.deadline_s) as deadline:
                     fetched = [image if isinstance(image, np.ndarray) else await image for image in images]
-                    output = await _run(tool.run, parsed, fetched, self._options[name])
+                    output = await _run(tool, ToolCall(parsed, fetched, earlier))
                 status, (text, out_images) = ToolStatus.OK, output
             except ToolError as error:
                 status, text, out_images = ToolStatus.TOOL_ERROR, str(error), ()
@@ -70,11 +71,16 @@ def start_tool_server(config: ToolServerConfig) -> Any:
     return ray.remote(ToolServer).options(num_cpus=0.1, max_concurrency=1000, max_restarts=3).remote(config)
 
 
-async def _run(run: Callable[..., Any], arguments: Any, images: list[Pixels], options: Any) -> tuple[str, tuple[Pixels, ...]]:
-    if inspect.iscoroutinefunction(run):
-        return await run(arguments, images, options)
+def schema(tool: Tool) -> dict[str, Any]:
+    """The OpenAI function schema, as Qwen's chat template renders it inside `<tools>`."""
+    return {"type": "function", "function": {"name": tool.name, "description": tool.description, "parameters": tool.parameters}}
+
+
+async def _run(tool: Tool, call: ToolCall) -> Output:
+    if inspect.iscoroutinefunction(tool.run):
+        return await tool.run(call)
     loop = asyncio.get_running_loop()
-    future: asyncio.Future[tuple[str, tuple[Pixels, ...]]] = loop.create_future()
+    future: asyncio.Future[Output] = loop.create_future()
 
     def settle(result: Any, error: BaseException | None) -> None:
         if not future.done():
@@ -83,11 +89,11 @@ async def _run(run: Callable[..., Any], arguments: Any, images: list[Pixels], op
     def work() -> None:
         result, error = None, None
         try:
-            result = run(arguments, images, options)
+            result = tool.run(call)
         except BaseException as raised:
             error = raised
         loop.call_soon_threadsafe(settle, result, error)
 
     # A thread of its own: in a pool, a function that hangs would hold a place that later calls wait for inside their deadline.
-    threading.Thread(target=work, name=f"tool-{run.__name__}", daemon=True).start()
+    threading.Thread(target=work, name=f"tool-{tool.name}", daemon=True).start()
     return await future

@@ -38,17 +38,74 @@ class ToolError(Exception):
     """Raised by a tool for anything the policy got wrong; the message is what the policy reads."""
 
 
-@dataclass(frozen=True)
-class Tool:
-    """A tool, declared once: the argument model gives both the schema the policy sees and the checks on what it wrote.
+class ToolUnavailable(Exception):
+    """Raised where a tool cannot start here, or cannot serve for now: infrastructure. One line: what is missing, how to get it."""
 
-    `run(arguments, images, options)` gets validated arguments and all images of the rollout so far: those of the question, then
-    those of earlier observations. A plain function runs in a thread, a coroutine function on the event loop. It returns the text
-    and images of the observation, or raises `ToolError`.
-    """
+
+@dataclass(frozen=True)
+class EarlierCall:
+    """A call that the rollout made before, as the policy wrote it."""
 
     name: str
+    arguments: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """One call as a tool gets it.
+
+    `images` are all images of the rollout so far: those of the question, then those of earlier observations. `earlier` are the
+    rollout's earlier calls in order: a tool that keeps state between turns derives it from them, so that a fork, a retry or a
+    resumed run starts from the same state.
+    """
+
+    arguments: Any  # what Tool.parse returned
+    images: Sequence[Pixels] = ()
+    earlier: Sequence[EarlierCall] = ()
+
+
+Output: TypeAlias = tuple[str, tuple[Pixels, ...]]
+"""Text and images of the observation."""
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A tool, ready to run.
+
+    A plain `run` is called in a thread of its own, a coroutine function on the event loop. It returns the observation, or raises
+    ToolError (the policy's fault) or anything else (infrastructure).
+    """
+
+    name: str  # as the policy sees it
     description: str
-    arguments: type[BaseModel]
+    parameters: dict[str, Any]  # JSON schema of the arguments, as the policy sees it
+    parse: Callable[[Any], Any]  # what the policy wrote -> what `run` gets; raises ToolError
+    run: Callable[[ToolCall], Output | Awaitable[Output]]
+    pure: bool = False  # equal arguments and images give equal results, so results may be cached
+    close: Callable[[], None] = lambda: None  # frees what the tool holds
+
+
+@dataclass(frozen=True)
+class ToolKind:
+    """An implementation that a recipe can offer under any name.
+
+    `open(name, options)` brings one tool up. It may take seconds and runs once per server. Raises ToolUnavailable.
+    """
+
     options: type[BaseModel]  # settings from the recipe, checked before anything starts
-    run: Callable[[Any, Sequence[Pixels], Any], tuple[str, tuple[Pixels, ...]] | Awaitable[tuple[str, tuple[Pixels, ...]]]]
+    open: Callable[[str, Any], Tool]
+
+
+def define(
+    name: str,
+    description: str,
+    arguments: type[BaseModel],
+    run: Callable[[ToolCall], Output | Awaitable[Output]],
+    *,
+    pure: bool = False,
+    close: Callable[[], None] = lambda: None,
+) -> Tool:
+    """A tool whose argument model gives both the schema the policy sees and the checks on what it wrote."""
+    from tool_server.arguments import parameters, parse
+
+    return Tool(name, description, parameters(arguments), lambda written: parse(arguments, written), run, pure, close)

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
-from tool_server.tool import Pixels, Tool, ToolError
+from tool_server.tool import Output, ToolCall, ToolError, ToolKind, define
 
 SCALE = 1000
 """Qwen3-VL's boxes are relative to the image: 0 to 1000 on both axes."""
@@ -70,8 +70,9 @@ def pixel_box(box: Sequence[float], width: int, height: int, min_side: int) -> t
     return left, top, right, bottom
 
 
-def image_zoom_in(arguments: ZoomArguments, images: Sequence[Pixels], options: ZoomOptions) -> tuple[str, tuple[Pixels, ...]]:
+def image_zoom_in(call: ToolCall, options: ZoomOptions) -> Output:
     """No text and the crop: a copy of the original pixels, not resized."""
+    arguments, images = call.arguments, call.images
     if arguments.img_idx >= len(images):
         last = f"0 to {len(images) - 1}" if len(images) > 1 else "0"
         raise ToolError(f"img_idx: no such image, expected {last}" if images else "img_idx: there are no images")
@@ -87,10 +88,8 @@ def _grow(start: int, stop: int, limit: int, least: int) -> tuple[int, int]:
     return start, start + length
 
 
-IMAGE_ZOOM_IN = Tool(
-    name="image_zoom_in",
-    description="Zoom in on a region of an image by cropping it, given a bounding box and the label of an object.",
-    arguments=ZoomArguments,
-    options=ZoomOptions,
-    run=image_zoom_in,
+DESCRIPTION = "Zoom in on a region of an image by cropping it, given a bounding box and the label of an object."
+
+IMAGE_ZOOM_IN = ToolKind(
+    ZoomOptions, lambda name, options: define(name, DESCRIPTION, ZoomArguments, lambda call: image_zoom_in(call, options), pure=True)
 )

@@ -10,9 +10,9 @@ import pytest
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tool_server.config import ToolServerConfig
-from tool_server.registry import TOOLS
+from tool_server.registry import KINDS
 from tool_server.server import ToolServer, start_tool_server
-from tool_server.tool import Tool, ToolStatus
+from tool_server.tool import ToolKind, ToolStatus, define
 
 IMAGE = np.arange(64 * 64 * 3, dtype=np.uint8).reshape(64, 64, 3)
 
@@ -22,7 +22,7 @@ class Nothing(BaseModel):
 
 
 def server_with(monkeypatch, run, **limits) -> ToolServer:
-    monkeypatch.setitem(TOOLS, "probe", Tool("probe", "a probe", Nothing, Nothing, run))
+    monkeypatch.setitem(KINDS, "probe", ToolKind(Nothing, lambda name, options: define(name, "a probe", Nothing, run)))
     return ToolServer(ToolServerConfig.model_validate({"tools": {"probe": limits}}))
 
 
@@ -62,7 +62,7 @@ def test_unknown_tool():
 def test_concurrency_is_limited_and_waiting_does_not_count(monkeypatch):
     running, most = 0, 0
 
-    async def run(arguments, images, options):
+    async def run(call):
         nonlocal running, most
         running += 1
         most = max(most, running)
@@ -84,7 +84,7 @@ def test_deadline_frees_the_slot_of_a_function_that_hangs(monkeypatch):
     release = threading.Event()
     calls = []
 
-    def run(arguments, images, options):
+    def run(call):
         calls.append(threading.current_thread())
         if len(calls) == 1:
             release.wait(10)
@@ -105,7 +105,7 @@ def test_deadline_frees_the_slot_of_a_function_that_hangs(monkeypatch):
 
 
 def test_plain_functions_do_not_block_the_loop(monkeypatch):
-    def run(arguments, images, options):
+    def run(call):
         time.sleep(0.2)
         return threading.current_thread().name, ()
 
@@ -114,12 +114,12 @@ def test_plain_functions_do_not_block_the_loop(monkeypatch):
         return await asyncio.gather(*(server.call("probe", {}, []) for _ in range(4)))
 
     started = time.monotonic()
-    assert all(r.text == "tool-run" for r in asyncio.run(four()))
+    assert all(r.text == "tool-probe" for r in asyncio.run(four()))
     assert time.monotonic() - started < 0.7  # one after the other: 0.8
 
 
 def test_a_broken_tool_is_infrastructure(monkeypatch):
-    def run(arguments, images, options):
+    def run(call):
         raise RuntimeError("no disk")
 
     result = asyncio.run(server_with(monkeypatch, run).call("probe", {}, []))

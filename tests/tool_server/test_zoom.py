@@ -6,9 +6,9 @@ import random
 import numpy as np
 import pytest
 
-from tool_server.registry import parse_arguments
-from tool_server.tool import ToolError
-from tool_server.zoom import IMAGE_ZOOM_IN, MAX_ASPECT, ZoomOptions, image_zoom_in, pixel_box
+from tool_server.arguments import parse
+from tool_server.tool import ToolCall, ToolError
+from tool_server.zoom import MAX_ASPECT, ZoomArguments, ZoomOptions, image_zoom_in, pixel_box
 
 
 def coordinates(width: int, height: int) -> np.ndarray:
@@ -19,7 +19,7 @@ def coordinates(width: int, height: int) -> np.ndarray:
 
 
 def zoom(arguments: dict, images: list[np.ndarray], min_side: int = 1) -> np.ndarray:
-    text, (crop,) = image_zoom_in(parse_arguments(IMAGE_ZOOM_IN, arguments), images, ZoomOptions(min_side=min_side))
+    text, (crop,) = image_zoom_in(ToolCall(parse(ZoomArguments, arguments), images), ZoomOptions(min_side=min_side))
     assert text == ""
     return crop
 
@@ -102,8 +102,8 @@ def test_any_four_numbers_give_a_legal_box_or_a_message():
         box = [random.choice(edges) if random.random() < 0.3 else random.uniform(-100, 1100) for _ in range(4)]
         width, height, min_side = random.choice([1, 7, 31, 640, 12000]), random.choice([1, 9, 32, 480]), random.choice([1, 28, 32, 64])
         try:
-            clamped = parse_arguments(IMAGE_ZOOM_IN, {"bbox_2d": box}).bbox_2d
-            assert parse_arguments(IMAGE_ZOOM_IN, {"bbox_2d": clamped}).bbox_2d == clamped
+            clamped = parse(ZoomArguments, {"bbox_2d": box}).bbox_2d
+            assert parse(ZoomArguments, {"bbox_2d": clamped}).bbox_2d == clamped
             left, top, right, bottom = pixel_box(clamped, width, height, min_side)
         except ToolError:
             continue
