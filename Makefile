@@ -1,4 +1,4 @@
-.PHONY: setup demo test lint model
+.PHONY: setup demo test lint model bench-tools
 
 setup:  ## environment in .venv; seconds when nothing changed
 	@deploy/setup
@@ -16,3 +16,6 @@ lint: setup
 
 model: setup  ## rebuilds the embedded model
 	.venv/bin/axpo model build
+
+bench-tools: setup  ## measures the tool server into benchmarks/results/tools.json
+	.venv/bin/python -m benchmarks.tools

@@ -1,4 +1,4 @@
-"""The actors of a run: tool server, rollout workers, resampler, learner. Started side by side, ended together."""
+"""The actors of a run: tool servers, rollout workers, resampler, learner. Started side by side, ended together."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from learner.learner import Learner
 from resampler.resampler import start_resampler
 from rollout_workers.pool import RolloutPool
 from rollout_workers.trajectory import Group, SpecialTokens
-from tool_server.server import start_tool_server
+from tool_server.config import ToolServerConfig
+from tool_server.pool import ToolPool, start_tool_servers
+from tool_server.tool import ToolUnavailable
 
 RESAMPLE_DEADLINE_S = 3600.0
 
@@ -28,6 +30,7 @@ class Actors:
     """What a training step talks to."""
 
     pool: RolloutPool
+    tools: ToolPool
     learner: Learner
     resampler: Any
     tokens: SpecialTokens
@@ -62,34 +65,52 @@ def _actor_environment() -> dict[str, str]:
 
 
 @contextmanager
-def rollout_actors(recipe: Recipe, task: Task, model: str) -> Iterator[RolloutPool]:
-    """Tool server and rollout workers on `model`."""
-    tools = start_tool_server(recipe.tools)
-    pool = RolloutPool(
-        model=local_path(model),
-        config=recipe.rollout,
-        tools=tools,
-        system=task.system,
-        verify=task.verify,
-        run_seed=recipe.seed,
-        want_entropies=recipe.algorithm == "axpo" and recipe.resampler.ranking == "entropy",
-    )
+def tool_servers(config: ToolServerConfig) -> Iterator[ToolPool]:
+    """The recipe's tool servers, starting; closed at the end."""
+    tools = start_tool_servers(config)
     try:
-        yield pool
+        yield tools
     finally:
-        pool.shutdown()
-        ray.kill(tools)
+        tools.shutdown()
+
+
+def await_tools(tools: ToolPool) -> None:
+    """Returns once every tool serves. Raises AxpoError with one line that names the tool that cannot start here, and why."""
+    try:
+        tools.ready()
+    except ToolUnavailable as error:
+        raise AxpoError(str(error)) from None
+
+
+@contextmanager
+def rollout_actors(recipe: Recipe, task: Task, model: str) -> Iterator[tuple[RolloutPool, ToolPool]]:
+    """Tool servers and rollout workers on `model`. The tools serve; the engines may still be loading."""
+    with tool_servers(recipe.tools) as tools:
+        pool = RolloutPool(
+            model=local_path(model),
+            config=recipe.rollout,
+            tools=tools,
+            system=task.system,
+            verify=task.verify,
+            run_seed=recipe.seed,
+            want_entropies=recipe.algorithm == "axpo" and recipe.resampler.ranking == "entropy",
+        )
+        try:
+            await_tools(tools)
+            yield pool, tools
+        finally:
+            pool.shutdown()
 
 
 @contextmanager
 def training_actors(recipe: Recipe, task: Task) -> Iterator[Actors]:
     """Everything a training run needs; engines and ZeRO-3 ranks load at the same time."""
-    with rollout_actors(recipe, task, recipe.model) as pool:
+    with rollout_actors(recipe, task, recipe.model) as (pool, tools):
         learner = Learner(local_path(recipe.model), recipe.learner, recipe.seed, local_path(recipe.reference or recipe.model))
         try:
             tokens = pool.ready()
             resampler = start_resampler(recipe.resampler, tokens, pool.workers, recipe.rollout.n, recipe.seed)
-            yield Actors(pool, learner, resampler, tokens)
+            yield Actors(pool, tools, learner, resampler, tokens)
         finally:
             learner.shutdown()
 

@@ -1,4 +1,4 @@
-"""The command line: check, sft, train, eval, report, model build."""
+"""The command line: check, sft, train, eval, report, model build, index build, tools list, call and check."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from axpo.errors import AxpoError
+from axpo.index_cli import app as index_app
+from axpo.tools_cli import app as tools_app
 
 if TYPE_CHECKING:
     from axpo.config import Recipe
@@ -24,6 +27,8 @@ app = typer.Typer(
 )
 model_app = typer.Typer(help="The embedded model.", no_args_is_help=True)
 app.add_typer(model_app, name="model")
+app.add_typer(index_app, name="index")
+app.add_typer(tools_app, name="tools")
 console = Console()
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="recipe, a YAML file (see deploy/recipes/)")]
@@ -184,7 +189,7 @@ def main() -> None:
     try:
         app()
     except AxpoError as error:
-        Console(stderr=True, soft_wrap=True).print(f"[red]error[/] {error}", highlight=False, markup=True)
+        Console(stderr=True, soft_wrap=True).print(f"[red]error[/] {escape(str(error))}", highlight=False, markup=True)
         sys.exit(2)
 
 

@@ -104,16 +104,16 @@ class Recipe(Section):
     def check_resources(self, cpus: float, gpus: float, learner: bool = True) -> None:
         """Raise AxpoError where the run asks for more than `cpus` and `gpus` of the Ray cluster."""
         ranks = self.learner.ranks if learner else 0
-        workers = self.rollout.workers
-        for unit, have, per_rank, per_worker in (
-            ("GPU", gpus, self.learner.gpus_per_rank, self.rollout.gpus_per_worker),
-            ("CPU", cpus, self.learner.cpus_per_rank, self.rollout.cpus_per_worker),
+        workers, servers = self.rollout.workers, self.tools.servers
+        for unit, have, per_rank, per_worker, per_server in (
+            ("GPU", gpus, self.learner.gpus_per_rank, self.rollout.gpus_per_worker, 0.0),
+            ("CPU", cpus, self.learner.cpus_per_rank, self.rollout.cpus_per_worker, self.tools.cpus_per_server),
         ):
-            need = ranks * per_rank + workers * per_worker
+            need = ranks * per_rank + workers * per_worker + servers * per_server
             if need > have:
                 raise AxpoError(
-                    f"learner.ranks={ranks} with {per_rank:g} {unit}s each and rollout.workers={workers} with {per_worker:g} each "
-                    f"need {need:g} {unit}s; the Ray cluster has {have:g}"
+                    f"learner.ranks={ranks} with {per_rank:g} {unit}s each, rollout.workers={workers} with {per_worker:g} each "
+                    f"and tools.servers={servers} with {per_server:g} each need {need:g} {unit}s; the Ray cluster has {have:g}"
                 )
 
 

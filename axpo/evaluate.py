@@ -27,7 +27,7 @@ def evaluate_model(recipe: Recipe, model: str) -> dict[str, float]:
     from axpo.actors import rollout_actors
 
     task = load_task(recipe.task)
-    with rollout_actors(recipe, task, model) as pool:
+    with rollout_actors(recipe, task, model) as (pool, _):
         return held_out(pool, task, recipe.evaluation)
 
 

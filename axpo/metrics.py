@@ -56,6 +56,11 @@ def evaluate_groups(groups: Sequence[Group], tokens: SpecialTokens, k: int = 4) 
     }
 
 
+def tool_metrics(stats: Mapping[str, Mapping[str, float]], prefix: str = "tool") -> dict[str, float]:
+    """`<prefix>/<name>/<number>` of what the tool servers counted since they were last asked (see `tool_server.stats.summarize`)."""
+    return {f"{prefix}/{tool}/{name}": value for tool, numbers in stats.items() for name, value in numbers.items()}
+
+
 def pass_at_k(correct: int, n: int, k: int) -> float:
     """Unbiased Pass@k from n samples: 1 - C(n - correct, k) / C(n, k) (Chen et al. 2021, equation 1)."""
     if not 1 <= k <= n or not 0 <= correct <= n:

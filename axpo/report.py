@@ -106,10 +106,19 @@ def _points(metrics: Sequence[Record], name: str) -> list[tuple[float, float]]:
     return [(row["step"], row[name]) for row in metrics if row.get(name) is not None]
 
 
+def _failures(metrics: Sequence[Record], tool: str) -> list[tuple[float, float]]:
+    return [
+        (row["step"], sum(row.get(f"tool/{tool}/{status}", 0) for status in ("infrastructure", "deadline")) / calls)
+        for row in metrics
+        if (calls := row.get(f"tool/{tool}/calls"))
+    ]
+
+
 def _charts(metrics: Sequence[Record]) -> list[str]:
     def series(name: str, text: str, color: int, measured: bool = False) -> Series:
         return Series(text, _points(metrics, name), color, measured)
 
+    tools = dict.fromkeys(name.split("/")[1] for row in metrics for name in row if name.startswith("tool/"))
     phases = dict.fromkeys(name for row in metrics for name in row if name.startswith("time/"))
     charts = [
         line_chart(
@@ -153,6 +162,17 @@ def _charts(metrics: Sequence[Record]) -> list[str]:
         line_chart("Gradient norm", "before clipping", [series("grad_norm", "norm", 4)]),
         line_chart("Length", "policy tokens a rollout", [series("policy_tokens_per_rollout", "tokens", 7)]),
         line_chart("Throughput", "tokens generated a second", [series("tokens_per_second", "tokens/s", 1)]),
+        line_chart(
+            "Tool latency",
+            "seconds, 99th percentile of a step's calls",
+            [series(f"tool/{tool}/p99_s", tool, 1 + i % 8) for i, tool in enumerate(tools)],
+        ),
+        line_chart(
+            "Tool failures",
+            "share of a step's calls that infrastructure or the deadline ended",
+            [Series(tool, _failures(metrics, tool), 1 + i % 8, False) for i, tool in enumerate(tools)],
+            percent=True,
+        ),
         stacked_chart(
             "Time by phase",
             "seconds a step",

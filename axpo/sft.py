@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import random
@@ -13,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
 from rich.console import Console
 from rich.progress import Progress
 
@@ -116,13 +116,11 @@ def _stage(
 
 def tool_schemas(recipe: Recipe) -> list[dict[str, Any]]:
     """The schemas that the recipe's tools show to the policy."""
-    from tool_server.server import start_tool_server
+    from axpo.actors import await_tools, tool_servers
 
-    server = start_tool_server(recipe.tools)
-    try:
-        return ray.get(server.schemas.remote(), timeout=120)
-    finally:
-        ray.kill(server)
+    with tool_servers(recipe.tools) as tools:
+        await_tools(tools)
+        return asyncio.run(tools.schemas())
 
 
 def build_embedded(recipe: Recipe, console: Console) -> Path:

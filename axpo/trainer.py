@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from axpo.actors import Actors
 from axpo.config import Recipe
 from axpo.evaluate import complete, held_out, stored
-from axpo.metrics import diagnostics
+from axpo.metrics import diagnostics, tool_metrics
 from axpo.progress import Progress
 from axpo.run import RunDirectory
 from axpo.tasks import Task
@@ -63,7 +63,7 @@ def train(recipe: Recipe, task: Task, actors: Actors, run: RunDirectory, progres
         result = train_step(recipe, task, actors, step, progress)
         done = step + 1
         times = progress.timer.take()
-        run.log_metrics(done, measurements(result, actors.tokens, times))
+        run.log_metrics(done, measurements(result, actors.tokens, times) | tool_metrics(actors.tools.take_stats()))
         run.save_groups(done, result.groups, decode, result.items, recipe.logging.groups_kept)
         if result.dropped:
             run.log_event("groups dropped", step=done, count=result.dropped)
@@ -80,9 +80,10 @@ def train(recipe: Recipe, task: Task, actors: Actors, run: RunDirectory, progres
 
 
 def evaluation(recipe: Recipe, task: Task, actors: Actors, progress: Phases) -> dict[str, float]:
-    """Held-out numbers of the engines' policy, as `eval/...`."""
+    """Held-out numbers of the engines' policy, as `eval/...`, and of the tools it called, as `eval_tool/...`."""
     with progress.phase("evaluate"):
-        return {f"eval/{name}": value for name, value in held_out(actors.pool, task, recipe.evaluation).items()}
+        numbers = {f"eval/{name}": value for name, value in held_out(actors.pool, task, recipe.evaluation).items()}
+    return numbers | tool_metrics(actors.tools.take_stats(), "eval_tool")
 
 
 def measurements(result: Step, tokens: SpecialTokens, times: dict[str, float]) -> dict[str, float]:

@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
@@ -57,9 +57,13 @@ class ToolAnswer(Observed, Protocol):
         """`ok`, `tool_error` (the policy's fault), `infrastructure` or `deadline`."""
 
 
+Called: TypeAlias = tuple[str, dict[str, Any]]
+"""Name and arguments of a call, as the policy wrote them."""
+
+
 class CallTool(Protocol):
-    async def __call__(self, name: str, arguments: dict[str, Any], images: Sequence[Any]) -> ToolAnswer:
-        """Run a tool on the images seen so far. An exception is an infrastructure failure."""
+    async def __call__(self, name: str, arguments: dict[str, Any], images: Sequence[Any], earlier: Sequence[Called]) -> ToolAnswer:
+        """Run a tool on the images seen so far; `earlier` are the rollout's calls before it. An exception is an infrastructure failure."""
 
 
 @dataclass(frozen=True)
@@ -168,11 +172,14 @@ class Rollout:
     async def _answer(self, calls: Sequence[Call | BadCall]) -> list[Observed] | None:
         """One result per block, in order; None where the tool server failed."""
         limit = self.limits.max_calls_per_turn
-        runnable = [call for call in calls if isinstance(call, Call)][:limit]
+        runnable = _run_of(calls, limit)
         images = [*self.tool_images, *observed_images(self.segments)]
+        earlier = earlier_calls(self.segments, self.chat, limit)
+        # Calls of one turn run side by side, and yet a tool with state must find it as if they had run in order.
+        before = [(*earlier, *((c.name, c.arguments) for c in runnable[:i])) for i in range(len(runnable))]
         started = time.monotonic()
         try:
-            ran = await asyncio.gather(*[self.call_tool(call.name, call.arguments, images) for call in runnable])
+            ran = await asyncio.gather(*[self.call_tool(c.name, c.arguments, images, b) for c, b in zip(runnable, before, strict=True)])
         except Exception:  # whatever the tool server died of, it is not the policy's fault
             log.exception("the tool server failed")
             return None
@@ -192,6 +199,16 @@ class Rollout:
                 results.append(next(answers) if left > 0 else over)
                 left -= 1
         return results
+
+
+def earlier_calls(segments: Sequence[Segment], chat: Chat, max_calls_per_turn: int) -> list[Called]:
+    """The calls of every turn that was answered, in order: a function of the segments, so a fork has those of its prefix."""
+    called: list[Called] = []
+    for index, segment in enumerate(segments):
+        if isinstance(segment, ObservationSegment):
+            turn = parse_turn(_open_turn(segments[:index]), chat.tokens, chat.decode)
+            called += [(call.name, call.arguments) for call in _run_of(turn.calls, max_calls_per_turn)]
+    return called
 
 
 def observed_images(segments: Sequence[Segment]) -> list[Pixels]:
@@ -221,6 +238,11 @@ def prefix_segments(segments: Sequence[Segment], prefix_tokens: int) -> list[Seg
     if prefix_tokens < 1 or left != 0:
         raise ValueError(f"a prefix of {prefix_tokens} tokens does not end inside a turn of the policy")
     return kept
+
+
+def _run_of(calls: Sequence[Call | BadCall], max_calls_per_turn: int) -> list[Call]:
+    """The calls of a turn that are run."""
+    return [call for call in calls if isinstance(call, Call)][:max_calls_per_turn]
 
 
 def _open_turn(segments: Sequence[Segment]) -> Ids:

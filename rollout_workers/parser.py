@@ -57,6 +57,8 @@ def _parse_block(ids: Ids, tokens: SpecialTokens, decode: Callable[[Ids], str]) 
     """`ids` runs from `<tool_call>` to `</tool_call>`, or to the end of the turn."""
     if ids[-1] != tokens.call_close:
         return _bad("<tool_call> is never closed by </tool_call>")
+    if len(ids) > 4 * MAX_CHARACTERS:  # a character takes at most four byte tokens: not worth decoding
+        return _bad(f"{len(ids)} tokens, at most {MAX_CHARACTERS} characters are allowed")
     text = decode(ids[1:-1]).strip()
     if len(text) > MAX_CHARACTERS:
         return _bad(f"{len(text)} characters, at most {MAX_CHARACTERS} are allowed")

@@ -11,7 +11,7 @@ import ray
 
 from rollout_workers.config import RolloutConfig
 from rollout_workers.trajectory import Group, Question, SpecialTokens
-from rollout_workers.worker import RolloutWorker, Verify
+from rollout_workers.worker import RolloutWorker, Tools, Verify
 
 START_DEADLINE_S = 900.0
 """Seconds for engines to load a model (an 8B model from a cold disk takes minutes)."""
@@ -25,7 +25,7 @@ class RolloutPool:
         self,
         model: str,
         config: RolloutConfig,
-        tools: Any,
+        tools: Tools,
         system: str | None,
         verify: Verify,
         run_seed: int,

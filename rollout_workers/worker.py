@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from rollout_workers.agent import (
+    CallTool,
     ContextFull,
     EngineFailure,
     Generate,
@@ -17,7 +18,6 @@ from rollout_workers.agent import (
     Limits,
     Response,
     Rollout,
-    ToolAnswer,
     observed_images,
     prefix_segments,
     turn_index,
@@ -61,6 +61,15 @@ class Engine(Protocol):
     def shutdown(self) -> None: ...
 
 
+class Tools(Protocol):
+    """The tools of a run: something that can be sent to a worker."""
+
+    @property
+    def call(self) -> CallTool: ...
+
+    async def schemas(self) -> list[dict[str, Any]]: ...
+
+
 class RolloutWorker:
     """All methods run on the actor's event loop; construction blocks until the engine serves."""
 
@@ -69,14 +78,13 @@ class RolloutWorker:
         index: int,
         model: str,
         config: RolloutConfig,
-        tools: Any,
+        tools: Tools,
         system: str | None,
         verify: Verify,
         run_seed: int,
         want_entropies: bool = False,
         engine_factory: Callable[..., Engine] = VLLMEngine,
     ) -> None:
-        """`tools` is the tool server's actor handle: `schemas.remote()` and `call.remote(name, arguments, images)`."""
         self._index = index
         self._config = config
         self._tools = tools
@@ -171,9 +179,8 @@ class RolloutWorker:
 
     async def _prompt(self, question: Question) -> Ids:
         if self._schemas is None:
-            self._schemas = await asyncio.wait_for(self._tools.schemas.remote(), self._config.deadline_s)
-        schemas: list[dict[str, Any]] = self._schemas or []
-        return self._chat.prompt(question.text, len(question.images), schemas, self._system)
+            self._schemas = await asyncio.wait_for(self._tools.schemas(), self._config.deadline_s)
+        return self._chat.prompt(question.text, len(question.images), self._schemas, self._system)
 
     def _start(
         self,
@@ -187,7 +194,7 @@ class RolloutWorker:
         return Rollout(
             chat=self._chat,
             generate=self._engine.generate,
-            call_tool=self._call_tool,
+            call_tool=self._tools.call,
             limits=self._limits,
             prompt_ids=prompt_ids,
             question_images=images,
@@ -196,10 +203,6 @@ class RolloutWorker:
             temperature=self._config.temperature if temperature is None else temperature,
             segments=list(segments),
         )
-
-    async def _call_tool(self, name: str, arguments: dict[str, Any], images: Sequence[Any]) -> ToolAnswer:
-        answer: ToolAnswer = await self._tools.call.remote(name, arguments, images)
-        return answer
 
     async def _first_turns(
         self, prompt_ids: Ids, images: Sequence[Pixels], prefix: Sequence[Segment], k: int, seed: int

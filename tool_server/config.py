@@ -1,39 +1,121 @@
-"""Which tools a run offers, and the limits of each."""
+"""Which tools a run offers, and the limits of each. Everything that can be wrong without starting anything is found here."""
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from collections.abc import Iterator
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tool_server.registry import KINDS
 
+NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+"""Names of functions in OpenAI's schema, and the dots that MCP allows."""
 
-class ToolConfig(BaseModel):
+
+class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Breaker(Section):
+    """A tool that fails again and again is not asked for a while: its calls are answered as infrastructure at once."""
+
+    failures: int = Field(default=10, ge=1, description="infrastructure failures and deadlines in a row that open the circuit")
+    seconds: float = Field(default=10.0, gt=0, description="seconds until one call is let through again")
+
+
+class Limits(Section):
+    """The limits of one tool on one server."""
 
     deadline_s: float = Field(default=10.0, gt=0, description="seconds one call may run; waiting for a free slot does not count")
     concurrency: int = Field(default=8, ge=1, description="calls of this tool that run at once on a server")
+    queue: int = Field(default=1024, ge=0, description="calls that may wait for a slot; the client of a further one waits and asks again")
+    rate_per_s: float | None = Field(default=None, gt=0, description="calls started a second, all servers together; None: no limit")
+    retries: int = Field(
+        default=1, ge=0, description="times a call that infrastructure failed is run again; 0 for a tool that must not run twice"
+    )
+    breaker: Breaker = Field(default_factory=Breaker, description="when the tool is left alone for a while")
+    cache_mb: float = Field(default=0.0, ge=0, description="results of a pure tool kept by arguments and images, in MiB; 0: none")
+    max_characters: int = Field(default=20_000, ge=1, description="characters of a result's text; the rest is cut, and said to be cut")
+    max_images: int = Field(default=8, ge=0, description="images of a result; the rest is left out, and said to be")
+
+
+class ToolConfig(Limits):
+    """One tool of this project (`kind`) or of the user (`function`)."""
+
+    kind: str | None = Field(default=None, description="implementation; None: the one of the tool's own name")
+    function: str | None = Field(default=None, description="a Python function as package.module:name")
+    pure: bool = Field(default=False, description="of a function: equal arguments and images give equal results")
     options: dict[str, Any] = Field(default_factory=dict, description="the tool's own settings")
 
 
-class ToolServerConfig(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class MCPConfig(Limits):
+    """A Model Context Protocol server whose tools are offered: a command that speaks it on stdin and stdout, or an address."""
 
-    tools: dict[str, ToolConfig] = Field(
-        default_factory=lambda: {"image_zoom_in": ToolConfig()}, description="name of the tool -> its limits, in the order of the prompt"
-    )
-
-    @field_validator("tools")
-    @classmethod
-    def _known(cls, tools: dict[str, ToolConfig]) -> dict[str, ToolConfig]:
-        for name in tools:
-            if name not in KINDS:
-                raise ValueError(f"no tool named {name!r}; there are: {', '.join(KINDS)}")
-        return tools
+    command: tuple[str, ...] = Field(default=(), description="program and arguments, started once per tool server")
+    env: tuple[str, ...] = Field(default=(), description="environment variables that the command gets beside HOME, PATH and the like")
+    url: str | None = Field(default=None, pattern=r"^https?://", description="address of a streamable HTTP server")
+    token_env: str | None = Field(default=None, description="environment variable with the bearer token of `url`")
+    tools: tuple[str, ...] | None = Field(default=None, min_length=1, description="tools offered; None: all")
+    prefix: str = Field(default="", description="put before each tool's name")
 
     @model_validator(mode="after")
-    def _options_fit(self) -> ToolServerConfig:
-        for name, tool in self.tools.items():
-            KINDS[name].options.model_validate(tool.options)
+    def _one_transport(self) -> MCPConfig:
+        if bool(self.command) == bool(self.url):
+            raise ValueError("tools.mcp: give each server a command or a url, and not both")
+        if (self.env and not self.command) or (self.token_env and not self.url):
+            raise ValueError("tools.mcp: env belongs to a command, token_env to a url")
         return self
+
+    @property
+    def label(self) -> str:
+        """How messages name this server."""
+        return self.url or " ".join(self.command)
+
+
+def _tools(tools: dict[str, ToolConfig]) -> dict[str, ToolConfig]:
+    for name, tool in tools.items():
+        for field, fault in _faults(name, tool):
+            raise ValueError(f"tools.tools.{name}{field}: {fault}")
+    return tools
+
+
+def _faults(name: str, tool: ToolConfig) -> Iterator[tuple[str, str]]:
+    if not NAME.fullmatch(name):
+        yield "", f"a name is 1 to 64 characters of {NAME.pattern.partition(']')[0]}]"
+    if tool.function is not None:
+        from tool_server.functions import load
+
+        if tool.kind is not None or tool.options:
+            yield "", "function goes with neither kind nor options"
+        try:
+            load(tool.function)
+        except ValueError as error:
+            yield f".function={tool.function!r}", str(error)
+        return
+    if tool.pure:
+        yield ".pure", "only of a function; the other tools know"
+    kind = tool.kind or name
+    if kind not in KINDS:
+        yield ".kind" if tool.kind else "", f"no kind of tool named {kind!r}; there are: {', '.join(KINDS)}"
+        return
+    try:
+        KINDS[kind].options.model_validate(tool.options)
+    except ValidationError as error:
+        fault = error.errors(include_url=False, include_context=False)[0]
+        at = ".".join(str(part) for part in fault["loc"])
+        given = "unknown key" if fault["type"] == "extra_forbidden" else f"{fault['msg'].removeprefix('Value error, ')}"
+        yield f".options{'.' + at if at else ''}", given
+
+
+class ToolServerConfig(Section):
+    """The tools of a run and the actors that serve them."""
+
+    tools: Annotated[dict[str, ToolConfig], AfterValidator(_tools)] = Field(
+        default_factory=lambda: {"image_zoom_in": ToolConfig()}, description="name that the policy sees -> tool, in the order of the prompt"
+    )
+    mcp: tuple[MCPConfig, ...] = Field(default=(), description="MCP servers whose tools are offered after these")
+    servers: int = Field(default=1, ge=1, description="tool server actors, spread over the nodes; any of them answers any call")
+    cpus_per_server: float = Field(default=0.1, ge=0, description="CPUs reserved in Ray for one")
+    start_deadline_s: float = Field(default=120.0, gt=0, description="seconds for all tools of a server to open")

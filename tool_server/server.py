@@ -1,74 +1,126 @@
-"""Runs tool calls: many at once, each with a limit of concurrency, a deadline and a typed result."""
+"""The tool server: opens a recipe's tools, routes calls to them, closes them. A Ray actor, or a plain object."""
 
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
-import threading
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from tool_server.config import ToolServerConfig
-from tool_server.arguments import echo
+from tool_server.arguments import MAX_SIZE, echo, too_large
+from tool_server.config import NAME, Limits, MCPConfig, ToolConfig, ToolServerConfig
 from tool_server.registry import KINDS
-from tool_server.tool import EarlierCall, Output, Tool, ToolCall, ToolError, ToolResult, ToolStatus
+from tool_server.runner import ToolRunner
+from tool_server.stats import ToolStats
+from tool_server.threads import in_thread
+from tool_server.tool import EarlierCall, Tool, ToolResult, ToolStatus, ToolUnavailable
 
 log = logging.getLogger(__name__)
 
+CLOSE_DEADLINE_S = 10.0
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A tool as clients know it."""
+
+    schema: dict[str, Any]  # OpenAI function schema, as Qwen's chat template renders it inside `<tools>`
+    retries: int
+
 
 class ToolServer:
-    """One per run (a Ray actor) or inside a test (a plain object). It holds no state of any rollout."""
+    """It holds no state of any rollout, so any server answers any call, and one that Ray restarts goes on.
+
+    Tools open with the first call of any method, side by side, each in a thread. Where one cannot, every method raises
+    ToolUnavailable naming it.
+    """
 
     def __init__(self, config: ToolServerConfig) -> None:
-        self._limits = config.tools
-        self._tools = {name: KINDS[name].open(name, KINDS[name].options.model_validate(tool.options)) for name, tool in config.tools.items()}
-        self._slots = {name: asyncio.Semaphore(tool.concurrency) for name, tool in config.tools.items()}
+        self._config = config
+        self._opening: asyncio.Task[dict[str, ToolRunner]] | None = None
+        self._closed = False
+
+    async def offers(self) -> dict[str, Offer]:
+        """The tools by name, in the recipe's order; returns once all are open."""
+        return {name: Offer(schema(runner.tool), runner.limits.retries) for name, runner in (await self._runners()).items()}
 
     async def schemas(self) -> list[dict[str, Any]]:
         """OpenAI function schemas, in the recipe's order."""
-        return [schema(tool) for tool in self._tools.values()]
+        return [offer.schema for offer in (await self.offers()).values()]
 
-    async def call(self, name: str, arguments: Any, images: Sequence[Any], earlier: Sequence[EarlierCall] = ()) -> ToolResult:
-        """Runs one call. Whatever the policy wrote, this returns; it never raises.
+    async def call(
+        self, name: str, arguments: Any, images: Sequence[Any], earlier: Sequence[tuple[str, dict[str, Any]]] = ()
+    ) -> ToolResult:
+        """Runs one call. Whatever the policy wrote, this returns; it raises nothing but ToolUnavailable.
 
-        `images` are pixels or Ray references to pixels: those of the question, then those of earlier observations. A plain
-        function that outlives its deadline cannot be stopped: its thread is left behind, its slot is free again.
+        `images` are pixels or Ray references to pixels: those of the question, then those of earlier observations.
+        `earlier` are (name, arguments) of the rollout's calls before this one. A plain function that outlives its deadline
+        cannot be stopped: its thread is left behind, its slot is free again.
         """
-        if name not in self._limits:
-            return ToolResult(ToolStatus.TOOL_ERROR, f"unknown tool {echo(name)}, known: {', '.join(self._limits)}")
-        tool, limit = self._tools[name], self._limits[name]
+        runners = await self._runners()
+        if too_large(arguments):
+            return oversized()
+        if not isinstance(name, str) or name not in runners:
+            return ToolResult(ToolStatus.TOOL_ERROR, f"unknown tool {echo(str(name))}, known: {', '.join(runners)}")
+        return await runners[name].run(arguments, images, [EarlierCall(*call) for call in earlier])
+
+    async def take_stats(self) -> dict[str, ToolStats]:
+        """Numbers of every tool since they were last taken."""
+        return {name: runner.take_stats() for name, runner in (await self._runners()).items()}
+
+    async def ping(self) -> None:
+        """Returns where the server serves."""
+        await self._runners()
+
+    async def close(self) -> None:
+        """Frees what the tools hold: jails, connections. Calls in flight end as their tools see fit; later ones are refused."""
+        opening, self._opening, self._closed = self._opening, None, True
+        if opening is None:
+            return
+        opening.cancel()
+        await asyncio.wait([opening])
+        if not opening.cancelled() and opening.exception() is None:
+            await _close([runner.tool for runner in opening.result().values()])
+
+    async def _runners(self) -> dict[str, ToolRunner]:
+        opening = self._opening
+        if opening is not None and opening.done() and not opening.cancelled() and opening.exception() is None:
+            return opening.result()
+        if self._closed:
+            raise ToolUnavailable("the tool server is closed")
+        if opening is None or opening.done():  # what failed may work later: a server that Ray restarted tries until it serves
+            opening = self._opening = asyncio.create_task(self._open())
+        return await asyncio.shield(opening)
+
+    async def _open(self) -> dict[str, ToolRunner]:
+        config = self._config
+        entries: list[tuple[str, Limits, Callable[[], list[Tool]]]] = [
+            *((f"tools.tools.{name}", _limits(name, entry), _tool_opener(name, entry)) for name, entry in config.tools.items()),
+            *((f"tools.mcp ({entry.label})", entry, _mcp_opener(entry, config.start_deadline_s)) for entry in config.mcp),
+        ]
+        tasks = [asyncio.create_task(_open_within(config.start_deadline_s, where, opener)) for where, _, opener in entries]
         try:
-            parsed = tool.parse(arguments)
-        except ToolError as error:
-            return ToolResult(ToolStatus.TOOL_ERROR, str(error))
-        async with self._slots[name]:
-            started = time.monotonic()
-            try:
-                async with asyncio.timeout(limit.deadline_s) as deadline:
-                    fetched = [image if isinstance(image, np.ndarray) else await image for image in images]
-                    output = await _run(tool, ToolCall(parsed, fetched, earlier))
-                status, (text, out_images) = ToolStatus.OK, output
-            except ToolError as error:
-                status, text, out_images = ToolStatus.TOOL_ERROR, str(error), ()
-            except Exception as error:
-                out_images = ()
-                if deadline.expired():
-                    status, text = ToolStatus.DEADLINE, f"{name} ran longer than {limit.deadline_s:g} s"
-                else:
-                    log.exception("tool %s failed", name)
-                    status, text = ToolStatus.INFRASTRUCTURE, f"{name} failed: {type(error).__name__}: {error}"
-        return ToolResult(status, text, out_images, time.monotonic() - started)
-
-
-def start_tool_server(config: ToolServerConfig) -> Any:
-    """The server as a Ray actor. It keeps no state, so Ray may restart it; calls in flight then raise in their caller."""
-    import ray
-
-    return ray.remote(ToolServer).options(num_cpus=0.1, max_concurrency=1000, max_restarts=3).remote(config)
+            opened = await asyncio.gather(*tasks, return_exceptions=True)
+        except asyncio.CancelledError:
+            done = [task for task in tasks if task.done() and not task.cancelled() and task.exception() is None]
+            await _close([tool for task in done for tool in task.result()])
+            raise
+        runners: dict[str, ToolRunner] = {}
+        fault: BaseException | None = next((result for result in opened if isinstance(result, BaseException)), None)
+        for (where, limits, _), tools in zip(entries, opened, strict=True):
+            for tool in tools if not isinstance(tools, BaseException) else ():
+                if not NAME.fullmatch(tool.name):
+                    fault = fault or ToolUnavailable(f"{where}: cannot offer a tool named {echo(tool.name)}")
+                elif tool.name in runners:
+                    fault = fault or ToolUnavailable(f"{where}: there is another tool named {tool.name!r}; set a prefix")
+                elif limits.cache_mb and not tool.pure:
+                    fault = fault or ToolUnavailable(f"{where}: cache_mb={limits.cache_mb:g}, but {tool.name} is not a pure tool")
+                runners[tool.name] = ToolRunner(tool, limits, config.servers)
+        if fault is not None:
+            await _close([tool for tools in opened if not isinstance(tools, BaseException) for tool in tools])
+            raise fault
+        return runners
 
 
 def schema(tool: Tool) -> dict[str, Any]:
@@ -76,24 +128,62 @@ def schema(tool: Tool) -> dict[str, Any]:
     return {"type": "function", "function": {"name": tool.name, "description": tool.description, "parameters": tool.parameters}}
 
 
-async def _run(tool: Tool, call: ToolCall) -> Output:
-    if inspect.iscoroutinefunction(tool.run):
-        return await tool.run(call)
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[Output] = loop.create_future()
+def oversized() -> ToolResult:
+    """The answer to arguments that are `too_large`."""
+    return ToolResult(ToolStatus.TOOL_ERROR, f"arguments are too large, at most {MAX_SIZE} characters are allowed")
 
-    def settle(result: Any, error: BaseException | None) -> None:
-        if not future.done():
-            future.set_exception(error) if error else future.set_result(result)
 
-    def work() -> None:
-        result, error = None, None
-        try:
-            result = tool.run(call)
-        except BaseException as raised:
-            error = raised
-        loop.call_soon_threadsafe(settle, result, error)
+def _limits(name: str, entry: ToolConfig) -> Limits:
+    """The recipe's limits, and the kind's own where the recipe leaves one open."""
+    if entry.function is not None:
+        return entry
+    kind = KINDS[entry.kind or name]
+    suited = kind.limits(kind.options.model_validate(entry.options))
+    return entry.model_copy(update={field: value for field, value in suited.items() if field not in entry.model_fields_set})
 
-    # A thread of its own: in a pool, a function that hangs would hold a place that later calls wait for inside their deadline.
-    threading.Thread(target=work, name=f"tool-{tool.name}", daemon=True).start()
-    return await future
+
+def _tool_opener(name: str, entry: ToolConfig) -> Callable[[], list[Tool]]:
+    def opener() -> list[Tool]:
+        if entry.function is not None:
+            from tool_server.functions import open_function
+
+            return [open_function(name, entry.function, entry.pure)]
+        kind = KINDS[entry.kind or name]
+        return [kind.open(name, kind.options.model_validate(entry.options))]
+
+    return opener
+
+
+def _mcp_opener(entry: MCPConfig, deadline_s: float) -> Callable[[], list[Tool]]:
+    def opener() -> list[Tool]:
+        from tool_server.mcp_tools import open_server
+
+        return open_server(entry, deadline_s)
+
+    return opener
+
+
+async def _open_within(deadline_s: float, where: str, opener: Callable[[], list[Tool]]) -> list[Tool]:
+    def close_late(tools: list[Tool]) -> None:
+        for tool in tools:
+            tool.close()
+
+    try:
+        return await asyncio.wait_for(in_thread(opener, f"open-{where}", close_late), deadline_s)
+    except TimeoutError:
+        raise ToolUnavailable(f"{where}: not open after {deadline_s:g} s") from None
+    except Exception as error:
+        reason = str(error) if isinstance(error, ToolUnavailable | ValueError) else f"{type(error).__name__}: {error}"
+        raise ToolUnavailable(f"{where}: {reason}") from error
+
+
+async def _close(tools: Sequence[Tool]) -> None:
+    closing = [asyncio.create_task(in_thread(tool.close, f"close-{tool.name}")) for tool in tools]
+    if not closing:
+        return
+    done, late = await asyncio.wait(closing, timeout=CLOSE_DEADLINE_S)
+    for task in done:
+        if error := task.exception():
+            log.warning("closing a tool failed", exc_info=error)
+    if late:
+        log.warning("%d tools did not close within %g s", len(late), CLOSE_DEADLINE_S)

@@ -22,6 +22,7 @@ class ToolStatus(StrEnum):
     TOOL_ERROR = "tool_error"  # the policy's fault; the text tells it what to do better
     INFRASTRUCTURE = "infrastructure"  # the tool or the cluster failed; never the policy's fault
     DEADLINE = "deadline"  # the tool ran longer than its deadline
+    OVERLOADED = "overloaded"  # the queue is full; only between server and client, which waits and asks again
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,8 @@ class ToolKind:
 
     options: type[BaseModel]  # settings from the recipe, checked before anything starts
     open: Callable[[str, Any], Tool]
+    limits: Callable[[Any], dict[str, Any]] = lambda options: {}
+    """Limits (`tool_server.config.Limits`) that suit the options, for those that the recipe leaves open."""
 
 
 def define(

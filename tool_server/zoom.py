@@ -1,4 +1,4 @@
-"""`image_zoom_in`: the part of an image inside a box, cut from the original pixels at full resolution."""
+"""`image_zoom_in`: the part of an image inside a box, cut from the original pixels."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from tool_server.arguments import integer
+from tool_server.images import MAX_ASPECT, fit
 from tool_server.tool import Output, ToolCall, ToolError, ToolKind, define
 
 SCALE = 1000
 """Qwen3-VL's boxes are relative to the image: 0 to 1000 on both axes."""
-
-MAX_ASPECT = 200
-"""Qwen's image processors raise above it."""
 
 
 def _box(value: Any) -> list[float]:
@@ -25,13 +24,6 @@ def _box(value: Any) -> list[float]:
     if not numbers or len(value) != 4 or not all(isinstance(v, int) or math.isfinite(v) for v in value):
         raise PydanticCustomError("box", "expected 4 numbers [x1, y1, x2, y2] from 0 to 1000")
     return [float(min(max(v, 0), SCALE)) for v in value]
-
-
-def _index(value: Any) -> int:
-    """An integer from 0; 1.0 counts as 1, since JSON has one kind of number."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0 or value % 1 != 0:
-        raise PydanticCustomError("index", "expected an integer from 0")
-    return int(value)
 
 
 class ZoomArguments(BaseModel):
@@ -43,42 +35,60 @@ class ZoomArguments(BaseModel):
         min_length=4, max_length=4, description="Region to zoom in on, as [x1, y1, x2, y2] from 0 to 1000 relative to the image"
     )
     label: str = Field(default="", description="Name of the object in the region")
-    img_idx: Annotated[int, BeforeValidator(_index)] = Field(default=0, description="Index of the image, starting from 0")
+    img_idx: Annotated[int, integer(0)] = Field(default=0, description="Index of the image, starting from 0")
 
 
 class ZoomOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     min_side: int = Field(default=32, ge=1, description="pixels; a smaller box grows to this side (one merged patch of Qwen3-VL)")
+    max_side: int | None = Field(default=None, ge=1, description="pixels; a larger crop is downscaled. Default: never resized")
+    max_pixels: int | None = Field(default=None, ge=1, description="pixels in all; a larger crop is downscaled. Default: never resized")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ZoomOptions:
+        if self.max_side is not None and self.max_side < self.min_side:
+            raise ValueError(f"max_side {self.max_side} is below min_side {self.min_side}")
+        if self.max_pixels is not None and self.max_pixels < self.min_side**2:
+            raise ValueError(f"max_pixels {self.max_pixels} is below the square of min_side {self.min_side}")
+        return self
+
+    @property
+    def max_aspect(self) -> float:
+        """Up to it a crop that is downscaled to the maxima keeps `min_side`."""
+        by_side = (self.max_side or math.inf) / self.min_side
+        by_pixels = (self.max_pixels or math.inf) / self.min_side**2
+        return min(MAX_ASPECT, by_side, by_pixels)
 
 
-def pixel_box(box: Sequence[float], width: int, height: int, min_side: int) -> tuple[int, int, int, int]:
+def pixel_box(box: Sequence[float], width: int, height: int, options: ZoomOptions) -> tuple[int, int, int, int]:
     """(left, top, right, bottom) in pixels of a box in 0-1000, half open, inside the image.
 
-    Rounded outwards, then grown about its centre until each side has `min_side` pixels and neither is more than `MAX_ASPECT`
-    times the other, as far as the image reaches. Raises ToolError for an empty box and for a sliver that cannot grow enough.
+    Rounded outwards, then grown about its centre until each side has `min_side` pixels and neither is more than `max_aspect`
+    times the other, as far as the image reaches. Raises ToolError for an empty box and for a sliver that cannot grow to `MAX_ASPECT`.
     """
     x1, y1, x2, y2 = box
     if not (x1 < x2 and y1 < y2):
         raise ToolError("bbox_2d is empty: needs x1 < x2 and y1 < y2")
-    left, right = _grow(math.floor(x1 * width / SCALE), math.ceil(x2 * width / SCALE), width, min_side)
-    top, bottom = _grow(math.floor(y1 * height / SCALE), math.ceil(y2 * height / SCALE), height, min_side)
-    left, right = _grow(left, right, width, math.ceil((bottom - top) / MAX_ASPECT))
-    top, bottom = _grow(top, bottom, height, math.ceil((right - left) / MAX_ASPECT))
+    left, right = _grow(math.floor(x1 * width / SCALE), math.ceil(x2 * width / SCALE), width, options.min_side)
+    top, bottom = _grow(math.floor(y1 * height / SCALE), math.ceil(y2 * height / SCALE), height, options.min_side)
+    left, right = _grow(left, right, width, math.ceil((bottom - top) / options.max_aspect))
+    top, bottom = _grow(top, bottom, height, math.ceil((right - left) / options.max_aspect))
     if max(right - left, bottom - top) > MAX_ASPECT * min(right - left, bottom - top):
         raise ToolError("bbox_2d is too long and thin")
     return left, top, right, bottom
 
 
 def image_zoom_in(call: ToolCall, options: ZoomOptions) -> Output:
-    """No text and the crop: a copy of the original pixels, not resized."""
+    """No text and the crop: the original pixels, copied; resized only where they exceed a maximum of the recipe."""
     arguments, images = call.arguments, call.images
     if arguments.img_idx >= len(images):
         last = f"0 to {len(images) - 1}" if len(images) > 1 else "0"
         raise ToolError(f"img_idx: no such image, expected {last}" if images else "img_idx: there are no images")
     image = images[arguments.img_idx]
-    left, top, right, bottom = pixel_box(arguments.bbox_2d, image.shape[1], image.shape[0], options.min_side)
-    return "", (np.array(image[top:bottom, left:right], order="C"),)
+    left, top, right, bottom = pixel_box(arguments.bbox_2d, image.shape[1], image.shape[0], options)
+    crop = np.array(image[top:bottom, left:right], order="C")
+    return "", (fit(crop, options.max_side, options.max_pixels),)
 
 
 def _grow(start: int, stop: int, limit: int, least: int) -> tuple[int, int]:

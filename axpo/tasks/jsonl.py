@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from axpo.errors import AxpoError
 from axpo.tasks.verify import exact_match
-from rollout_workers.trajectory import Question
-
-MAX_PIXELS = 16_000_000
-FORMATS = ("PNG", "JPEG", "WEBP")
+from rollout_workers.trajectory import Pixels, Question
+from tool_server.images import ImageError, ImageLimits, check, decode
 
 
 class JsonlConfig(BaseModel):
@@ -27,13 +26,15 @@ class JsonlConfig(BaseModel):
     train: str = Field(description="JSONL file of training questions")
     held_out: str = Field(description="JSONL file of held-out questions")
     system: str | None = Field("Give the final answer in \\boxed{}.", description="system text")
+    images: ImageLimits = Field(default_factory=ImageLimits, description="limits of the questions' images")
 
     def check_inputs(self) -> None:
         """Read every row of both files. Raises AxpoError naming file, row and field."""
         for path in (self.train, self.held_out):
             for row in read_rows(Path(path)):
                 for image in row["images"]:
-                    _open(image, row["where"]).close()
+                    with _named(image, row["where"]):
+                        check(image, self.images)
 
 
 class JsonlTask:
@@ -41,6 +42,7 @@ class JsonlTask:
 
     def __init__(self, config: JsonlConfig) -> None:
         self.system = config.system
+        self._limits = config.images
         self._train = read_rows(Path(config.train))
         self._held_out = read_rows(Path(config.held_out))
 
@@ -48,16 +50,23 @@ class JsonlTask:
         epoch, position = divmod(index, len(self._train))
         order = list(range(len(self._train)))
         random.Random(f"epoch/{epoch}").shuffle(order)
-        return _question(self._train[order[position]], f"e{epoch}-")
+        return self._question(self._train[order[position]], f"e{epoch}-")
 
     def held_out(self) -> list[Question]:
-        return [_question(row, "test-") for row in self._held_out]
+        return [self._question(row, "test-") for row in self._held_out]
 
     def verify(self, question: Question, answer: str | None) -> float:
         return exact_match(answer, question.answer)
 
     def example(self, kind: str, index: int) -> Any:
         raise KeyError(f"{kind!r}: a jsonl task has no demonstrations")
+
+    def _question(self, row: dict[str, Any], prefix: str) -> Question:
+        images: list[Pixels] = []
+        for path in row["images"]:
+            with _named(path, row["where"]):
+                images.append(decode(path, self._limits))
+        return Question(f"{prefix}{row['id']}", row["question"], tuple(images), row["answer"])
 
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
@@ -87,23 +96,10 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _question(row: dict[str, Any], prefix: str) -> Question:
-    images = []
-    for path in row["images"]:
-        with _open(path, row["where"]) as image:
-            images.append(np.asarray(image.convert("RGB")))
-    return Question(f"{prefix}{row['id']}", row["question"], tuple(images), row["answer"])
-
-
-def _open(path: Path, where: str) -> Any:
-    """Open and verify an image under limits: formats and size are checked before any pixel is decoded."""
-    from PIL import Image, UnidentifiedImageError
-
+@contextmanager
+def _named(path: Path, where: str) -> Iterator[None]:
+    """An ImageError inside becomes an AxpoError that names the row and the file."""
     try:
-        with Image.open(path, formats=FORMATS) as probe:
-            if probe.width * probe.height > MAX_PIXELS:
-                raise AxpoError(f"{where}: images: {path} has {probe.width}x{probe.height} pixels, the limit is {MAX_PIXELS:,}")
-            probe.verify()
-        return Image.open(path, formats=FORMATS)
-    except (OSError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise AxpoError(f"{where}: images: {path} is not a readable {', '.join(FORMATS)} image ({type(error).__name__})") from None
+        yield
+    except ImageError as error:
+        raise AxpoError(f"{where}: images: {path} {error}") from None

@@ -19,7 +19,7 @@ from rollout_workers.agent import Generation
 from rollout_workers.pool import RolloutPool
 from rollout_workers.trajectory import EndReason, Group, Question, Trajectory
 from rollout_workers.worker import RolloutWorker
-from tool_server.server import start_tool_server
+from tool_server.pool import start_tool_servers
 
 MODEL = "axpo/models/qwen3-vl-tiny"
 RECIPE = parse_recipe(
@@ -108,9 +108,10 @@ class Phases:
 @pytest.fixture(scope="module")
 def actors():
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, ignore_reinit_error=True)
-    pool = RolloutPool(MODEL, RECIPE.rollout, start_tool_server(RECIPE.tools), None, SevenTask.verify, 0, actor_class=MockWorker)
+    tools = start_tool_servers(RECIPE.tools)
+    pool = RolloutPool(MODEL, RECIPE.rollout, tools, None, SevenTask.verify, 0, actor_class=MockWorker)
     tokens = pool.ready()
-    yield Actors(pool, MockLearner(), start_resampler(RECIPE.resampler, tokens, pool.workers, RECIPE.rollout.n), tokens)
+    yield Actors(pool, tools, MockLearner(), start_resampler(RECIPE.resampler, tokens, pool.workers, RECIPE.rollout.n), tokens)
     ray.shutdown()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -56,25 +55,18 @@ class MockEngine:
         pass
 
 
-class Method:
-    """`handle.method.remote(...)`, without Ray."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self.remote = function
-
-
 class MockTools:
-    """A tool server's handle: `answer(name, arguments)` gives the result or raises."""
+    """The tools of a run: `answer(name, arguments)` gives the result or raises."""
 
     def __init__(self, answer: Callable[[str, dict], Result]) -> None:
-        self.answer, self.calls = answer, []
-        self.schemas, self.call = Method(self._schemas), Method(self._call)
+        self.answer, self.calls, self.earlier = answer, [], []
 
-    async def _schemas(self):
+    async def schemas(self):
         return [{"type": "function", "function": {"name": "zoom", "parameters": {}}}]
 
-    async def _call(self, name, arguments, images):
+    async def call(self, name, arguments, images, earlier):
         self.calls.append((name, arguments, len(images)))
+        self.earlier.append(list(earlier))
         return self.answer(name, arguments)
 
 

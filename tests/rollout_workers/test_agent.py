@@ -19,7 +19,7 @@ def play(chat, replies, answer=zoomed, **limits):
     rollout = Rollout(
         chat=chat,
         generate=engine.generate,
-        call_tool=tools.call.remote,
+        call_tool=tools.call,
         limits=Limits(**{"max_turns": 3, "max_turn_tokens": 64, "max_calls_per_turn": 1, "deadline_s": 20.0} | limits),
         prompt_ids=chat.prompt("?", 1, [], None),
         question_images=[picture(0)],
@@ -61,7 +61,7 @@ def test_each_segment_carries_the_version_it_was_sampled_under(chat):
     rollout = Rollout(
         chat,
         engine.generate,
-        MockTools(update).call.remote,
+        MockTools(update).call,
         Limits(3, 64, 1, 20.0),
         chat.prompt("?", 0, [], None),
         [],
@@ -92,6 +92,19 @@ def test_calls_over_the_limit_are_answered_and_not_run(chat):
     assert text.count("<tool_response>") == 3
     assert text.index("malformed call") < text.index("zoomed.") < text.index("not run: at most 1 tool call a turn")
     assert (response.stats.tool_calls, response.stats.tool_failures) == (3, 2)
+
+
+def test_a_tool_learns_the_calls_before_it(chat):
+    second = ZOOM.replace("[1, 2]", "[3]")
+    _, _, tools = play(
+        chat,
+        [f"</think>{BAD[BAD.index('<tool_call>') :]}{ZOOM}{second}{ZOOM}", CALL, ANSWER],
+        lambda *_: Result("tool_error", "no"),
+        max_calls_per_turn=2,
+    )
+    first_two = [("zoom", {"box": [1, 2]}), ("zoom", {"box": [3]})]
+    # Blocks that were no call, or over the limit, were not run. Those of one turn know each other in order.
+    assert tools.earlier == [[], first_two[:1], first_two]
 
 
 def test_a_tool_error_is_the_policys_to_read(chat):

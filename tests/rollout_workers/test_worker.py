@@ -8,7 +8,7 @@ import pytest
 from rollout_workers.agent import EngineFailure
 from rollout_workers.config import RolloutConfig
 from rollout_workers.seeds import derive_seed
-from rollout_workers.trajectory import EndReason, fork_prefix_tokens, turns
+from rollout_workers.trajectory import EndReason, fork_prefix_tokens, tool_call_spans, turns
 from rollout_workers.worker import RolloutWorker
 from tests.rollout_workers.helpers import ZOOM, MockEngine, MockTools, question, zoomed
 
@@ -94,6 +94,26 @@ def test_a_fork_continues_its_source(model):
         assert np.array_equal(continuation.response_ids[:prefix], source.response_ids[:prefix])
         assert len(turns(continuation)) == 2
         assert continuation.stats.tool_calls == 1
+
+
+def test_a_fork_tells_tools_the_calls_of_its_prefix_and_no_others(model):
+    def box(n):
+        return f'{{"name": "zoom", "arguments": {{"box": [{n}]}}}}</tool_call>'
+
+    # The source zooms at 1, 2 and 3. Forked at its second call, one continuation zooms at 4 and then at 5, the other answers.
+    replies = [*(f"look\n</think>\n<tool_call>{box(n)}" for n in (1, 2, 3)), ANSWER, box(4), f"</think><tool_call>{box(5)}", ANSWER, ANSWER]
+    worker, _ = start(model, lambda i: replies[i], concurrency=1, max_turns=4)
+    tokens = asyncio.run(worker.ready())
+
+    async def run():
+        source = (await worker.rollout(question(), n=1, step=0)).rollouts[0]
+        second_call = tool_call_spans(source, tokens)[1][0] + 1
+        await worker.fork(question(), source, second_call, k=1, step=0)
+
+    asyncio.run(run())
+    called = [("zoom", {"box": [n]}) for n in (1, 2, 4)]
+    assert worker._tools.earlier[:3] == [[], [("zoom", {"box": [1]})], [("zoom", {"box": [1]}), ("zoom", {"box": [2]})]]
+    assert worker._tools.earlier[3:] == [called[:1], [called[0], called[2]]]
 
 
 def test_a_fork_whose_engine_fails_has_no_rewards(model):

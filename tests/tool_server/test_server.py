@@ -1,29 +1,31 @@
-"""The server as a plain object: typed results, limits, deadlines; and once as a Ray actor."""
+"""The server as a plain object: recipes, opening and closing, what the policy is told."""
 
 import asyncio
 import threading
 import time
+import tracemalloc
 
 import jsonschema
 import numpy as np
 import pytest
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from tool_server.arguments import MAX_SIZE
 from tool_server.config import ToolServerConfig
 from tool_server.registry import KINDS
-from tool_server.server import ToolServer, start_tool_server
-from tool_server.tool import ToolKind, ToolStatus, define
+from tool_server.server import ToolServer
+from tool_server.tool import ToolKind, ToolStatus, ToolUnavailable, define
 
 IMAGE = np.arange(64 * 64 * 3, dtype=np.uint8).reshape(64, 64, 3)
 
 
-class Nothing(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+HERE = "tests.tool_server.user_tools"
 
 
-def server_with(monkeypatch, run, **limits) -> ToolServer:
-    monkeypatch.setitem(KINDS, "probe", ToolKind(Nothing, lambda name, options: define(name, "a probe", Nothing, run)))
-    return ToolServer(ToolServerConfig.model_validate({"tools": {"probe": limits}}))
+def config(*functions: str, **settings) -> ToolServerConfig:
+    return ToolServerConfig.model_validate(
+        {"tools": {name: {"function": f"{HERE}:{name}"} for name in functions} | settings.pop("tools", {}), **settings}
+    )
 
 
 def test_schema_is_qwen_s_zoom_tool():
@@ -59,71 +61,32 @@ def test_unknown_tool():
     assert (result.status, result.text) == (ToolStatus.TOOL_ERROR, "unknown tool 'python', known: image_zoom_in")
 
 
-def test_concurrency_is_limited_and_waiting_does_not_count(monkeypatch):
-    running, most = 0, 0
+def test_arguments_of_100_mb_are_refused_without_a_look_at_them():
+    text = "x" * 100_000_000
+    server = ToolServer(config("echo"))
 
-    async def run(call):
-        nonlocal running, most
-        running += 1
-        most = max(most, running)
-        await asyncio.sleep(0.2)
-        running -= 1
-        return "done", ()
+    async def answers() -> list:
+        written = [
+            {"text": text},
+            {"text": [text]},
+            {text: 1},
+            {"a": list(range(MAX_SIZE + 1))},
+            {"a": 1 << (8 * 10**8)},
+            [[["x" * 70_000]] * 2],
+        ]
+        await server.schemas()
+        tracemalloc.start()
+        started = time.monotonic()
+        results = [await server.call("echo", arguments, []) for arguments in written]
+        assert time.monotonic() - started < 3
+        assert tracemalloc.get_traced_memory()[1] < 20e6
+        tracemalloc.stop()
+        return [*results, await server.call("echo", {"text": "x" * (MAX_SIZE - 10)}, [])]
 
-    async def six() -> list:
-        server = server_with(monkeypatch, run, concurrency=2, deadline_s=0.4)
-        return await asyncio.gather(*(server.call("probe", {}, []) for _ in range(6)))
-
-    results = asyncio.run(six())
-    assert most == 2
-    assert [r.status for r in results] == [ToolStatus.OK] * 6  # the last waited 0.4 s for its slot
-    assert all(r.seconds < 0.4 for r in results)
-
-
-def test_deadline_frees_the_slot_of_a_function_that_hangs(monkeypatch):
-    release = threading.Event()
-    calls = []
-
-    def run(call):
-        calls.append(threading.current_thread())
-        if len(calls) == 1:
-            release.wait(10)
-        return "done", ()
-
-    async def two() -> list:
-        server = server_with(monkeypatch, run, concurrency=1, deadline_s=0.2)
-        results = [await server.call("probe", {}, []), await server.call("probe", {}, [])]
-        release.set()
-        await asyncio.to_thread(calls[0].join)
-        return results
-
-    started = time.monotonic()
-    first, second = asyncio.run(two())
-    assert (first.status, first.text) == (ToolStatus.DEADLINE, "probe ran longer than 0.2 s")
-    assert second.status == ToolStatus.OK
-    assert time.monotonic() - started < 5
-
-
-def test_plain_functions_do_not_block_the_loop(monkeypatch):
-    def run(call):
-        time.sleep(0.2)
-        return threading.current_thread().name, ()
-
-    async def four() -> list:
-        server = server_with(monkeypatch, run)
-        return await asyncio.gather(*(server.call("probe", {}, []) for _ in range(4)))
-
-    started = time.monotonic()
-    assert all(r.text == "tool-probe" for r in asyncio.run(four()))
-    assert time.monotonic() - started < 0.7  # one after the other: 0.8
-
-
-def test_a_broken_tool_is_infrastructure(monkeypatch):
-    def run(call):
-        raise RuntimeError("no disk")
-
-    result = asyncio.run(server_with(monkeypatch, run).call("probe", {}, []))
-    assert (result.status, result.text) == (ToolStatus.INFRASTRUCTURE, "probe failed: RuntimeError: no disk")
+    *refused, good = asyncio.run(answers())
+    assert [r.status for r in refused] == [ToolStatus.TOOL_ERROR] * 6
+    assert {r.text for r in refused} == {f"arguments are too large, at most {MAX_SIZE} characters are allowed"}
+    assert good.status == ToolStatus.OK
 
 
 def test_a_lost_image_is_infrastructure():
@@ -137,33 +100,122 @@ def test_a_lost_image_is_infrastructure():
 
 
 @pytest.mark.parametrize(
-    ("tools", "message"),
+    ("settings", "message"),
     [
-        ({"python": {}}, "no tool named 'python'; there are: image_zoom_in"),
-        ({"image_zoom_in": {"deadline_s": 0}}, "tools.image_zoom_in.deadline_s"),
-        ({"image_zoom_in": {"options": {"min_size": 3}}}, "min_size"),
+        ({"tools": {"pyton": {}}}, "tools.tools.pyton: no kind of tool named 'pyton'; there are: image_zoom_in"),
+        ({"tools": {"web": {"kind": "internet"}}}, "tools.tools.web.kind: no kind of tool named 'internet'; there are: image_zoom_in"),
+        ({"tools": {"image_zoom_in": {"options": {"min_size": 3}}}}, "tools.tools.image_zoom_in.options.min_size: unknown key"),
+        ({"tools": {"image_zoom_in": {"options": {"min_side": 0}}}}, "tools.tools.image_zoom_in.options.min_side: Input should be greater"),
+        ({"tools": {"a b": {"kind": "image_zoom_in"}}}, "tools.tools.a b: a name is 1 to 64 characters of [A-Za-z0-9_.-]"),
+        ({"tools": {"image_zoom_in": {"pure": True}}}, "tools.tools.image_zoom_in.pure: only of a function"),
+        ({"tools": {"f": {"function": "a:b", "kind": "image_zoom_in"}}}, "tools.tools.f: function goes with neither kind nor options"),
+        ({"mcp": [{}]}, "tools.mcp: give each server a command or a url"),
+        ({"mcp": [{"command": ["a"], "url": "http://b"}]}, "tools.mcp: give each server a command or a url"),
+        ({"mcp": [{"url": "http://b", "env": ["KEY"]}]}, "tools.mcp: env belongs to a command"),
     ],
 )
-def test_bad_recipes_fail_before_anything_starts(tools, message):
-    with pytest.raises(ValidationError, match=message):
-        ToolServerConfig.model_validate({"tools": tools})
+def test_bad_recipes_fail_before_anything_starts(settings, message):
+    with pytest.raises(ValidationError) as error:
+        ToolServerConfig.model_validate(settings)
+    (fault,) = error.value.errors()
+    assert fault["msg"].removeprefix("Value error, ").startswith(message)
 
 
-@pytest.mark.engine
-def test_actor_takes_references():
-    import ray
+def test_a_limit_out_of_range_names_its_field():
+    with pytest.raises(ValidationError) as error:
+        ToolServerConfig.model_validate({"tools": {"image_zoom_in": {"deadline_s": 0}}})
+    assert error.value.errors()[0]["loc"] == ("tools", "image_zoom_in", "deadline_s")
 
-    ours = not ray.is_initialized()
-    if ours:
-        ray.init(address="local", num_cpus=1, include_dashboard=False)
-    try:
-        server = start_tool_server(ToolServerConfig())
-        reference = ray.put(IMAGE)
-        calls = [server.call.remote("image_zoom_in", {"bbox_2d": [0, 0, 500, 1000], "img_idx": i}, [reference, IMAGE]) for i in (0, 1, 2)]
-        first, second, third = ray.get(calls, timeout=60)
-        assert np.array_equal(first.images[0], IMAGE[:, :32])
-        assert np.array_equal(second.images[0], IMAGE[:, :32])
-        assert third.status == ToolStatus.TOOL_ERROR
-    finally:
-        if ours:
-            ray.shutdown()
+
+def test_a_tool_may_have_any_name():
+    server = ToolServer(config(tools={"crop-image": {"kind": "image_zoom_in"}}))
+    assert asyncio.run(server.schemas())[0]["function"]["name"] == "crop-image"
+    assert asyncio.run(server.call("crop-image", {"bbox_2d": [0, 0, 500, 1000]}, [IMAGE])).status == ToolStatus.OK
+
+
+class Nothing(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+def opens(monkeypatch, start_deadline_s=30.0, **openers) -> ToolServer:
+    for name, opener in openers.items():
+        monkeypatch.setitem(KINDS, name, ToolKind(Nothing, opener))
+    return ToolServer(ToolServerConfig.model_validate({"tools": {name: {} for name in openers}, "start_deadline_s": start_deadline_s}))
+
+
+def tool(closed, together=None, fault=None):
+    def opener(name, options):
+        if together:
+            together.wait(10)
+        if fault:
+            raise fault
+        return define(name, "a probe", Nothing, lambda call: ("done", ()), close=lambda: closed.append(name))
+
+    return opener
+
+
+def test_tools_open_side_by_side_and_close_once(monkeypatch):
+    closed, together = [], threading.Barrier(3)  # one after the other, the first would wait in vain
+
+    async def story() -> list:
+        server = opens(monkeypatch, **{name: tool(closed, together) for name in "abc"})
+        names = [s["function"]["name"] for s in await server.schemas()]
+        await asyncio.gather(server.close(), server.close())
+        with pytest.raises(ToolUnavailable, match="the tool server is closed"):
+            await server.call("a", {}, [])
+        return names
+
+    assert asyncio.run(story()) == ["a", "b", "c"]
+    assert sorted(closed) == ["a", "b", "c"]
+
+
+def test_a_tool_that_cannot_open_is_named_and_the_others_are_closed(monkeypatch):
+    for fault, message in (
+        (ToolUnavailable("no bwrap: install bubblewrap"), "tools.tools.bad: no bwrap: install bubblewrap"),
+        (OSError("disk"), "tools.tools.bad: OSError: disk"),
+    ):
+        closed = []
+        server = opens(monkeypatch, good=tool(closed), bad=tool(closed, fault=fault))
+        with pytest.raises(ToolUnavailable) as error:
+            asyncio.run(server.schemas())
+        assert (str(error.value), closed) == (message, ["good"])
+
+
+def test_a_tool_that_opens_too_late_is_closed_when_it_does(monkeypatch):
+    closed, late = [], threading.Event()
+
+    def opener(name, options):
+        time.sleep(1.3)
+        return define(name, "a probe", Nothing, lambda call: ("done", ()), close=lambda: (closed.append(name), late.set()))
+
+    with pytest.raises(ToolUnavailable, match=r"tools\.tools\.slow: not open after 1 s"):
+        asyncio.run(opens(monkeypatch, 1, slow=opener).schemas())
+    assert late.wait(5)
+    assert closed == ["slow"]
+
+
+def test_what_failed_to_open_is_tried_again(monkeypatch):
+    faults = [ToolUnavailable("not yet")]
+
+    def opener(name, options):
+        if faults:
+            raise faults.pop()
+        return define(name, "a probe", Nothing, lambda call: ("done", ()))
+
+    async def twice():
+        server = opens(monkeypatch, probe=opener)
+        with pytest.raises(ToolUnavailable):
+            await server.call("probe", {}, [])
+        return await server.call("probe", {}, [])
+
+    assert asyncio.run(twice()).status == ToolStatus.OK
+
+
+def test_limits_that_suit_a_kind_give_way_to_the_recipe(monkeypatch):
+    def opener(name, options):
+        return define(name, "a probe", Nothing, lambda call: (time.sleep(0.2), ("done", ()))[1])
+
+    monkeypatch.setitem(KINDS, "probe", ToolKind(Nothing, opener, limits=lambda options: {"deadline_s": 0.05}))
+    for entry, status in (({}, ToolStatus.DEADLINE), ({"deadline_s": 5}, ToolStatus.OK)):
+        server = ToolServer(ToolServerConfig.model_validate({"tools": {"probe": entry}}))
+        assert asyncio.run(server.call("probe", {}, [])).status == status

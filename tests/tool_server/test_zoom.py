@@ -5,10 +5,13 @@ import random
 
 import numpy as np
 import pytest
+from PIL import Image
+from pydantic import ValidationError
 
 from tool_server.arguments import parse
+from tool_server.images import fitted
 from tool_server.tool import ToolCall, ToolError
-from tool_server.zoom import MAX_ASPECT, ZoomArguments, ZoomOptions, image_zoom_in, pixel_box
+from tool_server.zoom import IMAGE_ZOOM_IN, MAX_ASPECT, ZoomArguments, ZoomOptions, image_zoom_in, pixel_box
 
 
 def coordinates(width: int, height: int) -> np.ndarray:
@@ -18,10 +21,15 @@ def coordinates(width: int, height: int) -> np.ndarray:
     return image
 
 
-def zoom(arguments: dict, images: list[np.ndarray], min_side: int = 1) -> np.ndarray:
-    text, (crop,) = image_zoom_in(ToolCall(parse(ZoomArguments, arguments), images), ZoomOptions(min_side=min_side))
+def zoom(arguments: dict, images: list[np.ndarray], **options) -> np.ndarray:
+    call = ToolCall(parse(ZoomArguments, arguments), images)
+    text, (crop,) = image_zoom_in(call, ZoomOptions.model_validate({"min_side": 1} | options))
     assert text == ""
     return crop
+
+
+def box(numbers: list[float], width: int, height: int, min_side: int = 1, **options) -> tuple[int, int, int, int]:
+    return pixel_box(numbers, width, height, ZoomOptions(min_side=min_side, **options))
 
 
 def test_crop_is_the_original_pixels():
@@ -34,21 +42,21 @@ def test_crop_is_the_original_pixels():
 
 
 def test_box_rounds_outwards():
-    assert pixel_box([0, 0, 1000, 1000], 7, 5, 1) == (0, 0, 7, 5)
-    assert pixel_box([333, 333, 334, 334], 10, 10, 1) == (3, 3, 4, 4)
-    assert pixel_box([150, 150, 250, 250], 10, 10, 1) == (1, 1, 3, 3)  # 1.5 to 2.5
+    assert box([0, 0, 1000, 1000], 7, 5, 1) == (0, 0, 7, 5)
+    assert box([333, 333, 334, 334], 10, 10, 1) == (3, 3, 4, 4)
+    assert box([150, 150, 250, 250], 10, 10, 1) == (1, 1, 3, 3)  # 1.5 to 2.5
 
 
 def test_small_box_grows_about_its_centre_and_stays_inside():
-    assert pixel_box([500, 500, 510, 510], 100, 100, 32) == (34, 34, 66, 66)  # 50..51 grows by 31 to 32
-    assert pixel_box([0, 990, 10, 1000], 100, 100, 32) == (0, 68, 32, 100)  # shifted at the border
-    assert pixel_box([0, 0, 10, 10], 20, 100, 32) == (0, 0, 20, 32)  # the image is narrower than the minimum
+    assert box([500, 500, 510, 510], 100, 100, 32) == (34, 34, 66, 66)  # 50..51 grows by 31 to 32
+    assert box([0, 990, 10, 1000], 100, 100, 32) == (0, 68, 32, 100)  # shifted at the border
+    assert box([0, 0, 10, 10], 20, 100, 32) == (0, 0, 20, 32)  # the image is narrower than the minimum
 
 
 def test_long_box_grows_to_the_aspect_limit():
-    assert pixel_box([0, 500, 1000, 501], 1000, 1000, 1) == (0, 498, 1000, 503)  # 1000 long needs 5
+    assert box([0, 500, 1000, 501], 1000, 1000, 1) == (0, 498, 1000, 503)  # 1000 long needs 5
     with pytest.raises(ToolError, match="too long and thin"):
-        pixel_box([0, 0, 1000, 1000], 1000, 2, 1)
+        box([0, 0, 1000, 1000], 1000, 2)
 
 
 def test_second_image_and_integral_floats():
@@ -94,17 +102,64 @@ def test_bad_arguments_are_answered(arguments, message):
     assert str(error.value).startswith(message)
 
 
+def test_a_crop_of_an_observation_is_cut_from_that_observation():
+    question = coordinates(200, 100)
+    first = zoom({"bbox_2d": [500, 0, 1000, 1000]}, [question])
+    second = zoom({"bbox_2d": [500, 500, 1000, 1000], "img_idx": 1}, [question, first])
+    assert np.array_equal(second, question[50:100, 150:200])
+
+
+def test_a_maximum_downscales_and_nothing_else_does():
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (400, 800, 3), np.uint8)
+    assert np.array_equal(zoom({"bbox_2d": [0, 0, 500, 1000]}, [image], max_side=400), image[:, :400])  # just not exceeded
+    scaled = zoom({"bbox_2d": [0, 0, 1000, 1000]}, [image], max_side=200)
+    assert scaled.shape == (100, 200, 3)
+    assert np.array_equal(scaled, np.asarray(Image.fromarray(image).resize((200, 100), Image.Resampling.LANCZOS)))
+    assert zoom({"bbox_2d": [0, 0, 1000, 1000]}, [image], max_pixels=20_000).shape == (100, 200, 3)
+    assert zoom({"bbox_2d": [0, 0, 1000, 1000]}, [image], max_pixels=20_000, max_side=100).shape == (50, 100, 3)
+
+
+def test_a_long_box_grows_so_that_both_minimum_and_maximum_hold():
+    # 1000 x 10 scaled to 100 would be 1 high: for 20 high it has to be 200 high before.
+    assert box([0, 500, 1000, 510], 1000, 1000, min_side=20, max_side=100) == (0, 405, 1000, 605)
+    crop = zoom({"bbox_2d": [0, 500, 1000, 510]}, [np.zeros((1000, 1000, 3), np.uint8)], min_side=20, max_side=100)
+    assert crop.shape == (20, 100, 3)
+    # An image that is not that high: as far as it reaches.
+    assert zoom({"bbox_2d": [0, 0, 1000, 1000]}, [np.zeros((40, 1000, 3), np.uint8)], min_side=20, max_side=100).shape == (4, 100, 3)
+
+
+@pytest.mark.parametrize("options", [{"max_side": 31}, {"max_pixels": 1023}, {"min_side": 0}, {"max_side": 0}])
+def test_options_that_contradict(options):
+    with pytest.raises(ValidationError):
+        ZoomOptions.model_validate(options)
+
+
+def test_label_and_index_are_optional():
+    tool = IMAGE_ZOOM_IN.open("zoom", ZoomOptions())
+    assert tool.parameters["required"] == ["bbox_2d"]
+    assert tool.parameters["properties"]["img_idx"] == {
+        "type": "integer",
+        "default": 0,
+        "description": "Index of the image, starting from 0",
+    }
+    assert tool.parse({"bbox_2d": [0, 0, 9, 9]}).label == ""
+    assert (tool.name, tool.pure) == ("zoom", True)
+
+
 def test_any_four_numbers_give_a_legal_box_or_a_message():
     random.seed(0)
     edges = [0, 1, 999, 1000, -1, 1001, 0.0, 5e-324, 1e308, 10**30, 499.9999999]
     crops = 0
     for _ in range(5000):
-        box = [random.choice(edges) if random.random() < 0.3 else random.uniform(-100, 1100) for _ in range(4)]
+        numbers = [random.choice(edges) if random.random() < 0.3 else random.uniform(-100, 1100) for _ in range(4)]
         width, height, min_side = random.choice([1, 7, 31, 640, 12000]), random.choice([1, 9, 32, 480]), random.choice([1, 28, 32, 64])
+        max_side, max_pixels = random.choice([None, 64, 100, 1024]), random.choice([None, 4096, 100_000])
+        options = ZoomOptions(min_side=min_side, max_side=max_side, max_pixels=max_pixels)
         try:
-            clamped = parse(ZoomArguments, {"bbox_2d": box}).bbox_2d
+            clamped = parse(ZoomArguments, {"bbox_2d": numbers}).bbox_2d
             assert parse(ZoomArguments, {"bbox_2d": clamped}).bbox_2d == clamped
-            left, top, right, bottom = pixel_box(clamped, width, height, min_side)
+            left, top, right, bottom = pixel_box(clamped, width, height, options)
         except ToolError:
             continue
         crops += 1
@@ -119,4 +174,12 @@ def test_any_four_numbers_give_a_legal_box_or_a_message():
         assert right >= x2 * width / 1000
         assert top <= y1 * height / 1000
         assert bottom >= y2 * height / 1000
+        # So does what the policy gets.
+        w, h = fitted(right - left, bottom - top, max_side, max_pixels)
+        assert max(w, h) <= (max_side or max(w, h))
+        assert w * h <= (max_pixels or w * h)
+        assert max(w, h) <= MAX_ASPECT * min(w, h)
+        if max(right - left, bottom - top) <= options.max_aspect * min(right - left, bottom - top):
+            assert w >= min(min_side, width)
+            assert h >= min(min_side, height)
     assert crops > 500

@@ -1,0 +1,33 @@
+"""`make bench-tools`: the tool server's benchmarks, into results/tools.json."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from benchmarks.result import exit_with, run
+
+MODULES = ("bench_python", "bench_zoom", "bench_search", "bench_server")
+EXPECTED = (
+    "python_warm_vs_bare_imports",
+    "python_sandbox_vs_fork_latency",
+    "python_sandbox_vs_fork_rate",
+    "zoom_vs_pillow",
+    "search_median_ms",
+    "search_recall_at_5",
+    "server_overhead_ms",
+)
+
+
+def _measure(module: str) -> Callable[[], Sequence[Any]]:
+    def measure() -> Sequence[Any]:
+        return importlib.import_module(f"benchmarks.{module}").measure()
+
+    measure.__module__ = module
+    return measure
+
+
+if __name__ == "__main__":
+    packages = ("numpy", "pillow", "ray", "tantivy", "pydantic")
+    exit_with(run("tools", EXPECTED, [_measure(module) for module in MODULES], packages))

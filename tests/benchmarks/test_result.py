@@ -1,0 +1,38 @@
+"""The form of a benchmark's result, and when the command fails."""
+
+import json
+
+import pytest
+
+from benchmarks import result
+
+
+def entry(name: str, value: float, target: float, better: str) -> result.Entry:
+    return {"name": name, "value": value, "target": target, "better": better, "unit": "ms", "detail": "how"}
+
+
+@pytest.mark.parametrize(
+    ("value", "better", "met"), [(2.0, "lower", True), (2.1, "lower", False), (2.0, "higher", True), (1.9, "higher", False)]
+)
+def test_a_target_is_met_from_its_side(value, better, met):
+    assert result.met(entry("a", value, 2.0, better)) is met
+
+
+def test_a_missed_target_is_no_failure_and_what_was_not_measured_is(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(result, "RESULTS", tmp_path / "results")
+
+    def good():
+        return [entry("fast", 9.0, 2.0, "lower")]
+
+    def broken():
+        raise OSError("no disk")
+
+    assert result.run("x", ["fast"], [good], ["numpy"]) == 0
+    assert result.run("x", ["fast", "slow"], [broken, good], ["numpy"]) == 1
+    out = capsys.readouterr()
+    assert "slow: not measured" in out.out
+    assert "OSError: no disk" in out.err
+    written = json.loads((tmp_path / "results" / "x.json").read_text())
+    assert written["entries"] == [entry("fast", 9.0, 2.0, "lower")]
+    assert set(written["versions"]) == {"python", "numpy"}
+    assert written["machine"]["cores"] >= 1

@@ -1,0 +1,46 @@
+"""Every attack of the list, against the real sandbox; after each the next call is right and on time, and nothing is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+from tool_server.sandbox.attack_list import ATTACKS, Attack
+from tool_server.sandbox.attacks import Canaries, Traces, run_attack
+
+
+@pytest.fixture(scope="module")
+def traces(sandbox) -> Iterator[Traces]:
+    with Canaries.out() as canaries:
+        sandbox.run("1")
+        yield Traces(sandbox.pool, canaries)
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: f"{attack.number} {attack.name}")
+def test_an_attack_is_refused_or_contained(attack: Attack, sandbox, traces):
+    result = asyncio.run(run_attack(attack, sandbox.tool, traces))
+    assert result.held, result.outcome
+
+
+def test_the_list_has_every_kind_of_attack():
+    assert {attack.number for attack in ATTACKS} == set(range(1, 47))
+
+
+def test_an_attack_that_succeeds_is_seen(sandbox, traces):
+    leaking = Attack(0, "prints the secret", "done", f"print({traces.canaries.secret!r}, 'done')")
+    assert "it got through" in asyncio.run(run_attack(leaking, sandbox.tool, traces)).outcome
+    other = Attack(0, "something else", "PermissionError", "print('done')")
+    assert "another answer" in asyncio.run(run_attack(other, sandbox.tool, traces)).outcome
+
+
+def test_what_an_attack_leaves_is_seen(sandbox):
+    """A descriptor of the server's, and a changed file of the host's."""
+    with Canaries.out() as canaries, open("/dev/null") as first:
+        traces = Traces(sandbox.pool, canaries)
+        assert traces.left() == []
+        with open("/dev/null") as second:
+            assert any("descriptors of the server" in trace for trace in traces.left()), (first, second)
+        canaries.file.chmod(0o600)
+        assert any("host" in trace for trace in traces.left())

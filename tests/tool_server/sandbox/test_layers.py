@@ -1,0 +1,175 @@
+"""The sandbox fails closed: a missing layer refuses to start and says so; only a layer that the recipe names may be missing."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from tool_server.sandbox import layers
+from tool_server.sandbox.layers import check, isolation, table
+from tool_server.sandbox.options import Isolation, Layer, PythonOptions
+from tool_server.tool import ToolUnavailable
+
+ROOT = Path(__file__).parents[3]
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="this tier needs root")
+
+DENIED = """
+import errno, json, sys
+import pyseccomp as seccomp
+rules = seccomp.SyscallFilter(seccomp.ALLOW)
+for name, error in json.loads(sys.argv[1]).items():
+    rules.add_rule(seccomp.ERRNO(error), name)
+rules.load()
+"""
+
+REPORT = """
+import asyncio
+from tool_server.python import build
+from tool_server.sandbox.attack_list import ATTACKS
+from tool_server.sandbox.attacks import Canaries, answer, attack_options
+from tool_server.sandbox.options import PythonOptions
+from tool_server.tool import ToolUnavailable
+import re
+options = attack_options(PythonOptions.model_validate(json.loads(sys.argv[2])))
+try:
+    tool, pool = build("python", options)
+except ToolUnavailable as error:
+    print("REFUSED", error)
+    sys.exit()
+held = []
+with Canaries.out() as canaries:
+    for attack in ATTACKS:
+        if attack.number in json.loads(sys.argv[3]) and not attack.twice and not attack.then:
+            text = asyncio.run(answer(tool, attack.code, canaries))
+            held.append((attack.name, bool(re.search(attack.wants, text)) and canaries.escaped not in text and canaries.secret not in text))
+    answered = asyncio.run(answer(tool, "print(6 * 7)", canaries))
+tool.close()
+print("RAN", json.dumps([answered, [name for name, well in held if not well], len(held)]))
+"""
+
+LANDLOCK = {"landlock_create_ruleset": 38}  # ENOSYS, as a kernel without it answers
+NAMESPACES = {"unshare": 1, "mount": 1}  # EPERM, as Docker's default profile answers
+
+
+def machine_without(denied: dict[str, int], options: dict[str, object], attacks: Sequence[int] = (), python: Sequence[str] = ()) -> str:
+    """What the tool says where the kernel denies system calls: opened in a process of its own under a seccomp filter."""
+    arguments = [*(python or [sys.executable]), "-c", DENIED + REPORT, json.dumps(denied), json.dumps(options), json.dumps(attacks)]
+    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+ATTACKS = [7, 8, 12, 17, 18, 19, 21, 22, 24, 25, 26, 27, 28, 38, 42, 43]
+"""Those that the layers answer, without those that only run into limits."""
+
+
+def test_this_machine_has_every_layer():
+    rows = check(PythonOptions())
+    assert [row.layer for row in rows] == ["toolbox", "bubblewrap", "user", "namespaces", "landlock", "seccomp"]
+    assert all(row.present for row in rows), table(rows)
+    layers, _ = isolation(PythonOptions())
+    assert layers == Isolation(namespaces=True, landlock=layers.landlock, seccomp=True, bare=False)
+    assert layers.landlock >= 1
+
+
+def test_a_layer_that_is_present_is_used_even_if_it_may_be_missing():
+    assert isolation(PythonOptions(allow_missing=frozenset(Layer)))[0] == isolation(PythonOptions())[0]
+
+
+def test_no_landlock_refuses_to_start_and_says_how_to_get_it():
+    said = machine_without(LANDLOCK, {})
+    assert said.startswith("REFUSED the sandbox is not safe here, it lacks: landlock\n")
+    assert "landlock    MISSING  a kernel from 5.13 on" in said
+    assert "namespaces  present" in said
+    assert "allow_missing" in said
+
+
+def test_no_namespaces_refuses_to_start_and_says_how_to_get_them():
+    said = machine_without(NAMESPACES, {})
+    assert said.startswith("REFUSED the sandbox is not safe here, it lacks: namespaces\n")
+    assert "Docker: --security-opt" in said
+
+
+def test_no_isolation_at_all_is_refused_whatever_the_recipe_says():
+    said = machine_without(NAMESPACES | LANDLOCK, {"allow_missing": ["namespaces", "landlock"]})
+    assert said.startswith("REFUSED without namespaces the sandbox needs Landlock of version 6")
+    assert machine_without(NAMESPACES | LANDLOCK, {"allow_missing": ["landlock"]}).startswith("REFUSED")
+
+
+def test_without_landlock_a_recipe_that_says_so_still_holds_attacks():
+    """What is lost: the code can list the jail's own root. The namespaces keep everything else out."""
+    holds(machine_without(LANDLOCK, {"allow_missing": ["landlock"]}, [*ATTACKS, 16]))
+
+
+def holds(said: str) -> None:
+    answered, through, tried = json.loads(said.removeprefix("RAN "))
+    assert (answered, through) == ("42", [])
+    assert tried >= len(ATTACKS)
+
+
+@pytest.fixture
+def public_toolbox() -> Iterator[Path]:
+    """The toolbox's packages under the system's Python, in a folder that every user reads."""
+    folder = Path(tempfile.mkdtemp(prefix="axpo-toolbox-", dir="/var/tmp"))
+    made = subprocess.run(["/usr/bin/python3", "-m", "venv", "--without-pip", folder / "box"], capture_output=True)
+    packages = Path("lib") / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
+    source = Path(sys.prefix, "toolbox").resolve() / packages
+    try:
+        if made.returncode or not (folder / "box" / packages).exists() or source.stat().st_dev != folder.stat().st_dev:
+            pytest.skip("the system's Python has another version than the toolbox")
+        folder.chmod(0o755)
+        shutil.copytree(source, folder / "box" / packages, copy_function=os.link, dirs_exist_ok=True)
+        yield folder / "box"
+    finally:
+        shutil.rmtree(folder)
+
+
+@needs_root
+def test_without_namespaces_a_recipe_that_says_so_still_holds_attacks(public_toolbox):
+    """What is lost: the quota of the whole disk (row 16), and names and sizes of the host's files are seen (stat, row 20)."""
+    holds(machine_without(NAMESPACES, {"allow_missing": ["namespaces"], "toolbox": str(public_toolbox)}, [*ATTACKS, 37]))
+    assert not list(Path(tempfile.gettempdir()).glob("axpo-python-*"))
+
+
+@needs_root
+def test_an_ordinary_user_has_every_layer_too(public_toolbox):
+    """Root here becomes one, with the system's Python, as the checkout's may be in root's home."""
+    path = os.pathsep.join([str(ROOT), sysconfig.get_path("purelib")])
+    user = ["setpriv", "--reuid", "61500", "--regid", "61500", "--clear-groups", "env", "-i", "PATH=/usr/bin:/bin", f"PYTHONPATH={path}"]
+    if subprocess.run([*user, "/usr/bin/python3", "-c", "import tool_server.python"], capture_output=True).returncode:
+        pytest.skip("the checkout or its packages are not readable by everybody")
+    holds(machine_without({}, {"toolbox": str(public_toolbox)}, [*ATTACKS, 16, 20, 37], [*user, "/usr/bin/python3"]))
+
+
+def test_a_toolbox_that_is_missing_or_lacks_packages_is_named(tmp_path):
+    with pytest.raises(ToolUnavailable, match=r"no toolbox at .*nowhere; `make setup` makes one"):
+        isolation(PythonOptions(toolbox=tmp_path / "nowhere"))
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "empty"], check=True)
+    with pytest.raises(ToolUnavailable, match="hidden by the jail's own /tmp"):
+        isolation(PythonOptions(toolbox=tmp_path / "empty"))
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
+        (tmp_path / "empty").rename(Path(folder, "empty"))
+        with pytest.raises(ToolUnavailable, match="lacks landlockpy, matplotlib, numpy"):
+            isolation(PythonOptions(toolbox=Path(folder, "empty")))
+
+
+def test_no_bubblewrap_is_named(monkeypatch):
+    monkeypatch.setattr(layers, "bubblewrap", lambda: None)
+    with pytest.raises(ToolUnavailable, match=r"bubblewrap +MISSING +apt install bubblewrap"):
+        isolation(PythonOptions())
+
+
+@needs_root
+def test_a_user_that_exists_is_no_user_for_a_jail():
+    """1 is `daemon` everywhere."""
+    with pytest.raises(ToolUnavailable, match="1 is daemon: set jail_uid"):
+        isolation(PythonOptions(jail_uid=1))

@@ -1,0 +1,164 @@
+"""Tools of real MCP servers, over stdio and over HTTP."""
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tool_server.config import ToolServerConfig
+from tool_server.mcp_tools import checker
+from tool_server.server import ToolServer
+from tool_server.tool import ToolError, ToolStatus, ToolUnavailable
+
+SCRIPT = str(Path(__file__).with_name("mcp_server.py"))
+
+
+def session(entry: dict, *calls: tuple[str, dict], **settings) -> list:
+    """Schemas of a server, then the results of calls, one after the other."""
+
+    async def story() -> list:
+        server = ToolServer(ToolServerConfig.model_validate({"tools": {}, "mcp": [entry], "start_deadline_s": 60, **settings}))
+        try:
+            return [await server.schemas(), *[await server.call(name, arguments, []) for name, arguments in calls]]
+        finally:
+            await server.close()
+
+    return asyncio.run(story())
+
+
+def stdio(**settings) -> dict:
+    return {"command": [sys.executable, SCRIPT], "retries": 0, "deadline_s": 30} | settings
+
+
+@pytest.fixture(scope="module")
+def url():
+    with closing(socket.socket()) as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    process = subprocess.Popen([sys.executable, SCRIPT, str(port)], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        with closing(socket.socket()) as s:
+            if s.connect_ex(("127.0.0.1", port)) == 0:
+                break
+        time.sleep(0.1)
+    yield f"http://127.0.0.1:{port}/mcp"
+    process.kill()
+    process.wait(10)
+
+
+@pytest.fixture(params=["stdio", "http"])
+def entry(request):
+    return stdio() if request.param == "stdio" else {"url": request.getfixturevalue("url"), "retries": 0, "deadline_s": 30}
+
+
+def test_tools_are_listed_checked_and_called(entry):
+    schemas, good, wrong, missing, unknown, failed = session(
+        entry | {"prefix": "t-"},
+        ("t-add", {"a": 2, "b": 3}),
+        ("t-add", {"a": "2", "b": 3}),
+        ("t-add", {"a": 2}),
+        ("add", {"a": 2, "b": 3}),
+        ("t-fail", {}),
+    )
+    functions = {schema["function"]["name"]: schema["function"] for schema in schemas}
+    assert list(functions) == ["t-add", "t-picture", "t-environment", "t-fail", "t-sleep", "t-exit_now", "t-process"]
+    assert functions["t-add"]["description"] == "Add two numbers."
+    assert functions["t-add"]["parameters"]["required"] == ["a", "b"]
+    assert (good.status, good.text) == (ToolStatus.OK, "5")
+    assert (wrong.status, wrong.text) == (ToolStatus.TOOL_ERROR, "a: '2' is not of type 'integer'")
+    assert (missing.status, missing.text) == (ToolStatus.TOOL_ERROR, "'b' is a required property")
+    assert unknown.text.startswith("unknown tool 'add', known: t-add")
+    assert failed.status == ToolStatus.TOOL_ERROR
+    assert "not today" in failed.text
+
+
+def test_images_come_decoded_and_under_limits(entry):
+    _, good, broken, huge = session(
+        entry, ("picture", {"side": 40}), ("picture", {"side": 40, "broken": True}), ("picture", {"side": 5000})
+    )
+    assert good.text == "a square"
+    assert good.images[0].shape == (40, 40, 3)
+    assert np.array_equal(good.images[0][0, 0], [255, 0, 0])
+    for result in (broken, huge):
+        assert result.status == ToolStatus.OK
+        assert result.images == ()
+        assert result.text.startswith("a square\n[an image left out: ")
+
+
+def test_only_the_tools_of_the_recipe_are_offered():
+    schemas, result = session(stdio(tools=["fail", "add"]), ("process", {}))
+    assert [schema["function"]["name"] for schema in schemas] == ["fail", "add"]
+    assert result.text == "unknown tool 'process', known: fail, add"
+
+
+def test_a_command_gets_the_environment_that_the_recipe_names(monkeypatch):
+    monkeypatch.setenv("SEARCH_KEY", "a secret")
+    monkeypatch.setenv("OTHER_KEY", "another secret")
+    _, result = session(stdio(env=["SEARCH_KEY"]), ("environment", {}))
+    names = result.text.split()
+    assert "SEARCH_KEY" in names
+    assert "OTHER_KEY" not in names
+    assert set(names) <= {"SEARCH_KEY", "HOME", "LOGNAME", "PATH", "SHELL", "TERM", "USER", "LC_CTYPE"}
+
+
+def test_a_call_past_its_deadline_leaves_the_connection_alive():
+    _, before, late, after = session(
+        stdio(deadline_s=2, tools=["process", "sleep"]), ("process", {}), ("sleep", {"seconds": 60}), ("process", {})
+    )
+    assert (late.status, late.text) == (ToolStatus.DEADLINE, "sleep ran longer than 2 s")
+    assert (after.status, after.text) == (ToolStatus.OK, before.text)
+
+
+def test_a_command_that_ends_is_started_again_and_ends_with_the_server():
+    _, before, died, after = session(stdio(), ("process", {}), ("exit_now", {}), ("process", {}))
+    assert died.status == ToolStatus.INFRASTRUCTURE
+    assert after.status == ToolStatus.OK
+    assert after.text != before.text
+    assert not os.path.exists(f"/proc/{after.text}")
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"command": ["/nowhere/server"]}, r"tools\.mcp \(/nowhere/server\): no MCP server: FileNotFoundError"),
+        ({"command": [sys.executable, "-c", "print('hello')"]}, "no MCP server"),
+        ({"url": "http://127.0.0.1:9/mcp"}, r"tools\.mcp \(http://127\.0\.0\.1:9/mcp\): no MCP server"),
+        ({"command": [sys.executable, "-c", "import time; time.sleep(100)"]}, r"no answer within 5 s|not open after 5 s"),
+        (stdio(tools=["add", "divide"]), "no tool divide; there are: add, picture"),
+        (stdio(env=["NO_SUCH_KEY"]), "the environment variable NO_SUCH_KEY is not set"),
+        ({"url": "http://127.0.0.1:9/mcp", "token_env": "NO_SUCH_KEY"}, "the environment variable NO_SUCH_KEY is not set"),
+    ],
+)
+def test_what_cannot_be_reached_ends_the_start(entry, message):
+    limit = 5 if "command" in entry and "sleep" in str(entry) else 60
+    with pytest.raises(ToolUnavailable, match=message) as error:
+        session(entry, start_deadline_s=limit)
+    assert "\n" not in str(error.value)
+
+
+def test_two_servers_with_one_name_need_a_prefix():
+    entries = [stdio(tools=["add"]), stdio(tools=["add"])]
+    with pytest.raises(ToolUnavailable, match="there is another tool named 'add'; set a prefix"):
+        session(entries[0], mcp=entries)
+
+
+def test_a_schema_of_theirs_cannot_hang_the_check_or_fetch_anything():
+    check = checker({"type": "object", "properties": {"a": {"type": "string", "pattern": "^(a+)+$"}}})
+    started = time.monotonic()
+    assert check({"a": "a" * 40 + "b"})
+    assert time.monotonic() - started < 10  # 2**40 steps otherwise
+    with pytest.raises(ToolUnavailable, match="its schema is no JSON schema"):
+        checker({"type": "thing"})
+    fetching = checker({"type": "object", "properties": {"a": {"$ref": "http://127.0.0.1:9/schema"}}})
+    with pytest.raises(Exception, match="Unresolvable"):
+        fetching({"a": 1})
+    with pytest.raises(ToolError, match="arguments must be an object"):
+        check([])

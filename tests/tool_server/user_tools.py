@@ -1,0 +1,118 @@
+"""Tools as a user would write them, and some that a user should not have written."""
+
+import asyncio
+import os
+import signal
+import threading
+import time
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from tool_server.tool import ToolCall, ToolError
+
+
+class Unit(Enum):
+    CELSIUS = "C"
+    KELVIN = "K"
+
+
+def convert(degrees: float, unit: Unit, digits: Annotated[int, Field(ge=0, le=6)] = 1) -> str:
+    """Convert a temperature to Fahrenheit.
+
+    The long story, which the policy does not read.
+
+    Args:
+        degrees: The temperature,
+            in `unit`.
+        unit: C or K.
+    """
+    if unit is Unit.KELVIN and degrees < 0:
+        raise ToolError("degrees: below absolute zero")
+    celsius = degrees if unit is Unit.CELSIUS else degrees - 273.15
+    return f"{celsius * 9 / 5 + 32:.{digits}f} F"
+
+
+async def echo(text: str = "") -> str:
+    """Return the text."""
+    return text
+
+
+def count(words: list[str], how: Literal["all", "different"] = "all") -> dict[str, int]:
+    """Count words."""
+    return {"words": len(words if how == "all" else set(words)), "main_thread": int(threading.current_thread() is threading.main_thread())}
+
+
+def darken(index: int, call: ToolCall):
+    """Show an image at half its brightness."""
+    return f"after {[c.name for c in call.earlier]}", [call.images[index] // 2]
+
+
+def floating(call: ToolCall):
+    """Return an image of a wrong type."""
+    return np.zeros((2, 2, 3))
+
+
+async def wait(seconds: float) -> str:
+    """Wait."""
+    await asyncio.sleep(seconds)
+    return "waited"
+
+
+def die(directory: str, times: int) -> str:
+    """Kill the server that runs this, the first `times` times it is called."""
+    marks = Path(directory)
+    (marks / f"{time.monotonic_ns()}").touch()
+    if len(list(marks.iterdir())) <= times:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return "survived"
+
+
+def freeze(directory: str) -> str:
+    """Stop the process that runs this, once."""
+    try:
+        Path(directory, "frozen").touch(exist_ok=False)
+    except FileExistsError:
+        return "thawed"
+    os.kill(os.getpid(), signal.SIGSTOP)
+    return "continued"
+
+
+def whose() -> str:
+    """Say which process this is."""
+    return str(os.getpid())
+
+
+def untyped(a, b: int) -> str:
+    """Lack a type hint."""
+    return ""
+
+
+def undocumented(a: int) -> str:
+    return ""
+
+
+def variadic(*words: str) -> str:
+    """Take anything."""
+    return ""
+
+
+def unresolved(a: "Missing") -> str:  # noqa: F821
+    """Name a type that is nowhere."""
+    return ""
+
+
+def array(a: np.ndarray) -> str:
+    """Ask for what JSON cannot say."""
+    return ""
+
+
+def anything(a: Any) -> str:
+    """Take any JSON value."""
+    return str(a)
+
+
+constant = 3

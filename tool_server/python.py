@@ -1,0 +1,154 @@
+"""`python`: runs the policy's code in the sandbox and answers as a notebook would, with text and figures."""
+
+from __future__ import annotations
+
+import hashlib
+import signal
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+from tool_server.sandbox.layers import isolation
+from tool_server.sandbox.options import MAX_CODE, MAX_OUTPUT, MIB, PythonOptions
+from tool_server.sandbox.pool import JailPool
+from tool_server.sandbox.process import Finished
+from tool_server.tool import Output, Tool, ToolCall, ToolError, ToolKind, ToolUnavailable, define
+
+REMEMBERED = 10_000
+"""Codes known to end their process, over all rollouts: 32 bytes each."""
+
+
+def _code(code: str) -> str:
+    """What is refused before any process starts."""
+    if len(code) > MAX_CODE:
+        raise PydanticCustomError("code", f"longer than {MAX_CODE // 1024} KiB")
+    if "\0" in code:
+        raise PydanticCustomError("code", "contains a NUL character")
+    try:
+        size = len(code.encode())
+    except UnicodeEncodeError:
+        raise PydanticCustomError("code", "is not valid Unicode text: it contains half of a surrogate pair") from None
+    if size > MAX_CODE:
+        raise PydanticCustomError("code", f"longer than {MAX_CODE // 1024} KiB")
+    return code
+
+
+class PythonArguments(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    code: Annotated[str, AfterValidator(_code)] = Field(description="Python code to run")
+
+
+DESCRIPTION = (
+    "Run Python code and see what it prints, the value of its last expression, and the figures it shows. numpy, scipy, sympy, pandas, "
+    "matplotlib and PIL can be imported. The images are the files image_0.png, image_1.png, ... and the PIL images in the list `images`. "
+)
+SESSIONS = {"call": "Every call starts afresh.", "rollout": "Variables and files of earlier calls are still there."}
+
+
+class PythonTool:
+    """One tool over one pool. It keeps nothing of any rollout: a session is replayed from the rollout's own calls."""
+
+    def __init__(self, name: str, options: PythonOptions, pool: JailPool) -> None:
+        self._name, self._options, self._pool = name, options, pool
+        self._fatal: OrderedDict[bytes, None] = OrderedDict()  # histories whose last code ended its process
+
+    async def run(self, call: ToolCall) -> Output:
+        history = self._history(call) if self._options.session == "rollout" else []
+        while True:
+            codes = [*history, call.arguments.code]
+            finished = await self._pool.call(codes, call.images)
+            if finished.complete and not finished.killed:
+                return observation(finished, self._options, len(codes))
+            if 0 < finished.begun < len(codes):
+                # An earlier code ended its process: its call was answered so, and it left nothing behind.
+                self._remember(history[: finished.begun])
+                del history[finished.begun - 1]
+                continue
+            if finished.begun == len(codes):
+                self._remember(codes)
+            return observation(finished, self._options, len(codes))
+
+    def _history(self, call: ToolCall) -> list[str]:
+        """The rollout's earlier codes, without those that could not be parsed and those that ended their process."""
+        from tool_server.arguments import parse
+
+        codes: list[str] = []
+        for earlier in call.earlier:
+            if earlier.name != self._name:
+                continue
+            try:
+                codes.append(parse(PythonArguments, earlier.arguments).code)  # type: ignore[attr-defined]
+            except ToolError:
+                continue
+            if _digest(codes) in self._fatal:
+                codes.pop()
+        return codes
+
+    def _remember(self, codes: Sequence[str]) -> None:
+        self._fatal[_digest(codes)] = None
+        while len(self._fatal) > REMEMBERED:
+            self._fatal.popitem(last=False)
+
+
+def _digest(codes: Sequence[str]) -> bytes:
+    return hashlib.sha256("\0".join(codes).encode()).digest()
+
+
+def observation(finished: Finished, options: PythonOptions, codes: int = 1) -> Output:
+    """What the policy sees. Raises ToolError where its code failed or was stopped, ToolUnavailable where the sandbox failed."""
+    text = cut(finished.output, options.max_text)
+    if finished.begun == 0:
+        raise ToolUnavailable(f"the sandbox failed before the code ran: {text}")
+    fate = _fate(finished, options, codes)
+    if fate is None and not finished.error:
+        return text, tuple(finished.images)
+    raise ToolError("\n".join(part for part in (text, fate and f"[{fate}]") if part))
+
+
+def _fate(finished: Finished, options: PythonOptions, codes: int) -> str | None:
+    """Why the process ended early, from what the server measured itself; None if it did not."""
+    if finished.killed == "output":
+        return f"stopped: more than {MAX_OUTPUT // MIB} MiB of output"
+    if finished.killed == "wall":
+        return f"stopped after {options.wall_s * codes:g} s, of which {finished.cpu_s:.1f} s of CPU time"
+    if finished.killed:
+        return "stopped: the result was not readable"
+    if finished.complete:
+        return None
+    if finished.status & 0x7F == signal.SIGKILL:
+        # Nobody but the kernel kills here: at the limit of CPU time, or for want of memory on the machine.
+        if finished.cpu_s >= options.cpu_s * codes - 0.5:
+            return f"stopped after {options.cpu_s * codes} s of CPU time"
+        raise ToolUnavailable("the machine is out of memory: the kernel killed a call within its limits")
+    if number := finished.status & 0x7F:
+        hint = ", perhaps out of memory" if number in (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS) else ""
+        return f"crashed: {signal.Signals(number).name if number in set(signal.Signals) else number}{hint}"
+    return "the process ended before its result: os._exit, or a closed file descriptor"
+
+
+def cut(output: bytes, limit: int) -> str:
+    """Head and tail of the output, with the number of bytes left out between them."""
+    if len(output) > limit:
+        tail = limit // 4
+        gap = f"\n[... {len(output) - limit} bytes cut ...]\n".encode()
+        output = output[: limit - tail] + gap + output[len(output) - tail :]
+    return output.decode("utf-8", "replace").rstrip("\n")
+
+
+def build(name: str, options: PythonOptions) -> tuple[Tool, JailPool]:
+    """The tool and its pool. Raises ToolUnavailable where the machine lacks a layer that the options do not excuse."""
+    pool = JailPool(options, *isolation(options))
+    tool = PythonTool(name, options, pool)
+    return define(name, DESCRIPTION + SESSIONS[options.session], PythonArguments, tool.run, close=pool.close), pool
+
+
+def _limits(options: PythonOptions) -> dict[str, Any]:
+    """The pool has limits and a queue of its own; the server's deadline is behind both."""
+    return {"concurrency": options.slot_count(), "deadline_s": 60 + 4 * options.wall_s}
+
+
+PYTHON = ToolKind(PythonOptions, lambda name, options: build(name, options)[0], _limits)

@@ -1,0 +1,143 @@
+"""The jails of one server: calls spread over warm zygotes, a spare that takes over from one that died, and a queue that nobody pays for."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Coroutine, Sequence
+from typing import Any, TypeVar
+
+from tool_server.sandbox.jail import Toolbox
+from tool_server.sandbox.options import Isolation, PythonOptions
+from tool_server.sandbox.probes import probe
+from tool_server.sandbox.process import GRACE_S, START_S, Finished, Jail
+from tool_server.tool import Pixels, ToolUnavailable
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+MAX_BACKOFF_S = 60.0
+
+
+class JailPool:
+    """Runs in a thread with an event loop of its own, so that it serves callers of any loop and opens without one."""
+
+    def __init__(self, options: PythonOptions, isolation: Isolation, toolbox: Toolbox) -> None:
+        """Starts and probes all jails, side by side. Raises ToolUnavailable."""
+        self._options, self._isolation, self._toolbox = options, isolation, toolbox
+        self._active: list[Jail] = []
+        self._spare: Jail | None = None
+        self._closing = False
+        self._changed = asyncio.Event()
+        self._refilling: asyncio.Task[None] | None = None
+        self._slots = asyncio.Semaphore(options.slot_count())
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="python-tool", daemon=True)
+        self._thread.start()
+        try:
+            self._run(self._fill())
+        except BaseException:
+            self.close()
+            raise
+
+    async def call(self, codes: Sequence[str], images: Sequence[Pixels] = ()) -> Finished:
+        """Runs the last of `codes` after the others, in a process of its own. Raises ToolUnavailable; cancelling kills the process."""
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._call(codes, images), self._loop))
+
+    def pids(self) -> list[int]:
+        """Of the zygotes, the spare last."""
+        return [jail.pid for jail in (*self._active, self._spare) if jail is not None and jail.alive]
+
+    def close(self) -> None:
+        """Kills every jail, and every call with it."""
+        if self._loop.is_closed():
+            return
+        self._closing = True
+        self._run(self._close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    async def _call(self, codes: Sequence[str], images: Sequence[Pixels]) -> Finished:
+        async with self._slots:
+            return await (await self._jail()).call(codes, images)
+
+    async def _jail(self) -> Jail:
+        """The active jail with the fewest calls."""
+        try:
+            async with asyncio.timeout(START_S):
+                while not self._active and not self._closing:
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
+            raise ToolUnavailable("no sandbox could be started") from None
+        if self._closing:
+            raise ToolUnavailable("the sandbox is closing")
+        return min(self._active, key=lambda jail: jail.in_flight)
+
+    async def _fill(self) -> None:
+        """Starts the jails that are missing; the first ones to be ready become active. Raises ToolUnavailable if any does not start."""
+        missing = self._options.zygote_count() + 1 - len(self._active) - (self._spare is not None)
+        for error in await asyncio.gather(*[self._start() for _ in range(missing)], return_exceptions=True):
+            if isinstance(error, BaseException):
+                raise error
+
+    async def _start(self) -> None:
+        jail = Jail(self._options, self._isolation, self._toolbox, self._died)
+        await jail.start()
+        try:
+            if not self._isolation.bare:
+                await probe(jail, self._options, self._isolation)
+        except BaseException:
+            jail.kill()
+            await jail.gone()
+            raise
+        if not jail.alive or self._closing:
+            return jail.kill()
+        if len(self._active) < self._options.zygote_count():
+            self._active.append(jail)
+        else:
+            self._spare = jail
+        self._changed.set()
+
+    def _died(self, jail: Jail) -> None:
+        if self._closing or jail not in (*self._active, self._spare):
+            return
+        log.warning("a sandbox of the python tool died, pid %d; the spare takes over", jail.pid)
+        if jail is self._spare:
+            self._spare = None
+        else:
+            self._active.remove(jail)
+            if self._spare is not None:
+                self._active.append(self._spare)
+                self._spare = None
+        if self._refilling is None or self._refilling.done():
+            self._refilling = self._loop.create_task(self._refill())
+
+    async def _refill(self) -> None:
+        backoff = 1.0
+        while len(self._active) + (self._spare is not None) <= self._options.zygote_count():
+            try:
+                await self._fill()
+            except Exception:
+                log.exception("a sandbox of the python tool does not start; trying again in %g s", backoff)
+                await asyncio.sleep(backoff)
+                backoff = min(2 * backoff, MAX_BACKOFF_S)
+
+    async def _close(self) -> None:
+        self._changed.set()
+        if self._refilling is not None:
+            self._refilling.cancel()
+        jails = [jail for jail in (*self._active, self._spare) if jail is not None]
+        for jail in jails:
+            jail.kill()
+        others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in others:
+            task.cancel()
+        if others:
+            await asyncio.wait(others, timeout=GRACE_S)
+        await asyncio.gather(*[jail.gone() for jail in jails])

@@ -1,0 +1,47 @@
+"""Settings of the search tools in a recipe. Checked on the driver, so nothing heavy is imported here."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from tool_server.images import ImageLimits
+from tool_server.search.results import Caps
+
+
+class LocalOptions(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["local"] = "local"
+    index: str = Field(min_length=1, description="folder that `axpo index build` wrote, on every node with a tool server")
+
+
+class TavilyOptions(BaseModel):
+    """The key comes from the environment variable TAVILY_API_KEY of the tool server, never from a recipe."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["tavily"] = "tavily"
+    base_url: str = Field(default="https://api.tavily.com", pattern=r"^https?://", description="another one for a proxy")
+    search_depth: Literal["basic", "advanced", "fast", "ultra-fast"] = "basic"
+    topic: Literal["general", "news", "finance"] = "general"
+    include_domains: tuple[str, ...] = ()
+    exclude_domains: tuple[str, ...] = ()
+    timeout_s: float = Field(default=10.0, gt=0, le=120, description="of one attempt; set the tool's deadline_s to all attempts")
+    attempts: int = Field(default=3, ge=1, le=10)
+    requests_per_minute: float = Field(default=100, gt=0, description="of this server; Tavily's development keys allow 100 in all")
+    cache: str = Field(default="~/.cache/axpo/tavily", min_length=1, description="folder of answers; on a cluster, a shared one")
+
+
+class SearchOptions(Caps):
+    """`provider` is one back end for the whole run: there is no switch to another one when it fails."""
+
+    provider: LocalOptions | TavilyOptions = Field(discriminator="kind")
+
+
+class ImageSearchOptions(Caps):
+    index: str = Field(min_length=1, description="folder that `axpo index build` wrote from captioned images")
+    max_images: int = Field(default=3, ge=1, le=20, description="images of one answer; more results are not shown")
+    max_side: int = Field(default=1024, ge=32, description="pixels; larger images are downscaled")
+    limits: ImageLimits = Field(default_factory=ImageLimits, description="what is decoded")
