@@ -71,7 +71,7 @@ class Canaries:
                     listening.setblocking(False)
                 yield cls(secret, "escaped" + secrets.token_hex(8), Path(file.name), port, abstract, sentinel)
         finally:
-            del os.environ["AXPO_CANARY"]
+            os.environ.pop("AXPO_CANARY", None)
             sentinel.kill()
             sentinel.wait()
 
@@ -135,7 +135,7 @@ class Traces:
 
 def attack_options(options: PythonOptions) -> PythonOptions:
     """The same sandbox with shorter limits: the attacks run into them some twenty times."""
-    return options.model_copy(update={"cpu_s": 2, "wall_s": 30.0, "memory_mib": 1024, "zygotes": 1, "session": "call"})
+    return options.model_copy(update={"cpu_s": 2, "wall_s": 20.0, "memory_mib": 1024, "zygotes": 1, "session": "call"})
 
 
 async def run_attacks(options: PythonOptions) -> AsyncIterator[AttackResult]:

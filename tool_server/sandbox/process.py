@@ -17,7 +17,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -118,54 +118,36 @@ class Jail:
         if self._control is None or not self.alive:
             raise ToolUnavailable("the sandbox has ended")
         number = next(self._numbers)
-        ended = self._ended[number] = self._loop.create_future()
-        output_fd, output_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        result_fd, result_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        inputs = _inputs(codes, images)
         killed: list[str] = []
 
         def stop(why: str) -> None:
             killed.append(why)
             self._send({"kill": number})
 
-        output = _Output(self._loop, output_fd, stop)
-        result = _Result(self._loop, result_fd, stop, len(codes), self._options)
-        try:
-            for fd in (output_write, result_write):
-                os.set_blocking(fd, True)
-            message = {
-                "call": number,
-                "limits": limits(self._options, len(codes)),
-                "disk": self._options.disk_mib * MIB + sum(image.nbytes + MIB for image in images),
-                "files": MAX_FILES,
-            }
-            socket.send_fds(self._control, [json.dumps(message).encode()], [inputs, output_write, result_write])
-            for fd in (output_write, result_write):
-                os.close(fd)
-            output_write = result_write = -1
-            everything = asyncio.gather(ended, output.closed, result.closed)
+        with contextlib.ExitStack() as held:
             try:
-                async with asyncio.timeout(self._options.wall_s * len(codes)):
-                    end = (await asyncio.shield(everything))[0]
-            except TimeoutError:
-                stop("wall")
-                end = (await asyncio.wait_for(asyncio.shield(everything), GRACE_S))[0]
-            except asyncio.CancelledError:
-                stop("cancelled")
-                await asyncio.wait({everything}, timeout=GRACE_S)
-                raise
-        except TimeoutError as error:
-            self.kill()
-            raise ToolUnavailable("the sandbox does not answer") from error
-        except OSError as error:
-            raise ToolUnavailable(f"the sandbox takes no call: {error}") from error
-        finally:
-            self._ended.pop(number, None)
-            for pipe in (output, result):
-                pipe.close()
-            for fd in (inputs, output_write, result_write):
-                if fd >= 0:
-                    os.close(fd)
+                ended = self._ended[number] = self._loop.create_future()
+                held.callback(self._ended.pop, number)
+                with contextlib.ExitStack() as given:  # to the child; a copy that stays here would keep the pipes from ending
+                    inputs = _inputs(codes, images)
+                    given.callback(os.close, inputs)
+                    output_fd, output_write = _pipe(given)
+                    output = held.enter_context(_Output(self._loop, output_fd, stop))
+                    result_fd, result_write = _pipe(given)
+                    result = held.enter_context(_Result(self._loop, result_fd, stop, len(codes), self._options))
+                    message = {
+                        "call": number,
+                        "limits": limits(self._options, len(codes)),
+                        "disk": self._options.disk_mib * MIB + sum(image.nbytes + MIB for image in images),
+                        "files": MAX_FILES,
+                    }
+                    socket.send_fds(self._control, [json.dumps(message).encode()], [inputs, output_write, result_write])
+                end = await self._end(asyncio.gather(ended, output.closed, result.closed), len(codes), stop)
+            except TimeoutError as error:
+                self.kill()
+                raise ToolUnavailable("the sandbox does not answer") from error
+            except OSError as error:
+                raise ToolUnavailable(f"the sandbox takes no call: {error}") from error
         if "error" in end:
             raise ToolUnavailable(f"the sandbox cannot fork: {end['error']}")
         return Finished(
@@ -178,6 +160,24 @@ class Jail:
             error=result.error,
             images=result.images(),
         )
+
+    async def _end(self, everything: asyncio.Future[Any], codes: int, stop: Callable[[str], None]) -> dict[str, Any]:
+        """How the call ended, once its pipes did, too; by then killed if need be. Raises TimeoutError where the zygote does not answer."""
+        # A cancelled call does not look at how its jail died.
+        everything.add_done_callback(lambda done: done.cancelled() or done.exception())
+        try:
+            async with asyncio.timeout(self._options.wall_s * codes):
+                return (await asyncio.shield(everything))[0]
+        except TimeoutError:
+            stop("wall")
+            async with asyncio.timeout(GRACE_S):
+                return (await asyncio.shield(everything))[0]
+        except asyncio.CancelledError:
+            stop("cancelled")
+            await asyncio.wait({everything}, timeout=GRACE_S)
+            if not everything.done():
+                self.kill()
+            raise
 
     def kill(self) -> None:
         """Ends the jail and everything in it."""
@@ -281,6 +281,14 @@ def _inputs(codes: Sequence[str], images: Sequence[Pixels]) -> int:
     return fd
 
 
+def _pipe(given: contextlib.ExitStack) -> tuple[int, int]:
+    """A pipe that is read here without waiting, and written by the child; `given` closes its end for writing."""
+    read, write = os.pipe()
+    os.set_blocking(read, False)
+    given.callback(os.close, write)
+    return read, write
+
+
 class _Pipe:
     """Reads a pipe to its end into `data`, until `accepts` says that more is not wanted."""
 
@@ -289,6 +297,12 @@ class _Pipe:
         self.data = bytearray()
         self.closed: asyncio.Future[None] = loop.create_future()
         loop.add_reader(fd, self._read)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def fault(self) -> str:
         """Why the call must be killed for what it has written so far; empty if it need not."""
