@@ -47,7 +47,7 @@ class SmallDigitConfig(BaseModel):
     kind: Literal["small_digit"] = "small_digit"
     scene: int = Field(384, ge=128, le=4096, description="side of a scene")
     digit: int = Field(36, ge=8, description="side of a digit; a third of it is seen at the demo's 128-pixel view")
-    border: int = Field(6, ge=1, description="width of the coloured frame")
+    border: int = Field(12, ge=1, description="width of the coloured frame")
     aligned: bool = Field(
         False, description="keep each frame inside one cell of a 4x4 grid: at the demo's view, one token of the vision encoder"
     )
@@ -71,6 +71,7 @@ class Frame:
     left: int
     top: int
     side: int
+    border: int
 
     def box(self, side: int, scene: int, shift: tuple[int, int] = (0, 0)) -> Box:
         """A square box of `side` thousandths around the frame, moved by `shift`, kept inside the scene, on multiples of 20."""
@@ -83,7 +84,7 @@ class Frame:
 
     def inside(self, box: Box, scene: int) -> bool:
         """Whether the whole panel (the frame without its border) lies in the box."""
-        inner = self.side * 0.1
+        inner = self.border
         x0, y0, x1, y1 = (v * scene / 1000 for v in box)
         return (
             x0 <= self.left + inner
@@ -120,8 +121,8 @@ class SmallDigit:
     def example(self, kind: str, index: int) -> tuple[Question, Turns, bool]:
         """An SFT example: `demonstration` is the teacher at work; the other kinds teach the eye, with a bare prompt.
 
-        `sheet_large`, `sheet`: sixteen digits on a grid, from large to the scene's own size; `listing`: colours and digits of
-        a sparse grid; `crop`: what a zoom shows; `region`: the digits of a larger region; `scene`: those of the whole view;
+        `sheet_large`, `sheet`: colours and digits of up to sixteen cells, named by letters: a name to look by is learned far sooner
+        than a count; the fewer the cells, the larger they are shown; `listing`: colours and digits of a sparse grid; `crop`: what a zoom shows; `region`: the digits of a larger region; `scene`: those of the whole view;
         `boxes`: digits and their zoom boxes.
         Returns question, turns and whether the prompt shows system text and tools. Raises KeyError for another kind.
         """
@@ -131,10 +132,11 @@ class SmallDigit:
             return question, self._teach(scene, asked, rng), True
         rng = random.Random(f"{kind}/{index}")
         if kind.startswith("sheet"):
-            image, frames = self._grid(rng, 4, {"sheet_large": self.config.scene // 6, "sheet": self.config.digit}[kind], 1.0)
-            words = "".join(str(f.digit) for f in frames)
+            large = kind == "sheet_large"
+            image, frames = self._grid(rng, 4 if large else rng.randint(1, 4), self.config.scene // 6 if large else self.config.digit, 1.0)
+            words = " ".join(f"{cell} {f.colour} {f.digit}" for cell, f in zip("abcdefghijklmnop", frames, strict=False))
         elif kind == "listing":
-            image, frames = self._grid(rng, rng.randint(1, 4), self.config.digit, 0.5)
+            image, frames = self._grid(rng, rng.randint(1, 4), self.config.digit, rng.uniform(0.3, 1))
             words = " ".join(f"{f.colour} {f.digit}" for f in frames) or "none"
         else:
             image, words = self._region(rng, *_REGIONS[kind], boxes=kind == "boxes")
@@ -151,7 +153,8 @@ class SmallDigit:
             for column in range(cells):
                 if filled < 1 and rng.random() >= filled:
                     continue
-                outer = rng.randint(smallest, cell - 16) + 2 * self.config.border
+                largest = cell - 2 * self.config.border - 4
+                outer = rng.randint(min(smallest, largest), largest) + 2 * self.config.border
                 x, y = (cell * start + rng.randint(0, cell - outer) for start in (column, row))
                 frames.append(_paste(canvas, rng, rng.choice(sorted(COLOURS)), x, y, outer, self.config.border, "train"))
         return np.asarray(canvas), frames
@@ -249,7 +252,7 @@ def _paste(canvas: Image.Image, rng: random.Random, colour: str, x: int, y: int,
     ImageDraw.Draw(canvas).rectangle((x, y, x + outer - 1, y + outer - 1), fill=COLOURS[colour])
     side = outer - 2 * border
     canvas.paste(Image.fromarray(images[pick]).resize((side, side), Image.Resampling.BICUBIC), (x + border, y + border))
-    return Frame(colour, int(labels[pick]), x, y, outer)
+    return Frame(colour, int(labels[pick]), x, y, outer, border)
 
 
 @cache

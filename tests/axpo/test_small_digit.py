@@ -1,8 +1,10 @@
 """The embedded task: real digits, honest split, a teacher as imprecise as it claims."""
 
+import json
+
 import numpy as np
 
-from axpo.tasks.small_digit import SmallDigit, SmallDigitConfig, TeacherConfig, _digits
+from axpo.tasks.small_digit import COLOURS, SmallDigit, SmallDigitConfig, TeacherConfig, _digits
 from axpo.tasks.verify import boxed, exact_match
 
 TASK = SmallDigit(SmallDigitConfig(held_out=16))
@@ -56,6 +58,27 @@ def test_a_steady_teacher_always_hits():
     for index in range(50):
         question, turns, _ = task.example("demonstration", index)
         assert boxed(turns[-1]) == question.answer
+
+
+def test_a_sheet_names_every_cell():
+    question, turns, tools = TASK.example("sheet_large", 3)
+    words = turns[0].partition("\n</think>")[0].split()
+    assert words[::3] == list("abcdefghijklmnop")
+    assert set(words[1::3]) <= {"red", "blue", "green", "yellow"}
+    assert set(words[2::3]) <= set("0123456789")
+    assert question.images[0].shape == (384, 384, 3)
+    assert not tools
+
+
+def test_boxes_hold_what_they_name():
+    task = SmallDigit(SmallDigitConfig(frames=(1, 1), larger_share=0, aligned=True))
+    for index in range(20):
+        question, turns, _ = task.example("boxes", index)
+        colour, _, box = turns[0].partition("\n</think>")[0].split(maxsplit=2)
+        left, top, right, bottom = (round(v * 384 / 1000) for v in json.loads(box))
+        crop = question.images[0][top:bottom, left:right].reshape(-1, 3)
+        # A frame of 60 px with a border of 12 has 60 * 60 - 36 * 36 = 2,304 pixels of its colour.
+        assert (crop == COLOURS[colour]).all(axis=1).sum() == 2304
 
 
 def test_exact_match_reads_the_last_box():
