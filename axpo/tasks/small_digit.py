@@ -121,9 +121,10 @@ class SmallDigit:
     def example(self, kind: str, index: int) -> tuple[Question, Turns, bool]:
         """An SFT example: `demonstration` is the teacher at work; the other kinds teach the eye, with a bare prompt.
 
-        `sheet_large`, `sheet`: colours and digits of up to sixteen cells, named by letters: a name to look by is learned far sooner
-        than a count; the fewer the cells, the larger they are shown; `listing`: colours and digits of a sparse grid; `crop`: what a zoom shows; `region`: the digits of a larger region; `scene`: those of the whole view;
-        `boxes`: digits and their zoom boxes.
+        `sheet_large`, `sheet`: colours and digits of up to sixteen cells, named by letters: a name to look by is learned far
+        sooner than a count; the fewer the cells, the larger they are shown. `listing`: colours and digits of a sparse grid;
+        `crop`: what a zoom shows; `region`: the digits of a larger region; `scene`: those of the whole view; `boxes`: digits
+        and their zoom boxes.
         Returns question, turns and whether the prompt shows system text and tools. Raises KeyError for another kind.
         """
         if kind == "demonstration":

@@ -1,4 +1,4 @@
-"""The list of attacks: those of attacks.md, and those that are the same attack with other values."""
+"""The list of attacks: those of attacks_*.md, and those that are the same attack with other values."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Attack:
 
 
 def _written() -> Iterator[Attack]:
-    text = Path(__file__).with_name("attacks.md").read_text(encoding="utf-8")
+    text = "\n".join(file.read_text(encoding="utf-8") for file in sorted(Path(__file__).parent.glob("attacks_*.md")))
     for number, name, wants, note, code, then in SECTION.findall(text):
         yield Attack(int(number), name, wants, code, "Two calls" in note, then)
 
