@@ -32,7 +32,7 @@ class Tools:
     async def schemas(self):
         return [{"type": "function", "function": {"name": "zoom", "parameters": {}}}]
 
-    async def call(self, name, arguments, images):
+    async def call(self, name, arguments, images, earlier=()):
         return Result("ok", "zoomed.")
 
 
@@ -51,8 +51,7 @@ def cluster() -> Iterator[None]:
 
 
 def start(model: str) -> RolloutPool:
-    tools = ray.remote(Tools).options(num_cpus=0.1).remote()
-    pool = RolloutPool(model, CONFIG, tools, "look closely", reward, run_seed=3, want_entropies=True)
+    pool = RolloutPool(model, CONFIG, Tools(), "look closely", reward, run_seed=3, want_entropies=True)
     pool.ready()
     return pool
 
