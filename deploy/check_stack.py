@@ -5,7 +5,7 @@ import sys
 import time
 
 TIMEOUT_S = 600
-"""DeepSpeed compiles its CPU collectives here on first use: 30 s on two idle cores, minutes on busy ones."""
+"""The imports take half a minute on two idle cores, and a cold disk or a busy machine makes minutes of it."""
 
 VLLM = """
 import torch, vllm
@@ -36,6 +36,8 @@ cuda = torch.cuda.is_available()
 if not cuda:
     os.environ["DS_ACCELERATOR"] = "cpu"
 import deepspeed
+from learner import extensions
+extensions.prepare()  # as the learner does: nothing is compiled
 deepspeed.init_distributed("nccl" if cuda else "gloo")
 config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 3},
           "optimizer": {"type": "AdamW", "params": {"lr": 0.1, "torch_adam": True}}}
@@ -60,8 +62,7 @@ print(f"Qwen3-VL processor of transformers {transformers.__version__}")
 ADVICE = {
     "vLLM": "the build must fit the machine: `make setup` installs the CPU one, `AXPO_EXTRA=gpu make setup` the CUDA one",
     "Ray": "Ray needs free ports, a writable temporary directory and some /dev/shm; `ray stop` ends an old cluster",
-    "DeepSpeed": "DeepSpeed needs gcc and, on a GPU machine, a torch build that matches the driver; a build that was killed leaves a "
-    "lock file: remove ~/.cache/torch_extensions",
+    "DeepSpeed": "DeepSpeed needs gcc and, on a GPU machine, a torch build that matches the driver",
     "Qwen3-VL processor": "torchvision must fit torch: on CPU `make setup` installs a small import hook, deploy/torchvision_cpu.py",
 }
 

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from learner import extensions
 from learner.batch import MicroBatch, Row, StepImages, VisionTokens, collate, make_row, plan
 from learner.checkpoint import save_hf
 from learner.config import LearnerConfig
@@ -49,8 +50,7 @@ class LearnerRank:
         torch.manual_seed(seed)
         self.device = torch.device("cuda", 0) if config.gpus_per_rank else torch.device("cpu")
         backend = "nccl" if config.gpus_per_rank else "gloo"
-        # Compiled at first use behind a lock file that a killed process leaves for ever; only inference on CPU would use it.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        extensions.prepare(config.offload_optimizer)
         deepspeed.init_distributed(backend, timeout=timedelta(seconds=config.deadline_s), verbose=False)
         self.processor = AutoProcessor.from_pretrained(model).image_processor
         policy = self._policy(model)
