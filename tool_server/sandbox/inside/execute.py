@@ -117,7 +117,7 @@ class Figures:
         self.pixels: list[Any] = []
         self._notes: list[str] = []
         plt.show = self.show_open
-        Figure.show = lambda figure, *_, **__: self.add_figure(figure)  # type: ignore[method-assign]
+        Figure.show = lambda figure, *_, **__: self.add_figure(figure)
         Image.Image.show = lambda image, *_, **__: self.add_image(image)  # type: ignore[method-assign]
 
     @property
@@ -134,7 +134,7 @@ class Figures:
         width, height = (round(side * figure.dpi) for side in figure.get_size_inches())
         if self._takes(width, height):
             figure.canvas.draw()
-            self.pixels.append(np.asarray(figure.canvas.buffer_rgba())[..., :3].copy())  # type: ignore[attr-defined]
+            self.pixels.append(np.asarray(figure.canvas.buffer_rgba())[..., :3].copy())
 
     def add_image(self, image: Image.Image) -> None:
         if self._takes(*image.size):
