@@ -21,6 +21,7 @@ from axpo.tasks.verify import exact_match
 from rollout_workers.trajectory import Pixels, Question
 
 COLOURS = {"red": (225, 30, 30), "blue": (40, 70, 235), "green": (20, 165, 50), "yellow": (240, 215, 20)}
+_LOOK = "I look for the frame in the whole picture."
 SYSTEM = "You are a careful visual assistant. Give the final answer in \\boxed{}."
 Box: TypeAlias = tuple[int, int, int, int]
 Turns: TypeAlias = list[str | tuple[str, tuple[Pixels, ...]]]
@@ -28,15 +29,19 @@ Turns: TypeAlias = list[str | tuple[str, tuple[Pixels, ...]]]
 
 
 class TeacherConfig(BaseModel):
-    """The scripted SFT teacher: thinks, then answers directly or zooms with an imprecise box."""
+    """The scripted SFT teacher: thinks, then answers directly or zooms, mostly with an imprecise box.
+
+    It has two ways of calling. With care it names the object first and then the box around it; in haste it writes the box first,
+    beside the object. So a policy can find the better way by sampling calls, and its first difference lies inside the call.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     tool_rate: float = Field(0.3, ge=0, le=1, description="share of traces that zoom")
-    aim: float = Field(0.4, ge=0, le=1, description="probability, for each axis alone, that the box is centred on the digit")
-    box: int = Field(200, ge=50, le=600, description="side of the box, in thousandths of the scene")
-    jitter: int = Field(20, ge=0, description="how far a good axis may be off, in thousandths")
-    miss: tuple[int, int] = Field((120, 400), description="how far a bad axis is off, in thousandths")
+    care: float = Field(0.2, ge=0, le=1, description="share of the calls that name the object before they write the box, and hit it")
+    box: int = Field(250, ge=50, le=600, description="side of the box, in thousandths of the scene")
+    step: int = Field(250, ge=1, le=500, description="a box begins at a multiple of so many thousandths")
+    miss: tuple[int, int] = Field((160, 400), description="how far a hasty box is off on both axes, in thousandths")
 
 
 class SmallDigitConfig(BaseModel):
@@ -73,12 +78,12 @@ class Frame:
     side: int
     border: int
 
-    def box(self, side: int, scene: int, shift: tuple[int, int] = (0, 0)) -> Box:
-        """A square box of `side` thousandths around the frame, moved by `shift`, kept inside the scene, on multiples of 20."""
+    def box(self, side: int, scene: int, shift: tuple[int, int] = (0, 0), step: int = 1) -> Box:
+        """A square box of `side` thousandths around the frame, moved by `shift`, kept inside the scene, on multiples of `step`."""
         corners = []
         for start, moved in ((self.left, shift[0]), (self.top, shift[1])):
             centre = (start + self.side / 2) * 1000 / scene + moved
-            corners.append(int(min(max(0, round((centre - side / 2) / 20) * 20), 1000 - side)))
+            corners.append(int(min(max(0, round((centre - side / 2) / step) * step), 1000 - side)))
         x, y = corners
         return x, y, x + side, y + side
 
@@ -169,8 +174,8 @@ class SmallDigit:
         words = [f"{f.colour} {f.digit}" + (f" {list(self._box(f))}" if boxes else "") for f in seen]
         return _crop(scene.image, box), " ".join(words or ["none"])
 
-    def _box(self, frame: Frame) -> Box:
-        return frame.box(self.config.teacher.box, self.config.scene)
+    def _box(self, frame: Frame, off: tuple[int, int] = (0, 0)) -> Box:
+        return frame.box(self.config.teacher.box, self.config.scene, off, self.config.teacher.step)
 
     def _question(self, split: str, index: int) -> tuple[Question, Scene, random.Random]:
         rng = random.Random(f"{split}/{index}")
@@ -193,21 +198,26 @@ class SmallDigit:
         teacher = self.config.teacher
         truth = str(max(f.digit for f in asked))
         if rng.random() >= teacher.tool_rate:
-            return [_answer(" ".join(f"The {f.colour} frame shows {f.digit}." for f in asked), truth)]
+            seen = " ".join(f"The {f.colour} frame shows {f.digit}." for f in asked)
+            return [_answer(f"{_LOOK} It can be read from here, though it is small. {seen}", truth)]
         turns: Turns = []
-        thought = ""
+        thought = _LOOK
         for frame in asked:
-            off = [rng.choice((-1, 0, 1)) * teacher.jitter for _ in "xy"]
-            off = [o if rng.random() < teacher.aim else o + rng.choice((-1, 1)) * rng.randint(*teacher.miss) for o in off]
-            box = frame.box(teacher.box, self.config.scene, (off[0], off[1]))
+            careful = rng.random() < teacher.care
+            off = (0, 0) if careful else (_off(rng, teacher.miss), _off(rng, teacher.miss))
+            box = self._box(frame, off)
             turns += [
-                _call(f"{thought}The {frame.colour} frame is too small to read. I zoom in.", box, frame.colour),
+                _call(f"{thought} The {frame.colour} frame is too small to read. I zoom in.", box, frame.colour, careful),
                 ("", (_crop(scene.image, box),)),
             ]
             if not frame.inside(box, self.config.scene):
                 return [*turns, _answer("The crop does not show it.", "unknown")]
-            thought = f"The crop shows {frame.digit}. "
-        return [*turns, _answer(thought.strip(), truth)]
+            thought = f"The crop shows {frame.digit}."
+        return [*turns, _answer(thought, truth)]
+
+
+def _off(rng: random.Random, miss: tuple[int, int]) -> int:
+    return rng.choice((-1, 1)) * rng.randint(*miss)
 
 
 def _crop(image: Pixels, box: Box) -> Pixels:
@@ -219,8 +229,9 @@ def _answer(thought: str, answer: str) -> str:
     return f"{thought}\n</think>\n\nThe answer is \\boxed{{{answer}}}.<|im_end|>"
 
 
-def _call(thought: str, box: Box, colour: str) -> str:
-    arguments = f'{{"bbox_2d": {list(box)}, "label": "{colour} frame", "img_idx": 0}}'
+def _call(thought: str, box: Box, colour: str, careful: bool) -> str:
+    where, what = f'"bbox_2d": {list(box)}', f'"label": "{colour} frame"'
+    arguments = f"{{{what}, {where}}}" if careful else f"{{{where}, {what}}}"
     return f'{thought}\n</think>\n\n<tool_call>\n{{"name": "image_zoom_in", "arguments": {arguments}}}\n</tool_call><|im_end|>'
 
 

@@ -40,21 +40,29 @@ def test_the_answer_is_the_digit_asked_for():
 
 
 def test_the_teacher_zooms_as_often_and_as_badly_as_its_recipe_says():
-    zooms = hits = 0
+    task = SmallDigit(SmallDigitConfig(aligned=True, larger_share=0, teacher=TeacherConfig(tool_rate=0.3, care=0.2)))
+    zooms = careful = careful_hits = hasty_hits = 0
     for index in range(1500):
-        question, turns, _ = TASK.example("demonstration", index)
+        question, turns, _ = task.example("demonstration", index)
         if len(turns) == 1:
-            assert TASK.verify(question, turns[0].partition("</think>")[2]) == 1.0
+            assert task.verify(question, turns[0].partition("</think>")[2]) == 1.0
             continue
         zooms += 1
-        hits += "unknown" not in turns[-1]
-    # A frame is hit where both axes aim: 0.4 * 0.4 = 0.16, plus lucky clipping at the scene's edge; 20 % of traces need two hits.
+        hit = "unknown" not in turns[-1]
+        if '"arguments": {"label"' in turns[0]:
+            careful += 1
+            careful_hits += hit
+        else:
+            hasty_hits += hit
     assert 0.25 < zooms / 1500 < 0.35
-    assert 0.10 < hits / zooms < 0.25
+    assert 0.14 < careful / zooms < 0.26
+    assert careful_hits == careful
+    # Clipping at the scene's edge undoes a miss: on each axis a frame of an outer column moved outwards, 1/2 * 1/2; both: 1/16.
+    assert 0.02 < hasty_hits / (zooms - careful) < 0.12
 
 
-def test_a_steady_teacher_always_hits():
-    task = SmallDigit(SmallDigitConfig(teacher=TeacherConfig(tool_rate=1.0, aim=1.0)))
+def test_a_careful_teacher_always_finds_the_answer():
+    task = SmallDigit(SmallDigitConfig(aligned=True, teacher=TeacherConfig(tool_rate=1.0, care=1.0)))
     for index in range(50):
         question, turns, _ = task.example("demonstration", index)
         assert boxed(turns[-1]) == question.answer
