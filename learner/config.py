@@ -29,7 +29,10 @@ class LearnerConfig(BaseModel):
     kl_beta: float = Field(1e-3, ge=0, description="weight of KL(policy || reference); 0 loads no reference")
     temperature: float = Field(1.0, gt=0, description="sampling temperature of the rollouts, applied to the learner's logits too")
 
-    micro_batch_tokens: int = Field(16384, ge=1, description="padded tokens of one micro-batch of one rank")
+    layout: Literal["tree", "packed", "padded"] = Field(
+        "tree", description="tree: shared prefixes are computed once; packed: sequences side by side; padded: one row each. Same result"
+    )
+    micro_batch_tokens: int = Field(16384, ge=1, description="tokens of one micro-batch of one rank, as laid out")
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
     offload_optimizer: bool = Field(False, description="optimizer states in host memory")
     offload_parameters: bool = Field(False, description="parameters in host memory")

@@ -76,7 +76,7 @@ class Learner:
 
         "policy": clipped surrogate and KL; "nll": -log pi. An update whose loss or gradient is not finite is skipped.
         Returns loss, policy_loss, grad_norm (before clipping), lr, skipped (0 or 1), trained_tokens, tokens (images expanded,
-        without padding), micro_steps, seconds; for "policy" also means over the trained tokens, before the step: kl (k3, to the
+        each sequence by itself), computed_tokens (as laid out, padding included), micro_steps, seconds; for "policy" also means over the trained tokens, before the step: kl (k3, to the
         reference), clip_fraction, ratio_mean, ratio_max, logprob_gap_mean (|learner's - engine's logprob|).
         """
         if not any(item.mask.any() for item in items):

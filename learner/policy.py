@@ -11,52 +11,41 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from learner import attention
 from learner.batch import MicroBatch
+from learner.head import Head
 
-BAN_BIAS = -100.0  # the engine's logit bias on tokens that must not be sampled
+
+ATTENTION = {"text_config": attention.NAME, "vision_config": "sdpa"}
 
 
 class Policy(nn.Module):
-    """A Qwen3-VL and the sampling distribution the engine draws from: bans first, then temperature."""
+    """A Qwen3-VL and the sampling distribution the engine draws from."""
 
     def __init__(self, model: nn.Module, banned: Sequence[int], temperature: float) -> None:
         super().__init__()
         self.model = model
-        self.banned = list(banned)
-        self.temperature = temperature
+        self.head = Head(model.lm_head.weight, banned, temperature)
 
-    def forward(self, batch: MicroBatch, pieces: int) -> Tensor:
-        """[M] float32. Logits exist only at the M trained positions, in `pieces` parts.
-
-        The number of parts must be the same on all ranks: each part gathers the head's weights. With more than one,
-        they are recomputed in the backward pass instead of kept.
-        """
+    def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        """[M] log-probabilities and [M] entropies of the trained tokens, float32. Only the former carry a gradient."""
         inner = self.model.model
         vision = inner.get_image_features(batch.pixel_values, batch.image_grid_thw, return_dict=True)
-        # Each distinct image is encoded once, then handed to every row that shows it.
+        # Each distinct image is encoded once, then handed to every place that shows it.
         index = batch.image_index.tolist()
         vision.pooler_output = [vision.pooler_output[i] for i in index]
         vision.deepstack_features = [[layer[i] for i in index] for layer in vision.deepstack_features]
+        device = batch.input_ids.device
         hidden = inner(
             input_ids=batch.input_ids,
-            mm_token_type_ids=batch.mm_token_type_ids,
-            image_grid_thw=batch.image_grid_thw[batch.image_index],
+            position_ids=batch.position_ids,
             mm_encoder_outputs={"image": vision},
             use_cache=False,
-        ).last_hidden_state[batch.rows, batch.positions]
-        if pieces == 1:
-            return self._logprobs(hidden, batch.targets)
-        parts = zip(hidden.tensor_split(pieces), batch.targets.tensor_split(pieces), strict=True)
-        return torch.cat([checkpoint(self._logprobs, h, t, use_reentrant=False) for h, t in parts])
-
-    def _logprobs(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        logits = self.model.lm_head(hidden).float()
-        bias = logits.new_zeros(logits.shape[-1])
-        bias[self.banned] = BAN_BIAS
-        logits = (logits + bias) / self.temperature
-        return logits.gather(-1, targets[:, None])[:, 0] - logits.logsumexp(-1)
+            tree=batch.tree,
+            block_mask=batch.tree.block_mask(device) if batch.tree is not None and device.type == "cuda" else None,
+        ).last_hidden_state
+        return self.head(hidden.flatten(0, 1)[batch.positions], batch.targets)
 
 
 def load_policy(folder: str, zero_config: dict[str, Any], *, temperature: float, checkpointing: bool) -> Policy:
@@ -68,11 +57,12 @@ def load_policy(folder: str, zero_config: dict[str, Any], *, temperature: float,
     from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
     from transformers.initialization import no_init_weights
 
+    attention.register()
     config = Qwen3VLConfig.from_pretrained(folder)
     dtype = torch.bfloat16 if "bf16" in zero_config else torch.float32
     # Without `dtype`: DeepSpeed 0.19.8 reads dtype=float32 as bfloat16 on CPU; from its configuration it takes the right one.
     with deepspeed.zero.Init(config_dict_or_path=zero_config), no_init_weights():
-        model = Qwen3VLForConditionalGeneration._from_config(config, dtype=dtype, attn_implementation="sdpa")
+        model = Qwen3VLForConditionalGeneration._from_config(config, dtype=dtype, attn_implementation=ATTENTION)
     model.tie_weights()
     parameters = dict(model.named_parameters())
     missing = set(parameters)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import time
@@ -16,17 +17,16 @@ import torch.distributed as dist
 from torch import Tensor
 
 from learner import extensions
-from learner.batch import MicroBatch, Row, StepImages, VisionTokens, collate, make_row, plan
+from learner.batch import MicroBatch, Row, StepImages, VisionTokens, collate, make_row
 from learner.checkpoint import save_hf
 from learner.config import LearnerConfig
 from learner.credit import TrainItem
 from learner.loss import nll_loss, policy_loss
+from learner.plan import Steps, plan_rows
 from learner.policy import Policy, load_policy
 from learner.schedule import lr_factor
-from learner.weights import Receivers, stream_shared_memory, vllm_sender
+from learner.weights import Receivers, full_shape, stream_shared_memory, vllm_sender
 from rollout_workers.trajectory import Floats
-
-LOGITS = 1 << 28  # logits of one part of a micro-batch: 1 GB in float32
 
 
 class LearnerRank:
@@ -56,7 +56,8 @@ class LearnerRank:
         policy = self._policy(model)
         text = policy.model.config
         self.vision = VisionTokens(text.image_token_id, text.vision_start_token_id, text.vision_end_token_id)
-        self.vocabulary = text.text_config.vocab_size
+        # A patch costs the vision tower about what a token costs the language model, in the ratio of their parameters.
+        self.patch_cost = count_parameters(policy.model.model.visual) / count_parameters(policy.model.model.language_model)
         self.engine = deepspeed.initialize(
             model=policy,
             model_parameters=list(policy.parameters()),
@@ -81,10 +82,11 @@ class LearnerRank:
         for s, step in enumerate(steps):
             # gradient_accumulation_steps is 1: the boundary is ours, so the number of micro-batches may change each step.
             self.engine.set_gradient_accumulation_boundary(s == len(steps) - 1)
-            batch, pieces = self._micro_batch(step, rows, images)
+            batch = self._micro_batch(step, rows, images)
+            sums[6] += batch.input_ids.numel()
             with torch.no_grad():
-                reference_logprobs = reference(batch, pieces) if reference is not None else None
-            logprobs = self.engine(batch, pieces)
+                reference_logprobs = reference(batch)[0] if reference is not None else None
+            logprobs, _ = self.engine(batch)
             if loss == "nll":
                 total = nll_loss(logprobs, batch.weights)
                 sums += _stack(total, total)
@@ -121,6 +123,7 @@ class LearnerRank:
             "skipped": float(not applied),
             "trained_tokens": float(trained),
             "tokens": float(sum(len(row.ids) for row in rows)),
+            "computed_tokens": float(sums[6]),
             "micro_steps": float(len(steps)),
             "seconds": time.monotonic() - started,
         }
@@ -135,7 +138,7 @@ class LearnerRank:
         out: list[tuple[int, Floats]] = []
         for step in steps:
             with torch.no_grad():
-                flat = self.engine(*self._micro_batch(step, rows, images)).cpu().numpy()
+                flat = self.engine(self._micro_batch(step, rows, images))[0].cpu().numpy()
             mine = step[self.rank]
             for i, values in zip(mine, np.split(flat, np.cumsum([len(rows[i].targets) for i in mine])[:-1]), strict=True) if mine else ():
                 whole = np.zeros(len(items[i].mask), np.float32)
@@ -193,20 +196,18 @@ class LearnerRank:
             folder, zero_config(self.config), temperature=self.config.temperature, checkpointing=self.config.gradient_checkpointing
         )
 
-    def _plan(self, items: list[TrainItem]) -> tuple[list[list[list[int]]], list[Row], StepImages]:
+    def _plan(self, items: list[TrainItem]) -> tuple[Steps, list[Row], StepImages]:
         """The same plan on every rank; each then builds its own micro-batches only."""
         images = StepImages(self.processor)
-        rows = []
-        for item in items:
-            keys = images.add(item)
-            rows.append(make_row(item, keys, [images.features(key) for key in keys], self.vision.image_pad))
-        return plan([len(row.ids) for row in rows], self.config.ranks, self.config.micro_batch_tokens), rows, images
+        rows = [make_row(item, images.add(item), images, self.vision.image_pad) for item in items]
+        questions = [item.question.id for item in items]
+        c = self.config
+        steps = plan_rows(rows, questions, lambda key: self.patch_cost * images.patches(key), c.ranks, c.micro_batch_tokens, c.layout)
+        return steps, rows, images
 
-    def _micro_batch(self, step: list[list[int]], rows: list[Row], images: StepImages) -> tuple[MicroBatch, int]:
-        """This rank's micro-batch, and in how many parts its logits are taken (the same on every rank)."""
-        most = max(sum(len(rows[i].targets) for i in indices) for indices in step)
-        batch = collate([rows[i] for i in step[self.rank]], images, self.vision)
-        return batch.to(self.device), max(1, -(-most * self.vocabulary // LOGITS))
+    def _micro_batch(self, step: list[list[int]], rows: list[Row], images: StepImages) -> MicroBatch:
+        """This rank's micro-batch."""
+        return collate([rows[i] for i in step[self.rank]], images, self.vision, self.config.layout).to(self.device)
 
     def _stream(self, method: str) -> list[list[Any]]:
         receivers = self._receivers if self.rank == 0 else None
@@ -239,6 +240,11 @@ def zero_config(config: LearnerConfig, train: bool = True) -> dict[str, Any]:
         parameters = {"lr": config.lr, "betas": list(config.betas), "weight_decay": config.weight_decay}
         out["optimizer"] = {"type": "AdamW", "params": parameters | ({} if config.offload_optimizer else {"torch_adam": True})}
     return out
+
+
+def count_parameters(model: torch.nn.Module) -> int:
+    """Parameters before ZeRO-3 partitioned them."""
+    return sum(math.prod(full_shape(parameter)) for parameter in model.parameters())
 
 
 def _stack(*values: Tensor) -> Tensor:

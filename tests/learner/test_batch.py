@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from learner.batch import StepImages, VisionTokens, collate, make_row, plan
+from learner.batch import Row, StepImages, VisionTokens, collate, make_row, rotary_positions
 from learner.credit import TrainItem
 from rollout_workers.trajectory import EndReason, ObservationSegment, PolicySegment, Trajectory
 from tests.learner.helpers import QUESTION, TOKENS
@@ -48,9 +48,8 @@ def item(mask: list[int], question_image: int = 7, rollout: int = 0) -> TrainIte
     return TrainItem(question, trajectory, np.where(flags, 2.0, 0.0).astype(np.float32), flags, 0.5)
 
 
-def row(train_item: TrainItem, images: StepImages):
-    keys = images.add(train_item)
-    return make_row(train_item, keys, [images.features(k) for k in keys], TOKENS.image_pad)
+def row(train_item: TrainItem, images: StepImages) -> Row:
+    return make_row(train_item, images.add(train_item), images, TOKENS.image_pad)
 
 
 def test_images_are_expanded_and_positions_point_before_their_targets():
@@ -76,52 +75,74 @@ def test_placeholders_and_images_must_agree():
         row(bare, StepImages(Processor()))
 
 
-def test_collate_pads_right_and_encodes_a_shared_image_once():
+def test_rotary_positions_follow_the_grid_of_an_image():
+    # two words, an image of 2 x 3, a word, an image of 1 x 1, a word; after the 2 x 3 image text goes on at 2 + 3
+    assert rotary_positions(11, [2, 9], [(2, 3), (1, 1)]).tolist() == [
+        [0, 1, 2, 2, 2, 2, 2, 2, 5, 6, 7],
+        [0, 1, 2, 2, 2, 3, 3, 3, 5, 6, 7],
+        [0, 1, 2, 3, 4, 2, 3, 4, 5, 6, 7],
+    ]
+
+
+def test_padded_rows_encode_a_shared_image_once():
     processor = Processor()
     images = StepImages(processor)
     rows = [row(item([1, 1, 0, 0, 0, 1, 1]), images), row(item([1, 0, 0, 0, 0, 0, 0], rollout=1), images)]
-    batch = collate(rows, images, VISION)
+    batch = collate(rows, images, VISION, "padded")
     assert batch.input_ids.tolist() == [[1, 9, 9, 20, 21, 30, 9, 31, 22], [1, 9, 9, 8, 8, 8, 8, 8, 8]]
-    assert batch.mm_token_type_ids.tolist() == [[0, 1, 1, 0, 0, 0, 1, 0, 0], [0, 1, 1, 0, 0, 0, 0, 0, 0]]
+    assert batch.tree is None
+    assert batch.position_ids[:, 0].tolist() == [[0, 1, 1, 3, 4, 5, 6, 7, 8], [0, 1, 1, 3, 4, 5, 6, 7, 8], [0, 1, 2, 3, 4, 5, 6, 7, 8]]
     assert batch.image_index.tolist() == [0, 1, 0]
     assert batch.image_grid_thw.tolist() == [[1, 2, 4], [1, 2, 2]]
     assert batch.pixel_values[:, 0].tolist() == [7.0] * 8 + [5.0] * 4
-    assert (batch.rows.tolist(), batch.positions.tolist()) == ([0, 0, 0, 0, 1], [2, 3, 7, 8, 2])
+    assert (batch.items.tolist(), batch.positions.tolist()) == ([0, 0, 0, 0, 1], [2, 3, 7, 8, 9 + 2])
     assert batch.weights.tolist() == [0.125] * 4 + [0.5]
     assert batch.advantages.tolist() == [2.0] * 5
-    collate(rows, images, VISION)
+    collate(rows, images, VISION, "padded")
     assert processor.processed == 2
+
+
+def test_packed_rows_lie_side_by_side():
+    images = StepImages(Processor())
+    rows = [row(item([1, 1, 0, 0, 0, 1, 1]), images), row(item([1, 1, 0, 0, 0, 0, 0], rollout=1), images)]
+    batch = collate(rows, images, VISION, "packed")
+    assert batch.input_ids.tolist() == [[1, 9, 9, 20, 21, 30, 9, 31, 22, 1, 9, 9, 20]]
+    assert batch.position_ids[2, 0].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 0, 1, 2, 3]
+    assert batch.tree.ends.tolist() == [9] * 9 + [13] * 4
+    assert batch.image_index.tolist() == [0, 1, 0]
+    assert batch.positions.tolist() == [2, 3, 7, 8, 11, 12]
+
+
+def test_a_tree_holds_a_shared_prefix_and_its_images_once():
+    images = StepImages(Processor())
+    other = item([1, 1, 0, 0, 0, 1, 1])
+    first, *rest = other.trajectory.segments
+    fork = dataclasses.replace(other, trajectory=dataclasses.replace(other.trajectory, segments=(first, rest[0], dataclasses.replace(rest[1]))))
+    fork.trajectory.segments[2].__dict__["token_ids"] = np.array([24, 23], np.int32)
+    elsewhere = item([1, 1, 0, 0, 0, 0, 0], question_image=8)
+    elsewhere = dataclasses.replace(elsewhere, question=dataclasses.replace(elsewhere.question, id="other"))
+    rows = [row(i, images) for i in (other, fork, elsewhere)]
+    batch = collate(rows, images, VISION, "tree")
+    # The fork repeats all but its last input token; the other question shows another image and shares only the 1 before it.
+    shared = [1, 9, 9, 20, 21, 30, 9, 31]
+    assert sorted(batch.input_ids[0].tolist()) == sorted([*shared, 22, 24, 9, 9, 20])
+    assert len(batch.image_index) == 3
+    assert batch.input_ids[0, batch.positions].tolist() == [9, 20, 31, 22, 9, 20, 31, 24, 9, 20]
+    assert batch.positions[:3].tolist() == batch.positions[4:7].tolist()
 
 
 def test_a_micro_batch_without_images_gets_the_blank_one():
     images = StepImages(Processor())
-    empty = collate([], images, VISION)
-    assert empty.input_ids.tolist() == [[7, 9, 8]]
-    assert empty.targets.numel() == 0
-    assert empty.image_index.tolist() == [0]
-    text = dataclasses.replace(row(item([1, 0, 0, 0, 0, 0, 0]), images), ids=np.array([1, 20]), images=(), positions=np.array([0]))
-    batch = collate([text], images, VISION)
+    for layout in ("tree", "packed", "padded"):
+        empty = collate([], images, VISION, layout)
+        assert empty.input_ids.tolist() == [[7, 9, 8]]
+        assert empty.targets.numel() == 0
+        assert empty.image_index.tolist() == [0]
+    text = row(item([1, 0, 0, 0, 0, 0, 0]), images)
+    text = dataclasses.replace(
+        text, ids=np.array([1, 20]), keys=np.array([1, 20]), images=(), image_starts=np.zeros(0, int), positions=np.array([0])
+    )
+    batch = collate([text], images, VISION, "padded")
     assert batch.input_ids.tolist() == [[1, 20, 8], [7, 9, 8]]
-    assert batch.rows.tolist() == [0]
-
-
-def test_plan_fills_the_fewest_steps_with_neighbours_in_length():
-    # Budget 40: rows of 10 go by four, those of 20 by two: 3 micro-batches in 2 steps of 2 ranks, one place left empty.
-    steps = plan([10, 20, 10, 20, 10, 20, 10, 10], 2, 40)
-    assert len(steps) == 2
-    assert all(len(step) == 2 for step in steps)
-    assert sorted(i for step in steps for indices in step for i in indices) == list(range(8))
-    assert steps == [[[1, 3], [5, 0]], [[2, 4, 6, 7], []]]
-
-
-def test_plan_keeps_the_budget_and_lets_a_longer_row_stand_alone():
-    lengths = [*np.random.default_rng(0).integers(50, 400, 97).tolist(), 5000]
-    steps = plan(lengths, 3, 4096)
-    bins = [b for step in steps for b in step]
-    assert sorted(i for b in bins for i in b) == list(range(98))
-    assert [97] in bins
-    assert all(len(b) * max(lengths[i] for i in b) <= 4096 for b in bins if b and b != [97])
-
-
-def test_plan_leaves_a_rank_idle_when_there_is_one_row():
-    assert plan([7], 2, 100) == [[[0], []]]
+    assert batch.items.tolist() == [0]
+    assert collate([text], images, VISION, "packed").input_ids.tolist() == [[1, 20, 7, 9, 8]]
