@@ -97,6 +97,8 @@ def _train(recipe: Recipe, run: Any, first: int) -> None:
 
     task = load_task(recipe.task)
     with Progress(recipe.steps, first, console) as progress, ray_session(recipe):
+        for reason in run.damaged:
+            progress.say(f"damaged checkpoint set aside: {reason}")
         progress.say(f"run {run.path}" + (f", resumed at step {first}" if first else ""))
         with ExitStack() as stack:
             with progress.phase("start"):
@@ -107,6 +109,9 @@ def _train(recipe: Recipe, run: Any, first: int) -> None:
             run.log_event("resume" if first else "start", step=first)
             summary = train(recipe, task, actors, run, progress, decode, first)
     report = render(run.path)
+    if summary is None:
+        console.print(f"stopped with a checkpoint; continue with --resume {run.path}", highlight=False)
+        return
     console.print(summary_table(summary, f"{recipe.name} · {recipe.algorithm}", {"run": run.path, "report": report}))
 
 

@@ -66,6 +66,7 @@ class Recipe(Section):
     steps: int = Field(ge=1, description="updates of the policy")
     questions_per_step: int = Field(ge=1, description="questions a batch (B)")
     checkpoint_every: int = Field(10, ge=1, description="steps between checkpoints; the last step always writes one")
+    keep_checkpoints: int = Field(2, ge=1, description="last checkpoints kept on disk, beside the one with the best held-out Pass@1")
     evaluation: EvaluationConfig = EvaluationConfig()
     logging: LoggingConfig = LoggingConfig()
     rollout: RolloutConfig = RolloutConfig()

@@ -16,7 +16,6 @@ from learner import attention
 from learner.batch import MicroBatch
 from learner.head import Head
 
-
 ATTENTION = {"text_config": attention.NAME, "vision_config": "sdpa"}
 
 

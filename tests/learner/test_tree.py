@@ -70,7 +70,9 @@ def test_attention_node_by_node_equals_the_dense_mask_forward_and_backward():
     dense = dense.transpose(1, 2)
     out = attend(tree, q, k, v)
     weights = torch.randn_like(dense)
-    for a, b in zip(torch.autograd.grad((out * weights).sum(), (q, k, v)), torch.autograd.grad((dense * weights).sum(), (q, k, v)), strict=True):
+    for a, b in zip(
+        torch.autograd.grad((out * weights).sum(), (q, k, v)), torch.autograd.grad((dense * weights).sum(), (q, k, v)), strict=True
+    ):
         torch.testing.assert_close(a, b)
     torch.testing.assert_close(out, dense)
 
