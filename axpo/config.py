@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from axpo.demonstrations import DataConfig
 from axpo.errors import AxpoError
 from axpo.tasks import TaskConfig
 from learner.config import LearnerConfig
@@ -44,6 +45,7 @@ class SFTStage(Section):
     mix: dict[str, float] = Field(
         default_factory=lambda: {"demonstration": 1.0}, description="kinds of examples of the task and the share of the updates each gets"
     )
+    data: DataConfig | None = Field(None, description="demonstrations from files or a dataset, instead of the task's own examples")
     task: dict[str, Any] = Field(
         default_factory=dict, description="fields of the task that differ in this stage: a curriculum's difficulty"
     )

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from learner import lora
 from learner.weights import gathered, plan_buckets
 
 SHARD_BYTES = 4 << 30
@@ -26,7 +27,7 @@ def save_hf(model: nn.Module, source: Path, folder: Path, dtype: torch.dtype, ra
     """Write weights as `dtype` and copy config, tokenizer and processor files from the model folder `source`. Collective."""
     from safetensors.torch import save_file
 
-    shards = len(plan_buckets(model.named_parameters(), SHARD_BYTES))
+    shards = len(plan_buckets(lora.exported(model), SHARD_BYTES))
     where: dict[str, str] = {}
     for i, tensors in enumerate(gathered(model, SHARD_BYTES)):
         if rank == 0:

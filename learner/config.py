@@ -7,6 +7,18 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
+class LoraSettings(BaseModel):
+    """Low-rank adapters on the language model; everything else is frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rank: int = Field(16, ge=1, description="rank of each adapter")
+    alpha: int = Field(32, ge=1, description="adapters are scaled by alpha / rank")
+    targets: tuple[str, ...] = Field(
+        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"), min_length=1, description="names of linear layers"
+    )
+
+
 class LearnerConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -45,6 +57,7 @@ class LearnerConfig(BaseModel):
         "tree", description="tree: shared prefixes are computed once; packed: sequences side by side; padded: one row each. Same result"
     )
     micro_batch_tokens: int = Field(16384, ge=1, description="tokens of one micro-batch of one rank, as laid out")
+    lora: LoraSettings | None = Field(None, description="train adapters only; None: all parameters")
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
     offload_optimizer: bool = Field(False, description="optimizer states in host memory")
     offload_parameters: bool = Field(False, description="parameters in host memory")

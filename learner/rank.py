@@ -16,11 +16,11 @@ import torch.distributed as dist
 
 from learner import extensions, manifest
 from learner.checkpoint import load_other_ranks, random_states, save_hf, set_random_states
-from learner.config import LearnerConfig
+from learner.config import LearnerConfig, LoraSettings
 from learner.credit import TrainItem
 from learner.policy import Policy, load_policy
 from learner.schedule import lr_factor
-from learner.update import Updater
+from learner.update import Reference, Updater, without_adapters, without_gradient
 from learner.weights import Receivers, full_shape, stream_shared_memory, vllm_sender
 from rollout_workers.trajectory import Floats
 
@@ -48,18 +48,15 @@ class LearnerRank:
         backend = "nccl" if config.gpus_per_rank else "gloo"
         extensions.prepare(config.offload_optimizer)
         deepspeed.init_distributed(backend, timeout=timedelta(seconds=config.deadline_s), verbose=False)
-        policy = self._policy(model)
+        policy = self._policy(model, config.lora)
         self.engine = deepspeed.initialize(
             model=policy,
-            model_parameters=list(policy.parameters()),
+            model_parameters=[parameter for parameter in policy.parameters() if parameter.requires_grad],
             config=zero_config(config),
             lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, config)),
         )[0]
-        reference_engine: Any = None
-        if config.kl_beta > 0 and reference is not None:
-            frozen = self._policy(reference).requires_grad_(False).eval()
-            reference_engine = deepspeed.initialize(model=frozen, config=zero_config(config, train=False))[0]
-        self.updater = Updater(self.engine, reference_engine, AutoProcessor.from_pretrained(model).image_processor, config, rank, seed)
+        processor = AutoProcessor.from_pretrained(model).image_processor
+        self.updater = Updater(self.engine, self._reference(model, reference), processor, config, rank, seed)
         self._receivers: Receivers | None = None
         self._sender: Any = None
 
@@ -137,10 +134,23 @@ class LearnerRank:
         if free[0] < needed:
             raise OSError(errno.ENOSPC, f"a checkpoint takes about {needed / 1e6:.0f} MB, {free[0] / 1e6:.0f} MB are free in {folder}")
 
-    def _policy(self, folder: str) -> Policy:
+    def _policy(self, folder: str, adapters: LoraSettings | None = None) -> Policy:
         return load_policy(
-            folder, zero_config(self.config), temperature=self.config.temperature, checkpointing=self.config.gradient_checkpointing
+            folder,
+            zero_config(self.config),
+            temperature=self.config.temperature,
+            checkpointing=self.config.gradient_checkpointing,
+            adapters=adapters,
         )
+
+    def _reference(self, model: str, reference: str | None) -> Reference | None:
+        """Where the loss has a KL term: the policy without its adapters, or a frozen ZeRO-3 model."""
+        if self.config.kl_beta == 0 or reference is None:
+            return None
+        if self.config.lora is not None and reference == model:
+            return without_adapters(self.engine)
+        frozen = self._policy(reference).requires_grad_(False).eval()
+        return without_gradient(deepspeed.initialize(model=frozen, config=zero_config(self.config, train=False))[0])
 
     def _stream(self, method: str) -> list[list[Any]]:
         receivers = self._receivers if self.rank == 0 else None

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from learner import lora
 from learner.batch import MicroBatch, Row, StepImages, VisionTokens, collate, make_row
 from learner.config import LearnerConfig
 from learner.credit import TrainItem
@@ -24,6 +25,29 @@ from learner.plan import Steps, plan_rows
 from learner.stats import TokenStats
 from learner.weights import full_shape
 from rollout_workers.trajectory import Floats
+
+Reference: TypeAlias = Callable[[MicroBatch], Tensor]
+"""[M] log-probabilities of the reference policy."""
+
+
+def without_gradient(engine: Any) -> Reference:
+    """A frozen model as reference."""
+
+    def logprobs(batch: MicroBatch) -> Tensor:
+        with torch.no_grad():
+            return engine(batch)[0]
+
+    return logprobs
+
+
+def without_adapters(engine: Any) -> Reference:
+    """The base of a policy with adapters as reference: no second model in memory."""
+
+    def logprobs(batch: MicroBatch) -> Tensor:
+        with lora.switched_off(engine.module):
+            return engine(batch)[0]
+
+    return logprobs
 
 
 @dataclass(frozen=True)
@@ -51,8 +75,8 @@ class Outcome:
 class Updater:
     """Every method is collective: all ranks are called with the same arguments."""
 
-    def __init__(self, engine: Any, reference: Any, processor: Any, config: LearnerConfig, rank: int, seed: int) -> None:
-        """`engine`, `reference`: DeepSpeed engines of a `Policy`, the latter frozen or None; `processor`: the image processor."""
+    def __init__(self, engine: Any, reference: Reference | None, processor: Any, config: LearnerConfig, rank: int, seed: int) -> None:
+        """`engine`: DeepSpeed's, of a `Policy`; `processor`: the image processor of the model folder."""
         self.skipped_in_a_row = 0
         self._engine = engine
         self._reference = reference
@@ -143,10 +167,7 @@ class Updater:
 
     def _policy_loss(self, batch: MicroBatch, stats: TokenStats, first: bool, only: bool) -> tuple[Tensor, Tensor]:
         config = self._config
-        reference = None
-        if self._reference is not None:
-            with torch.no_grad():
-                reference = self._reference(batch)[0]
+        reference = self._reference(batch) if self._reference is not None else None
         logprobs, entropies = self._engine(batch)
         now = logprobs.detach()
         old = now if only and config.correction != "none" else batch.old_logprobs
