@@ -67,9 +67,9 @@ def check(
         return
     lines, warnings = estimate(loaded, shape_of(config), gpu_memory)
     for line in lines:
-        console.print(f"   {line}", highlight=False, markup=False)
+        console.print(f"   {line}", highlight=False, markup=False, soft_wrap=True)
     for warning in warnings:
-        console.print(f"[yellow]warning[/] {escape(warning)}", highlight=False)
+        console.print(f"[yellow]warning[/] {escape(warning)}", highlight=False, soft_wrap=True)
 
 
 @app.command()

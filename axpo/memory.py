@@ -111,11 +111,11 @@ def estimate(recipe: Recipe, shape: Shape, device_gib: float) -> tuple[list[str]
     cache = budget - weights if rollout.engine.kv_cache_gb is None else rollout.engine.kv_cache_gb * GIB
     fits = max(0, math.floor(cache / sequence))
     lines = [
-        f"model {shape.parameters / 1e9:.2f}B parameters",
-        f"learner, each of {learner.ranks} ranks: {rank / GIB:.1f} GiB ("
-        + ", ".join(f"{name} {value / GIB:.1f}" for name, value in parts.items() if value)
+        f"model: {shape.parameters / 1e6:,.1f} million parameters",
+        f"learner, each of {learner.ranks} ranks: {_size(rank)} ("
+        + ", ".join(f"{name} {_size(value)}" for name, value in parts.items() if value)
         + ")",
-        f"engine, each of {rollout.workers}: weights {weights / GIB:.1f} GiB, {sequence / GIB:.2f} GiB of KV cache for a sequence of "
+        f"engine, each of {rollout.workers}: weights {_size(weights)}, KV cache {_size(sequence)} for a sequence of "
         f"{rollout.max_context_tokens} tokens; room for {fits} of them at once",
     ]
     warnings = []
@@ -132,14 +132,24 @@ def estimate(recipe: Recipe, shape: Shape, device_gib: float) -> tuple[list[str]
     return lines, warnings
 
 
+def _size(amount: float) -> str:
+    return f"{amount / GIB:.1f} GiB" if amount >= GIB else f"{amount / 2**20:.0f} MiB"
+
+
 def read_config(model: str) -> dict[str, Any] | None:
-    """The model's config.json: of a folder, or of the hub (that one file); None where the hub does not give it."""
+    """The model's config.json: of a folder, or of the hub (from its cache, or that one file); None where the hub does not give it."""
     if looks_local(model):
         return json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    import httpx
+    from huggingface_hub import hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.utils import build_hf_headers
 
+    cached = try_to_load_from_cache(model, "config.json")
+    if isinstance(cached, str):
+        return json.loads(Path(cached).read_text(encoding="utf-8"))
     try:
-        return json.loads(Path(hf_hub_download(model, "config.json")).read_text(encoding="utf-8"))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError):
+        # Not hf_hub_download: without a network that retries for 25 s.
+        answer = httpx.get(hf_hub_url(model, "config.json"), headers=build_hf_headers(), timeout=5, follow_redirects=True)
+        return answer.raise_for_status().json()
+    except (httpx.HTTPError, ValueError):
         return None

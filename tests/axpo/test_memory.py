@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from axpo.cli import app
 from axpo.config import load_recipe
-from axpo.memory import GIB, HEAD_CHUNK, estimate, learner_bytes, shape_of
+from axpo.memory import HEAD_CHUNK, estimate, learner_bytes, shape_of
 from learner import head
 from learner.config import LearnerConfig, LoraSettings
 
@@ -72,8 +72,8 @@ def test_a_recipe_that_cannot_fit_is_warned_about():
     assert not warnings, lines
     _, warnings = estimate(recipe, shape, 16)
     assert [w.split(":")[0] for w in warnings] == ["learner", "rollout"]
-    # 2 x 36 layers x 1,024 wide x 2 bytes x 16,384 tokens
-    assert f"{2 * 36 * 1024 * 2 * 16384 / GIB:.2f} GiB of KV cache" in lines[2]
+    # 2 x 36 layers x 1,024 wide x 2 bytes x 16,384 tokens = 2.25 GiB
+    assert "KV cache 2.2 GiB for a sequence of 16384 tokens" in lines[2]
 
 
 def test_check_prints_it():

@@ -206,12 +206,13 @@ def test_a_loss_that_is_not_finite_is_skipped(learner: Learner, model: str, tmp_
     items = make_items(model, 3)
     bad = dataclasses.replace(items[0], advantages=np.where(items[0].mask, np.nan, 0).astype(np.float32))
     metrics = learner.update([bad, *items[1:]])
-    assert metrics["skipped"] == 1
+    assert metrics["skipped"] == metrics["skipped_in_a_row"] == 1
+    assert learner.update([bad])["skipped_in_a_row"] == 2
     learner.save(str(tmp_path / "after"))
     start = hf_weights(learner.start)  # type: ignore[attr-defined]
     assert all(torch.equal(w, start[name]) for name, w in hf_weights(str(tmp_path / "after")).items())
     good = learner.update(items)
-    assert good["skipped"] == 0
+    assert good["skipped"] == good["skipped_in_a_row"] == 0
     assert np.isfinite(good["grad_norm"])
 
 
