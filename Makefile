@@ -1,4 +1,4 @@
-.PHONY: setup demo test lint model bench-tools
+.PHONY: setup demo test lint model bench-tools bench-learner
 
 setup:  ## environment in .venv; seconds when nothing changed
 	@deploy/setup
@@ -19,3 +19,7 @@ model: setup  ## rebuilds the embedded model
 
 bench-tools: setup  ## measures the tool server into benchmarks/results/tools.json
 	.venv/bin/python -m benchmarks.tools
+
+bench-learner: setup  ## measures the learner into benchmarks/results/learner.json; needs TRL, the peer it is compared with
+	.venv/bin/python -m pip install -qq --editable ".[bench]" --constraint constraints.txt
+	.venv/bin/python -m benchmarks.learner

@@ -38,11 +38,16 @@ Overrides = Annotated[
 
 
 @app.command()
-def check(recipe: RecipeFile, overrides: Overrides = None) -> None:
-    """Validate a recipe and print the resolved run. Starts nothing."""
+def check(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    gpu_memory: Annotated[float, typer.Option(metavar="GIB", help="memory of one GPU, for the estimate's warnings")] = 80,
+) -> None:
+    """Validate a recipe, print the resolved run and estimate its memory. Starts nothing."""
     import yaml
     from rich.syntax import Syntax
 
+    from axpo.memory import estimate, read_config, shape_of
     from resampler.select import budget
 
     loaded = _load(recipe, overrides)
@@ -56,6 +61,15 @@ def check(recipe: RecipeFile, overrides: Overrides = None) -> None:
         f" {rollout.workers} engines ({rollout.gpus_per_worker:g} GPU each)",
         highlight=False,
     )
+    config = read_config(loaded.model)
+    if config is None:
+        console.print(f"[yellow]no memory estimate[/]: the hub does not give {escape(loaded.model)}'s config.json", highlight=False)
+        return
+    lines, warnings = estimate(loaded, shape_of(config), gpu_memory)
+    for line in lines:
+        console.print(f"   {line}", highlight=False, markup=False, soft_wrap=True)
+    for warning in warnings:
+        console.print(f"[yellow]warning[/] {escape(warning)}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -97,6 +111,8 @@ def _train(recipe: Recipe, run: Any, first: int) -> None:
 
     task = load_task(recipe.task)
     with Progress(recipe.steps, first, console) as progress, ray_session(recipe):
+        for reason in run.damaged:
+            progress.say(f"damaged checkpoint set aside: {reason}")
         progress.say(f"run {run.path}" + (f", resumed at step {first}" if first else ""))
         with ExitStack() as stack:
             with progress.phase("start"):
@@ -107,6 +123,9 @@ def _train(recipe: Recipe, run: Any, first: int) -> None:
             run.log_event("resume" if first else "start", step=first)
             summary = train(recipe, task, actors, run, progress, decode, first)
     report = render(run.path)
+    if summary is None:
+        console.print(f"stopped with a checkpoint; continue with --resume {run.path}", highlight=False)
+        return
     console.print(summary_table(summary, f"{recipe.name} · {recipe.algorithm}", {"run": run.path, "report": report}))
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from axpo.demonstrations import DataConfig
 from axpo.errors import AxpoError
 from axpo.tasks import TaskConfig
 from learner.config import LearnerConfig
@@ -44,6 +45,7 @@ class SFTStage(Section):
     mix: dict[str, float] = Field(
         default_factory=lambda: {"demonstration": 1.0}, description="kinds of examples of the task and the share of the updates each gets"
     )
+    data: DataConfig | None = Field(None, description="demonstrations from files or a dataset, instead of the task's own examples")
     task: dict[str, Any] = Field(
         default_factory=dict, description="fields of the task that differ in this stage: a curriculum's difficulty"
     )
@@ -66,6 +68,7 @@ class Recipe(Section):
     steps: int = Field(ge=1, description="updates of the policy")
     questions_per_step: int = Field(ge=1, description="questions a batch (B)")
     checkpoint_every: int = Field(10, ge=1, description="steps between checkpoints; the last step always writes one")
+    keep_checkpoints: int = Field(2, ge=1, description="last checkpoints kept on disk, beside the one with the best held-out Pass@1")
     evaluation: EvaluationConfig = EvaluationConfig()
     logging: LoggingConfig = LoggingConfig()
     rollout: RolloutConfig = RolloutConfig()

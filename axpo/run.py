@@ -4,7 +4,7 @@
     metrics.jsonl                one JSON object a line: `step` and that step's numbers
     events.jsonl                 what happened when: start, resume, dropped groups, checkpoints
     trajectories/step_0001.jsonl sampled groups; their images in trajectories/images/
-    checkpoints/step_0001/       written by the learner under a name ending in .tmp, then renamed
+    checkpoints/step_0001/       written by the learner under the name .step_0001.partial, then renamed
     summary.json                 held-out numbers before and after; there only when the run ended
     tensorboard/                 when asked for
 
@@ -17,6 +17,7 @@ import fcntl
 import json
 import math
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +25,7 @@ from typing import Any
 
 from axpo.errors import AxpoError
 from axpo.records import Credited, Decode, ImageFolder, group_to_json
+from learner import manifest
 from rollout_workers.trajectory import Group
 
 
@@ -33,6 +35,7 @@ class RunDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.images = ImageFolder(path / "trajectories" / "images")
+        self.damaged: list[str] = []  # what was wrong with newer checkpoints than the one a resume goes back to
         self._lock: int | None = None
         self._tensorboard: Any = None
 
@@ -66,9 +69,9 @@ class RunDirectory:
 
     @classmethod
     def resume(cls, path: str | Path, *, tensorboard: bool = False) -> tuple[RunDirectory, int]:
-        """An existing run, locked and wound back to its last complete checkpoint, and that checkpoint's step (0 without one).
+        """An existing run, locked and wound back to its last undamaged checkpoint, and that checkpoint's step (0 without one).
 
-        Raises AxpoError where another process holds the run, or the run has ended.
+        A damaged one is set aside and told in `damaged`. Raises AxpoError where another process holds the run, or the run has ended.
         """
         writer = _summary_writer() if tensorboard else None
         run = cls.open(path)
@@ -76,8 +79,7 @@ class RunDirectory:
         if run.summary() is not None:
             run.close()
             raise AxpoError(f"{run.path} has ended (it has a summary.json): nothing to resume")
-        checkpoint = run.latest_checkpoint()
-        step = checkpoint[0] if checkpoint else 0
+        step = run._last_undamaged()
         run._rewind(step)
         if writer is not None:
             run._tensorboard = writer(str(run.path / "tensorboard"), purge_step=step + 1)
@@ -132,10 +134,17 @@ class RunDirectory:
         return self.path / "checkpoints" / f"step_{step:04d}"
 
     def latest_checkpoint(self) -> tuple[int, Path] | None:
-        """Step and folder of the last complete checkpoint. A name ending in .tmp was never finished."""
-        folders = [f for f in (self.path / "checkpoints").glob("step_*") if f.is_dir()]
-        complete = [(step, folder) for folder in folders if (step := _step(folder.name)) is not None]
-        return max(complete, default=None)
+        """Step and folder of the last complete checkpoint; a save that never finished has another name."""
+        return max(self._checkpoints(), default=None)
+
+    def prune_checkpoints(self, keep: int) -> None:
+        """Delete all but the last `keep` checkpoints and the one with the best held-out Pass@1 (the later of equals)."""
+        scores = {row["step"]: row["eval/pass1"] for row in self.metrics() if row.get("eval/pass1") is not None}
+        checkpoints = sorted(self._checkpoints())
+        best = max((step for step, _ in checkpoints if step in scores), key=lambda step: (scores[step], step), default=None)
+        for step, folder in checkpoints[:-keep]:
+            if step != best:
+                manifest.remove(folder)
 
     def write_summary(
         self,
@@ -201,6 +210,24 @@ class RunDirectory:
         os.truncate(lock, 0)
         os.write(lock, f"{os.getpid()} on {os.uname().nodename}\n".encode())
         self._lock = lock
+
+    def _checkpoints(self) -> list[tuple[int, Path]]:
+        folders = [f for f in (self.path / "checkpoints").glob("step_*") if f.is_dir()]
+        return [(step, folder) for folder in folders if (step := _step(folder.name)) is not None]
+
+    def _last_undamaged(self) -> int:
+        for step, folder in sorted(self._checkpoints(), reverse=True):
+            try:
+                manifest.verify(folder)
+            except manifest.DamagedCheckpoint as error:
+                self.damaged.append(str(error))
+                self.log_event("damaged checkpoint", step=step, reason=str(error))
+                aside = folder.with_name(f".damaged-{folder.name}")
+                shutil.rmtree(aside, ignore_errors=True)
+                folder.rename(aside)
+            else:
+                return step
+        return 0
 
     def _rewind(self, step: int) -> None:
         """Drop what later steps wrote: they run again."""

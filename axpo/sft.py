@@ -10,7 +10,6 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +17,12 @@ from rich.console import Console
 from rich.progress import Progress
 
 from axpo.config import Recipe, SFTStage
+from axpo.demonstrations import Demonstrations, Shown
 from axpo.errors import AxpoError
 from axpo.evaluate import evaluate_model
 from axpo.progress import label
 from axpo.tasks import Task, load_task
 from learner.credit import TrainItem, sft_items
-from rollout_workers.trajectory import Pixels
-
-
-@dataclass(frozen=True)
-class Shown:
-    """A tool result as the chat renders it."""
-
-    text: str
-    images: tuple[Pixels, ...]
 
 
 def fine_tune(recipe: Recipe, console: Console) -> Path:
@@ -49,7 +40,7 @@ def fine_tune(recipe: Recipe, console: Console) -> Path:
         raise AxpoError(f"sft.output={str(output)!r} already exists")
     tasks = [load_task(recipe.stage_task(stage)) for stage in recipe.sft.stages]
     for stage, task in zip(recipe.sft.stages, tasks, strict=True):
-        for kind in stage.mix:
+        for kind in () if stage.data else stage.mix:
             try:
                 task.example(kind, 0)
             except KeyError as error:
@@ -86,6 +77,7 @@ def _stage(
 
     chat = Chat.load(model)
     kinds, shares = list(stage.mix), list(stage.mix.values())
+    data = Demonstrations(stage.data, chat, recipe.seed) if stage.data else None
 
     def kind_of(step: int) -> str:
         # One kind a batch: batches of one length waste no padding.
@@ -95,6 +87,9 @@ def _stage(
         kind = kind_of(step)
         pairs = []
         for index in range(step * stage.batch_size, (step + 1) * stage.batch_size):
+            if data is not None:
+                pairs.append(data.example(index))
+                continue
             question, turns, tools = task.example(kind, (number << 32) + index)
             scripted: Sequence[str | Sequence[Shown]] = [turn if isinstance(turn, str) else [Shown(*turn)] for turn in turns]
             pairs.append((question, chat.trajectory(question, schemas if tools else [], task.system if tools else None, scripted)))

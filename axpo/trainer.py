@@ -3,12 +3,15 @@ become an update, the update becomes the next policy."""
 
 from __future__ import annotations
 
+import signal
+import threading
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from axpo.actors import Actors
 from axpo.config import Recipe
+from axpo.errors import AxpoError
 from axpo.evaluate import complete, held_out, stored
 from axpo.metrics import diagnostics, tool_metrics
 from axpo.progress import Progress
@@ -42,19 +45,23 @@ def train_step(recipe: Recipe, task: Task, actors: Actors, step: int, progress: 
         with progress.phase("resample"):
             groups = actors.resample(groups, step)
     with progress.phase("learn"):
-        items = credit(groups, actors.tokens)
+        items = credit(groups, actors.tokens, recipe.learner.baseline)
         update = actors.learner.update(items) if items else {}
     with progress.phase("sync"):
         actors.learner.sync_weights(actors.pool.workers, version=step + 1)
     return Step(groups, items, update, dropped)
 
 
-def train(recipe: Recipe, task: Task, actors: Actors, run: RunDirectory, progress: Progress, decode: Any, first: int = 0) -> dict[str, Any]:
+def train(
+    recipe: Recipe, task: Task, actors: Actors, run: RunDirectory, progress: Progress, decode: Any, first: int = 0
+) -> dict[str, Any] | None:
     """Steps `first` .. `recipe.steps`, then the summary (also written to the run directory).
 
     With `first` > 0 the learner must hold the checkpoint of that step. Data order is a function of the step, so a resumed
-    run sees what an uninterrupted one would have.
+    run sees what an uninterrupted one would have. SIGTERM ends the run after the step in progress, with a checkpoint and
+    without a summary (None). Raises AxpoError where `learner.max_skipped` updates in a row were not finite.
     """
+    stop = StopRequest()
     with progress.phase("sync"):
         actors.learner.sync_weights(actors.pool.workers, version=first)
     if first == 0:
@@ -70,13 +77,34 @@ def train(recipe: Recipe, task: Task, actors: Actors, run: RunDirectory, progres
         last = done == recipe.steps
         if last or (recipe.evaluation.every and done % recipe.evaluation.every == 0):
             run.log_metrics(done, evaluation(recipe, task, actors, progress))
-        if last or done % recipe.checkpoint_every == 0:
+        broken = result.update.get("skipped_in_a_row", 0) >= recipe.learner.max_skipped
+        if last or stop.requested or broken or done % recipe.checkpoint_every == 0:
             with progress.phase("checkpoint"):
                 actors.learner.save(str(run.checkpoint(done)))
             run.log_event("checkpoint", step=done)
+            run.prune_checkpoints(recipe.keep_checkpoints)
         run.log_metrics(done, progress.timer.take())
         progress.step(done, run.metrics()[-1])
+        if broken:
+            raise AxpoError(f"{recipe.learner.max_skipped} updates in a row were not finite: stopped after step {done}, with a checkpoint")
+        if stop.requested and not last:
+            run.log_event("stopped", step=done)
+            return None
     return summarize(run)
+
+
+class StopRequest:
+    """Whether this process was asked to end (SIGTERM: preemption, `kill`, a job scheduler's time limit). A second one ends it at once."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        # Ray has set its own handler, which would end the run in the middle of a step.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._request)
+
+    def _request(self, number: int, frame: Any) -> None:
+        self.requested = True
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def evaluation(recipe: Recipe, task: Task, actors: Actors, progress: Phases) -> dict[str, float]:

@@ -51,9 +51,10 @@ class Row:
     image_starts: NDArray[np.int64]  # [images] input position of each image's first token
     positions: NDArray[np.int64]  # [M] input position whose logits predict the trained token
     targets: NDArray[np.int64]  # [M]
-    old_logprobs: Floats  # [M]
+    engine_logprobs: Floats  # [M] as sampled
+    old_logprobs: Floats  # [M] the ratio's denominator
     advantages: Floats  # [M]
-    weight: float  # of each trained token: the item's weight / M
+    weight: float  # of each trained token
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class MicroBatch:
     items: Tensor  # [M] which item of the micro-batch a trained token belongs to
     positions: Tensor  # [M] into the B * L tokens
     targets: Tensor  # [M]
+    engine_logprobs: Tensor  # [M]
     old_logprobs: Tensor  # [M]
     advantages: Tensor  # [M]
     weights: Tensor  # [M]
@@ -99,7 +101,7 @@ class StepImages:
                 self._pixels[keys[-1]] = pixels(image)
         for image in item.trajectory.images:
             # By content: forks of one prefix may hold copies of the image in it.
-            keys.append((image.shape, blake2b(np.ascontiguousarray(image)).digest()))
+            keys.append((image.shape, blake2b(image.tobytes()).digest()))
             self._pixels[keys[-1]] = image
         for key in keys:
             self._numbers.setdefault(key, len(self._numbers))
@@ -135,8 +137,20 @@ class StepImages:
         return torch.cat([self._processed[key][0] for key in keys]), torch.stack([self._processed[key][1] for key in keys])
 
 
-def make_row(item: TrainItem, keys: Sequence[ImageKey], images: StepImages, image_pad: int) -> Row:
-    """Expand and cut one item; `keys` of `images.add(item)`. Raises ValueError where placeholders and images differ in number."""
+def make_row(
+    item: TrainItem,
+    keys: Sequence[ImageKey],
+    images: StepImages,
+    image_pad: int,
+    length: float | None = None,
+    old_logprobs: Floats | None = None,
+) -> Row:
+    """Expand and cut one item; `keys` of `images.add(item)`.
+
+    A token weighs the item's weight / `length`, by default its trained tokens (so that the item counts as their mean).
+    `old_logprobs` [R]: what the ratio compares with, by default the engine's. Raises ValueError where placeholders and images
+    differ in number.
+    """
     trajectory = item.trajectory
     ids = np.concatenate([trajectory.prompt_ids, trajectory.response_ids]).astype(np.int64)
     pads = ids == image_pad
@@ -160,9 +174,10 @@ def make_row(item: TrainItem, keys: Sequence[ImageKey], images: StepImages, imag
         image_starts=starts[pads][:kept],
         positions=starts[tokens] - 1,
         targets=ids[tokens],
-        old_logprobs=trajectory.logprobs[trained],
+        engine_logprobs=trajectory.logprobs[trained],
+        old_logprobs=(trajectory.logprobs if old_logprobs is None else old_logprobs)[trained],
         advantages=item.advantages[trained],
-        weight=item.weight / len(trained),
+        weight=item.weight / (length or len(trained)),
     )
 
 
@@ -209,7 +224,9 @@ def collate(rows: Sequence[Row], images: StepImages, vision: VisionTokens, layou
     for b, first in pieces:
         input_ids[index[b][first:]] = rows[b].ids[first:]
         position_ids[:, index[b][first:]] = rotary[b][:, first:]
-    shown = [distinct[key] for b, first in pieces for key, start in zip(rows[b].images, rows[b].image_starts, strict=True) if start >= first]
+    shown = [
+        distinct[key] for b, first in pieces for key, start in zip(rows[b].images, rows[b].image_starts, strict=True) if start >= first
+    ]
     return MicroBatch(
         input_ids=torch.from_numpy(input_ids).view(shape),
         position_ids=torch.from_numpy(position_ids).view(3, *shape),
@@ -220,6 +237,7 @@ def collate(rows: Sequence[Row], images: StepImages, vision: VisionTokens, layou
         items=_cat((np.full(len(row.targets), b) for b, row in enumerate(rows[:trained])), np.int64),
         positions=_cat((index[b][row.positions] for b, row in enumerate(rows[:trained])), np.int64),
         targets=_cat((row.targets for row in rows[:trained]), np.int64),
+        engine_logprobs=_cat((row.engine_logprobs for row in rows[:trained]), np.float32),
         old_logprobs=_cat((row.old_logprobs for row in rows[:trained]), np.float32),
         advantages=_cat((row.advantages for row in rows[:trained]), np.float32),
         weights=_cat((np.full(len(row.targets), row.weight) for row in rows[:trained]), np.float32),
@@ -228,9 +246,9 @@ def collate(rows: Sequence[Row], images: StepImages, vision: VisionTokens, layou
 
 def _blank_row(images: StepImages, vision: VisionTokens) -> Row:
     ids = np.array([vision.vision_start, *[vision.image_pad] * images.features(BLANK), vision.vision_end])
-    nothing = np.zeros(0, np.int64)
     keys = np.where(ids == vision.image_pad, -1 - images.number(BLANK), ids)
-    return Row(ids, keys, (BLANK,), np.array([1]), nothing, nothing, nothing.astype(np.float32), nothing.astype(np.float32), 0.0)
+    none, nothing = np.zeros(0, np.int64), np.zeros(0, np.float32)
+    return Row(ids, keys, (BLANK,), np.array([1]), none, none, nothing, nothing, nothing, 0.0)
 
 
 def _cat(parts: Iterator[NDArray[Any]], dtype: Any) -> Tensor:

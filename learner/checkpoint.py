@@ -1,15 +1,22 @@
-"""Writing the policy as a Hugging Face folder: safetensors shards, the config, and the model folder's other files."""
+"""What a checkpoint holds: the policy as a Hugging Face folder, and what training needs to go on exactly."""
 
 from __future__ import annotations
 
+import argparse
+import contextlib
+import io
 import json
+import random
 import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+import torch.distributed as dist
 from torch import nn
 
+from learner import lora
 from learner.weights import gathered, plan_buckets
 
 SHARD_BYTES = 4 << 30
@@ -20,7 +27,7 @@ def save_hf(model: nn.Module, source: Path, folder: Path, dtype: torch.dtype, ra
     """Write weights as `dtype` and copy config, tokenizer and processor files from the model folder `source`. Collective."""
     from safetensors.torch import save_file
 
-    shards = len(plan_buckets(model.named_parameters(), SHARD_BYTES))
+    shards = len(plan_buckets(lora.exported(model), SHARD_BYTES))
     where: dict[str, str] = {}
     for i, tensors in enumerate(gathered(model, SHARD_BYTES)):
         if rank == 0:
@@ -37,6 +44,56 @@ def save_hf(model: nn.Module, source: Path, folder: Path, dtype: torch.dtype, ra
             shutil.copyfile(file_, folder / file_.name)
     config = json.loads((source / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(_with_dtype(config, str(dtype).split(".")[-1]), indent=2))
+
+
+def random_states() -> dict[str, Any]:
+    """Of every generator that this process has."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"torch": torch.get_rng_state(), "cuda": cuda, "numpy": np.random.get_state(), "python": random.getstate()}
+
+
+def set_random_states(states: dict[str, Any]) -> None:
+    """Restore what `random_states` returned."""
+    torch.set_rng_state(states["torch"])
+    if states["cuda"]:
+        torch.cuda.set_rng_state_all(states["cuda"])
+    np.random.set_state(states["numpy"])
+    random.setstate(states["python"])
+
+
+def load_other_ranks(engine: Any, state: Path, rank: int) -> dict[str, Any]:
+    """Load a DeepSpeed checkpoint that another number of ranks wrote, through DeepSpeed's universal format. Collective.
+
+    Returns the client state of the first of those ranks. The conversion is written beside the checkpoint and removed again.
+    """
+    from deepspeed.checkpoint import ds_to_universal
+
+    universal = state.with_name("universal")
+    if rank == 0:
+        shutil.rmtree(universal, ignore_errors=True)
+        arguments = argparse.Namespace(
+            input_folder=str(state),
+            output_folder=str(universal),
+            num_extract_workers=1,
+            num_merge_workers=1,
+            keep_temp_folder=False,
+            strict=True,
+            inject_missing_state=False,
+        )
+        with contextlib.redirect_stdout(io.StringIO()):
+            ds_to_universal.main(arguments)
+    dist.barrier()
+    configured = engine._config.load_universal_checkpoint
+    engine._config.load_universal_checkpoint = True
+    try:
+        _, client = engine.load_checkpoint(str(state.parent), tag=universal.name)
+    finally:
+        engine._config.load_universal_checkpoint = configured
+    dist.barrier()
+    if rank == 0:
+        shutil.rmtree(universal)
+        (state.parent / "latest_universal").unlink()
+    return client
 
 
 def _with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:

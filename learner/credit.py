@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,13 +34,22 @@ class TrainItem:
     weight: float
 
 
-def group_advantages(rewards: NDArray[np.float64], eps: float = 1e-6) -> NDArray[np.float64]:
-    """[N] -> [N]: (r - mean) / (std + eps), population std (GRPO)."""
-    return (rewards - rewards.mean()) / (rewards.std() + eps)
+Baseline = Literal["group", "centered", "leave_one_out"]
 
 
-def credit(groups: Sequence[Group], tokens: SpecialTokens, *, eps: float = 1e-6) -> list[TrainItem]:
-    """The train items of a batch of B groups. Without resamples this is plain GRPO.
+def group_advantages(rewards: NDArray[np.float64], baseline: Baseline = "group", eps: float = 1e-6) -> NDArray[np.float64]:
+    """[N] -> [N]: r - mean, divided by the population std + eps for "group" (GRPO), as it is for "centered" (Dr.GRPO).
+
+    "leave_one_out" (RLOO): r_i minus the mean of the other N - 1 rewards, N / (N - 1) times r - mean.
+    """
+    centered = rewards - rewards.mean()
+    if baseline == "group":
+        return centered / (rewards.std() + eps)
+    return centered * (len(rewards) / (len(rewards) - 1)) if baseline == "leave_one_out" else centered
+
+
+def credit(groups: Sequence[Group], tokens: SpecialTokens, baseline: Baseline = "group", *, eps: float = 1e-6) -> list[TrainItem]:
+    """The train items of a batch of B groups; `baseline` as in `group_advantages`, in each stream. Without resamples this is plain GRPO.
 
     Raises ValueError for a rollout without a reward, two resamples of one source, or a resample whose prefix is not
     its source's up to and including the opening tag of one of its tool calls.
@@ -51,7 +61,7 @@ def credit(groups: Sequence[Group], tokens: SpecialTokens, *, eps: float = 1e-6)
         resamples = {resample.source: resample for resample in group.resamples}
         if len(resamples) < len(group.resamples):
             raise ValueError(f"question {group.question.id}: a source was resampled twice, its prefix would get two signals")
-        for i, (rollout, advantage) in enumerate(zip(group.rollouts, group_advantages(rewards, eps), strict=True)):
+        for i, (rollout, advantage) in enumerate(zip(group.rollouts, group_advantages(rewards, baseline, eps), strict=True)):
             resample = resamples.get(i)
             if resample is None:
                 items.append(_item(group.question, rollout, float(advantage), rollout.policy_mask, weight))
@@ -61,9 +71,9 @@ def credit(groups: Sequence[Group], tokens: SpecialTokens, *, eps: float = 1e-6)
             rewards_prefix = rewards.copy()
             rewards_prefix[i] = rewards_K.max()
             prefix = np.arange(len(rollout.response_ids)) < resample.prefix_tokens
-            advantage = group_advantages(rewards_prefix, eps)[i]
+            advantage = group_advantages(rewards_prefix, baseline, eps)[i]
             items.append(_item(group.question, rollout, float(advantage), rollout.policy_mask & prefix, weight))
-            for continuation, advantage_k in zip(resample.continuations, group_advantages(rewards_K, eps), strict=True):
+            for continuation, advantage_k in zip(resample.continuations, group_advantages(rewards_K, baseline, eps), strict=True):
                 after = np.arange(len(continuation.response_ids)) >= resample.prefix_tokens
                 items.append(_item(group.question, continuation, float(advantage_k), continuation.policy_mask & after, weight))
     return [item for item in items if item.mask.any()]

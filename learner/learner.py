@@ -16,6 +16,7 @@ import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from learner import manifest
 from learner.config import LearnerConfig
 from learner.credit import TrainItem
 from rollout_workers.trajectory import Floats
@@ -72,12 +73,15 @@ class Learner:
             raise
 
     def update(self, items: Sequence[TrainItem], loss: Literal["policy", "nll"] = "policy") -> dict[str, float]:
-        """One optimizer step on the sum over items of weight * (mean of the token loss over the item's trained tokens).
+        """Optimizer steps on the sum over items of weight * (mean of the token loss over the item's trained tokens).
 
-        "policy": clipped surrogate and KL; "nll": -log pi. An update whose loss or gradient is not finite is skipped.
-        Returns loss, policy_loss, grad_norm (before clipping), lr, skipped (0 or 1), trained_tokens, tokens (images expanded,
-        each sequence by itself), computed_tokens (as laid out, padding included), micro_steps, seconds; for "policy" also means over the trained tokens, before the step: kl (k3, to the
-        reference), clip_fraction, ratio_mean, ratio_max, logprob_gap_mean (|learner's - engine's logprob|).
+        "policy": the configured objective and KL, in `epochs` x `mini_batches` steps; "nll": -log pi, one step. A step whose loss
+        or gradient is not finite is skipped. Returns loss, policy_loss, grad_norm (before clipping; means over the steps), lr,
+        skipped and optimizer_steps (counts), skipped_in_a_row (up to now), trained_tokens, tokens (images expanded, each
+        sequence by itself), computed_tokens (as laid out, padding included), micro_steps, seconds; over the trained tokens
+        entropy_mean and percentiles (nats); for "policy" also kl (k3, to the reference), clip_fraction, ratio_mean, ratio_max and
+        percentiles, and before the first step logprob_gap_mean, _max (|learner's - engine's logprob|) and engine_kl
+        (KL(engine || learner)); with a correction its mean and minimum.
         """
         if not any(item.mask.any() for item in items):
             raise ValueError("update: no item has a token to train on")
@@ -105,21 +109,20 @@ class Learner:
     def save(self, folder: str, hf_dtype: Literal["float32", "bfloat16"] | None = None) -> None:
         """Write folder/hf (a Hugging Face model, by default in the learner's dtype) and folder/state (what `load` needs).
 
-        The folder appears complete or not at all. Raises FileExistsError where it exists.
+        The folder appears whole, with a manifest of hashes, or not at all. Raises FileExistsError where it exists, OSError
+        where the disk has no room for it.
         """
         if os.path.exists(folder):
             raise FileExistsError(f"checkpoint {folder} exists")
         self._all("save", os.path.abspath(folder), hf_dtype)
 
     def load(self, folder: str) -> None:
-        """Restore weights, optimizer and learning-rate schedule of a saved folder, written by the same number of ranks."""
-        state = Path(folder, "state", "learner")
-        if not state.is_dir():
-            raise FileNotFoundError(f"{folder} is no learner checkpoint: {state} is missing")
-        saved = len(list(state.glob("zero_pp_rank_*_optim_states.pt"))) or len(list(state.glob("*_zero_pp_rank_*_optim_states.pt")))
-        if saved != self.config.ranks:
-            raise ValueError(f"{folder} was written by {saved} ranks, learner.ranks is {self.config.ranks}")
-        self._all("load", os.path.abspath(folder))
+        """Restore weights, optimizer, learning-rate schedule and random states of a saved folder, whatever ranks wrote it.
+
+        Raises DamagedCheckpoint naming the file where it is not what `save` wrote.
+        """
+        about = manifest.verify(Path(folder))
+        self._all("load", os.path.abspath(folder), about["ranks"])
 
     def shutdown(self) -> None:
         """End the ranks and give their resources back."""

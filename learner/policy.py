@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from learner import attention
+from learner import attention, lora
 from learner.batch import MicroBatch
+from learner.config import LoraSettings
 from learner.head import Head
-
 
 ATTENTION = {"text_config": attention.NAME, "vision_config": "sdpa"}
 
@@ -48,8 +48,10 @@ class Policy(nn.Module):
         return self.head(hidden.flatten(0, 1)[batch.positions], batch.targets)
 
 
-def load_policy(folder: str, zero_config: dict[str, Any], *, temperature: float, checkpointing: bool) -> Policy:
-    """The model of a Hugging Face folder, partitioned over the ranks while it loads (one tensor whole at a time).
+def load_policy(
+    folder: str, zero_config: dict[str, Any], *, temperature: float, checkpointing: bool, adapters: LoraSettings | None = None
+) -> Policy:
+    """The model of a Hugging Face folder, partitioned over the ranks while it loads (one tensor whole at a time), and its adapters.
 
     Collective. Raises FileNotFoundError without safetensors, ValueError naming the parameters that they do not hold.
     """
@@ -74,6 +76,8 @@ def load_policy(folder: str, zero_config: dict[str, Any], *, temperature: float,
             missing.discard(name)
     if missing:
         raise ValueError(f"model folder {folder} holds no weights for {sorted(missing)}")
+    if adapters is not None:
+        lora.inject(model, adapters)
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     banned = (config.vision_start_token_id, config.vision_end_token_id, config.image_token_id, config.video_token_id)

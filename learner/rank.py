@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import shutil
-import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import deepspeed
-import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
-from learner import extensions
-from learner.batch import MicroBatch, Row, StepImages, VisionTokens, collate, make_row
-from learner.checkpoint import save_hf
-from learner.config import LearnerConfig
+from learner import extensions, manifest
+from learner.checkpoint import load_other_ranks, random_states, save_hf, set_random_states
+from learner.config import LearnerConfig, LoraSettings
 from learner.credit import TrainItem
-from learner.loss import nll_loss, policy_loss
-from learner.plan import Steps, plan_rows
 from learner.policy import Policy, load_policy
 from learner.schedule import lr_factor
+from learner.update import Reference, Updater, without_adapters, without_gradient
 from learner.weights import Receivers, full_shape, stream_shared_memory, vllm_sender
 from rollout_workers.trajectory import Floats
 
@@ -52,99 +48,25 @@ class LearnerRank:
         backend = "nccl" if config.gpus_per_rank else "gloo"
         extensions.prepare(config.offload_optimizer)
         deepspeed.init_distributed(backend, timeout=timedelta(seconds=config.deadline_s), verbose=False)
-        self.processor = AutoProcessor.from_pretrained(model).image_processor
-        policy = self._policy(model)
-        text = policy.model.config
-        self.vision = VisionTokens(text.image_token_id, text.vision_start_token_id, text.vision_end_token_id)
-        # A patch costs the vision tower about what a token costs the language model, in the ratio of their parameters.
-        self.patch_cost = count_parameters(policy.model.model.visual) / count_parameters(policy.model.model.language_model)
+        policy = self._policy(model, config.lora)
         self.engine = deepspeed.initialize(
             model=policy,
-            model_parameters=list(policy.parameters()),
+            model_parameters=[parameter for parameter in policy.parameters() if parameter.requires_grad],
             config=zero_config(config),
             lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, config)),
         )[0]
-        self.reference: Any = None
-        if config.kl_beta > 0 and reference is not None:
-            frozen = self._policy(reference).requires_grad_(False).eval()
-            self.reference = deepspeed.initialize(model=frozen, config=zero_config(config, train=False))[0]
+        processor = AutoProcessor.from_pretrained(model).image_processor
+        self.updater = Updater(self.engine, self._reference(model, reference), processor, config, rank, seed)
         self._receivers: Receivers | None = None
         self._sender: Any = None
 
     def update(self, items: list[TrainItem], loss: str) -> dict[str, float]:
-        """One optimizer step on the sum of the items' losses; see Learner.update."""
-        started = time.monotonic()
-        steps, rows, images = self._plan(items)
-        reference = self.reference if loss == "policy" else None
-        sums = torch.zeros(7, dtype=torch.float64, device=self.device)
-        ratio_max = torch.zeros(1, device=self.device)
-        lr = self.engine.get_lr()[0]
-        for s, step in enumerate(steps):
-            # gradient_accumulation_steps is 1: the boundary is ours, so the number of micro-batches may change each step.
-            self.engine.set_gradient_accumulation_boundary(s == len(steps) - 1)
-            batch = self._micro_batch(step, rows, images)
-            sums[6] += batch.input_ids.numel()
-            with torch.no_grad():
-                reference_logprobs = reference(batch)[0] if reference is not None else None
-            logprobs, _ = self.engine(batch)
-            if loss == "nll":
-                total = nll_loss(logprobs, batch.weights)
-                sums += _stack(total, total)
-            else:
-                out = policy_loss(
-                    logprobs,
-                    batch.old_logprobs,
-                    batch.advantages,
-                    batch.weights,
-                    reference_logprobs,
-                    clip_low=self.config.clip_low,
-                    clip_high=self.config.clip_high,
-                    kl_beta=self.config.kl_beta,
-                )
-                total = out.loss
-                sums += _stack(total, out.policy_loss, out.kl, out.clipped, out.ratio, out.gap)
-                ratio_max = torch.maximum(ratio_max, out.ratio_max)
-            # DeepSpeed averages gradients over ranks; the loss is a sum over items wherever they lie.
-            self.engine.backward(total * self.config.ranks)
-        dist.all_reduce(sums)
-        dist.all_reduce(ratio_max, dist.ReduceOp.MAX)
-        norm, applied = float("nan"), False
-        if bool(torch.isfinite(sums[0])):
-            self.engine.step()  # skips by itself where the gradient is not finite
-            norm, applied = float(self.engine.get_global_grad_norm()), self.engine.was_step_applied()
-        else:
-            self.engine.optimizer.zero_grad()
-        trained = sum(len(row.targets) for row in rows)
-        metrics = {
-            "loss": float(sums[0]),
-            "policy_loss": float(sums[1]),
-            "grad_norm": norm,
-            "lr": lr,
-            "skipped": float(not applied),
-            "trained_tokens": float(trained),
-            "tokens": float(sum(len(row.ids) for row in rows)),
-            "computed_tokens": float(sums[6]),
-            "micro_steps": float(len(steps)),
-            "seconds": time.monotonic() - started,
-        }
-        if loss == "policy":
-            kl, clipped, ratio, gap = (float(x) / trained for x in sums[2:6])
-            metrics |= {"kl": kl, "clip_fraction": clipped, "ratio_mean": ratio, "ratio_max": float(ratio_max), "logprob_gap_mean": gap}
-        return metrics
+        """See Learner.update."""
+        return self.updater.update(items, loss)
 
     def logprobs(self, items: list[TrainItem]) -> list[tuple[int, Floats]]:
         """This rank's share: (index of the item, [R] log-probabilities of its masked tokens, 0 elsewhere)."""
-        steps, rows, images = self._plan(items)
-        out: list[tuple[int, Floats]] = []
-        for step in steps:
-            with torch.no_grad():
-                flat = self.engine(self._micro_batch(step, rows, images))[0].cpu().numpy()
-            mine = step[self.rank]
-            for i, values in zip(mine, np.split(flat, np.cumsum([len(rows[i].targets) for i in mine])[:-1]), strict=True) if mine else ():
-                whole = np.zeros(len(items[i].mask), np.float32)
-                whole[items[i].mask] = values
-                out.append((i, whole))
-        return out
+        return self.updater.logprobs(items)
 
     def send_weights(self, handles: list[Any], version: int, address: tuple[str, int]) -> None:
         """Bring all receivers to this policy, as `version`. Raises what a receiver raised, or GetTimeoutError."""
@@ -171,43 +93,64 @@ class LearnerRank:
         return sorted({name for bucket in answers for names in bucket for name in names})
 
     def save(self, folder: str, hf_dtype: str | None) -> None:
-        """Write folder/hf and folder/state beside it under a temporary name, then rename: a killed save never looks complete."""
+        """Write folder/hf and folder/state under a temporary name, then a manifest, then rename. Raises OSError where the disk is full."""
         target = Path(folder)
-        temporary = target.with_name(f".{target.name}.partial")
-        if self.rank == 0 and temporary.exists():
-            shutil.rmtree(temporary)
-        dist.barrier()
-        dtype = getattr(torch, hf_dtype or self.config.dtype)
-        save_hf(self.engine.module.model, Path(self.model_folder), temporary / "hf", dtype, self.rank)
-        self.engine.save_checkpoint(str(temporary / "state"), tag="learner")
-        dist.barrier()
+        temporary = manifest.partial(target)
         if self.rank == 0:
-            temporary.rename(target)
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+        dtype = getattr(torch, hf_dtype or self.config.dtype)
+        self._check_space(target.parent, dtype)
+        save_hf(self.engine.module.model, Path(self.model_folder), temporary / "hf", dtype, self.rank)
+        state = {"rng": random_states(), "skipped_in_a_row": self.updater.skipped_in_a_row}
+        self.engine.save_checkpoint(str(temporary / "state"), tag="learner", client_state=state)
+        dist.barrier()
+        # Every rank hashes its share of the files.
+        names = manifest.files(temporary)
+        shares: list[Any] = [None] * self.config.ranks
+        dist.all_gather_object(shares, manifest.digests(temporary, names[self.rank :: self.config.ranks]))
+        if self.rank == 0:
+            about = {"ranks": self.config.ranks, "updates": self.engine.global_steps}
+            manifest.seal(target, {name: entry for share in shares for name, entry in share.items()}, about)
         dist.barrier()
 
-    def load(self, folder: str) -> None:
-        """Restore weights, optimizer and scheduler from folder/state, written by as many ranks."""
-        path, _ = self.engine.load_checkpoint(str(Path(folder) / "state"), tag="learner")
-        if path is None:
-            raise FileNotFoundError(f"{folder}/state holds no learner checkpoint")
+    def load(self, folder: str, ranks: int) -> None:
+        """Restore what `save` wrote with `ranks` ranks: weights, optimizer, schedule and, with as many ranks, random states."""
+        state = Path(folder) / "state"
+        if ranks == self.config.ranks:
+            _, client = self.engine.load_checkpoint(str(state), tag="learner")
+            set_random_states(client["rng"])
+        else:
+            client = load_other_ranks(self.engine, state / "learner", self.rank)
+        self.updater.skipped_in_a_row = client["skipped_in_a_row"]
 
-    def _policy(self, folder: str) -> Policy:
+    def _check_space(self, folder: Path, dtype: torch.dtype) -> None:
+        """Before anything is written: a rank that fails half-way would leave the others waiting for it."""
+        parameters = sum(math.prod(full_shape(p)) for p in self.engine.module.model.parameters())
+        # Weights for Hugging Face, for DeepSpeed, and AdamW's float32 weights and two moments.
+        needed = parameters * (dtype.itemsize + self.engine.module.head.weight.element_size() + 12)
+        free = [shutil.disk_usage(folder).free if self.rank == 0 else 0]
+        dist.broadcast_object_list(free, 0)
+        if free[0] < needed:
+            raise OSError(errno.ENOSPC, f"a checkpoint takes about {needed / 1e6:.0f} MB, {free[0] / 1e6:.0f} MB are free in {folder}")
+
+    def _policy(self, folder: str, adapters: LoraSettings | None = None) -> Policy:
         return load_policy(
-            folder, zero_config(self.config), temperature=self.config.temperature, checkpointing=self.config.gradient_checkpointing
+            folder,
+            zero_config(self.config),
+            temperature=self.config.temperature,
+            checkpointing=self.config.gradient_checkpointing,
+            adapters=adapters,
         )
 
-    def _plan(self, items: list[TrainItem]) -> tuple[Steps, list[Row], StepImages]:
-        """The same plan on every rank; each then builds its own micro-batches only."""
-        images = StepImages(self.processor)
-        rows = [make_row(item, images.add(item), images, self.vision.image_pad) for item in items]
-        questions = [item.question.id for item in items]
-        c = self.config
-        steps = plan_rows(rows, questions, lambda key: self.patch_cost * images.patches(key), c.ranks, c.micro_batch_tokens, c.layout)
-        return steps, rows, images
-
-    def _micro_batch(self, step: list[list[int]], rows: list[Row], images: StepImages) -> MicroBatch:
-        """This rank's micro-batch."""
-        return collate([rows[i] for i in step[self.rank]], images, self.vision, self.config.layout).to(self.device)
+    def _reference(self, model: str, reference: str | None) -> Reference | None:
+        """Where the loss has a KL term: the policy without its adapters, or a frozen ZeRO-3 model."""
+        if self.config.kl_beta == 0 or reference is None:
+            return None
+        if self.config.lora is not None and reference == model:
+            return without_adapters(self.engine)
+        frozen = self._policy(reference).requires_grad_(False).eval()
+        return without_gradient(deepspeed.initialize(model=frozen, config=zero_config(self.config, train=False))[0])
 
     def _stream(self, method: str) -> list[list[Any]]:
         receivers = self._receivers if self.rank == 0 else None
@@ -239,16 +182,4 @@ def zero_config(config: LearnerConfig, train: bool = True) -> dict[str, Any]:
         # Offloaded states need DeepSpeed's own CPU Adam; elsewhere torch's needs no compiler.
         parameters = {"lr": config.lr, "betas": list(config.betas), "weight_decay": config.weight_decay}
         out["optimizer"] = {"type": "AdamW", "params": parameters | ({} if config.offload_optimizer else {"torch_adam": True})}
-    return out
-
-
-def count_parameters(model: torch.nn.Module) -> int:
-    """Parameters before ZeRO-3 partitioned them."""
-    return sum(math.prod(full_shape(parameter)) for parameter in model.parameters())
-
-
-def _stack(*values: Tensor) -> Tensor:
-    """[7] float64: the values, then zeros."""
-    out = torch.zeros(7, dtype=torch.float64, device=values[0].device)
-    out[: len(values)] = torch.stack([value.detach().double() for value in values])
     return out

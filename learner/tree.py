@@ -12,6 +12,7 @@ every row reads off the tree is what it would compute by itself.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,7 +34,7 @@ class Tree:
     def spans(self) -> list[tuple[int, int]]:
         """[start, stop) of the tree's nodes: runs of tokens between two forks. They cut [0, T) without a gap."""
         cuts = [0, *(np.flatnonzero(np.diff(self.ends)) + 1).tolist(), len(self.ends)]
-        return list(zip(cuts[:-1], cuts[1:], strict=True))
+        return list(itertools.pairwise(cuts))
 
     @cached_property
     def paths(self) -> list[list[int]]:
@@ -89,7 +90,7 @@ def lay_out(rows: Sequence[Ints], share: bool) -> tuple[Tree, list[Ints], list[t
 def tree_size(rows: Sequence[Ints]) -> int:
     """Tokens of the tree of `rows`."""
     ordered = sorted(rows, key=_sortable)
-    shared = sum(_common(a, b) for a, b in zip(ordered[:-1], ordered[1:], strict=True))
+    shared = sum(_common(a, b) for a, b in itertools.pairwise(ordered))
     return sum(map(len, rows)) - shared
 
 

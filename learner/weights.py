@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from learner import lora
+
 Named = list[tuple[str, Tensor]]
 
 
@@ -45,13 +47,16 @@ def full_shape(parameter: nn.Parameter) -> tuple[int, ...]:
 def gathered(model: nn.Module, bucket_bytes: int) -> Iterator[Named]:
     """(Hugging Face name, whole tensor), a bucket at a time, valid until the next one; a tied head appears once, as the embedding.
 
-    Collective: every rank must exhaust it.
+    Adapters are merged into the weights they sit on. Collective: every rank must exhaust it.
     """
     import deepspeed
 
-    for bucket in plan_buckets(model.named_parameters(), bucket_bytes):
-        with deepspeed.zero.GatheredParameters([parameter for _, parameter in bucket]):
-            yield [(name, parameter.data) for name, parameter in bucket]
+    adapters = lora.adapters(model)
+    for bucket in plan_buckets(lora.exported(model), bucket_bytes):
+        on_these = [adapters[name] for name, _ in bucket if name in adapters]
+        needed = [parameter for _, parameter in bucket] + [p for adapter in on_these for p in (adapter.a, adapter.b)]
+        with deepspeed.zero.GatheredParameters(needed):
+            yield [(name, lora.merged(parameter.data, adapters.get(name))) for name, parameter in bucket]
 
 
 class Receivers:
@@ -145,7 +150,7 @@ class ParameterSource:
     def metadata(self) -> list[Any]:
         from vllm.distributed.weight_transfer.base import ParamMeta
 
-        return [ParamMeta(name, parameter.dtype, full_shape(parameter)) for name, parameter in self._model.named_parameters()]
+        return [ParamMeta(name, parameter.dtype, full_shape(parameter)) for name, parameter in lora.exported(self._model)]
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         for tensors in gathered(self._model, self._bucket_bytes):

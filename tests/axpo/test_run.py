@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,6 +15,7 @@ from axpo.errors import AxpoError
 from axpo.progress import PhaseTimer, Progress, duration, summary_table
 from axpo.records import ImageFolder, token_texts, trajectory_from_json, trajectory_to_json
 from axpo.run import RunDirectory
+from learner import manifest
 from tests.axpo.helpers import CROP, decode, direct, group, resample, zooming
 
 NUMBERS = {
@@ -73,8 +75,8 @@ def test_resume_winds_back_to_the_last_complete_checkpoint(tmp_path):
         run.log_metrics(step, {"pass1": step / 10})
         run.save_groups(step, [group([direct(0, 1.0)])], decode)
     for step in (2, 4):
-        run.checkpoint(step).mkdir(parents=True)
-    run.checkpoint(5).with_name("step_0005.tmp").mkdir()
+        checkpoint(run, step)
+    run.checkpoint(5).with_name(".step_0005.partial").mkdir()
     run.checkpoint(5).with_name("notes").mkdir()
     with (run.path / "metrics.jsonl").open("a") as lines:
         lines.write('{"step": 6, "pass1": 0.')  # killed while writing
@@ -88,6 +90,52 @@ def test_resume_winds_back_to_the_last_complete_checkpoint(tmp_path):
     resumed.close()
     assert [row["pass1"] for row in resumed.metrics()] == [0.0, 0.1, 0.2, 0.3, 0.4, 0.9]
     assert all(json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines())
+
+
+def checkpoint(run: RunDirectory, step: int) -> Path:
+    """One of a single small file, written the way the learner writes its own."""
+    folder = run.checkpoint(step)
+    temporary = manifest.partial(folder)
+    temporary.mkdir(parents=True)
+    (temporary / "weights").write_bytes(f"weights of step {step}".encode())
+    manifest.seal(folder, manifest.digests(temporary, manifest.files(temporary)), {"ranks": 1})
+    return folder
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "missing", "manifest"])
+def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(tmp_path, damage):
+    run = RunDirectory.create("a", {}, tmp_path)
+    for step in (1, 2):
+        run.log_metrics(step, {"pass1": 0.5})
+        checkpoint(run, step)
+    run.close()
+    weights = run.checkpoint(2) / "weights"
+    content = bytearray(weights.read_bytes())
+    if damage == "flip":
+        content[3] ^= 1
+        weights.write_bytes(content)
+    elif damage == "cut":
+        weights.write_bytes(content[:-1])
+    elif damage == "missing":
+        weights.unlink()
+    else:
+        (run.checkpoint(2) / "manifest.json").write_text('{"files"')
+    resumed, step = RunDirectory.resume(run.path)
+    assert step == 1
+    assert ("manifest.json" if damage == "manifest" else "weights") in resumed.damaged[0]
+    assert not run.checkpoint(2).exists()
+    assert [row["step"] for row in resumed.metrics()] == [1]
+    resumed.close()
+
+
+def test_the_last_and_the_best_checkpoints_are_kept(tmp_path):
+    run = RunDirectory.create("a", {}, tmp_path)
+    for step, pass1 in enumerate([0.3, 0.8, 0.5, 0.8, 0.4, None, 0.6], 1):
+        run.log_metrics(step, {} if pass1 is None else {"eval/pass1": pass1})
+        checkpoint(run, step)
+        run.prune_checkpoints(2)
+    assert sorted(p.name for p in (run.path / "checkpoints").iterdir()) == ["step_0004", "step_0006", "step_0007"]
+    run.close()
 
 
 def test_checkpoints_sort_by_number(tmp_path):

@@ -116,9 +116,8 @@ def test_packed_rows_lie_side_by_side():
 def test_a_tree_holds_a_shared_prefix_and_its_images_once():
     images = StepImages(Processor())
     other = item([1, 1, 0, 0, 0, 1, 1])
-    first, *rest = other.trajectory.segments
-    fork = dataclasses.replace(other, trajectory=dataclasses.replace(other.trajectory, segments=(first, rest[0], dataclasses.replace(rest[1]))))
-    fork.trajectory.segments[2].__dict__["token_ids"] = np.array([24, 23], np.int32)
+    segments = (*other.trajectory.segments[:2], PolicySegment(np.array([24, 23], np.int32), np.zeros(2, np.float32), 0))
+    fork = dataclasses.replace(other, trajectory=dataclasses.replace(other.trajectory, segments=segments))
     elsewhere = item([1, 1, 0, 0, 0, 0, 0], question_image=8)
     elsewhere = dataclasses.replace(elsewhere, question=dataclasses.replace(elsewhere.question, id="other"))
     rows = [row(i, images) for i in (other, fork, elsewhere)]

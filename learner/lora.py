@@ -1,0 +1,84 @@
+"""Low-rank adapters (peft) on the policy under ZeRO-3, and the whole weights that engines and exports receive instead of them.
+
+Only the adapters train. What leaves the learner is W + scaling * B A under the base model's own names, so neither the engine nor a
+reader of a checkpoint knows about adapters. With the adapters switched off the policy is the reference policy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from learner.config import LoraSettings
+
+ADAPTER = "default"  # peft's own name
+_BASE = ".base_layer.weight"
+
+
+@dataclass(frozen=True)
+class Adapter:
+    a: nn.Parameter  # [rank, in]
+    b: nn.Parameter  # [out, rank]
+    scaling: float
+
+
+def inject(model: nn.Module, settings: LoraSettings) -> None:
+    """Put adapters on the language model's layers named in `settings.targets` and freeze all else.
+
+    Raises ValueError where a target names no layer.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    names = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    if missing := set(settings.targets) - names:
+        raise ValueError(f"lora.targets: the model has no layers named {sorted(missing)}; it has {sorted(names)}")
+    pattern = rf".*language_model.*\.({'|'.join(settings.targets)})"
+    inject_adapter_in_model(LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=pattern), model, ADAPTER)
+
+
+def exported(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """(Hugging Face name, parameter) of the base model's parameters."""
+    for name, parameter in model.named_parameters():
+        if ".lora_A." not in name and ".lora_B." not in name:
+            yield name.replace(".base_layer.", "."), parameter
+
+
+def adapters(model: nn.Module) -> dict[str, Adapter]:
+    """The adapter on each weight that has one, by the weight's Hugging Face name."""
+    parameters = dict(model.named_parameters())
+    out = {}
+    for name in parameters:
+        if name.endswith(_BASE):
+            layer = name.removesuffix(_BASE)
+            a, b = (parameters[f"{layer}.lora_{side}.{ADAPTER}.weight"] for side in "AB")
+            scaling: dict[str, float] = model.get_submodule(layer).scaling
+            out[f"{layer}.weight"] = Adapter(a, b, scaling[ADAPTER])
+    return out
+
+
+def merged(weight: Tensor, adapter: Adapter | None) -> Tensor:
+    """W + scaling * B A in float32, as W's dtype; W itself without an adapter. All gathered."""
+    if adapter is None:
+        return weight
+    return (weight.float() + adapter.scaling * (adapter.b.data.float() @ adapter.a.data.float())).to(weight.dtype)
+
+
+@contextmanager
+def switched_off(model: nn.Module) -> Iterator[None]:
+    """Inside, the model computes what its base does, without a gradient."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    # Not peft's enable_adapters: that turns requires_grad off and on again, on which ZeRO-3's hooks depend.
+    for layer in layers:
+        layer._disable_adapters = True
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False
