@@ -124,12 +124,13 @@ class SmallDigit:
         return exact_match(answer, question.answer)
 
     def example(self, kind: str, index: int) -> tuple[Question, Turns, bool]:
-        """An SFT example: `demonstration` is the teacher at work; the other kinds teach the eye, with a bare prompt.
+        """An SFT example: `demonstration` is the teacher at work; the other kinds teach the eye, all but `boxes` with a bare prompt.
 
         `sheet_large`, `sheet`: colours and digits of up to sixteen cells, named by letters: a name to look by is learned far
         sooner than a count; the fewer the cells, the larger they are shown. `listing`: colours and digits of a sparse grid;
         `crop`: what a zoom shows; `region`: the digits of a larger region; `scene`: those of the whole view; `boxes`: how a
-        careful call would name and box each frame: what is learned in other words does not carry over into calls.
+        careful call would name and box each frame: what is learned in other words, or under
+        another prompt, does not carry over into calls.
         Returns question, turns and whether the prompt shows system text and tools. Raises KeyError for another kind.
         """
         if kind == "demonstration":
@@ -147,7 +148,7 @@ class SmallDigit:
         else:
             image, words = self._region(rng, *_REGIONS[kind], boxes=kind == "boxes")
         question = Question(f"{kind}-{index}", "Locate all." if kind == "boxes" else "Read all.", (image,), "")
-        return question, [words + "\n</think>\n\nDone.<|im_end|>"], False
+        return question, [words + "\n</think>\n\nDone.<|im_end|>"], kind == "boxes"
 
     def _grid(self, rng: random.Random, cells: int, smallest: int, filled: float) -> tuple[Pixels, list[Frame]]:
         """A photograph under a grid of `cells` x `cells`, a framed digit somewhere in a share `filled` of them: many lessons a look."""
