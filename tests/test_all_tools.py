@@ -32,7 +32,7 @@ from rollout_workers.chat import Chat
 from rollout_workers.trajectory import EndReason, ObservationSegment, PolicySegment, Question, Segment, Trajectory, pixels
 from tool_server.search.index import build
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 SCRIPTED = -1
 """Policy version of what no policy wrote."""
 
