@@ -9,42 +9,43 @@ import subprocess
 import time
 from typing import Any
 
+from benchmarks.timing import interleaved
 from tool_server.sandbox.jail import INSIDE, Toolbox
 from tool_server.sandbox.layers import isolation
 from tool_server.sandbox.options import Isolation, PythonOptions
 from tool_server.sandbox.pool import JailPool
 
 HELLO = "print('hello')"
-COLD, ROUNDS, PER_ROUND = 5, 12, 25
-IN_FLIGHT, RATE_CALLS = 8, 150
+COLD, WARM_UP, CALLS = 5, 20, 300
+IN_FLIGHT, LOAD, LOADS = 8, 150, 6
 
 
 def measure() -> list[dict[str, Any]]:
-    """The three entries. Sandbox and bare zygote take turns, so that what else the machine does falls on both."""
+    """The three entries."""
     options = PythonOptions(zygotes=1, slots=IN_FLIGHT)
     layers, toolbox = isolation(options)
     cold = [_cold(toolbox) for _ in range(COLD)]
     boxed = JailPool(options, layers, toolbox)
     bare = JailPool(options, Isolation(namespaces=False, landlock=0, seccomp=False, bare=True), toolbox)
+    loop = asyncio.new_event_loop()
+
+    def hello(pool: JailPool) -> None:
+        loop.run_until_complete(_hello(pool))
+
+    def load(pool: JailPool) -> None:
+        loop.run_until_complete(_load(pool))
+
     try:
-        asyncio.run(_latencies(boxed, 20))
-        asyncio.run(_latencies(bare, 20))
-        boxed_s: list[float] = []
-        bare_s: list[float] = []
-        boxed_rates: list[float] = []
-        bare_rates: list[float] = []
-        for _ in range(ROUNDS):
-            boxed_s += asyncio.run(_latencies(boxed, PER_ROUND))
-            bare_s += asyncio.run(_latencies(bare, PER_ROUND))
-        for _ in range(ROUNDS // 2):
-            boxed_rates.append(asyncio.run(_rate(boxed, RATE_CALLS)))
-            bare_rates.append(asyncio.run(_rate(bare, RATE_CALLS)))
+        interleaved(WARM_UP, boxed=lambda: hello(boxed), bare=lambda: hello(bare))
+        one = interleaved(CALLS, boxed=lambda: hello(boxed), bare=lambda: hello(bare))
+        many = interleaved(LOADS, boxed=lambda: load(boxed), bare=lambda: load(bare))
     finally:
         boxed.close()
         bare.close()
-    warm, fork, start = statistics.median(boxed_s), statistics.median(bare_s), statistics.median(cold)
-    rate, bare_rate = statistics.median(boxed_rates), statistics.median(bare_rates)
-    p99 = statistics.quantiles(boxed_s, n=100)[98]
+        loop.close()
+    warm, fork, start = statistics.median(one["boxed"]), statistics.median(one["bare"]), statistics.median(cold)
+    rate, bare_rate = (LOAD / statistics.median(many[name]) for name in ("boxed", "bare"))
+    p99 = statistics.quantiles(one["boxed"], n=100)[98]
     return [
         {
             "name": "python_warm_vs_bare_imports",
@@ -89,19 +90,9 @@ def _imports() -> list[str]:
     raise ValueError("execute.py has no PRELOADED")
 
 
-async def _latencies(pool: JailPool, calls: int) -> list[float]:
-    seconds = []
-    for _ in range(calls):
-        started = time.perf_counter()
-        await _hello(pool)
-        seconds.append(time.perf_counter() - started)
-    return seconds
-
-
-async def _rate(pool: JailPool, calls: int) -> float:
-    started = time.perf_counter()
-    await asyncio.gather(*[_hello(pool) for _ in range(calls)])
-    return calls / (time.perf_counter() - started)
+async def _load(pool: JailPool) -> None:
+    """`LOAD` calls; the pool has `IN_FLIGHT` slots."""
+    await asyncio.gather(*[_hello(pool) for _ in range(LOAD)])
 
 
 async def _hello(pool: JailPool) -> None:

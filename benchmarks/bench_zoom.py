@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import statistics
-import time
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from benchmarks.timing import interleaved
 from tool_server.tool import ToolCall
 from tool_server.zoom import IMAGE_ZOOM_IN, ZoomOptions, pixel_box
 
@@ -28,14 +28,7 @@ def measure() -> list[dict[str, Any]]:
     size = (out.shape[1], out.shape[0])
     if not np.array_equal(out, np.asarray(image.crop(box).resize(size, Image.Resampling.LANCZOS))):
         raise AssertionError("the tool and Pillow disagree")
-    timed: dict[str, list[float]] = {"zoom": [], "pillow": []}
-    runs = [("zoom", lambda: tool.run(call)), ("pillow", lambda: image.crop(box).resize(size, Image.Resampling.LANCZOS))]
-    for _ in range(REPETITIONS):
-        runs.reverse()  # whoever comes second gains or loses by it in half of the repetitions only
-        for name, run in runs:
-            started = time.perf_counter()
-            run()
-            timed[name].append(time.perf_counter() - started)
+    timed = interleaved(REPETITIONS, zoom=lambda: tool.run(call), pillow=lambda: image.crop(box).resize(size, Image.Resampling.LANCZOS))
     zoom_ms, pillow_ms = (statistics.median(seconds) * 1e3 for seconds in timed.values())
     return [
         {

@@ -57,8 +57,8 @@ class ToolAnswer(Observed, Protocol):
         """`ok`, `tool_error` (the policy's fault), `infrastructure` or `deadline`."""
 
 
-Called: TypeAlias = tuple[str, dict[str, Any]]
-"""Name and arguments of a call, as the policy wrote them."""
+Called: TypeAlias = tuple[str, dict[str, Any], int]
+"""Name and arguments of a call, as the policy wrote them, and how many images there were."""
 
 
 class CallTool(Protocol):
@@ -174,9 +174,9 @@ class Rollout:
         limit = self.limits.max_calls_per_turn
         runnable = _run_of(calls, limit)
         images = [*self.tool_images, *observed_images(self.segments)]
-        earlier = earlier_calls(self.segments, self.chat, limit)
+        earlier = earlier_calls(self.segments, self.chat, limit, len(self.tool_images))
         # Calls of one turn run side by side, and yet a tool with state must find it as if they had run in order.
-        before = [(*earlier, *((c.name, c.arguments) for c in runnable[:i])) for i in range(len(runnable))]
+        before = [(*earlier, *((c.name, c.arguments, len(images)) for c in runnable[:i])) for i in range(len(runnable))]
         started = time.monotonic()
         try:
             ran = await asyncio.gather(*[self.call_tool(c.name, c.arguments, images, b) for c, b in zip(runnable, before, strict=True)])
@@ -201,13 +201,17 @@ class Rollout:
         return results
 
 
-def earlier_calls(segments: Sequence[Segment], chat: Chat, max_calls_per_turn: int) -> list[Called]:
-    """The calls of every turn that was answered, in order: a function of the segments, so a fork has those of its prefix."""
+def earlier_calls(segments: Sequence[Segment], chat: Chat, max_calls_per_turn: int, images: int) -> list[Called]:
+    """The calls of every turn that was answered, in order: a function of the segments, so a fork has those of its prefix.
+
+    `images` is the number of the question's.
+    """
     called: list[Called] = []
     for index, segment in enumerate(segments):
         if isinstance(segment, ObservationSegment):
             turn = parse_turn(_open_turn(segments[:index]), chat.tokens, chat.decode)
-            called += [(call.name, call.arguments) for call in _run_of(turn.calls, max_calls_per_turn)]
+            called += [(call.name, call.arguments, images) for call in _run_of(turn.calls, max_calls_per_turn)]
+            images += len(segment.images)
     return called
 
 

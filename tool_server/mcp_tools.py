@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
+import shutil
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
+from tool_server import leash as leash_module
 from tool_server.config import MCPConfig
 from tool_server.tool import Output, Pixels, Tool, ToolCall, ToolError, ToolUnavailable
 
@@ -193,8 +197,12 @@ async def _transport(config: MCPConfig, stack: AsyncExitStack) -> Any:
 
     if config.url is None:
         # The SDK passes on HOME, LOGNAME, PATH, SHELL, TERM and USER, and nothing else that is not named here.
-        program, *arguments = config.command
-        return StdioServerParameters(command=program, args=arguments, env={name: _environment(name) for name in config.env})
+        environment = {name: _environment(name) for name in config.env}
+        if shutil.which(config.command[0]) is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), config.command[0])
+        # The SDK starts it from this thread, whose end is the parent's death to the kernel: it lives as long as the connection.
+        leash = ["-IS", leash_module.__file__, str(os.getpid()), *config.command]
+        return StdioServerParameters(command=sys.executable, args=leash, env=environment)
     if config.token_env is None:
         return config.url
     import httpx2

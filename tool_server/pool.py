@@ -92,7 +92,7 @@ class ToolPool:
         return [offer.schema for offer in (await self._offers()).values()]
 
     async def call(
-        self, name: str, arguments: Any, images: Sequence[Any], earlier: Sequence[tuple[str, dict[str, Any]]] = ()
+        self, name: str, arguments: Any, images: Sequence[Any], earlier: Sequence[tuple[str, dict[str, Any], int]] = ()
     ) -> ToolResult:
         """One call, answered exactly once, by the server with the fewest calls of this client in flight.
 

@@ -6,8 +6,9 @@ import hashlib
 import signal
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
+import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
@@ -15,10 +16,13 @@ from tool_server.sandbox.layers import isolation
 from tool_server.sandbox.options import MAX_CODE, MAX_OUTPUT, MIB, PythonOptions
 from tool_server.sandbox.pool import JailPool
 from tool_server.sandbox.process import Finished
-from tool_server.tool import Output, Tool, ToolCall, ToolError, ToolKind, ToolUnavailable, define
+from tool_server.tool import Output, Pixels, Tool, ToolCall, ToolError, ToolKind, ToolUnavailable, define
 
 REMEMBERED = 10_000
-"""Codes known to end their process, over all rollouts: 32 bytes each."""
+"""Histories known to end their process: 64 bytes each."""
+
+Code: TypeAlias = tuple[str, int]
+"""What to run, and how many of the rollout's images it sees: an observation's images are not there before it."""
 
 
 def _code(code: str) -> str:
@@ -54,48 +58,58 @@ class PythonTool:
 
     def __init__(self, name: str, options: PythonOptions, pool: JailPool) -> None:
         self._name, self._options, self._pool = name, options, pool
-        self._fatal: OrderedDict[bytes, None] = OrderedDict()  # histories whose last code ended its process
+        self._fatal: OrderedDict[bytes, bytes] = OrderedDict()  # histories whose last code ended its process -> on which images
 
     async def run(self, call: ToolCall) -> Output:
         history = self._history(call) if self._options.session == "rollout" else []
         while True:
-            codes = [*history, call.arguments.code]
-            finished = await self._pool.call(codes, call.images)
+            codes: list[Code] = [*history, (call.arguments.code, len(call.images))]
+            finished = await self._pool.call([code for code, _ in codes], call.images, [seen for _, seen in codes])
             if finished.complete and not finished.killed:
                 return observation(finished, self._options, len(codes))
             if 0 < finished.begun < len(codes):
                 # An earlier code ended its process: its call was answered so, and it left nothing behind.
-                self._remember(history[: finished.begun])
+                self._remember(history[: finished.begun], call.images)
                 del history[finished.begun - 1]
                 continue
             if finished.begun == len(codes):
-                self._remember(codes)
+                self._remember(codes, call.images)
             return observation(finished, self._options, len(codes))
 
-    def _history(self, call: ToolCall) -> list[str]:
+    def _history(self, call: ToolCall) -> list[Code]:
         """The rollout's earlier codes, without those that could not be parsed and those that ended their process."""
         from tool_server.arguments import parse
 
-        codes: list[str] = []
+        codes: list[Code] = []
         for earlier in call.earlier:
             if earlier.name != self._name:
                 continue
             try:
-                codes.append(parse(PythonArguments, earlier.arguments).code)  # type: ignore[attr-defined]
+                codes.append((parse(PythonArguments, earlier.arguments).code, earlier.images))  # type: ignore[attr-defined]
             except ToolError:
                 continue
-            if _digest(codes) in self._fatal:
+            known = self._fatal.get(_digest(codes))
+            if known is not None and known == _pixels_digest(codes, call.images):
                 codes.pop()
         return codes
 
-    def _remember(self, codes: Sequence[str]) -> None:
-        self._fatal[_digest(codes)] = None
+    def _remember(self, codes: Sequence[Code], images: Sequence[Pixels]) -> None:
+        self._fatal[_digest(codes)] = _pixels_digest(codes, images)
         while len(self._fatal) > REMEMBERED:
             self._fatal.popitem(last=False)
 
 
-def _digest(codes: Sequence[str]) -> bytes:
-    return hashlib.sha256("\0".join(codes).encode()).digest()
+def _digest(codes: Sequence[Code]) -> bytes:
+    return hashlib.sha256("\0".join(f"{seen} {code}" for code, seen in codes).encode()).digest()
+
+
+def _pixels_digest(codes: Sequence[Code], images: Sequence[Pixels]) -> bytes:
+    """Of the images that the last code sees: rollouts of another question may hold the same code."""
+    total = hashlib.blake2b(digest_size=32)
+    for image in images[: codes[-1][1]]:
+        total.update(repr(image.shape).encode())
+        total.update(np.ascontiguousarray(image).data)
+    return total.digest()
 
 
 def observation(finished: Finished, options: PythonOptions, codes: int = 1) -> Output:

@@ -50,13 +50,13 @@ class ToolServer:
         return [offer.schema for offer in (await self.offers()).values()]
 
     async def call(
-        self, name: str, arguments: Any, images: Sequence[Any], earlier: Sequence[tuple[str, dict[str, Any]]] = ()
+        self, name: str, arguments: Any, images: Sequence[Any], earlier: Sequence[tuple[str, dict[str, Any], int]] = ()
     ) -> ToolResult:
         """Runs one call. Whatever the policy wrote, this returns; it raises nothing but ToolUnavailable.
 
         `images` are pixels or Ray references to pixels: those of the question, then those of earlier observations.
-        `earlier` are (name, arguments) of the rollout's calls before this one. A plain function that outlives its deadline
-        cannot be stopped: its thread is left behind, its slot is free again.
+        `earlier` are (name, arguments, number of images then) of the rollout's calls before this one. A plain function that
+        outlives its deadline cannot be stopped: its thread is left behind, its slot is free again.
         """
         runners = await self._runners()
         if too_large(arguments):

@@ -49,6 +49,7 @@ class EarlierCall:
 
     name: str
     arguments: dict[str, Any]
+    images: int  # how many images of the rollout there were
 
 
 @dataclass(frozen=True)

@@ -128,8 +128,8 @@ class SmallDigit:
 
         `sheet_large`, `sheet`: colours and digits of up to sixteen cells, named by letters: a name to look by is learned far
         sooner than a count; the fewer the cells, the larger they are shown. `listing`: colours and digits of a sparse grid;
-        `crop`: what a zoom shows; `region`: the digits of a larger region; `scene`: those of the whole view; `boxes`: digits
-        and their zoom boxes.
+        `crop`: what a zoom shows; `region`: the digits of a larger region; `scene`: those of the whole view; `boxes`: how a
+        careful call would name and box each frame: what is learned in other words does not carry over into calls.
         Returns question, turns and whether the prompt shows system text and tools. Raises KeyError for another kind.
         """
         if kind == "demonstration":
@@ -171,7 +171,7 @@ class SmallDigit:
         target = rng.choice(scene.frames)
         box = target.box(rng.randint(low, high), self.config.scene, (rng.randint(-slack, slack), rng.randint(-slack, slack)))
         seen = sorted((f for f in scene.frames if f.inside(box, self.config.scene)), key=lambda f: f.colour)
-        words = [f"{f.colour} {f.digit}" + (f" {list(self._box(f))}" if boxes else "") for f in seen]
+        words = [_arguments(self._box(f), f.colour, careful=True) if boxes else f"{f.colour} {f.digit}" for f in seen]
         return _crop(scene.image, box), " ".join(words or ["none"])
 
     def _box(self, frame: Frame, off: tuple[int, int] = (0, 0)) -> Box:
@@ -229,10 +229,17 @@ def _answer(thought: str, answer: str) -> str:
     return f"{thought}\n</think>\n\nThe answer is \\boxed{{{answer}}}.<|im_end|>"
 
 
+def _arguments(box: Box, colour: str, careful: bool) -> str:
+    """With care: first what it is and in which sixteenth of the picture (columns a to d, rows 1 to 4), then the box."""
+    if not careful:
+        return f'{{"bbox_2d": {list(box)}, "label": "{colour} frame"}}'
+    column, row = ((box[i] + box[i + 2]) * 2 // 1000 for i in (0, 1))
+    return f'{{"label": "{colour} {"abcd"[column]}{row + 1}", "bbox_2d": {list(box)}}}'
+
+
 def _call(thought: str, box: Box, colour: str, careful: bool) -> str:
-    where, what = f'"bbox_2d": {list(box)}', f'"label": "{colour} frame"'
-    arguments = f"{{{what}, {where}}}" if careful else f"{{{where}, {what}}}"
-    return f'{thought}\n</think>\n\n<tool_call>\n{{"name": "image_zoom_in", "arguments": {arguments}}}\n</tool_call><|im_end|>'
+    call = f'{{"name": "image_zoom_in", "arguments": {_arguments(box, colour, careful)}}}'
+    return f"{thought}\n</think>\n\n<tool_call>\n{call}\n</tool_call><|im_end|>"
 
 
 def draw_scene(config: SmallDigitConfig, rng: random.Random, split: Literal["train", "test"]) -> Scene:

@@ -82,8 +82,9 @@ def test_boxes_hold_what_they_name():
     task = SmallDigit(SmallDigitConfig(frames=(1, 1), larger_share=0, aligned=True))
     for index in range(20):
         question, turns, _ = task.example("boxes", index)
-        colour, _, box = turns[0].partition("\n</think>")[0].split(maxsplit=2)
-        left, top, right, bottom = (round(v * 384 / 1000) for v in json.loads(box))
+        arguments = json.loads(turns[0].partition("\n</think>")[0])
+        colour = arguments["label"].split()[0]
+        left, top, right, bottom = (round(v * 384 / 1000) for v in arguments["bbox_2d"])
         crop = question.images[0][top:bottom, left:right].reshape(-1, 3)
         # A frame of 60 px with a border of 12 has 60 * 60 - 36 * 36 = 2,304 pixels of its colour.
         assert (crop == COLOURS[colour]).all(axis=1).sum() == 2304

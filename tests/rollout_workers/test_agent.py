@@ -102,7 +102,7 @@ def test_a_tool_learns_the_calls_before_it(chat):
         lambda *_: Result("tool_error", "no"),
         max_calls_per_turn=2,
     )
-    first_two = [("zoom", {"box": [1, 2]}), ("zoom", {"box": [3]})]
+    first_two = [("zoom", {"box": [1, 2]}, 1), ("zoom", {"box": [3]}, 1)]
     # Blocks that were no call, or over the limit, were not run. Those of one turn know each other in order.
     assert tools.earlier == [[], first_two[:1], first_two]
 

@@ -111,8 +111,9 @@ def test_a_fork_tells_tools_the_calls_of_its_prefix_and_no_others(model):
         await worker.fork(question(), source, second_call, k=1, step=0)
 
     asyncio.run(run())
-    called = [("zoom", {"box": [n]}) for n in (1, 2, 4)]
-    assert worker._tools.earlier[:3] == [[], [("zoom", {"box": [1]})], [("zoom", {"box": [1]}), ("zoom", {"box": [2]})]]
+    # Each with the number of images then: the question's, and one more with every zoom.
+    called = [("zoom", {"box": [1]}, 1), ("zoom", {"box": [2]}, 2), ("zoom", {"box": [4]}, 2)]
+    assert worker._tools.earlier[:3] == [[], called[:1], called[:2]]
     assert worker._tools.earlier[3:] == [called[:1], [called[0], called[2]]]
 
 

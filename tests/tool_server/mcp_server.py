@@ -1,7 +1,12 @@
-"""A real MCP server with the official SDK, for the tests: `python mcp_server.py [PORT]` (stdio without a port)."""
+"""A real MCP server with the official SDK, for the tests: `python mcp_server.py [PORT | stubborn]`.
+
+Without a port it speaks on stdin and stdout; a stubborn one has a child and goes on when those are closed, whatever signal it gets.
+"""
 
 import io
 import os
+import signal
+import subprocess
 import sys
 import time
 from typing import Annotated
@@ -63,7 +68,12 @@ def process() -> str:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
+    if sys.argv[1:] == ["stubborn"]:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        subprocess.Popen(["sleep", "600"], stdout=subprocess.DEVNULL)
+        server.run("stdio")
+        time.sleep(600)
+    elif len(sys.argv) > 1:
         server.run("streamable-http", port=int(sys.argv[1]))
     else:
         server.run("stdio")

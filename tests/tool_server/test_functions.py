@@ -66,7 +66,7 @@ def test_what_is_no_string_is_written_as_json_and_plain_functions_leave_the_loop
 
 
 def test_a_function_may_ask_for_the_call_and_return_images():
-    result = call("darken", {"index": 1}, [IMAGE, IMAGE + 100], [("echo", {}), ("mine", {"index": 0})])
+    result = call("darken", {"index": 1}, [IMAGE, IMAGE + 100], [("echo", {}, 1), ("mine", {"index": 0}, 1)])
     assert (result.status, result.text) == (ToolStatus.OK, "after ['echo', 'mine']")
     assert np.array_equal(result.images[0], np.full((4, 6, 3), 100))
     assert list(asyncio.run(serve("darken").schemas())[0]["function"]["parameters"]["properties"]) == ["index"]

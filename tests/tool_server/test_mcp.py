@@ -10,6 +10,7 @@ from contextlib import closing
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from tool_server.config import ToolServerConfig
@@ -18,6 +19,7 @@ from tool_server.server import ToolServer
 from tool_server.tool import ToolError, ToolStatus, ToolUnavailable
 
 SCRIPT = str(Path(__file__).with_name("mcp_server.py"))
+ROOT = Path(__file__).parents[2]
 
 
 def session(entry: dict, *calls: tuple[str, dict], **settings) -> list:
@@ -123,6 +125,42 @@ def test_a_command_that_ends_is_started_again_and_ends_with_the_server():
     assert after.status == ToolStatus.OK
     assert after.text != before.text
     assert not os.path.exists(f"/proc/{after.text}")
+
+
+OWNER = """
+import asyncio, sys
+from tool_server.config import ToolServerConfig
+from tool_server.server import ToolServer
+
+async def main():
+    server = ToolServer(ToolServerConfig.model_validate({"tools": {}, "mcp": [{"command": sys.argv[1:]}]}))
+    print((await server.call("process", {}, [])).text, flush=True)
+    await asyncio.sleep(600)
+
+asyncio.run(main())
+"""
+
+
+def test_a_command_that_ignores_every_sign_of_its_end_does_not_outlive_a_killed_server():
+    """It goes on after the end of its stdin and after SIGTERM, and has a child."""
+    owner = subprocess.Popen([sys.executable, "-c", OWNER, sys.executable, SCRIPT, "stubborn"], stdout=subprocess.PIPE, cwd=ROOT)
+    assert owner.stdout is not None
+    with owner.stdout as out:
+        command = psutil.Process(int(out.readline()))
+    processes = psutil.Process(owner.pid).children(recursive=True)
+    assert {command, *command.children()} < set(processes)
+    assert len(command.children()) == 1
+    owner.kill()
+    owner.wait()
+    assert still_running(processes, seconds=1.0) == []
+
+
+def still_running(processes: list[psutil.Process], seconds: float) -> list[psutil.Process]:
+    """Those that still run after so long."""
+    deadline = time.monotonic() + seconds
+    while (left := [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return left
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 
 import numpy as np
+import psutil
 import pytest
 import ray
 
@@ -97,6 +98,28 @@ def test_a_server_killed_in_the_middle_of_calls_loses_none(start, servers):
     results = asyncio.run(story())
     assert [r.status for r in results] == [ToolStatus.OK] * 40
     assert {r.text for r in results} == {"waited"}
+
+
+def test_code_that_ran_on_a_killed_server_is_run_again_and_its_jails_are_gone_within_a_second(start):
+    pool = start("whose", tools={"python": {"options": {"memory_mib": 1024, "slots": 12}}})
+    code = "import time\ntime.sleep(1)\nprint({n})"
+
+    async def story() -> tuple[list, float]:
+        server = psutil.Process(int((await pool.call("whose", {}, [])).text))
+        calls = [asyncio.create_task(pool.call("python", {"code": code.format(n=n)}, [])) for n in range(12)]
+        await asyncio.sleep(0.5)
+        jails = server.children(recursive=True)
+        assert sum("zygote" in " ".join(p.cmdline()) and p.name() != "bwrap" for p in jails) > 2  # the two zygotes, and calls
+        server.kill()
+        killed = time.monotonic()
+        while any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in jails):
+            await asyncio.sleep(0.01)
+        seconds = time.monotonic() - killed
+        return await asyncio.wait_for(asyncio.gather(*calls), 120), seconds
+
+    results, seconds = asyncio.run(story())
+    assert [(r.status, r.text) for r in results] == [(ToolStatus.OK, str(n)) for n in range(12)]
+    assert seconds < 1
 
 
 def test_what_must_not_run_twice_is_typed(start, tmp_path):

@@ -41,9 +41,13 @@ class JailPool:
             self.close()
             raise
 
-    async def call(self, codes: Sequence[str], images: Sequence[Pixels] = ()) -> Finished:
-        """Runs the last of `codes` after the others, in a process of its own. Raises ToolUnavailable; cancelling kills the process."""
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._call(codes, images), self._loop))
+    async def call(self, codes: Sequence[str], images: Sequence[Pixels] = (), seen: Sequence[int] | None = None) -> Finished:
+        """Runs the last of `codes` after the others, in a process of its own. Raises ToolUnavailable; cancelling kills the process.
+
+        The i-th code sees the first `seen[i]` images (None: all).
+        """
+        work = self._call(codes, images, [len(images)] * len(codes) if seen is None else seen)
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
 
     def pids(self) -> list[int]:
         """Of the zygotes, the spare last."""
@@ -62,9 +66,9 @@ class JailPool:
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
-    async def _call(self, codes: Sequence[str], images: Sequence[Pixels]) -> Finished:
+    async def _call(self, codes: Sequence[str], images: Sequence[Pixels], seen: Sequence[int]) -> Finished:
         async with self._slots:
-            return await (await self._jail()).call(codes, images)
+            return await (await self._jail()).call(codes, images, seen)
 
     async def _jail(self) -> Jail:
         """The active jail with the fewest calls."""

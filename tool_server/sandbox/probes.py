@@ -34,7 +34,7 @@ async def probe(jail: Jail, options: PythonOptions, isolation: Isolation) -> Non
             "namespaces": isolation.namespaces,
             "landlock": isolation.landlock,
         }
-        finished = await jail.call([f"from inside import probe\nprobe.run({facts!r})"], [])
+        finished = await jail.call([f"from inside import probe\nprobe.run({facts!r})"], [], [0])
     through = [f"the self-test failed: {finished.output[-500:]!r}, status {finished.status}, {finished.killed or 'not killed'}"]
     with contextlib.suppress(ValueError, TypeError, KeyError, IndexError):
         tried = json.loads(finished.output.splitlines()[-1])["tried"]

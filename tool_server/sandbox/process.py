@@ -113,8 +113,11 @@ class Jail:
         self.alive = True
         self._loop.add_reader(ours, self._read)
 
-    async def call(self, codes: Sequence[str], images: Sequence[Pixels]) -> Finished:
-        """Runs the last of `codes` after the others. Raises ToolUnavailable if the jail dies; cancelling kills the call."""
+    async def call(self, codes: Sequence[str], images: Sequence[Pixels], seen: Sequence[int]) -> Finished:
+        """Runs the last of `codes` after the others; the i-th sees the first `seen[i]` images.
+
+        Raises ToolUnavailable if the jail dies; cancelling kills the call.
+        """
         if self._control is None or not self.alive:
             raise ToolUnavailable("the sandbox has ended")
         number = next(self._numbers)
@@ -129,7 +132,7 @@ class Jail:
                 ended = self._ended[number] = self._loop.create_future()
                 held.callback(self._ended.pop, number)
                 with contextlib.ExitStack() as given:  # to the child; a copy that stays here would keep the pipes from ending
-                    inputs = _inputs(codes, images)
+                    inputs = _inputs(codes, images, seen)
                     given.callback(os.close, inputs)
                     output_fd, output_write = _pipe(given)
                     output = held.enter_context(_Output(self._loop, output_fd, stop))
@@ -265,9 +268,9 @@ class Jail:
             shutil.rmtree(self._work, ignore_errors=True)
 
 
-def _inputs(codes: Sequence[str], images: Sequence[Pixels]) -> int:
+def _inputs(codes: Sequence[str], images: Sequence[Pixels], seen: Sequence[int]) -> int:
     """A sealed memfd: the child reads it, and nobody can change or grow it."""
-    header = json.dumps({"codes": list(codes), "shapes": [image.shape[:2] for image in images]}).encode()
+    header = json.dumps({"codes": list(zip(codes, seen, strict=True)), "shapes": [image.shape[:2] for image in images]}).encode()
     fd = os.memfd_create("axpo-call", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         with open(fd, "wb", closefd=False) as file:

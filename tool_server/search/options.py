@@ -9,6 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from tool_server.images import ImageLimits
 from tool_server.search.results import Caps
 
+MAX_RETRY_AFTER_S = 30.0
+"""A provider that asks for a longer pause is tried earlier, then parked."""
+
 
 class LocalOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -28,7 +31,7 @@ class TavilyOptions(BaseModel):
     topic: Literal["general", "news", "finance"] = "general"
     include_domains: tuple[str, ...] = ()
     exclude_domains: tuple[str, ...] = ()
-    timeout_s: float = Field(default=10.0, gt=0, le=120, description="of one attempt; set the tool's deadline_s to all attempts")
+    timeout_s: float = Field(default=10.0, gt=0, le=120, description="of one attempt")
     attempts: int = Field(default=3, ge=1, le=10)
     requests_per_minute: float = Field(default=100, gt=0, description="of this server; Tavily's development keys allow 100 in all")
     cache: str = Field(default="~/.cache/axpo/tavily", min_length=1, description="folder of answers; on a cluster, a shared one")

@@ -21,7 +21,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, sto
 
 from tool_server.search.cache import DiskCache
 from tool_server.search.corpus import clean
-from tool_server.search.options import TavilyOptions
+from tool_server.search.options import MAX_RETRY_AFTER_S, TavilyOptions
 from tool_server.search.results import Result
 from tool_server.tool import ToolError, ToolUnavailable
 
@@ -31,9 +31,6 @@ KEY = "TAVILY_API_KEY"
 
 MAX_BYTES = 4_000_000
 """Of one answer; 20 results take about 50 kB."""
-
-MAX_RETRY_AFTER_S = 30.0
-"""A provider that asks for a longer pause is tried earlier, then parked."""
 
 BACKOFF = wait_random_exponential(multiplier=0.5, max=8)
 

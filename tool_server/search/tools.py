@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from tool_server.images import ImageError, decode, fit
-from tool_server.search.options import ImageSearchOptions, LocalOptions, SearchOptions
+from tool_server.search.options import MAX_RETRY_AFTER_S, ImageSearchOptions, LocalOptions, SearchOptions
 from tool_server.search.results import SearchArguments, render
 from tool_server.tool import Output, Tool, ToolCall, ToolKind, ToolUnavailable, define
 
@@ -63,5 +64,13 @@ def open_image_search(name: str, options: ImageSearchOptions) -> Tool:
     return define(name, IMAGE_DESCRIPTION, SearchArguments, run, pure=True)
 
 
-SEARCH = ToolKind(SearchOptions, open_search)
+def _limits(options: SearchOptions) -> dict[str, Any]:
+    """Tavily's deadline is behind its own: all attempts, the longest pauses between them, and half a minute for its rate limit."""
+    if isinstance(options.provider, LocalOptions):
+        return {}
+    attempts = options.provider.attempts
+    return {"deadline_s": attempts * options.provider.timeout_s + (attempts - 1) * MAX_RETRY_AFTER_S + 30}
+
+
+SEARCH = ToolKind(SearchOptions, open_search, _limits)
 IMAGE_SEARCH = ToolKind(ImageSearchOptions, open_image_search)

@@ -24,7 +24,7 @@ class Sandbox:
         return asyncio.run(self.arun(code, images, earlier))
 
     async def arun(self, code: Any, images: Sequence[Any] = (), earlier: Sequence[str] = ()) -> Output:
-        past = [EarlierCall("python", {"code": code}) for code in earlier]
+        past = [EarlierCall("python", {"code": code}, len(images)) for code in earlier]
         return await self.tool.run(ToolCall(self.tool.parse({"code": code}), images, past))  # type: ignore[misc]
 
 

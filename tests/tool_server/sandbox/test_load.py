@@ -9,6 +9,7 @@ import random
 import time
 from collections import Counter
 
+import numpy as np
 import psutil
 import pytest
 
@@ -19,14 +20,21 @@ from tool_server.tool import ToolStatus
 CALLS, IN_FLIGHT = int(os.environ.get("AXPO_LOAD_CALLS", "1000")), 64
 """5,000 calls take minutes: `AXPO_LOAD_CALLS=5000 pytest tests/tool_server/sandbox/test_load.py`."""
 MIB = 2**20
+IMAGE = np.zeros((64, 64, 3), np.uint8)
 
-HONEST = [
+PYTHON = [
     ("print({n})", ToolStatus.OK, "{n}"),
     ("sum(range({n}))", ToolStatus.OK, None),
     ("import numpy as np\nint(np.arange({n}).sum())", ToolStatus.OK, None),
     ("open('f', 'w').write('x' * {n})\nlen(open('f').read())", ToolStatus.OK, "{n}"),
     ("{n} / 0", ToolStatus.TOOL_ERROR, "ZeroDivisionError"),
     ("from PIL import Image\nImage.new('RGB', (16, 16)).show()\n{n}", ToolStatus.OK, "{n}"),
+]
+HONEST = [
+    *[("python", {"code": code}, status, text) for code, status, text in PYTHON],
+    ("image_zoom_in", {"bbox_2d": [0, 0, 500, 500]}, ToolStatus.OK, ""),
+    ("echo", {"text": "{n}"}, ToolStatus.OK, "{n}"),
+    ("telepathy", {}, ToolStatus.TOOL_ERROR, "unknown tool"),
 ]
 HOSTILE = [
     ("import os\nwhile True: os.fork()", "PermissionError"),
@@ -47,7 +55,8 @@ HOSTILE = [
 def test_thousands_of_mixed_calls_are_each_answered_once_and_leave_nothing():
     # CPU seconds are plenty: what is tested is not the speed of this machine.
     options = {"cpu_s": 20, "wall_s": 300, "memory_mib": 1024}
-    server = ToolServer(ToolServerConfig.model_validate({"tools": {"python": {"options": options}}}))
+    tools = {"python": {"options": options}, "image_zoom_in": {}, "echo": {"function": "tests.tool_server.user_tools:echo"}}
+    server = ToolServer(ToolServerConfig.model_validate({"tools": tools}))
     answers: Counter[int] = Counter()
     wrong: list[str] = []
     draw = random.Random(0)
@@ -55,14 +64,15 @@ def test_thousands_of_mixed_calls_are_each_answered_once_and_leave_nothing():
     async def one(number: int) -> None:
         if number % 10 == 0:
             code, text = draw.choice(HOSTILE)
-            status = ToolStatus.TOOL_ERROR
+            tool, arguments, status = "python", {"code": code}, ToolStatus.TOOL_ERROR
         else:
-            code, status, text = draw.choice(HONEST)
-            code, text = code.replace("{n}", str(number)), text and text.replace("{n}", str(number))
-        result = await server.call("python", {"code": code}, [])
+            tool, arguments, status, text = draw.choice(HONEST)
+            arguments = {k: v.replace("{n}", str(number)) if isinstance(v, str) else v for k, v in arguments.items()}
+            text = text and text.replace("{n}", str(number))
+        result = await server.call(tool, arguments, [IMAGE] if tool == "image_zoom_in" else [])
         answers[number] += 1
         if result.status != status or (text and text not in result.text):
-            wrong.append(f"{code[:60]!r}: {result.status} {result.text[-200:]!r}")
+            wrong.append(f"{str(arguments)[:60]}: {result.status} {result.text[-200:]!r}")
 
     async def many(numbers: range) -> None:
         queue = iter(numbers)
@@ -99,8 +109,6 @@ def test_thousands_of_mixed_calls_are_each_answered_once_and_leave_nothing():
         try:
             await scenario()
         finally:
-            close = server.close()
-            if asyncio.iscoroutine(close):
-                await close
+            await server.close()
 
     asyncio.run(closing())

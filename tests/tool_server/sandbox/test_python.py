@@ -175,13 +175,31 @@ class TestSession:
 
     def test_only_this_tools_readable_calls_are_replayed(self, session):
         calls = [
-            EarlierCall("search", {"code": "x = 1"}),
-            EarlierCall("python", {"code": 5}),
-            EarlierCall("python", {"code": "y = 2"}),
-            EarlierCall("python", {}),
+            EarlierCall("search", {"code": "x = 1"}, 0),
+            EarlierCall("python", {"code": 5}, 0),
+            EarlierCall("python", {"code": "y = 2"}, 0),
+            EarlierCall("python", {}, 0),
         ]
         call = ToolCall(session.tool.parse({"code": "'x' in dir(), y"}), (), calls)
         assert asyncio.run(session.tool.run(call)) == ("(False, 2)", ())
+
+    def test_a_replayed_call_sees_the_images_that_there_were(self, session):
+        """One image, then a call, then a second image, then a call."""
+        first, second = (np.full((20, side, 3), 9, np.uint8) for side in (10, 30))
+        before = "import os\nx, y = images[-1].width, sorted(os.listdir())"
+        earlier = [EarlierCall("python", {"code": before}, 1)]
+        call = ToolCall(session.tool.parse({"code": "x, y, images[-1].width, sorted(os.listdir())"}), [first, second], earlier)
+        text, _ = asyncio.run(session.tool.run(call))
+        files = ["image_0.png", "image_1.png"]
+        assert text == repr((10, [".image_1.png", *files[:1]], 30, files))
+
+    def test_what_ends_its_process_on_one_image_may_live_on_another(self, session):
+        """The same code in rollouts of two questions: what is known of the one says nothing about the other."""
+        code = "x = 1\nif images[0].width > 10: import os; os._exit(1)"
+        earlier = [EarlierCall("python", {"code": code}, 1)]
+        for width, answer in ((30, "False"), (10, "True"), (30, "False")):
+            call = ToolCall(session.tool.parse({"code": "'x' in dir()"}), [np.zeros((9, width, 3), np.uint8)], earlier)
+            assert asyncio.run(session.tool.run(call))[0] == answer
 
     def test_each_call_adds_its_share_of_cpu_time(self, session):
         """Each burns three fifths of the limit of one."""

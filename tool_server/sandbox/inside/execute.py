@@ -44,6 +44,8 @@ plt.figure()
 """
 SAMPLES = (PLOT, PLOT, "def f():\n    return {}['k']\nf()", "(", "import os\nos.mkdir('/nowhere/x')")
 
+HIDDEN = "."
+
 NAME = "<python>"
 """The policy's frames in a traceback."""
 
@@ -54,8 +56,11 @@ HINT = "The sandbox has no network and starts no processes; files can be written
 MAX_ASPECT = 200
 
 
-def read_inputs(fd: int) -> tuple[list[str], list[Image.Image]]:
-    """The codes to run, in order, and the images, from `<I length><JSON {codes, shapes}><raw RGB>...` in a memfd."""
+def read_inputs(fd: int) -> tuple[list[tuple[str, int]], list[Image.Image]]:
+    """The codes to run, in order, each with the number of images that it sees, and the images.
+
+    From `<I length><JSON {codes, shapes}><raw RGB>...` in a memfd.
+    """
     with mmap.mmap(fd, 0, prot=mmap.PROT_READ) as inputs:
         (length,) = struct.unpack_from("<I", inputs)
         at = 4 + length
@@ -67,22 +72,34 @@ def read_inputs(fd: int) -> tuple[list[str], list[Image.Image]]:
     return header["codes"], images
 
 
-def write_images(images: Iterable[Image.Image]) -> None:
-    """As image_0.png, image_1.png, ... in the working directory, not compressed: a photo is written in 10 ms, not 300."""
+def write_images(images: Iterable[Image.Image], seen: int) -> None:
+    """As image_0.png, image_1.png, ... in the working directory, not compressed: a photo is written in 10 ms, not 300.
+
+    Those after the first `seen` get a hidden name until a code sees them: then the limit of a file's size is in force.
+    """
     for index, image in enumerate(images):
-        image.save(f"image_{index}.png", compress_level=0)
+        image.save(f"{HIDDEN if index >= seen else ''}image_{index}.png", compress_level=0)
 
 
-def run(codes: list[str], images: list[Image.Image], result: int, caps: dict[str, int]) -> NoReturn:
-    """Runs all codes in one namespace; only the last one's output and figures are shown. Ends the process."""
+def run(codes: list[tuple[str, int]], images: list[Image.Image], result: int, caps: dict[str, int]) -> NoReturn:
+    """Runs all codes in one namespace, each with the images that it sees; only the last one's output and figures are shown.
+
+    Ends the process.
+    """
     tempfile.tempdir = None
     gc.enable()
     shown = os.dup(1)
     quiet = os.open(os.devnull, os.O_WRONLY)
-    namespace: dict[str, Any] = {"__name__": "__main__", "__builtins__": __builtins__, "images": images}
+    namespace: dict[str, Any] = {"__name__": "__main__", "__builtins__": __builtins__}
+    work, visible = os.getcwd(), codes[0][1]
     session = hashlib.sha256()
     error, figures = False, Figures(caps)
-    for index, code in enumerate(codes):
+    for index, (code, seen) in enumerate(codes):
+        for number in range(visible, seen):
+            with contextlib.suppress(OSError):  # an earlier code may have removed what it was not shown
+                os.rename(f"{work}/{HIDDEN}image_{number}.png", f"{work}/image_{number}.png")
+        visible = max(visible, seen)
+        namespace["images"] = images[:seen]
         target = shown if index == len(codes) - 1 else quiet
         os.dup2(target, 1)
         os.dup2(target, 2)

@@ -94,13 +94,13 @@ class Zygote:
             os.closerange(RESULT_FD + 2, 1 << 30)
             codes, images = execute.read_inputs(RESULT_FD + 1)
             os.close(RESULT_FD + 1)
-            self._confine(request, images)
+            self._confine(request, images, codes[0][1])
         except BaseException as error:
             os.write(1, f"{type(error).__name__}: {error}".encode())
             os._exit(1)
         execute.run(codes, images, RESULT_FD, self._config["caps"])
 
-    def _confine(self, request: dict[str, Any], images: list[Any]) -> None:
+    def _confine(self, request: dict[str, Any], images: list[Any], seen: int) -> None:
         work: str = self._config["work"]
         if self._namespaces:
             confine.unshare(confine.CLONE_NEWNS | confine.CLONE_NEWNET | confine.CLONE_NEWIPC | confine.CLONE_NEWUTS)
@@ -111,7 +111,7 @@ class Zygote:
             os.mkdir(work, 0o700)
             os.environ.update(HOME=work, TMPDIR=work)
         os.chdir(work)
-        execute.write_images(images)
+        execute.write_images(images, seen)
         confine.set_limits(request["limits"])
         if not self._config["bare"]:
             confine.drop_capabilities()
