@@ -159,7 +159,7 @@ def evaluate(
 
 @app.command()
 def sft(recipe: RecipeFile, overrides: Overrides = None) -> None:
-    """Supervised fine-tuning on the task's own demonstrations, with the same learner; writes the `sft.output` model folder."""
+    """Supervised fine-tuning on the task's demonstrations or your own, with the same learner; writes the `sft.output` model folder."""
     from axpo.actors import ray_session
     from axpo.sft import fine_tune
 

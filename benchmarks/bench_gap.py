@@ -19,7 +19,7 @@ def measure() -> list[Entry]:
 def _measure(dtype: str) -> Entry:
     from axpo.run import RunDirectory
 
-    small = (f"steps={STEPS}", "questions_per_step=4", "rollout.n=4", "resampler.k=2", "task.held_out=4", "checkpoint_every=1000")
+    small = (f"steps={STEPS}", "questions_per_step=2", "rollout.n=4", "resampler.k=2", "task.held_out=4", "checkpoint_every=1000")
     types = (f"rollout.engine.dtype={dtype}", f"learner.dtype={dtype}")
     with tempfile.TemporaryDirectory() as root:
         rows = RunDirectory.open(run_recipe(Path(root), "gap", *small, *types, "logging.groups_kept=0")).metrics()

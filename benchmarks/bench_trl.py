@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
 
-from benchmarks.bench_layouts import BUDGET, THREADS, Step, in_order, medians
+from benchmarks.bench_layouts import BUDGET, QUESTIONS, THREADS, Step, in_order, medians
 from benchmarks.recorded import MODEL, train_items
 from benchmarks.result import Entry
 
@@ -101,11 +101,11 @@ class TRL:
 
 
 def measure() -> list[Entry]:
-    items = train_items()
+    items = train_items(QUESTIONS)
     ours = Step(MODEL)
     with tempfile.TemporaryDirectory() as folder:
         theirs = TRL(folder)
-        t = medians({"trl": lambda: theirs(items), "ours": lambda: ours(items, "tree")}, 3)
+        t = medians({"trl": lambda: theirs(items), "ours": lambda: ours(items, "tree")}, 2)
     detail = (
         f"GRPOTrainer of TRL {metadata.version('trl')} (no reference, no checkpointing), same model, tokens, budget and thread: "
         f"{t['trl']:.2f} s against {t['ours']:.2f} s"

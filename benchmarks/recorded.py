@@ -56,12 +56,13 @@ def recorded() -> tuple[Any, ...]:
     return tuple(groups)
 
 
-def train_items(questions: int | None = None) -> list[Any]:
-    """The train items of the recorded groups, or of the first `questions` of them."""
+def train_items(questions: int) -> list[Any]:
+    """The train items of that many recorded groups, those with forks first: they hold every kind of item."""
     from learner.credit import credit
     from rollout_workers.chat import Chat
 
-    return credit(recorded()[:questions], Chat.load(MODEL).tokens)
+    groups = sorted(recorded(), key=lambda group: -len(group.resamples))
+    return credit(groups[:questions], Chat.load(MODEL).tokens)
 
 
 def with_large_images(items: list[Any], folder: Path, tokens: int = 1024) -> tuple[list[Any], str]:

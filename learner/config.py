@@ -31,9 +31,9 @@ class LearnerConfig(BaseModel):
     lr: float = Field(1e-6, gt=0, description="AdamW learning rate after warm-up")
     betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW betas")
     weight_decay: float = Field(0.0, ge=0, description="AdamW decoupled weight decay")
-    warmup_steps: int = Field(0, ge=0, description="updates over which the learning rate rises linearly to lr")
+    warmup_steps: int = Field(0, ge=0, description="optimizer steps over which the learning rate rises linearly to lr")
     schedule: Literal["constant", "cosine"] = Field("constant", description="after warm-up: constant, or cosine to 0 at total_steps")
-    total_steps: int = Field(0, ge=0, description="updates of the whole run; only read by the cosine schedule")
+    total_steps: int = Field(0, ge=0, description="optimizer steps of the whole run; only read by the cosine schedule")
     max_grad_norm: float = Field(1.0, gt=0, description="gradients with a larger global norm are scaled down to it")
 
     objective: Literal["clip", "dr_grpo", "dapo", "rloo", "gspo", "cispo"] = Field(

@@ -1,4 +1,4 @@
-"""The learning rate over updates: linear warm-up, then constant or a cosine to 0."""
+"""The learning rate over optimizer steps: linear warm-up, then constant or a cosine to 0."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from learner.config import LearnerConfig
 
 
 def lr_factor(step: int, config: LearnerConfig) -> float:
-    """Factor on lr of update `step` (from 0): (step + 1) / warmup_steps while warming up, 1 after it or the cosine's share."""
+    """Factor on lr of optimizer step `step` (from 0): (step + 1) / warmup_steps while warming up, 1 after it or the cosine's share."""
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
     if config.schedule == "constant":

@@ -230,4 +230,4 @@ def _parameters(model: torch.nn.Module) -> int:
 
 
 def _scalars(*values: Tensor | int) -> Tensor:
-    return torch.tensor([float(value) for value in values], dtype=torch.float64)
+    return torch.tensor([float(v.detach()) if isinstance(v, Tensor) else float(v) for v in values], dtype=torch.float64)

@@ -96,30 +96,40 @@ def test_on_policy_ratio_is_one_and_a_step_raises_the_probability_of_what_was_ri
     assert after["kl"] > 1e-3  # the reference stayed where it was
 
 
-def test_updated_weights_do_not_depend_on_ranks_micro_batches_layout_or_checkpointing(
+def test_the_gradient_does_not_depend_on_ranks_micro_batches_layout_or_checkpointing(
     learner: Learner, model: str, cluster: None, tmp_path: Path
 ) -> None:
     items = [*make_items(model, 5), *forked_items(model)]
     learner.load(learner.start)  # type: ignore[attr-defined]
-    two = [learner.update(items), learner.update(items)]
+    two = learner.update(items)
     learner.save(str(tmp_path / "two"))
-    assert two[0]["micro_steps"] == 1
+    assert two["micro_steps"] == 1
     split = {"ranks": 1, "micro_batch_tokens": 150, "gradient_checkpointing": True, "layout": "packed"}
     other = Learner(model, CONFIG.model_copy(update=split))
     try:
-        one = [other.update(items), other.update(items)]
+        one = other.update(items)
         other.save(str(tmp_path / "one"))
     finally:
         other.shutdown()
-    assert one[0]["micro_steps"] > 3
-    for a, b in zip(one, two, strict=True):
-        assert a["loss"] == pytest.approx(b["loss"], abs=1e-6)  # a sum of terms of both signs and of size 1
-        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-5)
-    weights = hf_weights(str(tmp_path / "two"))
-    for name, w in hf_weights(str(tmp_path / "one")).items():
-        # Softmax ignores what a key's bias adds, so its gradient is round-off and nothing else; AdamW makes that a step of size lr.
-        if not name.endswith("attn.qkv.bias"):
-            assert torch.norm(w - weights[name]) <= 1e-5 * torch.norm(w) + 1e-6, name
+    assert one["micro_steps"] > 3
+    assert one["loss"] == pytest.approx(two["loss"], abs=1e-6)  # a sum of terms of both signs and of size 1
+    assert one["grad_norm"] == pytest.approx(two["grad_norm"], rel=1e-5)
+    gradients = first_moments(tmp_path / "two")
+    for name, gradient in first_moments(tmp_path / "one").items():
+        # Beside the relative bound an absolute one: softmax ignores what a key's bias adds, so that gradient is round-off alone.
+        assert torch.norm(gradient - gradients[name]) <= 1e-5 * torch.norm(gradient) + 1e-7 * one["grad_norm"], name
+
+
+def first_moments(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """AdamW's first moments by parameter; after one update they are (1 - beta_1) times the gradient."""
+    from argparse import Namespace
+
+    from deepspeed.checkpoint import ds_to_universal
+
+    out = checkpoint / "universal"
+    folders = {"input_folder": str(checkpoint / "state" / "learner"), "output_folder": str(out), "keep_temp_folder": False}
+    ds_to_universal.main(Namespace(**folders, strict=True, num_extract_workers=1, num_merge_workers=1))
+    return {file.parent.name: torch.load(file) for file in out.glob("zero/*/exp_avg.pt")}
 
 
 def test_save_and_load_restore_weights_optimizer_and_schedule(learner: Learner, model: str, tmp_path: Path) -> None:
