@@ -1,7 +1,7 @@
 """Sending the policy's weights: ZeRO-3 partitions are gathered bucket by bucket and handed to the engines.
 
 Receivers are rollout workers (Ray actor handles) with `init_weight_transfer(info)`, `start_weight_update()`,
-`update_weights(payload)`, `finish_weight_update(version)` and `weights_equal(payload) -> list[str]`. Through shared
+`update_weights(payload)`, `finish_weight_update(version) -> version` and `weights_equal(payload) -> list[str]`. Through shared
 memory (one machine) a payload is a file of one bucket:
 
     {"file": "/dev/shm/axpo-.../<bucket>", "tensors": [{"name": ..., "dtype": "float32", "shape": [...], "offset": bytes}, ...]}
@@ -87,7 +87,10 @@ class Receivers:
         self.wait(self.call("update_weights", update_info))
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
-        self.wait(self.call("finish_weight_update", self.version))
+        """RuntimeError where an engine does not confirm the version."""
+        confirmed = self.wait(self.call("finish_weight_update", self.version))
+        if wrong := [version for version in confirmed if version != self.version]:
+            raise RuntimeError(f"after weight update {self.version} {len(wrong)} engines confirm version {wrong[0]}")
 
     def call(self, method: str, *arguments: Any) -> list[Any]:
         """Start `method` on all receivers; returns the references."""
