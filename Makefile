@@ -1,4 +1,4 @@
-.PHONY: setup demo test lint model bench-tools
+.PHONY: setup demo test lint model bench-tools bench-rollouts
 
 setup:  ## environment in .venv; seconds when nothing changed
 	@deploy/setup
@@ -19,3 +19,6 @@ model: setup  ## rebuilds the embedded model
 
 bench-tools: setup  ## measures the tool server into benchmarks/results/tools.json
 	.venv/bin/python -m benchmarks.tools
+
+bench-rollouts: setup  ## measures rollouts, resampling, weight transfer and scale into benchmarks/results/rollouts.json
+	.venv/bin/python -m benchmarks.rollouts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import platform
@@ -57,6 +58,16 @@ def run(name: str, expected: Sequence[str], measures: Sequence[Callable[[], Sequ
     for absent in missing:
         console.print(Text(f"{absent}: not measured", "red"))
     return 1 if missing else 0
+
+
+def from_module(module: str) -> Callable[[], Sequence[Any]]:
+    """`measure` of a module of this package, imported when it is called: one that cannot be imported fails alone."""
+
+    def measure() -> Sequence[Any]:
+        return importlib.import_module(f"benchmarks.{module}").measure()
+
+    measure.__module__ = module
+    return measure
 
 
 def table(entries: Sequence[Entry]) -> Table:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Sequence
-from typing import Any
-
-from benchmarks.result import exit_with, run
+from benchmarks.result import exit_with, from_module, run
 
 MODULES = ("bench_python", "bench_zoom", "bench_search", "bench_server")
 EXPECTED = (
@@ -20,14 +16,6 @@ EXPECTED = (
 )
 
 
-def _measure(module: str) -> Callable[[], Sequence[Any]]:
-    def measure() -> Sequence[Any]:
-        return importlib.import_module(f"benchmarks.{module}").measure()
-
-    measure.__module__ = module
-    return measure
-
-
 if __name__ == "__main__":
     packages = ("numpy", "pillow", "ray", "tantivy", "pydantic")
-    exit_with(run("tools", EXPECTED, [_measure(module) for module in MODULES], packages))
+    exit_with(run("tools", EXPECTED, [from_module(module) for module in MODULES], packages))
