@@ -45,12 +45,14 @@ class Policy:
             if self._asleep:
                 self._pool.wake("weights")
             while True:
+                handles = self._pool.workers
                 try:
-                    if handles := self._pool.workers:
+                    if handles:
                         self._learner.sync_weights(handles, self.version)
                     break
                 except (RayError, TimeoutError):
-                    if not self._pool.check():
+                    self._pool.check()
+                    if handles == self._pool.workers:
                         raise
             if self._asleep:
                 self._pool.wake("kv_cache")

@@ -36,8 +36,8 @@ from rollout_workers.trajectory import (
 
 ENGINES = (1, 4, 16, 64)
 N = 8
-GROUPS_EACH = 24
-"""Questions an engine: three times what it has in flight."""
+GROUPS_EACH = 32
+"""Questions an engine: four times what it has in flight."""
 TOKENS = SpecialTokens(*range(10))
 
 
@@ -55,7 +55,7 @@ class WaitingWorker:
 
     async def rollout(self, question: Question, n: int, step: int, temperature: float | None = None) -> Group:
         rng = np.random.default_rng([int(question.id), step])
-        await asyncio.sleep(rng.lognormal(self.mu, self.sigma))
+        await asyncio.sleep(_seconds(question.id, step, (self.mu, self.sigma)))
         rollouts = [self._trajectory(question, i, rng, float(rng.uniform() < 0.3)) for i in range(n)]
         return Group(question, tuple(rollouts), self.index)
 
@@ -80,13 +80,17 @@ class WaitingWorker:
         return Trajectory(question.id, rollout, call, segments, EndReason.ANSWERED, "7", reward, fork, RolloutStats(seconds=1.0))
 
 
+def _seconds(question: str, step: int, fit: tuple[float, float]) -> float:
+    return float(np.random.default_rng([int(question), step, 1]).lognormal(*fit))
+
+
 class _Task:
     def train(self, index: int) -> Question:
         return Question(str(index), "?", (), "7")
 
 
 def measure() -> list[dict[str, Any]]:
-    """Entry `efficiency_64`: groups a second and engine of 64 engines over that of one."""
+    """Entry `efficiency_64`: how busy an engine is kept where there are 64, over one alone."""
     durations = bench_engine.GROUP_SECONDS
     if not durations:
         raise RuntimeError("bench_engine measured no group to fit latencies to")
@@ -101,7 +105,7 @@ def measure() -> list[dict[str, Any]]:
         ray.shutdown()
     driver, resampler = costs[ENGINES[-1]]
     first = "driver" if driver > resampler else "resampler"
-    most = 1 / max(driver, resampler) / (rates[1] * N)
+    most = 1 / max(driver, resampler) / (rates[1] * N / float(np.mean(durations)))
     shares = ", ".join(f"{count}: {rates[count] / rates[1] / count:.3f}" for count in ENGINES)
     return [
         {
@@ -118,7 +122,11 @@ def measure() -> list[dict[str, Any]]:
 
 
 def _run(count: int, fit: tuple[float, float]) -> tuple[float, tuple[float, float]]:
-    """(groups a second, CPU seconds of driver and resampler a trajectory) in the steady state: the first group to the last but one wave."""
+    """(groups under way on average, CPU seconds of driver and resampler a trajectory), from the first wave's end to the last one's start.
+
+    Groups under way: the durations of the groups that finished, over the time they finished in. By Little's law the rate a group of
+    mean duration would have, without the noise of which durations were drawn.
+    """
     config = RolloutConfig(workers=count, n=N, concurrency=IN_FLIGHT, cpus_per_worker=0.001, health_s=300)
     recipe = parse_recipe(
         {
@@ -130,18 +138,17 @@ def _run(count: int, fit: tuple[float, float]) -> tuple[float, tuple[float, floa
             "rollout": {"n": N, "engine": {"weight_transfer": "shared_memory"}},
         }
     )
-    finished: list[float] = []
+    finished: list[tuple[float, str]] = []
+
+    def log(event: str, **fields: Any) -> None:
+        if event == "finished":
+            finished.append((time.monotonic(), fields["question"]))
+
     pool = RolloutPool("", config, fit, None, lambda q, a: 0.0, 0, actor_class=WaitingWorker)  # type: ignore[arg-type]
     try:
         resampler = start_resampler(recipe.resampler, pool.ready(), N)
         before, spent = ray.get(resampler.__ray_call__.remote(lambda self: time.process_time()), timeout=60), time.process_time()
-        flow = Flow(
-            recipe,
-            _Task(),
-            pool,
-            resampler,
-            log=lambda event, **_: finished.append(time.monotonic()) if event == "finished" else None,  # type: ignore[arg-type]
-        )
+        flow = Flow(recipe, _Task(), pool, resampler, log=log)  # type: ignore[arg-type]
         flow.feed(0)
         flow.take(0)
         trajectories = len(finished) * N
@@ -150,6 +157,6 @@ def _run(count: int, fit: tuple[float, float]) -> tuple[float, tuple[float, floa
         ray.kill(resampler)
     finally:
         pool.shutdown()
-    steady = finished[: len(finished) - count * IN_FLIGHT // N]
-    rate = (len(steady) - 1) / (steady[-1] - steady[0])
-    return rate, (driver, forked)
+    wave = count * IN_FLIGHT // N
+    steady = finished[wave:-wave]
+    return sum(_seconds(question, 0, fit) for _, question in steady[1:]) / (steady[-1][0] - steady[0][0]), (driver, forked)

@@ -72,14 +72,12 @@ class Fleet:
         """What the workers' `ready` gives, once all serve. Raises what a worker's start raised, or TimeoutError."""
         return (await asyncio.wait_for(asyncio.gather(*[asyncio.shield(first) for first in self._first]), START_DEADLINE_S))[0]
 
-    async def check(self) -> int:
-        """Ask every serving worker for a sign of life; returns how many are lost."""
-        before = self.failures
+    async def check(self) -> None:
+        """Ask every serving worker for a sign of life; those without one serve no more."""
         workers = list(self.serving)
         await asyncio.gather(*[self._ping(worker) for worker in workers])
-        while self.failures < before + sum(worker.lost.done() for worker in workers):
+        while any(worker in self.serving for worker in workers if worker.lost.done()):
             await asyncio.sleep(0.05)
-        return self.failures - before
 
     async def close(self) -> None:
         """End engines and actors, and give their places back; a worker that is dead or does not answer is killed."""
@@ -89,7 +87,7 @@ class Fleet:
         asked = [asyncio.ensure_future(within(worker.actor.shutdown.remote(), 20)) for worker in workers]
         await asyncio.gather(*asked, *self._keepers, return_exceptions=True)
         for worker in workers:
-            await self._kill(worker)
+            ray.kill(worker.actor)
         remove_placement_group(self._group)
 
     async def _keep(self, place: int) -> None:

@@ -94,9 +94,9 @@ class RolloutPool:
         """Run a coroutine on the pool's loop."""
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop)
 
-    def check(self) -> int:
-        """Ask every worker for a sign of life; those without one are replaced. Returns how many."""
-        return self.run(self._fleet.check()).result(2 * self._config.health_s + 60)
+    def check(self) -> None:
+        """Ask every worker for a sign of life; those without one serve no more when this returns, and are being replaced."""
+        self.run(self._fleet.check()).result(2 * self._config.health_s + 60)
 
     def rollout(self, questions: Sequence[Question], step: int, n: int | None = None, temperature: float | None = None) -> Iterator[Group]:
         """Groups in order of completion. Raises WorkersFailed where too many workers were lost, or what a worker's code raised."""

@@ -7,7 +7,6 @@ import os
 import signal
 
 import numpy as np
-import psutil
 import pytest
 import ray
 from ray.util import placement_group_table
@@ -23,6 +22,7 @@ from rollout_workers.faults import Fault, FaultPlan
 from rollout_workers.fleet import WorkersFailed
 from rollout_workers.pool import RolloutPool
 from tests.axpo.test_trainer import MODEL, MockWorker, Phases, ScriptedEngine, SevenTask
+from tests.rollout_workers.test_pool import alive, until
 from tool_server.pool import start_tool_servers
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
@@ -130,7 +130,7 @@ class Run:
         self.pool.shutdown()
         self.tools.shutdown()
         ray.kill(self.resampler)
-        assert not [pid for pid in self.processes if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]
+        until(lambda: not any(map(alive, self.processes)))
         assert {group["state"] for group in placement_group_table().values()} == {"REMOVED"}
 
     def check(self, results, lost):

@@ -6,7 +6,6 @@ import signal
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import psutil
@@ -116,6 +115,10 @@ def until(condition, seconds=30.0):
         time.sleep(0.05)
 
 
+def alive(pid: int) -> bool:
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
 def ask(**info) -> Question:
     return Question(info.pop("id"), "?", (ray.put(picture(0)),), "7", info)
 
@@ -145,7 +148,7 @@ def test_a_lost_worker_is_replaced_and_its_questions_are_asked_again(make, fault
     assert all(t.reward == 1.0 for g in groups for t in g.rollouts)
     assert [event for event, _ in pool.events if event != "requeued"] == ["worker serves", "worker lost", "worker serves"]
     assert len(joined) == 1  # the replacement got the weights before it served
-    assert not psutil.pid_exists(process) or psutil.Process(process).status() == psutil.STATUS_ZOMBIE
+    assert not alive(process)
     assert pool.take_stats()["workers_lost"] == 1
 
 
@@ -211,4 +214,4 @@ def test_nothing_is_left_behind(make):
     pool.shutdown()
     pool.shutdown = lambda: None
     assert ray.util.placement_group_table(group)["state"] == "REMOVED"
-    assert not [pid for pid in processes if Path(f"/proc/{pid}").exists() and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]
+    until(lambda: not any(map(alive, processes)))
