@@ -21,6 +21,8 @@ import torch
 from torch import Tensor, nn
 
 Named = list[tuple[str, Tensor]]
+SETTLE_S = 10.0
+"""Seconds that receivers get to end a call after another one's has failed."""
 
 
 def plan_buckets(parameters: Iterable[tuple[str, nn.Parameter]], bucket_bytes: int) -> list[list[tuple[str, nn.Parameter]]]:
@@ -99,7 +101,12 @@ class Receivers:
     def wait(self, references: list[Any]) -> list[Any]:
         import ray
 
-        return ray.get(references, timeout=self._deadline_s)
+        try:
+            return ray.get(references, timeout=self._deadline_s)
+        except BaseException:
+            # The others may still read the bucket: an engine must not fail because another one did.
+            ray.wait(references, num_returns=len(references), timeout=SETTLE_S)
+            raise
 
 
 def stream_shared_memory(model: nn.Module, receivers: Receivers | None, method: str, bucket_bytes: int) -> list[list[Any]]:

@@ -96,7 +96,7 @@ class Fleet:
             worker = self._create(place)
             try:
                 why = await self._live(worker)
-            except (RayError, TimeoutError) as error:
+            except Exception as error:  # whatever kept it from serving: one more failure, and too many end the run
                 why = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no answer in time'}"
                 if not self._first[place].done():
                     self._first[place].set_exception(error.cause if isinstance(error, RayTaskError) else error)

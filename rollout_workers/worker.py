@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -107,6 +108,7 @@ class RolloutWorker:
         self._limits = Limits(config.max_turns, config.max_turn_tokens, config.max_calls_per_turn, config.deadline_s)
         self._slots = Slots(config.concurrency_min, config.concurrency, self._engine.load)
         self._faults = faults or FaultPlan()
+        self._torn = False
         self._started = time.monotonic()
         self._schemas: list[dict[str, Any]] | None = None
 
@@ -172,20 +174,24 @@ class RolloutWorker:
         await self._engine.start_weight_update()
 
     async def update_weights(self, payload: dict[str, Any]) -> None:
-        """Load one bucket of tensors."""
-        await self._faults.reach("weights", self._index)
-        await self._engine.update_weights(payload)
+        """Load one bucket of tensors. One that fails, or takes longer than `health_s`, shows in `ping`."""
+        async with self._updating():
+            await self._faults.reach("weights", self._index)
+            await self._engine.update_weights(payload)
 
     async def finish_weight_update(self, version: int) -> int:
         """The new policy serves, with empty caches. Returns the version that the engine confirms."""
-        return await self._engine.finish_weight_update(version)
+        async with self._updating():
+            return await self._engine.finish_weight_update(version)
 
     async def weights_equal(self, payload: dict[str, Any]) -> list[str]:
         """Names of the engine's parameters that differ from the tensors of a shared-memory bucket; [] where all are equal."""
         return await self._engine.weights_differing(payload)
 
     async def ping(self) -> None:
-        """Returns when the engine's own process answers; raises where it is dead."""
+        """Returns when the engine's own process answers; raises where it is dead, or may hold weights of two policies."""
+        if self._torn:
+            raise RuntimeError("a weight update failed")
         await self._faults.reach("ping", self._index)
         await self._engine.alive()
 
@@ -235,6 +241,15 @@ class RolloutWorker:
             segments=list(segments),
             begun=time.monotonic() if begun is None else begun,
         )
+
+    @asynccontextmanager
+    async def _updating(self) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(self._config.health_s):
+                yield
+        except BaseException:
+            self._torn = True
+            raise
 
     async def _generate(self, *arguments: Any, **options: Any) -> list[Generation]:
         try:

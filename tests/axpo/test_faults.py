@@ -162,6 +162,8 @@ def cluster():
         (Fault(0, "ping", 1, "hang"), 1),
         (Fault(1, "weights", 2, "kill"), 1),
         (Fault(1, "weights", 4, "kill"), 1),
+        (Fault(0, "weights", 3, "raise"), 1),
+        (Fault(0, "weights", 4, "hang"), 1),
     ],
     ids=lambda value: f"{value.kind} at {value.point} {value.visit}" if isinstance(value, Fault) else "",
 )
