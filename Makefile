@@ -1,4 +1,4 @@
-.PHONY: setup demo test lint model bench-tools bench-learner
+.PHONY: setup demo test lint model bench-tools bench-learner bench-rollouts
 
 setup:  ## environment in .venv; seconds when nothing changed
 	@deploy/setup
@@ -23,3 +23,6 @@ bench-tools: setup  ## measures the tool server into benchmarks/results/tools.js
 bench-learner: setup  ## measures the learner into benchmarks/results/learner.json; needs TRL, the peer it is compared with
 	.venv/bin/python -m pip install -qq --editable ".[bench]" --constraint constraints.txt
 	.venv/bin/python -m benchmarks.learner
+
+bench-rollouts: setup  ## measures rollouts, resampling, weight transfer and scale into benchmarks/results/rollouts.json
+	.venv/bin/python -m benchmarks.rollouts

@@ -13,16 +13,16 @@ import ray
 
 from axpo.config import Recipe
 from axpo.errors import AxpoError
+from axpo.policy import Policy
 from axpo.tasks import Task
 from learner.learner import Learner
 from resampler.resampler import start_resampler
+from rollout_workers.fleet import Log
 from rollout_workers.pool import RolloutPool
-from rollout_workers.trajectory import Group, SpecialTokens
+from rollout_workers.trajectory import SpecialTokens
 from tool_server.config import ToolServerConfig
 from tool_server.pool import ToolPool, start_tool_servers
 from tool_server.tool import ToolUnavailable
-
-RESAMPLE_DEADLINE_S = 3600.0
 
 
 @dataclass
@@ -32,16 +32,13 @@ class Actors:
     pool: RolloutPool
     tools: ToolPool
     learner: Learner
+    policy: Policy
     resampler: Any
     tokens: SpecialTokens
 
-    def resample(self, groups: list[Group], step: int) -> list[Group]:
-        """The groups with the resamples of their selected prefixes. Raises TimeoutError past the deadline."""
-        return ray.get(self.resampler.resample.remote(groups, step), timeout=RESAMPLE_DEADLINE_S)
-
 
 @contextmanager
-def ray_session(recipe: Recipe, learner: bool = True) -> Iterator[None]:
+def ray_session(recipe: Recipe, learner: bool = True, workers: bool = True) -> Iterator[None]:
     """Join the Ray cluster of the environment (`ray job submit`, RAY_ADDRESS), else start a local one for this process.
 
     Raises AxpoError where the cluster cannot hold the recipe.
@@ -52,7 +49,7 @@ def ray_session(recipe: Recipe, learner: bool = True) -> Iterator[None]:
         ray.init(address=address, log_to_driver=False, logging_level="warning", runtime_env={"env_vars": _actor_environment()}, **local)
     try:
         have = ray.cluster_resources()
-        recipe.check_resources(have.get("CPU", 0), have.get("GPU", 0), learner=learner)
+        recipe.check_resources(have.get("CPU", 0), have.get("GPU", 0), learner=learner, workers=workers)
         yield
     finally:
         ray.shutdown()
@@ -83,7 +80,9 @@ def await_tools(tools: ToolPool) -> None:
 
 
 @contextmanager
-def rollout_actors(recipe: Recipe, task: Task, model: str) -> Iterator[tuple[RolloutPool, ToolPool]]:
+def rollout_actors(
+    recipe: Recipe, task: Task, model: str, log: Log = lambda event, **fields: None
+) -> Iterator[tuple[RolloutPool, ToolPool]]:
     """Tool servers and rollout workers on `model`. The tools serve; the engines may still be loading."""
     with tool_servers(recipe.tools) as tools:
         pool = RolloutPool(
@@ -94,6 +93,7 @@ def rollout_actors(recipe: Recipe, task: Task, model: str) -> Iterator[tuple[Rol
             verify=task.verify,
             run_seed=recipe.seed,
             want_entropies=recipe.algorithm == "axpo" and recipe.resampler.ranking == "entropy",
+            log=log,
         )
         try:
             await_tools(tools)
@@ -103,16 +103,22 @@ def rollout_actors(recipe: Recipe, task: Task, model: str) -> Iterator[tuple[Rol
 
 
 @contextmanager
-def training_actors(recipe: Recipe, task: Task) -> Iterator[Actors]:
-    """Everything a training run needs; engines and ZeRO-3 ranks load at the same time."""
-    with rollout_actors(recipe, task, recipe.model) as (pool, tools):
-        learner = Learner(local_path(recipe.model), recipe.learner, recipe.seed, local_path(recipe.reference or recipe.model))
-        try:
-            tokens = pool.ready()
-            resampler = start_resampler(recipe.resampler, tokens, pool.workers, recipe.rollout.n, recipe.seed)
-            yield Actors(pool, tools, learner, resampler, tokens)
-        finally:
-            learner.shutdown()
+def learner_ranks(recipe: Recipe) -> Iterator[Learner]:
+    """The recipe's ZeRO-3 ranks with the model loaded."""
+    learner = Learner(local_path(recipe.model), recipe.learner, recipe.seed, local_path(recipe.reference or recipe.model))
+    try:
+        yield learner
+    finally:
+        learner.shutdown()
+
+
+@contextmanager
+def training_actors(recipe: Recipe, task: Task, log: Log = lambda event, **fields: None) -> Iterator[Actors]:
+    """Everything a training run needs; engines and ZeRO-3 ranks load at the same time. `log` takes what happens to the workers."""
+    with rollout_actors(recipe, task, recipe.model, log) as (pool, tools), learner_ranks(recipe) as learner:
+        tokens = pool.ready()
+        resampler = start_resampler(recipe.resampler, tokens, recipe.rollout.n, recipe.seed)
+        yield Actors(pool, tools, learner, Policy(learner, pool, recipe.rollout.colocated), resampler, tokens)
 
 
 @functools.cache

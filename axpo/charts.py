@@ -67,7 +67,7 @@ def line_chart(title: str, note: str, series: Sequence[Series], *, percent: bool
     return _figure(title, note, "".join(marks), frame, y_ticks, form, drawn)
 
 
-def stacked_chart(title: str, note: str, series: Sequence[Series]) -> str:
+def stacked_chart(title: str, note: str, series: Sequence[Series], unit: str = " s") -> str:
     """Columns by step, the series on top of each other; neighbouring steps are averaged beyond 60 columns."""
     drawn = [s for s in series if s.points]
     if not drawn:
@@ -90,7 +90,7 @@ def stacked_chart(title: str, note: str, series: Sequence[Series]) -> str:
                 f'height="{bottom - top:.1f}" fill="var(--s{s.color})"/>'
             )
             base += height
-    return _figure(title, note, "".join(marks), frame, y_ticks, lambda v: f"{number(v)} s", drawn)
+    return _figure(title, note, "".join(marks), frame, y_ticks, lambda v: f"{number(v)}{unit}", drawn)
 
 
 def smoothed(points: Points) -> list[tuple[float, float]]:

@@ -80,6 +80,8 @@ def train(
     resume: Annotated[
         Path | None, typer.Option(metavar="RUN", help="continue this run from its last checkpoint, with its own recipe")
     ] = None,
+    rollouts_only: Annotated[bool, typer.Option("--rollouts-only", help="write every step's rollouts, exactly; no learner")] = False,
+    replay: Annotated[Path | None, typer.Option(metavar="RUN", help="train on what --rollouts-only wrote there; no engine")] = None,
 ) -> None:
     """Train with AXPO (or plain GRPO: --set algorithm=grpo) and write a run directory with metrics, checkpoints and a report.
 
@@ -87,6 +89,8 @@ def train(
     """
     from axpo.run import RunDirectory
 
+    if sum(map(bool, (resume, replay, rollouts_only))) > 1:
+        raise AxpoError("--resume, --replay and --rollouts-only: at most one of them")
     if resume is not None:
         if overrides or run:
             raise AxpoError("--resume continues a run as it was started: leave out --set and --run")
@@ -98,35 +102,82 @@ def train(
         resolved = loaded.model_dump(mode="json")
         directory = RunDirectory.create(name, resolved, loaded.logging.root, tensorboard=loaded.logging.tensorboard)
     with directory:
-        _train(loaded, directory, first)
+        if rollouts_only:
+            _record(loaded, directory)
+        elif replay:
+            _replay(loaded, RunDirectory.open(replay), directory)
+        else:
+            _train(loaded, directory, first)
 
 
 def _train(recipe: Recipe, run: Any, first: int) -> None:
     from axpo.actors import local_path, ray_session, training_actors
+    from axpo.flow import Flow
+    from axpo.ledger import Ledger
     from axpo.progress import Progress, summary_table
     from axpo.report import render
     from axpo.tasks import load_task
     from axpo.trainer import train
     from rollout_workers.chat import Chat
 
-    task = load_task(recipe.task)
+    task, ledger = load_task(recipe.task), Ledger(run.path / "rollouts.jsonl")
+    ledger.log("started", step=first)
     with Progress(recipe.steps, first, console) as progress, ray_session(recipe):
         for reason in run.damaged:
             progress.say(f"damaged checkpoint set aside: {reason}")
         progress.say(f"run {run.path}" + (f", resumed at step {first}" if first else ""))
         with ExitStack() as stack:
             with progress.phase("start"):
-                actors = stack.enter_context(training_actors(recipe, task))
+                actors = stack.enter_context(training_actors(recipe, task, ledger.log))
                 decode = Chat.load(local_path(recipe.model)).decode
                 if first:
                     actors.learner.load(str(run.checkpoint(first)))
             run.log_event("resume" if first else "start", step=first)
-            summary = train(recipe, task, actors, run, progress, decode, first)
+            flow = Flow(recipe, task, actors.pool, actors.resampler, first, **run.cursor(first), log=ledger.log)
+            stack.callback(flow.close)
+            summary = train(recipe, task, actors, flow, run, progress, decode, first)
     report = render(run.path)
     if summary is None:
         console.print(f"stopped with a checkpoint; continue with --resume {run.path}", highlight=False)
         return
     console.print(summary_table(summary, f"{recipe.name} · {recipe.algorithm}", {"run": run.path, "report": report}))
+
+
+def _record(recipe: Recipe, run: Any) -> None:
+    from axpo.actors import local_path, ray_session, rollout_actors
+    from axpo.flow import Flow
+    from axpo.ledger import Ledger
+    from axpo.progress import Progress
+    from axpo.replay import record
+    from axpo.tasks import load_task
+    from resampler.resampler import start_resampler
+    from rollout_workers.chat import Chat
+
+    task, ledger = load_task(recipe.task), Ledger(run.path / "rollouts.jsonl")
+    ledger.log("started", step=0)
+    with Progress(recipe.steps, 0, console) as progress, ray_session(recipe, learner=False), ExitStack() as stack:
+        with progress.phase("start"):
+            pool, tools = stack.enter_context(rollout_actors(recipe, task, recipe.model, ledger.log))
+            resampler = start_resampler(recipe.resampler, pool.ready(), recipe.rollout.n, recipe.seed)
+        flow = Flow(recipe, task, pool, resampler, log=ledger.log)
+        record(recipe, pool, tools, flow, run, progress, Chat.load(local_path(recipe.model)).decode)
+    console.print(f"rollouts {run.path / 'rollouts'}")
+
+
+def _replay(recipe: Recipe, source: Any, run: Any) -> None:
+    from axpo.actors import learner_ranks, local_path, ray_session
+    from axpo.progress import Progress
+    from axpo.replay import replay
+    from rollout_workers.chat import Chat
+
+    tokens = Chat.load(local_path(recipe.model)).tokens
+    with Progress(recipe.steps, 0, console) as progress, ray_session(recipe, workers=False), ExitStack() as stack:
+        with progress.phase("start"):
+            learner = stack.enter_context(learner_ranks(recipe))
+        steps = replay(source, learner, tokens, run, progress)
+    if not steps:
+        raise AxpoError(f"{source.path}: no rollouts to replay (write them with --rollouts-only)")
+    console.print(f"checkpoint {run.checkpoint(steps)}")
 
 
 @app.command(name="eval")

@@ -67,6 +67,12 @@ class Recipe(Section):
     task: TaskConfig
     steps: int = Field(ge=1, description="updates of the policy")
     questions_per_step: int = Field(ge=1, description="questions a batch (B)")
+    max_staleness: int = Field(
+        0, ge=0, description="updates by which the policy that begins a group may be behind the one updated with it; 0: synchronous"
+    )
+    stale: Literal["wait", "drop"] = Field(
+        "wait", description="a group that would be staler in the next batch and is not finished: wait for it, or drop it"
+    )
     checkpoint_every: int = Field(10, ge=1, description="steps between checkpoints; the last step always writes one")
     keep_checkpoints: int = Field(2, ge=1, description="last checkpoints kept on disk, beside the one with the best held-out Pass@1")
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -89,6 +95,8 @@ class Recipe(Section):
                 f"learner.weight_transfer={self.learner.weight_transfer!r}: must equal "
                 f"rollout.engine.weight_transfer={self.rollout.engine.weight_transfer!r}"
             )
+        if self.rollout.colocated and self.max_staleness:
+            raise ValueError(f"max_staleness={self.max_staleness}: must be 0 with rollout.colocated, where engines sleep during an update")
         for stage in self.sft.stages if self.sft else ():
             self.stage_task(stage)
         return self
@@ -104,18 +112,18 @@ class Recipe(Section):
                 raise AxpoError(f"{field}={value!r}: no model folder there (expected a config.json in it)")
         self.task.check_inputs()
 
-    def check_resources(self, cpus: float, gpus: float, learner: bool = True) -> None:
-        """Raise AxpoError where the run asks for more than `cpus` and `gpus` of the Ray cluster."""
+    def check_resources(self, cpus: float, gpus: float, learner: bool = True, workers: bool = True) -> None:
+        """Raise AxpoError where the run, or the half of it that is started, asks for more than `cpus` and `gpus` of the Ray cluster."""
         ranks = self.learner.ranks if learner else 0
-        workers, servers = self.rollout.workers, self.tools.servers
+        engines, servers = (self.rollout.workers, self.tools.servers) if workers else (0, 0)
         for unit, have, per_rank, per_worker, per_server in (
             ("GPU", gpus, self.learner.gpus_per_rank, self.rollout.gpus_per_worker, 0.0),
             ("CPU", cpus, self.learner.cpus_per_rank, self.rollout.cpus_per_worker, self.tools.cpus_per_server),
         ):
-            need = ranks * per_rank + workers * per_worker + servers * per_server
+            need = ranks * per_rank + engines * per_worker + servers * per_server
             if need > have:
                 raise AxpoError(
-                    f"learner.ranks={ranks} with {per_rank:g} {unit}s each, rollout.workers={workers} with {per_worker:g} each "
+                    f"learner.ranks={ranks} with {per_rank:g} {unit}s each, rollout.workers={engines} with {per_worker:g} each "
                     f"and tools.servers={servers} with {per_server:g} each need {need:g} {unit}s; the Ray cluster has {have:g}"
                 )
 

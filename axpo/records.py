@@ -1,7 +1,8 @@
-"""Trajectories as JSON records and image files: what a run directory keeps and the report shows.
+"""Trajectories as JSON records and image files: what a run directory keeps, the report shows and a replay trains on.
 
-A record holds a trajectory's token ids, rounded logprobs and decoded text; its images are files named by their content,
-so that the forks of one prefix share one file.
+A record holds a trajectory's token ids, logprobs and decoded text; its images are files named by their content, so that the
+forks of one prefix share one file. Records for people round logprobs and keep large images as JPEG; exact ones (an
+`ImageFolder(exact=True)`) do neither.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from rollout_workers.trajectory import (
     ObservationSegment,
     Pixels,
     PolicySegment,
+    Question,
+    Resample,
     RolloutStats,
     Segment,
     Trajectory,
@@ -49,8 +52,8 @@ class Credited(Protocol):
 class ImageFolder:
     """Images by content: saving the same pixels twice keeps one file."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, exact: bool = False) -> None:
+        self.folder, self.exact = folder, exact
 
     def save(self, image: Pixels) -> str:
         """Write [H, W, 3] RGB pixels unless they are there already; returns the file's name."""
@@ -58,7 +61,7 @@ class ImageFolder:
 
         height, width, _ = image.shape
         digest = sha1(f"{height}x{width}".encode() + np.ascontiguousarray(image).tobytes()).hexdigest()[:16]
-        name = digest + (".png" if height * width <= PNG_PIXELS else ".jpg")
+        name = digest + (".png" if self.exact or height * width <= PNG_PIXELS else ".jpg")
         if not (self.folder / name).exists():
             self.folder.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image).save(self.folder / name, quality=92)
@@ -86,6 +89,7 @@ def group_to_json(group: Group, step: int, decode: Decode, images: ImageFolder, 
 
     return {
         "step": step,
+        "worker": group.worker,
         "question": {
             "id": question.id,
             "text": question.text,
@@ -101,8 +105,19 @@ def group_to_json(group: Group, step: int, decode: Decode, images: ImageFolder, 
     }
 
 
+def group_from_json(record: Mapping[str, Any], images: ImageFolder) -> Group:
+    """The group of a record (`question.info` is the verifier's alone and is not kept). Raises as `trajectory_from_json`."""
+    asked = record["question"]
+    question = Question(asked["id"], asked["text"], tuple(images.load(name) for name in asked["images"]), asked["answer"])
+    resamples = tuple(
+        Resample(r["source"], r["prefix_tokens"], tuple(trajectory_from_json(t, images) for t in r["continuations"]))
+        for r in record["resamples"]
+    )
+    return Group(question, tuple(trajectory_from_json(t, images) for t in record["rollouts"]), record["worker"], resamples)
+
+
 def trajectory_to_json(trajectory: Trajectory, decode: Decode, images: ImageFolder) -> dict[str, Any]:
-    """A record that `trajectory_from_json` reads back; logprobs and entropies to 4 digits."""
+    """A record that `trajectory_from_json` reads back; logprobs and entropies to 4 digits, or exact where the images are."""
     return {
         "question_id": trajectory.question_id,
         "rollout": trajectory.rollout,
@@ -127,7 +142,7 @@ def trajectory_from_json(record: Mapping[str, Any], images: ImageFolder) -> Traj
         answer=record["answer"],
         reward=record["reward"],
         fork=ForkPoint(**record["fork"]) if record["fork"] else None,
-        stats=RolloutStats(**record["stats"]),
+        stats=RolloutStats(**record["stats"] | {"tool_spans": tuple(map(tuple, record["stats"].get("tool_spans", ())))}),
     )
 
 
@@ -156,8 +171,8 @@ def _segment_to_json(segment: Segment, decode: Decode, images: ImageFolder) -> d
         "policy_version": segment.policy_version,
         "token_ids": ids,
         "token_texts": token_texts(ids, decode),
-        "logprobs": _rounded(segment.logprobs),
-        "entropies": None if segment.entropies is None else _rounded(segment.entropies),
+        "logprobs": _numbers(segment.logprobs, images.exact),
+        "entropies": None if segment.entropies is None else _numbers(segment.entropies, images.exact),
     }
 
 
@@ -169,5 +184,5 @@ def _segment_from_json(record: Mapping[str, Any], images: ImageFolder) -> Segmen
     return PolicySegment(ids, np.array(record["logprobs"], dtype=np.float32), record["policy_version"], entropies)
 
 
-def _rounded(values: NDArray[np.float32]) -> list[float]:
-    return [round(float(v), LOGPROB_DIGITS) for v in values]
+def _numbers(values: NDArray[np.float32], exact: bool) -> list[float]:
+    return [float(v) if exact else round(float(v), LOGPROB_DIGITS) for v in values]

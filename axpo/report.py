@@ -18,6 +18,7 @@ from axpo.charts import Series, line_chart, stacked_chart
 from axpo.progress import before_after, duration, label
 from axpo.rollout_view import SURE, Record, group_view
 from axpo.run import RunDirectory
+from axpo.timeline import picture
 
 GROUPS_SHOWN = 6
 IMAGE_SIDE = 640
@@ -71,6 +72,7 @@ def render(run_dir: str | Path) -> Path:
         recipe=(run.path / "recipe.yaml").read_text(encoding="utf-8"),
         tiles=_tiles(metrics, summary),
         charts=_charts(metrics),
+        timeline=_timeline(run, metrics),
         groups=[group_view(record) for record in _choose(run)],
         images=images,
         SURE=SURE,
@@ -84,6 +86,14 @@ def _facts(metrics: Sequence[Record], summary: Record | None) -> list[str]:
     if summary:
         return [f"{summary['steps']} steps", duration(summary["seconds"]), f"{summary['tokens']:,} tokens generated"]
     return [f"stopped or still running at step {metrics[-1]['step']}" if metrics else "no step finished yet"]
+
+
+def _timeline(run: RunDirectory, metrics: Sequence[Record]) -> str:
+    """The rollouts of the last step that has a timeline."""
+    for row in reversed(metrics):
+        if bars := run.timeline(row["step"]):
+            return picture(bars, row["step"])
+    return ""
 
 
 def _tiles(metrics: Sequence[Record], summary: Record | None) -> list[dict[str, Any]]:
@@ -119,6 +129,8 @@ def _charts(metrics: Sequence[Record]) -> list[str]:
         return Series(text, _points(metrics, name), color, measured)
 
     tools = dict.fromkeys(name.split("/")[1] for row in metrics for name in row if name.startswith("tool/"))
+    idle = {name.split("/")[1]: name for row in metrics for name in row if name.startswith("engine/") and name.endswith("/idle_share")}
+    ages = sorted({name for row in metrics for name in row if name.startswith("staleness/")})
     phases = dict.fromkeys(name for row in metrics for name in row if name.startswith("time/"))
     charts = [
         line_chart(
@@ -156,6 +168,21 @@ def _charts(metrics: Sequence[Record]) -> list[str]:
             "share of a fork's prompt that the engine had cached",
             [series("fork_cached_share", "mean", 1), series("fork_cached_share_min", "lowest", 3)],
             percent=True,
+        ),
+        line_chart(
+            "Waiting",
+            "share of the time that engines had no request, and that rollouts waited for tools",
+            [
+                *[Series(f"engine {i} idle", _points(metrics, name), 1 + n % 8) for n, (i, name) in enumerate(idle.items())],
+                series("tool_wait_share", "rollouts in tools", 6),
+            ],
+            percent=True,
+        ),
+        stacked_chart(
+            "Staleness",
+            "groups trained on, by updates since the policy that began them",
+            [series(name, name.removeprefix("staleness/"), 1 + i % 8) for i, name in enumerate(ages)],
+            unit="",
         ),
         line_chart("KL to the reference", "k3 estimate, nats a token", [series("kl", "KL", 5)]),
         line_chart("Logprob gap", "mean |learner - engine| on the same tokens, nats", [series("logprob_gap_mean", "gap", 8)]),

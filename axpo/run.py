@@ -3,7 +3,10 @@
     recipe.yaml                  the resolved recipe
     metrics.jsonl                one JSON object a line: `step` and that step's numbers
     events.jsonl                 what happened when: start, resume, dropped groups, checkpoints
+    rollouts.jsonl               what happened to each question and worker (see `axpo.ledger`)
+    timeline/step_0001.json      when each rollout of a step ran, and waited for tools
     trajectories/step_0001.jsonl sampled groups; their images in trajectories/images/
+    rollouts/step_0001.jsonl     with --rollouts-only: every group of a step, exactly, for --replay
     checkpoints/step_0001/       written by the learner under the name .step_0001.partial, then renamed
     summary.json                 held-out numbers before and after; there only when the run ended
     tensorboard/                 when asked for
@@ -24,7 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from axpo.errors import AxpoError
-from axpo.records import Credited, Decode, ImageFolder, group_to_json
+from axpo.records import Credited, Decode, ImageFolder, group_from_json, group_to_json
+from axpo.timeline import bars
 from learner import manifest
 from rollout_workers.trajectory import Group
 
@@ -36,6 +40,7 @@ class RunDirectory:
         self.path = path
         self.images = ImageFolder(path / "trajectories" / "images")
         self.damaged: list[str] = []  # what was wrong with newer checkpoints than the one a resume goes back to
+        self._exact_images = ImageFolder(path / "rollouts" / "images", exact=True)
         self._lock: int | None = None
         self._tensorboard: Any = None
 
@@ -121,6 +126,34 @@ class RunDirectory:
         path.parent.mkdir(exist_ok=True)
         _write(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
 
+    def save_rollouts(self, step: int, groups: Sequence[Group], decode: Decode) -> None:
+        """Keep all of a step's groups, exactly, for `replay`."""
+        path = self.path / "rollouts" / f"step_{step:04d}.jsonl"
+        path.parent.mkdir(exist_ok=True)
+        _write(path, "".join(json.dumps(group_to_json(g, step, decode, self._exact_images)) + "\n" for g in groups))
+
+    def rollouts(self) -> Iterator[tuple[int, list[Group]]]:
+        """Step and groups of everything that `save_rollouts` kept, in order of steps."""
+        for file in sorted((self.path / "rollouts").glob("step_*.jsonl")):
+            if (step := _step(file.stem)) is not None:
+                yield step, [group_from_json(record, self._exact_images) for record in _read_lines(file)]
+
+    def save_timeline(self, step: int, groups: Sequence[Group]) -> None:
+        """When each rollout and fork of a step ran (see `axpo.timeline`)."""
+        path = self._timeline_file(step)
+        path.parent.mkdir(exist_ok=True)
+        _write(path, json.dumps(bars(groups)) + "\n")
+
+    def timeline(self, step: int) -> list[dict[str, Any]]:
+        """The bars of a step's timeline; [] where there is none."""
+        file = self._timeline_file(step)
+        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+
+    def cursor(self, step: int) -> dict[str, Any]:
+        """What was under way at the checkpoint of a step (`axpo.flow.Flow.cursor`); {} at the start."""
+        found = [row for row in _read_lines(self.path / "events.jsonl") if row["event"] == "checkpoint" and row["step"] == step]
+        return {name: found[-1][name] for name in ("following", "pending") if name in found[-1]} if found else {}
+
     def group_steps(self) -> list[int]:
         """Steps with kept groups, in order."""
         return sorted(step for file in (self.path / "trajectories").glob("step_*.jsonl") if (step := _step(file.stem)) is not None)
@@ -197,6 +230,9 @@ class RunDirectory:
 
     def _groups_file(self, step: int) -> Path:
         return self.path / "trajectories" / f"step_{step:04d}.jsonl"
+
+    def _timeline_file(self, step: int) -> Path:
+        return self.path / "timeline" / f"step_{step:04d}.json"
 
     def _acquire(self) -> None:
         # The kernel drops the lock with the process, however it ends: a killed run can be resumed at once.

@@ -1,7 +1,7 @@
 """Sending the policy's weights: ZeRO-3 partitions are gathered bucket by bucket and handed to the engines.
 
 Receivers are rollout workers (Ray actor handles) with `init_weight_transfer(info)`, `start_weight_update()`,
-`update_weights(payload)`, `finish_weight_update(version)` and `weights_equal(payload) -> list[str]`. Through shared
+`update_weights(payload)`, `finish_weight_update(version) -> version` and `weights_equal(payload) -> list[str]`. Through shared
 memory (one machine) a payload is a file of one bucket:
 
     {"file": "/dev/shm/axpo-.../<bucket>", "tensors": [{"name": ..., "dtype": "float32", "shape": [...], "offset": bytes}, ...]}
@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from learner import lora
 
 Named = list[tuple[str, Tensor]]
+SETTLE_S = 10.0
+"""Seconds that receivers get to end a call after another one's has failed."""
 
 
 def plan_buckets(parameters: Iterable[tuple[str, nn.Parameter]], bucket_bytes: int) -> list[list[tuple[str, nn.Parameter]]]:
@@ -92,7 +94,10 @@ class Receivers:
         self.wait(self.call("update_weights", update_info))
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
-        self.wait(self.call("finish_weight_update", self.version))
+        """RuntimeError where an engine does not confirm the version."""
+        confirmed = self.wait(self.call("finish_weight_update", self.version))
+        if wrong := [version for version in confirmed if version != self.version]:
+            raise RuntimeError(f"after weight update {self.version} {len(wrong)} engines confirm version {wrong[0]}")
 
     def call(self, method: str, *arguments: Any) -> list[Any]:
         """Start `method` on all receivers; returns the references."""
@@ -101,7 +106,12 @@ class Receivers:
     def wait(self, references: list[Any]) -> list[Any]:
         import ray
 
-        return ray.get(references, timeout=self._deadline_s)
+        try:
+            return ray.get(references, timeout=self._deadline_s)
+        except BaseException:
+            # The others may still read the bucket: an engine must not fail because another one did.
+            ray.wait(references, num_returns=len(references), timeout=SETTLE_S)
+            raise
 
 
 def stream_shared_memory(model: nn.Module, receivers: Receivers | None, method: str, bucket_bytes: int) -> list[list[Any]]:

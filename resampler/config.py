@@ -15,4 +15,7 @@ class ResamplerConfig(BaseModel):
     ranking: Literal["confidence", "entropy", "random"] = Field(
         "confidence", description="which prefixes first: least confident call, highest entropy, or by chance (ablation)"
     )
-    deadline_s: float = Field(600.0, gt=0, description="seconds for all forks of a batch; what is not back by then is dropped")
+    schedule: Literal["batch", "streaming"] = Field(
+        "streaming", description="when forks are chosen: while groups still come in, or when the whole batch is there (exactly the paper)"
+    )
+    deadline_s: float = Field(600.0, gt=0, description="seconds for the continuations of a prefix; what is not back by then is dropped")

@@ -53,9 +53,18 @@ def chance(seed: int, step: int, question_id: str, rollout: int) -> float:
 
 
 def candidates(
-    groups: Sequence[Group], tokens: SpecialTokens, ranking: Literal["confidence", "entropy", "random"], *, seed: int, step: int
+    groups: Sequence[Group],
+    tokens: SpecialTokens,
+    ranking: Literal["confidence", "entropy", "random"],
+    *,
+    seed: int,
+    step: int,
+    first: int = 0,
 ) -> list[list[Candidate]]:
-    """Candidates of each group in the order of its rollouts: all of T where the group triggers, none elsewhere."""
+    """Candidates of each group in the order of its rollouts: all of T where the group triggers, none elsewhere.
+
+    `first`: the place in the batch of the first of `groups`.
+    """
 
     def score(trajectory: Trajectory) -> float:
         if ranking == "confidence":
@@ -65,7 +74,7 @@ def candidates(
         return chance(seed, step, trajectory.question_id, trajectory.rollout)
 
     found = []
-    for index, group in enumerate(groups):
+    for index, group in enumerate(groups, first):
         using = np.array([uses_tools(t, tokens) for t in group.rollouts], dtype=np.bool_)
         sources = [t for t, used in zip(group.rollouts, using, strict=True) if used] if triggered(group.rewards, using) else []
         found.append([Candidate(index, t.rollout, fork_prefix_tokens(t, tokens), score(t)) for t in sources])

@@ -6,6 +6,7 @@ A fork is the same loop with segments to start from and a first turn that is alr
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -14,8 +15,8 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
-from rollout_workers.chat import Chat, Observed
-from rollout_workers.parser import BadCall, Call, parse_turn
+from rollout_workers.chat import Chat, Observed, in_chat_thread
+from rollout_workers.parser import BadCall, Call, Turn, parse_turn
 from rollout_workers.trajectory import EndReason, Floats, Ids, ObservationSegment, Pixels, PolicySegment, RolloutStats, Segment
 
 log = logging.getLogger(__name__)
@@ -36,10 +37,11 @@ class Generation:
     token_ids: Ids  # [T], a closing <|im_end|> included
     logprobs: Floats  # [T], of the distribution sampled from: temperature and bans included
     entropies: Floats | None  # [T] nats
-    finished: bool  # closed by <|im_end|>; otherwise a length limit cut it
+    finished: bool  # closed by <|im_end|>; otherwise a length limit or a weight update cut it
     prompt_tokens: int  # images expanded
     cached_tokens: int  # of these, served from the prefix cache
     policy_version: int
+    cut: bool = False  # by a weight update: the next policy goes on with the turn
 
 
 class Generate(Protocol):
@@ -103,18 +105,18 @@ class Rollout:
     prompt_ids: Ids
     question_images: Sequence[Pixels]
     tool_images: Sequence[Any]  # the question's images as tools get them: pixels or object references
-    seed: Callable[[int], int]  # turn -> seed
+    seed: Callable[[int, int], int]  # turn, part of the turn -> seed
     temperature: float
     segments: list[Segment] = field(default_factory=list)
+    begun: float = field(default_factory=time.monotonic)
     _engine_seconds: float = 0.0
-    _tool_seconds: float = 0.0
+    _tool_spans: list[tuple[float, float]] = field(default_factory=list)
     _tool_calls: int = 0
     _tool_failures: int = 0
-    _first: Generation | None = None
+    _generations: list[Generation] = field(default_factory=list)
 
     async def play(self, first: Generation | None = None) -> Response:
         """Run turns until an end. `first` is the continuation of `segments` where that was sampled already."""
-        started = time.monotonic()
         answer: str | None = None
         try:
             async with asyncio.timeout(self.limits.deadline_s):
@@ -126,55 +128,79 @@ class Rollout:
             end = EndReason.ENGINE_FAILURE
         except ContextFull:
             end = EndReason.OUT_OF_TOKENS
-        stats = RolloutStats(
-            seconds=time.monotonic() - started,
-            tool_seconds=self._tool_seconds,
-            engine_seconds=self._engine_seconds,
-            prompt_tokens=self._first.prompt_tokens if self._first else 0,
-            cached_tokens=self._first.cached_tokens if self._first else 0,
-            tool_calls=self._tool_calls,
-            tool_failures=self._tool_failures,
-        )
-        return Response(tuple(self.segments), end, answer, stats)
+        return Response(tuple(self.segments), end, answer, self._stats())
 
     async def _turns(self, first: Generation | None) -> tuple[EndReason, str | None]:
-        tokens = self.chat.tokens
         for turn in range(turn_index(self.segments), self.limits.max_turns):
-            generation = first or await self._sample(turn)
-            first = None
-            self._first = self._first or generation
-            self.segments.append(PolicySegment(generation.token_ids, generation.logprobs, generation.policy_version, generation.entropies))
-            if not generation.finished:
+            if not await self._turn(turn, first):
                 return EndReason.OUT_OF_TOKENS, None
-            parsed = parse_turn(_open_turn(self.segments), tokens, self.chat.decode)
+            first = None
+            parsed, earlier = await in_chat_thread(self._read)
             if not parsed.calls:
                 return EndReason.ANSWERED, parsed.answer_text
             if turn + 1 == self.limits.max_turns:
                 unreadable = all(isinstance(call, BadCall) for call in parsed.calls)
                 return (EndReason.MALFORMED_CALL if unreadable else EndReason.OUT_OF_TURNS), None
-            results = await self._answer(parsed.calls)
+            results = await self._answer(parsed.calls, earlier)
             if results is None:
                 return EndReason.TOOL_ERROR, None
-            ids = self.chat.observation([(result.text, len(result.images)) for result in results])
+            ids = await in_chat_thread(self.chat.observation, [(result.text, len(result.images)) for result in results])
             self.segments.append(ObservationSegment(ids, tuple(image for result in results for image in result.images)))
         raise ValueError(f"no turn left of {self.limits.max_turns}: nothing to sample")
 
-    async def _sample(self, turn: int) -> Generation:
+    async def _turn(self, turn: int, first: Generation | None) -> bool:
+        """Sample a turn to its end, over weight updates that cut it; False where a limit ended it."""
+        left = self.limits.max_turn_tokens
+        for part in itertools.count():
+            generation = first or await self._sample(turn, part, left)
+            first = None
+            self._generations.append(generation)
+            if len(generation.token_ids):
+                self.segments.append(
+                    PolicySegment(generation.token_ids, generation.logprobs, generation.policy_version, generation.entropies)
+                )
+            left -= len(generation.token_ids)
+            if not generation.cut or left <= 0:
+                return generation.finished
+        raise AssertionError
+
+    async def _sample(self, turn: int, part: int, max_tokens: int) -> Generation:
         started = time.monotonic()
         ids = np.concatenate([self.prompt_ids, *[s.token_ids for s in self.segments]])
         images = [*self.question_images, *observed_images(self.segments)]
-        (generation,) = await self.generate(
-            ids, images, seed=self.seed(turn), max_tokens=self.limits.max_turn_tokens, temperature=self.temperature
-        )
+        (generation,) = await self.generate(ids, images, seed=self.seed(turn, part), max_tokens=max_tokens, temperature=self.temperature)
         self._engine_seconds += time.monotonic() - started
         return generation
 
-    async def _answer(self, calls: Sequence[Call | BadCall]) -> list[Observed] | None:
+    def _read(self) -> tuple[Turn, list[Called]]:
+        """The turn just closed, and the calls of the turns before it."""
+        parsed = parse_turn(_open_turn(self.segments), self.chat.tokens, self.chat.decode)
+        return parsed, earlier_calls(
+            self.segments, self.chat, self.limits.max_calls_per_turn, len(self.tool_images)
+        ) if parsed.calls else []
+
+    def _stats(self) -> RolloutStats:
+        seconds = time.monotonic() - self.begun
+        first, later = self._generations[:1], self._generations[1:]
+        return RolloutStats(
+            started=time.time() - seconds,
+            seconds=seconds,
+            tool_seconds=sum(stop - start for start, stop in self._tool_spans),
+            engine_seconds=self._engine_seconds,
+            tool_spans=tuple(self._tool_spans),
+            prompt_tokens=sum(g.prompt_tokens for g in first),
+            cached_tokens=sum(g.cached_tokens for g in first),
+            later_prompt_tokens=sum(g.prompt_tokens for g in later),
+            later_cached_tokens=sum(g.cached_tokens for g in later),
+            tool_calls=self._tool_calls,
+            tool_failures=self._tool_failures,
+        )
+
+    async def _answer(self, calls: Sequence[Call | BadCall], earlier: Sequence[Called]) -> list[Observed] | None:
         """One result per block, in order; None where the tool server failed."""
         limit = self.limits.max_calls_per_turn
         runnable = _run_of(calls, limit)
         images = [*self.tool_images, *observed_images(self.segments)]
-        earlier = earlier_calls(self.segments, self.chat, limit, len(self.tool_images))
         # Calls of one turn run side by side, and yet a tool with state must find it as if they had run in order.
         before = [(*earlier, *((c.name, c.arguments, len(images)) for c in runnable[:i])) for i in range(len(runnable))]
         started = time.monotonic()
@@ -183,7 +209,8 @@ class Rollout:
         except Exception:  # whatever the tool server died of, it is not the policy's fault
             log.exception("the tool server failed")
             return None
-        self._tool_seconds += time.monotonic() - started
+        finally:
+            self._tool_spans.append((started - self.begun, time.monotonic() - self.begun))
         self._tool_calls += len(calls)
         if any(result.status in ("infrastructure", "deadline") for result in ran):
             return None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -23,6 +25,7 @@ from rollout_workers.trajectory import (
     Trajectory,
 )
 
+T = TypeVar("T")
 _SPECIAL = {
     "im_start": "<|im_start|>",
     "im_end": "<|im_end|>",
@@ -36,7 +39,14 @@ _SPECIAL = {
     "video_pad": "<|video_pad|>",
 }
 _IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
+_THREAD = ThreadPoolExecutor(1, "chat")
+"""Tokenizing and parsing happen here, off the engine's event loop. One thread: Hugging Face's tokenizers are not to be shared."""
 _PROBE = "\ue000"  # a private-use character: marks where a tool's text stands in the rendered template
+
+
+async def in_chat_thread(function: Callable[..., T], *arguments: Any) -> T:
+    """Run chat work without holding up the event loop."""
+    return await asyncio.get_running_loop().run_in_executor(_THREAD, function, *arguments)
 
 
 class Observed(Protocol):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class EngineConfig(BaseModel):
@@ -36,9 +36,26 @@ class RolloutConfig(BaseModel):
     max_context_tokens: int = Field(4096, ge=1, description="prompt, images and response together; the engine's max_model_len")
     temperature: float = Field(1.0, gt=0, description="sampling temperature in training")
     max_calls_per_turn: int = Field(1, ge=1, description="tool calls run in one turn; further ones are answered with a message")
-    concurrency: int = Field(64, ge=1, description="rollouts in flight on one worker")
+    concurrency: int = Field(64, ge=1, description="rollouts in flight on one worker at most")
+    concurrency_min: int = Field(8, ge=1, description="rollouts in flight below which a worker does not go, however full its engine")
     deadline_s: float = Field(300.0, gt=0, description="seconds until a rollout in flight ends as `deadline`")
     retries: int = Field(1, ge=0, description="times a rollout that ended by an infrastructure failure is run again, with the same seeds")
+    health_s: float = Field(120.0, gt=0, description="seconds without a sign of life after which a worker is replaced")
+    max_failures: int = Field(8, ge=0, description="workers that may be lost; one more ends the run")
+    in_flight_updates: bool = Field(
+        False, description="a weight update cuts the turns being sampled, and the new policy goes on with them; else it waits for their end"
+    )
+    colocated: bool = Field(False, description="engines sleep while the learner trains, on the same GPUs (vLLM's sleep mode)")
+    placement: Literal["PACK", "SPREAD"] = Field("PACK", description="how Ray lays the workers out over the nodes")
     gpus_per_worker: float = Field(0, ge=0, description="GPUs reserved in Ray for a worker")
     cpus_per_worker: float = Field(1, ge=0, description="CPUs reserved in Ray for a worker")
     engine: EngineConfig = Field(default_factory=EngineConfig)
+
+    @model_validator(mode="after")
+    def _one_gpu_a_process(self) -> RolloutConfig:
+        if self.gpus_per_worker >= 1 and self.gpus_per_worker != self.engine.tensor_parallel_size:
+            raise ValueError(
+                f"rollout.gpus_per_worker={self.gpus_per_worker:g}: must equal "
+                f"rollout.engine.tensor_parallel_size={self.engine.tensor_parallel_size}, the GPUs that one engine uses"
+            )
+        return self

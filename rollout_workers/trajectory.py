@@ -108,11 +108,15 @@ class ForkPoint:
 class RolloutStats:
     """Seconds and counts of one rollout; diagnostics only."""
 
+    started: float = 0.0  # seconds since the epoch, by the worker's clock
     seconds: float = 0.0
     tool_seconds: float = 0.0
     engine_seconds: float = 0.0
+    tool_spans: tuple[tuple[float, float], ...] = ()  # of each wait for tools, seconds since the start
     prompt_tokens: int = 0  # of the first request, images expanded
     cached_tokens: int = 0  # of these, served from the prefix cache
+    later_prompt_tokens: int = 0  # of all further requests
+    later_cached_tokens: int = 0
     tool_calls: int = 0
     tool_failures: int = 0  # calls answered with an error that is the policy's fault
 

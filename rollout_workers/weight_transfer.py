@@ -53,12 +53,20 @@ class SharedMemoryWeightTransfer(WeightTransferEngine[SharedMemoryInit, SharedMe
 
     init_info_cls = SharedMemoryInit
     update_info_cls = SharedMemoryUpdate
+    _names: frozenset[str] = frozenset()
 
     def init_transfer_engine(self, init_info: SharedMemoryInit) -> None:
         pass
 
     def start_weight_update(self) -> None:
-        self._missing = {name for name, _ in self.model.named_parameters()}
+        # Read from a whole model: while it reloads, a tied head is a parameter of its own.
+        self._names = self._names or frozenset(name for name, _ in self.model.named_parameters())
+        self._missing = set(self._names)
+        for module in self.model.modules():
+            info = get_layerwise_info(module)
+            if info.can_load():  # an update before this one was cut: its tensors must not mix with the new ones
+                info.loaded_weights.clear()
+                info.load_numel = 0
         initialize_layerwise_reload(self.model)
 
     def receive_weights(self, update_info: SharedMemoryUpdate) -> None:
@@ -90,6 +98,12 @@ class EngineProcess:
 
     vllm_config: Any
     model_runner: Any
+    weight_transfer_engine: Any
+
+    def abandon_weight_update(self) -> None:
+        """End a session that its sender left in the middle; vLLM would refuse the next one."""
+        self._weight_update_active = False
+        self.weight_transfer_engine.reset_weight_update_target()
 
     def weights_differing(self, payload: dict[str, Any]) -> list[str]:
         """The live parameters that do not equal the payload's tensors, element for element."""

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from rollout_workers.agent import (
+    Called,
     CallTool,
     ContextFull,
     EngineFailure,
@@ -18,14 +22,17 @@ from rollout_workers.agent import (
     Limits,
     Response,
     Rollout,
+    ToolAnswer,
     observed_images,
     prefix_segments,
     turn_index,
 )
-from rollout_workers.chat import Chat
+from rollout_workers.chat import Chat, in_chat_thread
 from rollout_workers.config import RolloutConfig
 from rollout_workers.engine import VLLMEngine
+from rollout_workers.faults import FaultPlan, InjectedFault
 from rollout_workers.seeds import derive_seed
+from rollout_workers.slots import EngineLoad, Slots
 from rollout_workers.trajectory import (
     EndReason,
     ForkPoint,
@@ -55,9 +62,13 @@ class Engine(Protocol):
     async def init_weight_transfer(self, info: dict[str, Any]) -> None: ...
     async def start_weight_update(self) -> None: ...
     async def update_weights(self, payload: dict[str, Any]) -> None: ...
-    async def finish_weight_update(self, version: int) -> None: ...
+    async def finish_weight_update(self, version: int) -> int: ...
     async def weights_differing(self, payload: dict[str, Any]) -> list[str]: ...
-    def stats(self) -> dict[str, int]: ...
+    async def alive(self) -> None: ...
+    async def sleep(self) -> None: ...
+    async def wake(self, tag: str) -> None: ...
+    def load(self) -> EngineLoad: ...
+    def stats(self) -> dict[str, float]: ...
     def shutdown(self) -> None: ...
 
 
@@ -84,6 +95,7 @@ class RolloutWorker:
         run_seed: int,
         want_entropies: bool = False,
         engine_factory: Callable[..., Engine] = VLLMEngine,
+        faults: FaultPlan | None = None,
     ) -> None:
         self._index = index
         self._config = config
@@ -94,7 +106,10 @@ class RolloutWorker:
         self._chat = Chat.load(model)
         self._engine = engine_factory(model, config, self._chat.tokens, run_seed, want_entropies)
         self._limits = Limits(config.max_turns, config.max_turn_tokens, config.max_calls_per_turn, config.deadline_s)
-        self._slots = asyncio.Semaphore(config.concurrency)
+        self._slots = Slots(config.concurrency_min, config.concurrency, self._engine.load)
+        self._faults = faults or FaultPlan()
+        self._torn = False
+        self._started = time.monotonic()
         self._schemas: list[dict[str, Any]] | None = None
 
     async def ready(self) -> SpecialTokens:
@@ -106,13 +121,13 @@ class RolloutWorker:
         prompt_ids, images = await self._prompt(question), await _pixels(question)
 
         async def one(rollout: int) -> Trajectory:
-            def seed(turn: int) -> int:
-                return derive_seed(self._run_seed, step, question.id, rollout, None, turn)
+            def seed(turn: int, part: int) -> int:
+                return derive_seed(self._run_seed, step, question.id, rollout, None, turn, part)
 
             def start() -> Awaitable[Response]:
                 return self._start(question, prompt_ids, images, [], seed, temperature).play()
 
-            async with self._slots:
+            async with self._slots.hold():
                 response = await self._with_retries(start)
             return await self._scored(question, rollout, prompt_ids, response, None)
 
@@ -127,22 +142,23 @@ class RolloutWorker:
         images = await _pixels(question)
         prefix = prefix_segments(source.segments, prefix_tokens)
 
-        def seed(fork: int, turn: int) -> int:
-            return derive_seed(self._run_seed, step, question.id, source.rollout, fork, turn)
+        def seed(fork: int, turn: int, part: int = 0) -> int:
+            return derive_seed(self._run_seed, step, question.id, source.rollout, fork, turn, part)
 
-        async def one(fork: int, first: Generation) -> Response:
+        async def one(fork: int, first: Generation, begun: float) -> Response:
             def start() -> Awaitable[Response]:
-                rollout = self._start(question, source.prompt_ids, images, prefix, lambda turn: seed(fork, turn), None)
-                return rollout.play(first)
+                turns = partial(seed, fork)
+                return self._start(question, source.prompt_ids, images, prefix, turns, None, begun).play(first)
 
             return await self._with_retries(start)
 
-        async with self._slots:
+        async with self._slots.hold(k, urgent=True):
+            begun = time.monotonic()
             first = await self._first_turns(source.prompt_ids, images, prefix, k, seed(0, turn_index(prefix)))
             if isinstance(first, EndReason):
                 responses = [Response(tuple(prefix), first, None, RolloutStats())] * k
             else:
-                responses = await _all([one(i, generation) for i, generation in enumerate(first)])
+                responses = await _all([one(i, generation, begun) for i, generation in enumerate(first)])
         continuations = [
             self._scored(question, source.rollout, source.prompt_ids, response, ForkPoint(source.rollout, i, prefix_tokens))
             for i, response in enumerate(responses)
@@ -158,20 +174,40 @@ class RolloutWorker:
         await self._engine.start_weight_update()
 
     async def update_weights(self, payload: dict[str, Any]) -> None:
-        """Load one bucket of tensors."""
-        await self._engine.update_weights(payload)
+        """Load one bucket of tensors. One that fails, or takes longer than `health_s`, shows in `ping`."""
+        async with self._updating():
+            await self._faults.reach("weights", self._index)
+            await self._engine.update_weights(payload)
 
-    async def finish_weight_update(self, version: int) -> None:
-        """The new policy serves, under `version`, with empty caches."""
-        await self._engine.finish_weight_update(version)
+    async def finish_weight_update(self, version: int) -> int:
+        """The new policy serves, with empty caches. Returns the version that the engine confirms."""
+        async with self._updating():
+            return await self._engine.finish_weight_update(version)
 
     async def weights_equal(self, payload: dict[str, Any]) -> list[str]:
         """Names of the engine's parameters that differ from the tensors of a shared-memory bucket; [] where all are equal."""
         return await self._engine.weights_differing(payload)
 
-    async def engine_stats(self) -> dict[str, int]:
-        """generated_tokens, prompt_tokens and cached_tokens since the start; requests running."""
-        return self._engine.stats()
+    async def ping(self) -> None:
+        """Returns when the engine's own process answers; raises where it is dead, or may hold weights of two policies."""
+        if self._torn:
+            raise RuntimeError("a weight update failed")
+        await self._faults.reach("ping", self._index)
+        await self._engine.alive()
+
+    async def engine_stats(self) -> dict[str, float]:
+        """Since the start: generated_tokens, prompt_tokens, cached_tokens, idle_seconds, seconds; now: requests running, rollouts
+        queued for one of the `slots`."""
+        own = {"seconds": time.monotonic() - self._started, "queued": self._slots.queued, "slots": self._slots.limit}
+        return self._engine.stats() | own
+
+    async def sleep(self) -> None:
+        """The engine gives its memory away; see `VLLMEngine.sleep`."""
+        await self._engine.sleep()
+
+    async def wake(self, tag: str) -> None:
+        """It takes the memory of `weights`, or of `kv_cache`, back."""
+        await self._engine.wake(tag)
 
     async def shutdown(self) -> None:
         """End the engine."""
@@ -180,7 +216,7 @@ class RolloutWorker:
     async def _prompt(self, question: Question) -> Ids:
         if self._schemas is None:
             self._schemas = await asyncio.wait_for(self._tools.schemas(), self._config.deadline_s)
-        return self._chat.prompt(question.text, len(question.images), self._schemas, self._system)
+        return await in_chat_thread(self._chat.prompt, question.text, len(question.images), self._schemas, self._system)
 
     def _start(
         self,
@@ -188,13 +224,14 @@ class RolloutWorker:
         prompt_ids: Ids,
         images: Sequence[Pixels],
         segments: Sequence[Segment],
-        seed: Callable[[int], int],
+        seed: Callable[[int, int], int],
         temperature: float | None,
+        begun: float | None = None,
     ) -> Rollout:
         return Rollout(
             chat=self._chat,
-            generate=self._engine.generate,
-            call_tool=self._tools.call,
+            generate=self._generate,
+            call_tool=self._call_tool,
             limits=self._limits,
             prompt_ids=prompt_ids,
             question_images=images,
@@ -202,7 +239,28 @@ class RolloutWorker:
             seed=seed,
             temperature=self._config.temperature if temperature is None else temperature,
             segments=list(segments),
+            begun=time.monotonic() if begun is None else begun,
         )
+
+    @asynccontextmanager
+    async def _updating(self) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(self._config.health_s):
+                yield
+        except BaseException:
+            self._torn = True
+            raise
+
+    async def _generate(self, *arguments: Any, **options: Any) -> list[Generation]:
+        try:
+            await self._faults.reach("turn", self._index)
+        except InjectedFault as fault:
+            raise EngineFailure(str(fault)) from fault
+        return await self._engine.generate(*arguments, **options)
+
+    async def _call_tool(self, name: str, arguments: dict[str, Any], images: Sequence[Any], earlier: Sequence[Called]) -> ToolAnswer:
+        await self._faults.reach("tool", self._index)
+        return await self._tools.call(name, arguments, images, earlier)
 
     async def _first_turns(
         self, prompt_ids: Ids, images: Sequence[Pixels], prefix: Sequence[Segment], k: int, seed: int
@@ -213,7 +271,7 @@ class RolloutWorker:
         for _ in range(1 + self._config.retries):
             try:
                 async with asyncio.timeout(self._config.deadline_s):
-                    return await self._engine.generate(
+                    return await self._generate(
                         ids,
                         [*images, *observed_images(prefix)],
                         seed=seed,

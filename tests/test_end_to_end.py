@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from axpo.config import load_recipe
+from axpo.ledger import balance, read
 from axpo.tasks import load_task
 
 DEBUG = "deploy/recipes/debug.yaml"
@@ -99,3 +100,33 @@ def test_a_run_directory_is_never_overwritten(run):
     )
     assert done.returncode == 2
     assert "already exists" in done.stderr
+
+
+def test_each_half_runs_alone(tmp_path):
+    """Rollouts without a learner; then, without an engine, an update from what they wrote."""
+    settings = [f"--set=logging.root={tmp_path}", "--set=steps=1"]
+    axpo("train", DEBUG, "--run", "rolled", "--rollouts-only", *settings)
+    assert len(lines(tmp_path / "rolled" / "rollouts" / "step_0001.jsonl")) == 4
+    axpo("train", DEBUG, "--run", "replayed", "--replay", str(tmp_path / "rolled"), *settings)
+    (row,) = lines(tmp_path / "replayed" / "metrics.jsonl")
+    assert row["logprob_gap_mean"] < 1e-3  # the rollouts came back exactly, images too
+    assert row["skipped"] == 0
+    assert (tmp_path / "replayed" / "checkpoints" / "step_0001" / "hf").is_dir()
+
+
+def test_asynchronous_training_is_the_same_command(tmp_path):
+    settings = [f"--set=logging.root={tmp_path}", "--set=steps=3", "--set=max_staleness=1", "--set=rollout.in_flight_updates=true"]
+    axpo("train", DEBUG, "--run", "async", *settings)
+    balanced = balance(read(tmp_path / "async" / "rollouts.jsonl"))
+    assert (balanced.dispatched, balanced.in_flight) == (12, 0)
+    rows = [row for row in lines(tmp_path / "async" / "metrics.jsonl") if "pass1" in row]
+    ages = {name for row in rows for name in row if name.startswith("staleness/")}
+    assert ages <= {"staleness/0", "staleness/1"}
+    assert any(row.get("staleness/1") for row in rows)
+    assert 'class="chart timeline"' in (tmp_path / "async" / "report.html").read_text()
+
+
+def test_a_run_keeps_account_of_every_question(run):
+    balanced = balance(read(run / "rollouts.jsonl"))
+    assert balanced.trained + balanced.dropped == balanced.dispatched  # of the process that ended the run
+    assert balanced.in_flight == 0

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from axpo.metrics import diagnostics, evaluate_groups, pass_at_k
-from rollout_workers.trajectory import EndReason
+from axpo.metrics import diagnostics, evaluate_groups, pass_at_k, rollout_metrics
+from rollout_workers.trajectory import EndReason, RolloutStats
 from tests.axpo.helpers import TOKENS, direct, encode, group, policy, resample, zooming
 
 A, B = (0, 0, 100, 100), (50, 50, 300, 300)
@@ -106,3 +106,24 @@ def test_evaluate_groups():
         "pass1_given_no_tool": pytest.approx(4 / 8),
     }
     assert evaluate_groups([], TOKENS) == {}
+
+
+def test_what_a_steps_generation_cost():
+    source = replace(zooming(1, 0.0), stats=RolloutStats(seconds=2.0, tool_seconds=0.5, later_prompt_tokens=80, later_cached_tokens=64))
+    first = group([replace(direct(0, 1.0), stats=RolloutStats(seconds=1.0)), source], [resample(source, [((5, 5, 9, 9), 1.0, 9)])])
+    other = zooming(0, 0.0, question="r")
+    second = group([other], [resample(other, [((5, 5, 9, 9), 0.0, 9)])], "r")
+    numbers = rollout_metrics([first, second], seconds=10.0)
+    forks = sum(c.policy_tokens for g in (first, second) for r in g.resamples for c in r.continuations)
+    everyone = sum(t.policy_tokens for g in (first, second) for t in g.rollouts) + forks
+    assert numbers == {
+        "generated_tokens": everyone,
+        "tokens_per_second": everyone / 10,
+        "fork_tokens": forks,
+        "recovered_groups": 1,
+        "tokens_per_recovered_group": forks,
+        "later_turns_cached_share": 0.8,
+        "tool_wait_share": pytest.approx(0.5 / 3),
+        "rollout_seconds_mean": pytest.approx(3 / 5),
+        "rollout_seconds_max": 2.0,
+    }

@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -256,3 +257,28 @@ def test_reading_a_run_imports_nothing_heavy():
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (59.6, "1 min 0 s"), (3600, "1 h 0 min"), (7505, "2 h 5 min")])
 def test_duration(seconds, text):
     assert duration(seconds) == text
+
+
+def test_rollouts_for_a_replay_are_exact(tmp_path):
+    image = np.random.default_rng(0).integers(0, 255, (300, 300, 3)).astype(np.uint8)  # above the size that people get as JPEG
+    source = zooming(1, 0.0)
+    source = replace(source, segments=(replace(source.segments[0], logprobs=source.segments[0].logprobs / 3), *source.segments[1:]))
+    made = group([direct(0, 1.0), source], [resample(source, [((5, 5, 9, 9), 1.0, 9), ((6, 6, 9, 9), 0.0, 9)])])
+    made = replace(made, question=replace(made.question, images=(image,)), worker=3)
+    with RunDirectory.create("a", {}, tmp_path) as run:
+        run.save_rollouts(2, [made], decode)
+    ((step, (back,)),) = RunDirectory.open(run.path).rollouts()
+    assert (step, back.worker, back.question.answer) == (2, 3, made.question.answer)
+    assert np.array_equal(back.question.images[0], image)
+    for a, b in zip((*made.rollouts, *made.resamples[0].continuations), (*back.rollouts, *back.resamples[0].continuations), strict=True):
+        assert np.array_equal(a.response_ids, b.response_ids)
+        assert np.array_equal(a.logprobs, b.logprobs)
+        assert (a.end, a.reward, a.fork, a.stats) == (b.end, b.reward, b.fork, b.stats)
+
+
+def test_the_cursor_is_that_of_the_checkpoint(tmp_path):
+    with RunDirectory.create("a", {}, tmp_path) as run:
+        assert run.cursor(0) == {}
+        run.log_event("checkpoint", step=1, following=8, pending=[3])
+        run.log_event("checkpoint", step=2, following=12, pending=[])
+        assert run.cursor(1) == {"following": 8, "pending": [3]}

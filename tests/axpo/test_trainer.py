@@ -12,11 +12,14 @@ import ray
 from axpo.actors import Actors
 from axpo.config import parse_recipe
 from axpo.evaluate import complete
+from axpo.flow import Flow
+from axpo.policy import Policy
 from axpo.tasks.verify import exact_match
 from axpo.trainer import measurements, train_step
 from resampler.resampler import start_resampler
 from rollout_workers.agent import Generation
 from rollout_workers.pool import RolloutPool
+from rollout_workers.slots import EngineLoad
 from rollout_workers.trajectory import EndReason, Group, Question, Trajectory
 from rollout_workers.worker import RolloutWorker
 from tool_server.pool import start_tool_servers
@@ -27,7 +30,7 @@ RECIPE = parse_recipe(
         "name": "mock",
         "model": MODEL,
         "task": {"kind": "small_digit"},
-        "steps": 1,
+        "steps": 8,
         "questions_per_step": 2,
         "rollout": {"n": 4, "max_context_tokens": 1024, "cpus_per_worker": 0.1, "engine": {"weight_transfer": "shared_memory"}},
         "resampler": {"k": 2, "budget_ratio": 0.5},
@@ -58,9 +61,16 @@ class ScriptedEngine:
 
     async def finish_weight_update(self, version):
         self.version = version
+        return version
+
+    async def alive(self):
+        pass
+
+    def load(self):
+        return EngineLoad()
 
     def stats(self):
-        return {}
+        return {"generated_tokens": 0, "prompt_tokens": 0, "cached_tokens": 0, "idle_seconds": 0.0}
 
     def shutdown(self):
         pass
@@ -76,8 +86,8 @@ def answer(text):
 
 
 class MockWorker(RolloutWorker):
-    def __init__(self, *arguments):
-        super().__init__(*arguments, engine_factory=ScriptedEngine)
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, engine_factory=ScriptedEngine, **options)
 
 
 class MockLearner:
@@ -110,20 +120,26 @@ def actors():
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, ignore_reinit_error=True)
     tools = start_tool_servers(RECIPE.tools)
     pool = RolloutPool(MODEL, RECIPE.rollout, tools, None, SevenTask.verify, 0, actor_class=MockWorker)
-    tokens = pool.ready()
-    yield Actors(pool, tools, MockLearner(), start_resampler(RECIPE.resampler, tokens, pool.workers, RECIPE.rollout.n), tokens)
+    tokens, learner = pool.ready(), MockLearner()
+    yield Actors(pool, tools, learner, Policy(learner, pool), start_resampler(RECIPE.resampler, tokens, RECIPE.rollout.n), tokens)
+    pool.shutdown()
     ray.shutdown()
 
 
-def test_a_step_turns_questions_into_groups_forks_advantages_and_the_next_policy(actors):
-    result = train_step(RECIPE, SevenTask(), actors, 0, Phases())
+def flow(actors, recipe=RECIPE, first=0):
+    return Flow(recipe, SevenTask(), actors.pool, actors.resampler, first)
 
-    assert [g.question.id for g in result.groups] == ["q0", "q1"]
-    numbers = measurements(result, actors.tokens, {"time/rollout": 1.0, "time/resample": 1.0})
+
+def test_a_step_turns_questions_into_groups_forks_advantages_and_the_next_policy(actors):
+    questions = flow(actors)
+    result = train_step(RECIPE, actors, questions, 0, Phases())
+
+    assert [g.question.id for g in result.batch.groups] == ["q0", "q1"]
+    numbers = measurements(result, actors, {"time/rollout": 1.0})
     # In each group two rollouts zoom and fail, so both groups trigger; R = 0.5 * 2 * 4 = 4 resamples, 2 prefixes of K = 2.
     assert numbers["tool_use_rate"] == 0.5
     assert numbers["trigger_rate"] == 1.0
-    assert [len(g.resamples) for g in result.groups] == [1, 1]
+    assert [len(g.resamples) for g in result.batch.groups] == [1, 1]
     # One continuation of each pair is right: every prefix recovers.
     assert numbers["recovery_rate"] == 1.0
     assert numbers["resample_pass1"] == 0.5
@@ -133,14 +149,14 @@ def test_a_step_turns_questions_into_groups_forks_advantages_and_the_next_policy
     forks = [item for item in actors.learner.items if item.trajectory.fork]
     assert sorted(round(float(item.advantages.max() + item.advantages.min()), 3) for item in forks) == [-1.0, -1.0, 1.0, 1.0]
 
-    following = train_step(RECIPE, SevenTask(), actors, 1, Phases())
-    assert {s.policy_version for g in following.groups for t in g.rollouts for s in t.segments if hasattr(s, "logprobs")} == {1}
+    following = train_step(RECIPE, actors, questions, 1, Phases())
+    assert {s.policy_version for g in following.batch.groups for t in g.rollouts for s in t.segments if hasattr(s, "logprobs")} == {1}
 
 
 def test_grpo_is_the_same_path_without_forks(actors):
     grpo = RECIPE.model_copy(update={"algorithm": "grpo"})
-    result = train_step(grpo, SevenTask(), actors, 2, Phases())
-    assert all(not group.resamples for group in result.groups)
+    result = train_step(grpo, actors, flow(actors, grpo, 2), 2, Phases())
+    assert all(not group.resamples for group in result.batch.groups)
     assert len(result.items) == 8
 
 

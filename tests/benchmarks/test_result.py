@@ -36,3 +36,12 @@ def test_a_missed_target_is_no_failure_and_what_was_not_measured_is(tmp_path, mo
     assert written["entries"] == [entry("fast", 9.0, 2.0, "lower")]
     assert set(written["versions"]) == {"python", "numpy"}
     assert written["machine"]["cores"] >= 1
+
+
+def test_the_command_expects_every_entry_that_its_modules_make():
+    from benchmarks import rollouts
+
+    source = "".join((result.RESULTS.parent / f"{module}.py").read_text() for module in rollouts.MODULES)
+    literal = [name for name in rollouts.EXPECTED if f'"{name}"' in source]
+    assert sorted(set(rollouts.EXPECTED) - set(literal)) == ["axpo_vs_grpo_wall_batch", "axpo_vs_grpo_wall_streaming"]
+    assert 'f"axpo_vs_grpo_wall_{name}"' in source

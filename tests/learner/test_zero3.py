@@ -247,8 +247,9 @@ class Receiver:
             assert t["name"] not in self.tensors
             self.tensors[t["name"]] = read(payload["file"], t) * (t["name"] != self.lose)
 
-    def finish_weight_update(self, version: int) -> None:
+    def finish_weight_update(self, version: int) -> int:
         self.version = version
+        return version
 
     def weights_equal(self, payload: dict) -> list[str]:
         return [t["name"] for t in payload["tensors"] if not np.array_equal(self.tensors[t["name"]], read(payload["file"], t))]

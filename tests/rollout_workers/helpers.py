@@ -10,6 +10,7 @@ import numpy as np
 
 from rollout_workers.agent import Generation
 from rollout_workers.chat import Chat
+from rollout_workers.slots import EngineLoad
 from rollout_workers.trajectory import Pixels, Question
 
 ZOOM = '<tool_call>\n{"name": "zoom", "arguments": {"box": [1, 2]}}\n</tool_call>'
@@ -47,6 +48,13 @@ class MockEngine:
 
     async def finish_weight_update(self, version):
         self.version = version
+        return version
+
+    async def alive(self):
+        pass
+
+    def load(self):
+        return EngineLoad()
 
     def stats(self):
         return {"running": 0}

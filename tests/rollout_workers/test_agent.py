@@ -24,7 +24,7 @@ def play(chat, replies, answer=zoomed, **limits):
         prompt_ids=chat.prompt("?", 1, [], None),
         question_images=[picture(0)],
         tool_images=["the question's image"],
-        seed=lambda turn: 100 + turn,
+        seed=lambda turn, part: 100 + turn + 1000 * part,
         temperature=0.7,
     )
     return asyncio.run(rollout.play()), engine, tools
@@ -66,7 +66,7 @@ def test_each_segment_carries_the_version_it_was_sampled_under(chat):
         chat.prompt("?", 0, [], None),
         [],
         [],
-        lambda t: t,
+        lambda turn, part: turn,
         1.0,
     )
     response = asyncio.run(rollout.play())

@@ -1,15 +1,21 @@
-"""Spreading questions over workers, with mock actors on a real Ray."""
+"""Spreading questions over workers, and what happens when one is lost, with mock actors on a real Ray."""
 
 import asyncio
 import os
+import signal
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 
+import numpy as np
+import psutil
 import pytest
 import ray
 
 from rollout_workers.config import RolloutConfig
+from rollout_workers.fleet import WorkersFailed
 from rollout_workers.pool import RolloutPool
-from rollout_workers.trajectory import EndReason, Group, Question, SpecialTokens, Trajectory
+from rollout_workers.trajectory import EndReason, Group, PolicySegment, Question, Resample, SpecialTokens, Trajectory
 from tests.rollout_workers.helpers import picture
 
 pytestmark = [pytest.mark.engine]
@@ -17,21 +23,49 @@ TOKENS = SpecialTokens(*range(10))
 
 
 class MockWorker:
-    """Takes `info["seconds"]` for a question; `info["die"]` kills the process."""
+    """Takes `info["seconds"]` for a question. Worker 0 does what `info["fault"]` says; the one that replaces it is spared."""
 
     def __init__(self, index, model, config, tools, system, verify, run_seed, want_entropies):
-        self.index, self.verify = index, verify
+        self.index, self.verify, self.ill = index, verify, False
+        if model == "broken":
+            raise ValueError("no such model")
 
     async def ready(self):
         return TOKENS
 
+    async def ping(self):
+        if self.ill:
+            raise RuntimeError("the engine is dead")
+
     async def rollout(self, question, n, step, temperature=None):
-        if question.info.get("die"):
+        fault = question.info.get("fault") if self.index == 0 or question.info.get("always") else None
+        if fault == "die":
             os._exit(1)
+        if fault == "freeze":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        if fault == "bug":
+            raise IndexError("a bug")
         await asyncio.sleep(question.info.get("seconds", 0))
-        reward = self.verify(question, question.answer)
-        rollouts = [Trajectory(question.id, i, TOKENS, (), EndReason.ANSWERED, reward=reward) for i in range(n)]
+        self.ill = fault == "engine"
+        rollouts = [self.trajectory(question, i, EndReason.ENGINE_FAILURE if self.ill else EndReason.ANSWERED) for i in range(n)]
+        if fault == "garbage":
+            rollouts[1] = replace(rollouts[1], segments=(PolicySegment(np.ones(2, np.int32), np.full(2, np.nan, np.float32), 0),))
+        if fault == "short":
+            rollouts.pop()
         return Group(question, tuple(rollouts), worker=self.index)
+
+    def trajectory(self, question, i, end):
+        segments = (PolicySegment(np.arange(4, dtype=np.int32), np.full(4, -0.5, np.float32), 0),)
+        reward = None if end.infrastructure else self.verify(question, question.answer)
+        return Trajectory(question.id, i, np.ones(1, np.int32), segments, end, reward=reward, answer=str(self.index))
+
+    async def fork(self, question, source, prefix_tokens, k, step):
+        assert len(source.response_ids) == prefix_tokens  # what follows the prefix is not sent
+        await asyncio.sleep(question.info.get("seconds", 0))
+        return Resample(source.rollout, prefix_tokens, tuple(self.trajectory(question, i, EndReason.ANSWERED) for i in range(k)))
+
+    async def engine_stats(self):
+        return {"generated_tokens": 1, "prompt_tokens": 1, "cached_tokens": 0, "idle_seconds": 0.0, "seconds": 1.0, "queued": 0, "slots": 2}
 
     async def shutdown(self):
         pass
@@ -47,37 +81,137 @@ def cluster() -> Iterator[None]:
         ray.shutdown()
 
 
-def pool(**config) -> RolloutPool:
-    config = RolloutConfig(**{"workers": 2, "n": 2, "concurrency": 2, "cpus_per_worker": 0.1} | config)
-    return RolloutPool("model", config, None, None, lambda q, a: 1.0, run_seed=0, actor_class=MockWorker)
+@pytest.fixture
+def make(cluster):
+    """Makes pools; their events are in `pool.events`."""
+    pools = []
+
+    def pool(model="model", **config) -> RolloutPool:
+        events = []
+        config = RolloutConfig(**{"workers": 2, "n": 2, "concurrency": 2, "cpus_per_worker": 0.1, "health_s": 1.5} | config)
+        made = RolloutPool(
+            model,
+            config,
+            None,
+            None,
+            lambda q, a: 1.0,
+            run_seed=0,
+            actor_class=MockWorker,
+            log=lambda event, **fields: events.append((event, fields)),
+        )
+        made.events = events
+        pools.append(made)
+        return made
+
+    yield pool
+    for made in pools:
+        made.shutdown()
+
+
+def until(condition, seconds=30.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def alive(pid: int) -> bool:
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
 def ask(**info) -> Question:
     return Question(info.pop("id"), "?", (ray.put(picture(0)),), "7", info)
 
 
-def test_groups_come_as_they_finish_from_all_workers(cluster):
-    workers = pool()
-    slow, *fast = [ask(id="slow", seconds=2.0), *[ask(id=str(i)) for i in range(9)]]
-    groups = list(workers.rollout([slow, *fast], step=0, n=3))
+def test_groups_come_as_they_finish_from_all_workers(make):
+    pool = make()
+    slow, *fast = [ask(id="slow", seconds=2.0), *[ask(id=str(i), seconds=0.05) for i in range(9)]]
+    groups = list(pool.rollout([slow, *fast], step=0, n=3))
     assert sorted(g.question.id for g in groups) == sorted(["slow", *map(str, range(9))])
     assert groups[-1].question.id == "slow"
     assert {g.worker for g in groups} == {0, 1}
     assert {len(g.rollouts) for g in groups} == {3}
-    assert workers.ready() == TOKENS
-    workers.shutdown()
+    assert pool.ready() == TOKENS
 
 
-def test_a_dead_worker_raises(cluster):
-    workers = pool(workers=1)
-    with pytest.raises(ray.exceptions.RayActorError):
-        list(workers.rollout([ask(id="a", die=True)], step=0))
-    workers.shutdown()
+@pytest.mark.parametrize("fault", ["die", "freeze", "engine", "garbage", "short"])
+def test_a_lost_worker_is_replaced_and_its_questions_are_asked_again(make, fault):
+    pool = make(workers=1, concurrency=64)
+    joined = []
+    pool.ready()
+    process = ray.get(pool.workers[0].__ray_call__.remote(lambda self: os.getpid()), timeout=30)
+    pool.join_with(joined.append)
+    questions = [ask(id="ill", fault=fault), *[ask(id=str(i), seconds=0.3) for i in range(3)]]
+    groups = list(pool.rollout(questions, step=4))
+    assert sorted(g.question.id for g in groups) == ["0", "1", "2", "ill"]
+    assert next(g for g in groups if g.question.id == "ill").worker == 1
+    assert all(t.reward == 1.0 for g in groups for t in g.rollouts)
+    assert [event for event, _ in pool.events if event != "requeued"] == ["worker serves", "worker lost", "worker serves"]
+    assert len(joined) == 1  # the replacement got the weights before it served
+    assert not alive(process)
+    assert pool.take_stats()["workers_lost"] == 1
 
 
-def test_a_worker_that_never_answers_raises(cluster, monkeypatch):
-    monkeypatch.setattr("rollout_workers.pool._SCORING_MARGIN_S", 1.0)
-    workers = pool(workers=1, deadline_s=0.1)
-    with pytest.raises(TimeoutError, match="step 4: no group of 1 in flight finished within"):
-        list(workers.rollout([ask(id="a", seconds=60)], step=4))
-    workers.shutdown()
+def test_two_workers_dead_at_once(make):
+    pool = make()
+    groups = list(pool.rollout([ask(id="a", fault="die"), *[ask(id=str(i), seconds=0.2) for i in range(6)]], step=0))
+    assert len(groups) == 7
+    until(lambda: len(pool.workers) == 2)
+    for worker in pool.workers:
+        ray.kill(worker)
+    assert len(list(pool.rollout([ask(id=str(i)) for i in range(4)], step=1))) == 4
+    assert sum(event == "worker lost" for event, _ in pool.events) == 3
+
+
+def test_a_worker_that_never_answers_is_given_up_at_its_deadline(make, monkeypatch):
+    monkeypatch.setattr("rollout_workers.pool._SCORING_MARGIN_S", 0.5)
+    pool = make(workers=1, deadline_s=0.1, max_failures=0)
+    with pytest.raises(WorkersFailed, match="rollout gave no answer for 1 s"):
+        list(pool.rollout([ask(id="a", seconds=60)], step=4))
+
+
+def test_too_many_failures_end_the_run_with_one_line(make):
+    pool = make(workers=1, max_failures=1)
+    with pytest.raises(WorkersFailed, match=r"2 rollout workers were lost, rollout\.max_failures=1"):
+        list(pool.rollout([ask(id="a", fault="die", always=True), ask(id="b")], step=0))
+
+
+def test_a_bug_and_a_start_that_fails_are_raised(make):
+    with pytest.raises(IndexError, match="a bug"):
+        list(make(workers=1).rollout([ask(id="a", fault="bug")], step=0))
+    with pytest.raises(ray.exceptions.RayActorError, match="no such model"):
+        make("broken").ready()
+
+
+def test_forks_go_home_unless_it_is_overloaded_or_gone(make):
+    pool = make(concurrency=64, concurrency_min=64)
+    pool.ready()
+
+    async def forks(seconds, count):
+        group = Group(ask(id="q", seconds=seconds), (MockWorker(0, *[None] * 7).trajectory(ask(id="q"), 0, EndReason.DEADLINE),), worker=1)
+        return await asyncio.gather(*[pool.fork(group, 0, 3, 4, 0) for _ in range(count)])
+
+    def homes(resamples):
+        return [r.continuations[0].answer == "1" for r in resamples]
+
+    pool._fleet.serving.sort(key=lambda worker: worker.id)
+    MockWorker.verify = staticmethod(lambda question, answer: 0.0)
+    assert homes(pool.run(forks(0.0, 1)).result(30)) == [True]
+    # Home takes a fork as long as its load is at most 1.25 of the mean plus the fork: with 0, 4 (mean 2) and 8 (mean 4) it does ...
+    at_once = homes(pool.run(forks(0.5, 8)).result(30))
+    assert at_once[:2] == [True, True]
+    assert 0 < at_once.count(False) < 8  # ... and the rest is shared
+    ray.kill(pool.workers[1])
+    assert homes(pool.run(forks(0.0, 1)).result(60)) == [False]
+    assert pool.take_stats()["forks_home_share"] < 1
+
+
+def test_nothing_is_left_behind(make):
+    pool = make()
+    pool.ready()
+    processes = ray.get([worker.__ray_call__.remote(lambda self: os.getpid()) for worker in pool.workers], timeout=30)
+    group = pool._fleet._group
+    pool.shutdown()
+    pool.shutdown = lambda: None
+    assert ray.util.placement_group_table(group)["state"] == "REMOVED"
+    until(lambda: not any(map(alive, processes)))

@@ -1,0 +1,228 @@
+"""Real engines under control: every request samples as many tokens as its seed says, and turns call a tool or answer as scripted.
+
+What is measured is ours and vLLM's: prompts, images, scheduling, sampling, the agent loop, Ray. What the tiny policy would say is
+not: its turns get an ending written by `Script`, as if sampled, so that lengths and turns are the same in everything compared.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import ray
+
+from axpo.tasks import SmallDigitConfig, load_task
+from rollout_workers.agent import Generation
+from rollout_workers.chat import Chat
+from rollout_workers.config import EngineConfig, RolloutConfig
+from rollout_workers.engine import VLLMEngine
+from rollout_workers.pool import RolloutPool
+from rollout_workers.trajectory import Question
+from rollout_workers.worker import RolloutWorker
+
+MODEL = "axpo/models/qwen3-vl-tiny"
+IN_FLIGHT = 64
+BLOCK = 32
+CONFIG = RolloutConfig(
+    n=8,
+    max_turns=3,
+    max_turn_tokens=448,
+    max_context_tokens=2048,
+    concurrency=IN_FLIGHT,
+    deadline_s=600,
+    health_s=300,
+    cpus_per_worker=0.1,
+    engine=EngineConfig(
+        dtype="float32",
+        block_size=BLOCK,
+        max_num_seqs=IN_FLIGHT,
+        enforce_eager=True,
+        kv_cache_gb=2,
+        threads=2,
+        weight_transfer="shared_memory",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Script:
+    """A function of a request's seed: its length (log-normal, in tokens), and how the turn ends."""
+
+    mean: float = 64.0
+    sigma: float = 0.0
+    most: int = 384
+    tool_turns: int = 0
+    """Turns of every rollout that call the tool."""
+    tool_rate: float = 1.0
+    """Share of the rollouts that call it at all."""
+    right: float = 0.5
+    """Share of right answers."""
+
+    def tokens(self, seed: int) -> int:
+        draw = np.random.default_rng(seed).lognormal(math.log(self.mean) - self.sigma**2 / 2, self.sigma)
+        return int(np.clip(draw, 4, self.most))
+
+    def ending(self, seed: int, turn: int, opened: bool) -> str:
+        rng = np.random.default_rng([seed, 1])
+        call = f'{{"name": "wait", "arguments": {{"seed": {seed % 2**31}}}}}\n</tool_call><|im_end|>'
+        if opened:
+            return call
+        if turn < self.tool_turns and (turn > 0 or rng.uniform() < self.tool_rate):
+            return f"\n</think>\n\n<tool_call>\n{call}"
+        return f"\n</think>\n\n\\boxed{{{'right' if rng.uniform() < self.right else 'wrong'}}}<|im_end|>"
+
+
+class ScriptedEngine(VLLMEngine):
+    """vLLM with forced lengths. `script` may be changed between measurements."""
+
+    def __init__(self, model: str, *arguments: Any) -> None:
+        super().__init__(model, *arguments)
+        self.chat, self.script = Chat.load(model), Script()
+
+    def _sampling(self, seed: int, max_tokens: int, n: int, temperature: float) -> Any:
+        params = super()._sampling(seed, min(self.script.tokens(seed), max_tokens), n, temperature)
+        params.stop_token_ids = []
+        return params
+
+    async def generate(self, prompt_ids: Any, images: Any, *, seed: int, **options: Any) -> list[Generation]:
+        generations = await super().generate(prompt_ids, images, seed=seed, **options)
+        opened = prompt_ids[-1] == self.chat.tokens.call_open
+        # A prompt opens system (the tools), user and assistant; each tool result opens the last two again.
+        turn = (int((prompt_ids == self.chat.tokens.im_start).sum()) - 3) // 2
+        return [self._ended(generation, self.script.ending(seed + k, turn, opened)) for k, generation in enumerate(generations)]
+
+    def _ended(self, generation: Generation, ending: str) -> Generation:
+        special = [getattr(self.chat.tokens, name) for name in ("think_close", "call_open", "call_close", "im_end")]
+        sampled = np.where(np.isin(generation.token_ids, special), 20, generation.token_ids)
+        ids = np.concatenate([sampled, self.chat.encode_policy(ending)]).astype(np.int32)
+        logprobs = np.concatenate([generation.logprobs, np.full(len(ids) - len(sampled), -0.5)]).astype(np.float32)
+        return replace(generation, token_ids=ids, logprobs=logprobs, finished=True)
+
+
+@dataclass(frozen=True)
+class Waited:
+    status: str = "ok"
+    text: str = "done."
+    images: tuple[Any, ...] = ()
+
+
+class WaitingTools:
+    """A tool whose latency is log-normal, drawn from the seed in its arguments; the mean can be set in the worker's process."""
+
+    mean_s = 0.0
+    sigma = 1.0
+
+    async def schemas(self) -> list[dict[str, Any]]:
+        return [{"type": "function", "function": {"name": "wait", "parameters": {}}}]
+
+    async def call(self, name: str, arguments: dict[str, Any], images: Sequence[Any], earlier: Sequence[Any] = ()) -> Waited:
+        await asyncio.sleep(self.seconds(arguments["seed"]))
+        return Waited()
+
+    def seconds(self, seed: int) -> float:
+        if not self.mean_s:
+            return 0.0
+        return float(np.random.default_rng([seed, 2]).lognormal(math.log(self.mean_s) - self.sigma**2 / 2, self.sigma))
+
+
+class BenchWorker(RolloutWorker):
+    """A rollout worker on a scripted engine, with the two baselines that share its engine and its process."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, engine_factory=ScriptedEngine, **options)
+
+    async def set(self, script: Script, tool_mean_s: float = 0.0) -> None:
+        """Begin a measurement: a script, and empty caches."""
+        self._engine.script, self._tools.mean_s = script, tool_mean_s  # type: ignore[attr-defined]
+        llm = self._engine._llm  # type: ignore[attr-defined]
+        await llm.reset_prefix_cache()
+        await llm.reset_mm_cache()
+        await llm.reset_encoder_cache()
+
+    async def bare(self, questions: Sequence[Question], n: int, step: int) -> int:
+        """vLLM's AsyncLLM.generate on the same prompts, seeds and lengths, at most IN_FLIGHT at once; returns tokens generated."""
+        from PIL import Image
+
+        from rollout_workers.seeds import derive_seed
+        from rollout_workers.trajectory import pixels
+
+        engine: Any = self._engine
+        prompts = [(await self._prompt(q)).tolist() for q in questions]
+        images = [[Image.fromarray(pixels(image)) for image in q.images] for q in questions]
+        slots = asyncio.Semaphore(IN_FLIGHT)
+
+        async def one(i: int, rollout: int) -> int:
+            params = engine._sampling(derive_seed(self._run_seed, step, questions[i].id, rollout, None, 0), 10**6, 1, 1.0)
+            prompt = {"prompt_token_ids": prompts[i], "multi_modal_data": {"image": images[i]}}
+            tokens = 0
+            async with slots:
+                async for output in engine._llm.generate(prompt, params, request_id=f"bare-{step}-{i}-{rollout}"):
+                    tokens += sum(len(part.token_ids) for part in output.outputs)
+            return tokens
+
+        return sum(await asyncio.gather(*[one(i, rollout) for i in range(len(questions)) for rollout in range(n)]))
+
+    async def lockstep(self, questions: Sequence[Question], n: int, step: int, turns: int) -> int:
+        """The same rollouts batch by batch of IN_FLIGHT: all generate a turn, then all call their tool, and so on; returns tokens."""
+        from rollout_workers.seeds import derive_seed
+        from rollout_workers.trajectory import pixels
+
+        engine: Any = self._engine
+        tokens = 0
+        everyone = [(q, r) for q in questions for r in range(n)]
+        for start in range(0, len(everyone), IN_FLIGHT):
+            batch = everyone[start : start + IN_FLIGHT]
+            histories = [await self._prompt(q) for q, _ in batch]
+            images = [[pixels(image) for image in q.images] for q, _ in batch]
+            for turn in range(turns):
+                seeds = [derive_seed(self._run_seed, step, q.id, r, None, turn) for q, r in batch]
+                answers = await asyncio.gather(
+                    *[
+                        engine.generate(ids, pics, seed=seed, max_tokens=self._config.max_turn_tokens)
+                        for ids, pics, seed in zip(histories, images, seeds, strict=True)
+                    ]
+                )
+                tokens += sum(len(a.token_ids) for (a,) in answers)
+                if turn + 1 < turns:
+                    results = await asyncio.gather(*[self._tools.call("wait", {"seed": seed % 2**31}, [], ()) for seed in seeds])
+                    seen = [self._chat.observation([(result.text, 0)]) for result in results]
+                    histories = [np.concatenate([h, a.token_ids, o]) for h, (a,), o in zip(histories, answers, seen, strict=True)]
+        return tokens
+
+
+def right(question: Question, answer: str | None) -> float:
+    return float(answer is not None and "right" in answer)
+
+
+@contextmanager
+def engines(workers: int = 1) -> Iterator[RolloutPool]:
+    """A pool of bench workers on a Ray of its own."""
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+    try:
+        config = CONFIG.model_copy(update={"workers": workers})
+        pool = RolloutPool(MODEL, config, WaitingTools(), None, right, run_seed=1, actor_class=BenchWorker)
+        try:
+            pool.ready()
+            yield pool
+        finally:
+            pool.shutdown()
+    finally:
+        ray.shutdown()
+
+
+def ask(count: int, start: int = 0) -> list[Question]:
+    """Questions of the embedded task, images in the object store."""
+    from axpo.evaluate import stored
+
+    task = load_task(SmallDigitConfig())
+    return [stored(task.train(index)) for index in range(start, start + count)]
+
+
+def each(pool: RolloutPool, method: str, *arguments: Any) -> list[Any]:
+    """Call a method on every worker and wait."""
+    return ray.get([getattr(worker, method).remote(*arguments) for worker in pool.workers], timeout=900)

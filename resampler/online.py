@@ -1,0 +1,108 @@
+"""When prefixes are chosen: for a whole batch at once, or while its groups still come in. Pure: groups' candidates in, choices out.
+
+The batch rule (axpo.md section 3, `select.allocate`) takes the P candidates of lowest *key* of the B questions, a key being
+(place among its question's candidates, score). The streaming rule sees the questions one by one, in order of completion. It takes a
+candidate of key x as soon as the rank that x is expected to have in the whole batch is at most P:
+
+    rank(x) = seen(x) + (B - m) * rate(x)
+
+with seen(x) the candidates of key <= x of the m questions seen, and rate(x) their number a question, over those m and the last
+`HISTORY` batches. Others are held, and looked at again with every further question. At m = B the rank is exact, so what is left of
+the budget goes where the batch rule would put it; only a candidate that was taken too early can differ. P is never exceeded.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from resampler.select import Candidate
+
+HISTORY = 4
+"""Batches remembered. More is smoother, but the policy's confidence moves."""
+
+Key: TypeAlias = tuple[int, float]
+Past: TypeAlias = tuple[int, list[Key]]
+"""Of a finished batch: its questions, and the sorted keys of all its candidates."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What one more question of a batch led to. Indices are places in the batch."""
+
+    forks: tuple[Candidate, ...] = ()  # prefixes to resample now, of this question or of earlier ones
+    settled: tuple[int, ...] = ()  # questions seen for which no further fork will come
+
+
+class Selection:
+    """The choice of one batch of `questions`, at most `prefixes` of them; `offer` once a question."""
+
+    def __init__(self, questions: int, prefixes: int, schedule: Literal["batch", "streaming"], past: Sequence[Past] = ()) -> None:
+        self._questions, self._left, self._prefixes = questions, prefixes, prefixes
+        self._schedule = schedule
+        self._past = past
+        self._seen = 0
+        self._keys: list[Key] = []  # sorted, of all candidates seen
+        self._held: list[tuple[Key, Candidate]] = []
+        self._unsettled: set[int] = set()
+
+    @property
+    def past(self) -> Past:
+        """What this batch teaches the next ones."""
+        return self._seen, self._keys
+
+    @property
+    def complete(self) -> bool:
+        return self._seen == self._questions
+
+    def offer(self, index: int, found: Sequence[Candidate]) -> Decision:
+        """Question `index` of the batch is there; `found` are its candidates (none: not triggered, or lost)."""
+        self._seen += 1
+        self._unsettled.add(index)
+        ranked = [((place, c.score), c) for place, c in enumerate(sorted(found, key=lambda c: (c.score, c.rollout)))]
+        self._keys = sorted([*self._keys, *(key for key, _ in ranked)])
+        self._held = sorted([*self._held, *ranked], key=lambda held: (held[0], held[1].group, held[1].rollout))
+        forks = self._take()
+        waiting = {candidate.group for _, candidate in self._held} if self._left else set()
+        if self._schedule == "batch":
+            waiting = self._unsettled
+        settled = sorted(self._unsettled) if self.complete else sorted(self._unsettled - waiting)
+        self._unsettled -= set(settled)
+        return Decision(tuple(forks), tuple(settled))
+
+    def _take(self) -> list[Candidate]:
+        if self._schedule == "batch" and not self.complete:
+            return []
+        sure = [(key, c) for key, c in self._held if self.complete or self._rank(key) <= self._prefixes][: self._left]
+        taken = {id(c) for _, c in sure}
+        self._held = [held for held in self._held if id(held[1]) not in taken]
+        self._left -= len(sure)
+        return [c for _, c in sure]
+
+    def _rank(self, key: Key) -> float:
+        seen = bisect_right(self._keys, key)
+        questions = self._seen + sum(n for n, _ in self._past)
+        below = seen + sum(bisect_right(keys, key) for _, keys in self._past)
+        return seen + (self._questions - self._seen) * below / questions
+
+
+class Selections:
+    """The selections of the batches under way, by step, and what the finished ones taught."""
+
+    def __init__(self, schedule: Literal["batch", "streaming"]) -> None:
+        self._schedule = schedule
+        self._open: dict[int, Selection] = {}
+        self._past: deque[Past] = deque(maxlen=HISTORY)
+
+    def offer(self, step: int, index: int, found: Sequence[Candidate], questions: int, prefixes: int) -> Decision:
+        """See `Selection.offer`; the first offer of a step opens its batch."""
+        if step not in self._open:
+            self._open[step] = Selection(questions, prefixes, self._schedule, tuple(self._past))
+        selection = self._open[step]
+        decision = selection.offer(index, found)
+        if selection.complete:
+            self._past.append(self._open.pop(step).past)
+        return decision

@@ -1,0 +1,64 @@
+"""Choosing while groups come in: worked out by hand, then against the batch rule over many random batches."""
+
+import numpy as np
+import pytest
+
+from resampler.online import Selection, Selections
+from resampler.select import Candidate, allocate
+
+
+def found(place: int, *scores: float) -> list[Candidate]:
+    return [Candidate(place, rollout, 1, score) for rollout, score in enumerate(scores)]
+
+
+def pairs(decision) -> tuple[list[tuple[int, int]], list[int]]:
+    return [(c.group, c.rollout) for c in decision.forks], list(decision.settled)
+
+
+def test_a_candidate_is_taken_as_soon_as_its_expected_rank_is_within_the_budget():
+    batch = Selection(questions=4, prefixes=2, schedule="streaming")
+    # 1 of 4 seen, its candidate is all there is: rank 1 + 3 * 1/1 = 4 > 2.
+    assert pairs(batch.offer(0, found(0, 0.5))) == ([], [])
+    # No candidate: 0.5 has rank 1 + 2 * 1/2 = 2.
+    assert pairs(batch.offer(1, [])) == ([(0, 0)], [0, 1])
+    # 0.9: rank 2 + 1 * 2/3 > 2. The last one has a lower score and takes the place.
+    assert pairs(batch.offer(2, found(2, 0.9))) == ([], [])
+    assert pairs(batch.offer(3, found(3, 0.7))) == ([(3, 0)], [2, 3])
+
+
+def test_first_candidates_come_before_second_ones():
+    batch = Selection(questions=2, prefixes=2, schedule="streaming")
+    assert pairs(batch.offer(0, found(0, 0.1, 0.2))) == ([(0, 0)], [])  # 0.1: rank 1 + 1; 0.2, a second: 2 + 2
+    assert pairs(batch.offer(1, found(1, 0.9))) == ([(1, 0)], [0, 1])
+
+
+def test_a_spent_budget_settles_every_question():
+    batch = Selection(questions=3, prefixes=2, schedule="streaming", past=[(10, [])])  # nothing triggered so far: all ranks are low
+    assert pairs(batch.offer(2, found(2, 0.5))) == ([(2, 0)], [2])
+    assert pairs(batch.offer(1, found(1, 0.4, 0.6))) == ([(1, 0)], [1])
+    assert pairs(batch.offer(0, found(0, 0.1))) == ([], [0])
+
+
+def test_what_batches_teach_is_remembered():
+    selections = Selections("streaming")
+    for place in range(4):
+        selections.offer(0, place, found(place, 0.5), 4, 2)
+    # A question in two had a score below 0.4 in no past batch: rank 1 + 3 * 1/5 = 1.6 <= 2 at once.
+    assert pairs(selections.offer(1, 3, found(3, 0.4), 4, 2)) == ([(3, 0)], [3])
+
+
+@pytest.mark.parametrize("trigger", [0.2, 0.4, 0.8])
+def test_the_choice_is_nearly_that_of_the_batch_rule(trigger):
+    rng = np.random.default_rng(0)
+    questions, prefixes = 16, 8
+    selections, same, chosen = Selections("streaming"), 0, 0
+    for step in range(200):
+        batch = [found(i, *rng.uniform(size=rng.integers(1, 5))) if rng.uniform() < trigger else [] for i in range(questions)]
+        taken = set()
+        for place in rng.permutation(questions):
+            taken |= {(c.group, c.rollout) for c in selections.offer(step, int(place), batch[place], questions, prefixes).forks}
+        wanted = {(c.group, c.rollout) for c in allocate(batch, prefixes)}
+        assert len(taken) == len(wanted)  # never more than the budget, and all of it
+        same, chosen = same + len(taken & wanted), chosen + len(wanted)
+    print(f"\ntrigger {trigger}: {same / chosen:.1%} of the batch rule's choice")
+    assert same / chosen >= 0.85
