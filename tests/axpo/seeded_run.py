@@ -27,6 +27,7 @@ from learner.learner import Learner
 from rollout_workers.agent import Generation
 from rollout_workers.chat import Chat
 from rollout_workers.pool import RolloutPool
+from rollout_workers.slots import EngineLoad
 from rollout_workers.worker import RolloutWorker
 
 
@@ -65,10 +66,17 @@ class SeededEngine:
     async def update_weights(self, payload: dict[str, Any]) -> None:
         self.weights.update(Path(payload["file"]).read_bytes())
 
-    async def finish_weight_update(self, version: int) -> None:
+    async def finish_weight_update(self, version: int) -> int:
         self.version = version
+        return version
 
-    def stats(self) -> dict[str, int]:
+    async def alive(self) -> None:
+        pass
+
+    def load(self) -> EngineLoad:
+        return EngineLoad()
+
+    def stats(self) -> dict[str, float]:
         return {}
 
     def shutdown(self) -> None:
