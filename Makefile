@@ -1,4 +1,4 @@
-.PHONY: setup demo test lint model bench-tools bench-learner bench-rollouts
+.PHONY: setup demo test test-all lint model bench-tools bench-learner bench-rollouts
 
 setup:  ## environment in .venv; seconds when nothing changed
 	@deploy/setup
@@ -6,8 +6,11 @@ setup:  ## environment in .venv; seconds when nothing changed
 demo: setup  ## the main run: AXPO on the embedded model and task
 	.venv/bin/axpo train deploy/recipes/demo.yaml
 
-test: lint  ## lint and every test, the real stack included
+test: lint  ## lint and the tests, the real stack included
 	.venv/bin/pytest --durations=15
+
+test-all: lint  ## the slow ones too: runs killed and resumed at every moment, storms of faults, the attack list from the command line
+	.venv/bin/pytest --durations=15 -m "not gpu"
 
 lint: setup
 	.venv/bin/ruff check .
