@@ -54,6 +54,9 @@ class SFTStage(Section):
 class SFTConfig(Section):
     output: str = Field(description="folder of the trained model; must not exist")
     stages: tuple[SFTStage, ...] = Field(min_length=1)
+    keep_stages: bool = Field(
+        False, description="keep the model after every stage, so that a later run begins at the first stage that differs"
+    )
 
 
 class Recipe(Section):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import math
 import random
@@ -47,8 +48,9 @@ def fine_tune(recipe: Recipe, console: Console) -> Path:
                 raise AxpoError(f"sft.stages.mix: no examples of kind {error.args[0]}") from None
     model = local_path(recipe.model)
     schemas = tool_schemas(recipe)
-    with tempfile.TemporaryDirectory() as scratch:
-        for number, (stage, task) in enumerate(zip(recipe.sft.stages, tasks, strict=True), 1):
+    folders = _stage_folders(recipe, model)
+    for number, (stage, task, folder) in enumerate(zip(recipe.sft.stages, tasks, folders, strict=True), 1):
+        if not folder.exists():
             config = recipe.learner.model_copy(
                 update={
                     "lr": stage.lr,
@@ -61,13 +63,30 @@ def fine_tune(recipe: Recipe, console: Console) -> Path:
             learner = Learner(model, config, recipe.seed, model)
             try:
                 _stage(recipe, task, stage, number, learner, schemas, model, console)
-                saved = str(Path(scratch) / f"stage{number}")
-                learner.save(saved, hf_dtype="bfloat16" if number == len(recipe.sft.stages) else None)
+                learner.save(str(folder), hf_dtype="bfloat16" if number == len(folders) else None)
             finally:
                 learner.shutdown()
-            model = f"{saved}/hf"
-        shutil.copytree(model, output)
+        model = str(folder / "hf")
+    shutil.copytree(model, output)
+    if not recipe.sft.keep_stages:
+        for folder in folders:
+            shutil.rmtree(folder)
     return output
+
+
+def _stage_folders(recipe: Recipe, model: str) -> list[Path]:
+    """Where the model after each stage lies, named by all that it depends on: an interrupted run goes on at the stage it was in."""
+    assert recipe.sft is not None
+    digest = hashlib.sha256(json.dumps([recipe.seed, recipe.learner.model_dump(mode="json"), recipe.task.model_dump(mode="json")]).encode())
+    for file in sorted(path for path in Path(model).iterdir() if path.is_file()):
+        with file.open("rb") as start:
+            digest.update(f"{file.name} {file.stat().st_size}".encode() + start.read(1 << 20))
+    folders = []
+    for number, stage in enumerate(recipe.sft.stages, 1):
+        digest.update(stage.model_dump_json().encode())
+        last = "-last" if number == len(recipe.sft.stages) else ""
+        folders.append(Path(recipe.logging.root) / "sft" / f"{number}-{digest.hexdigest()[:12]}{last}")
+    return folders
 
 
 def _stage(
@@ -105,7 +124,7 @@ def _stage(
             losses[kind_of(step)].append(learner.update(items, loss="nll")["loss"])
             recent = ", ".join(f"{kind} {sum(past[-10:]) / len(past[-10:]):.3f}" for kind, past in losses.items() if past)
             bar.update(line, completed=step + 1, description=f"sft stage {number} loss: {recent}")
-            if (step + 1) % 100 == 0 and not console.is_terminal:
+            if (step + 1) % 25 == 0 and not console.is_terminal:
                 console.print(f"sft stage {number} step {step + 1}/{stage.steps} loss: {recent}", highlight=False)
 
 

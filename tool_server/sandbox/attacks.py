@@ -125,12 +125,27 @@ class Traces:
             "processes": [Path(f"/proc/{pid}/task/{pid}/children").read_text() for pid in zygotes],
             "descriptors of the zygotes": [len(os.listdir(f"/proc/{pid}/fd")) for pid in zygotes],
             "mounts": [len(Path(f"/proc/{pid}/mountinfo").read_text().splitlines()) for pid in zygotes],
-            "descriptors of the server": len(os.listdir("/proc/self/fd")),
+            "descriptors of the server": sum(map(_of_the_sandbox, os.listdir("/proc/self/fd"))),
             "host": self.canaries.state(),
         }
 
     def _memory(self) -> int:
         return sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") for pid in self.pool.pids())
+
+
+def _of_the_sandbox(descriptor: str) -> bool:
+    """Whether one of this process's descriptors is of a kind that the sandbox makes: pipes, its memfds, sequenced-packet sockets.
+
+    Others come and go by themselves in a server that is also a Ray worker.
+    """
+    try:
+        link = os.readlink(f"/proc/self/fd/{descriptor}")
+        if link.startswith("socket:"):
+            with socket.socket(fileno=os.dup(int(descriptor))) as end:
+                return end.family == socket.AF_UNIX and end.type == socket.SOCK_SEQPACKET
+    except OSError:
+        return False  # closed in the meantime
+    return link.startswith(("pipe:", "/memfd:axpo-call"))
 
 
 def attack_options(options: PythonOptions) -> PythonOptions:

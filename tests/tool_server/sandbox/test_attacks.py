@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 from collections.abc import Iterator
 
 import pytest
@@ -40,11 +42,17 @@ def test_an_attack_that_succeeds_is_seen(sandbox, traces):
 
 
 def test_what_an_attack_leaves_is_seen(sandbox):
-    """A descriptor of the server's, and a changed file of the host's."""
-    with Canaries.out() as canaries, open("/dev/null") as first:
+    """A pipe and a socket of the server's, and a changed file of the host's."""
+    with Canaries.out() as canaries:
         traces = Traces(sandbox.pool, canaries)
         assert traces.left() == []
-        with open("/dev/null") as second:
-            assert any("descriptors of the server" in trace for trace in traces.left()), (first, second)
+        read, write = os.pipe()
+        assert any("descriptors of the server" in trace for trace in traces.left())
+        os.close(read), os.close(write)
+        assert traces.left() == []
+        ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        assert any("descriptors of the server" in trace for trace in traces.left())
+        for end in ends:
+            end.close()
         canaries.file.chmod(0o600)
         assert any("host" in trace for trace in traces.left())
