@@ -15,13 +15,16 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 from PIL import Image, ImageDraw
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from axpo.tasks.verify import exact_match
 from rollout_workers.trajectory import Pixels, Question
 
 COLOURS = {"red": (225, 30, 30), "blue": (40, 70, 235), "green": (20, 165, 50), "yellow": (240, 215, 20)}
-_LOOK = "I look for the frame in the whole picture."
+_READ = (  # About as long as a call: a rollout's signal is spread over its tokens, so a short way of answering would weigh more.
+    "I look for the frame in the whole picture. It is small, though it can be read from here. "
+    "I look to the frame and read it from here, small though it is."
+)
 SYSTEM = "You are a careful visual assistant. Give the final answer in \\boxed{}."
 Box: TypeAlias = tuple[int, int, int, int]
 Turns: TypeAlias = list[str | tuple[str, tuple[Pixels, ...]]]
@@ -50,23 +53,29 @@ class SmallDigitConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["small_digit"] = "small_digit"
-    scene: int = Field(384, ge=128, le=4096, description="side of a scene")
-    digit: int = Field(36, ge=8, description="side of a digit; a third of it is seen at the demo's 128-pixel view")
-    border: int = Field(12, ge=1, description="width of the coloured frame")
-    aligned: bool = Field(
-        False, description="keep each frame inside one cell of a 4x4 grid: at the demo's view, one token of the vision encoder"
+    scene: int = Field(256, ge=128, le=4096, description="side of a scene")
+    digit: int = Field(22, ge=8, description="side of a digit; half of it is seen at the demo's 128-pixel view")
+    border: int = Field(5, ge=1, description="width of the coloured frame")
+    grid: int | None = Field(
+        None,
+        ge=2,
+        description="frames lie in the cells of a grid with so many a side. 8: inside one token of the embedded model's vision encoder, "
+        "in the whole view and in a crop of a sixteenth of it; None: anywhere",
     )
     frames: tuple[int, int] = Field((2, 3), description="fewest and most frames in a scene")
     larger_share: float = Field(0.2, ge=0, le=1, description="share of questions that ask for the larger of two digits")
     held_out: int = Field(256, ge=1, description="number of held-out questions")
     teacher: TeacherConfig = TeacherConfig()
 
+    @model_validator(mode="after")
+    def _fits(self) -> SmallDigitConfig:
+        outer, cell = self.digit + 2 * self.border, self.scene // (self.grid or 3)
+        if outer > cell:
+            raise ValueError(f"digit={self.digit}: with its frame {outer} pixels wide, which does not fit into {cell}")
+        return self
+
     def check_inputs(self) -> None:
         """Nothing to read: digits and photographs come with scikit-learn."""
-
-
-# Width in thousandths of the scene (least, most) and how far from a frame's centre.
-_REGIONS = {"crop": (200, 260, 60), "region": (250, 700, 230), "scene": (1000, 1000, 0), "boxes": (1000, 1000, 0)}
 
 
 @dataclass(frozen=True)
@@ -126,11 +135,9 @@ class SmallDigit:
     def example(self, kind: str, index: int) -> tuple[Question, Turns, bool]:
         """An SFT example: `demonstration` is the teacher at work; the other kinds teach the eye, all but `boxes` with a bare prompt.
 
-        `sheet_large`, `sheet`: colours and digits of up to sixteen cells, named by letters: a name to look by is learned far
-        sooner than a count; the fewer the cells, the larger they are shown. `listing`: colours and digits of a sparse grid;
-        `crop`: what a zoom shows; `region`: the digits of a larger region; `scene`: those of the whole view; `boxes`: how a
-        careful call would name and box each frame: what is learned in other words, or under
-        another prompt, does not carry over into calls.
+        `sheet`: colours and digits of sixteen large cells, named by letters: a name to look by is learned far sooner than a count;
+        `scene`: those of a scene, by colour; `crop`: what a zoom shows, often nothing; `boxes`: how a careful call would name and box
+        each frame: what is learned in other words, or under another prompt, does not carry over into calls.
         Returns question, turns and whether the prompt shows system text and tools. Raises KeyError for another kind.
         """
         if kind == "demonstration":
@@ -138,42 +145,42 @@ class SmallDigit:
             asked = [f for name in question.info["asked"] for f in scene.frames if f.colour == name]
             return question, self._teach(scene, asked, rng), True
         rng = random.Random(f"{kind}/{index}")
-        if kind.startswith("sheet"):
-            large = kind == "sheet_large"
-            image, frames = self._grid(rng, 4 if large else rng.randint(1, 4), self.config.scene // 6 if large else self.config.digit, 1.0)
-            words = " ".join(f"{cell} {f.colour} {f.digit}" for cell, f in zip("abcdefghijklmnop", frames, strict=False))
-        elif kind == "listing":
-            image, frames = self._grid(rng, rng.randint(1, 4), self.config.digit, rng.uniform(0.3, 1))
-            words = " ".join(f"{f.colour} {f.digit}" for f in frames) or "none"
-        else:
-            image, words = self._region(rng, *_REGIONS[kind], boxes=kind == "boxes")
+        image, words = {"sheet": self._sheet, "scene": self._whole, "crop": self._zoomed, "boxes": self._boxes}[kind](rng)
         question = Question(f"{kind}-{index}", "Locate all." if kind == "boxes" else "Read all.", (image,), "")
-        return question, [words + "\n</think>\n\nDone.<|im_end|>"], kind == "boxes"
+        return question, [f"{words or 'none'}\n</think>\n\nDone.<|im_end|>"], kind == "boxes"
 
-    def _grid(self, rng: random.Random, cells: int, smallest: int, filled: float) -> tuple[Pixels, list[Frame]]:
-        """A photograph under a grid of `cells` x `cells`, a framed digit somewhere in a share `filled` of them: many lessons a look."""
+    def _sheet(self, rng: random.Random) -> tuple[Pixels, str]:
+        """A photograph under a grid of 4 x 4, a framed digit in each cell: many lessons a look."""
         cell = self.config.scene // 4
-        scene = draw_scene(self.config.model_copy(update={"frames": (0, 0)}), rng, "train")
-        canvas = Image.fromarray(scene.image[: cell * cells, : cell * cells])
+        canvas = Image.fromarray(draw_scene(self.config.model_copy(update={"frames": (0, 0)}), rng, "train").image)
         frames = []
-        for row in range(cells):
-            for column in range(cells):
-                if filled < 1 and rng.random() >= filled:
-                    continue
+        for row in range(4):
+            for column in range(4):
                 largest = cell - 2 * self.config.border - 4
-                outer = rng.randint(min(smallest, largest), largest) + 2 * self.config.border
+                outer = rng.randint(cell * 2 // 3, largest) + 2 * self.config.border
                 x, y = (cell * start + rng.randint(0, cell - outer) for start in (column, row))
                 frames.append(_paste(canvas, rng, rng.choice(sorted(COLOURS)), x, y, outer, self.config.border, "train"))
-        return np.asarray(canvas), frames
+        words = " ".join(f"{name} {f.colour} {f.digit}" for name, f in zip("abcdefghijklmnop", frames, strict=True))
+        return np.asarray(canvas), words
 
-    def _region(self, rng: random.Random, low: int, high: int, slack: int, boxes: bool) -> tuple[Pixels, str]:
-        """A square region of a scene, `low` to `high` thousandths wide, at most `slack` beside a frame, and what is wholly in it."""
+    def _whole(self, rng: random.Random) -> tuple[Pixels, str]:
         scene = draw_scene(self.config, rng, "train")
-        target = rng.choice(scene.frames)
-        box = target.box(rng.randint(low, high), self.config.scene, (rng.randint(-slack, slack), rng.randint(-slack, slack)))
-        seen = sorted((f for f in scene.frames if f.inside(box, self.config.scene)), key=lambda f: f.colour)
-        words = [_arguments(self._box(f), f.colour, careful=True) if boxes else f"{f.colour} {f.digit}" for f in seen]
-        return _crop(scene.image, box), " ".join(words or ["none"])
+        return scene.image, _read(scene.frames)
+
+    def _zoomed(self, rng: random.Random) -> tuple[Pixels, str]:
+        """What a call of the teacher's shows: three in four with care."""
+        scene = draw_scene(self.config, rng, "train")
+        box = self._careful_or_hasty(rng.choice(scene.frames), rng, 0.75)[1]
+        return _crop(scene.image, box), _read([f for f in scene.frames if f.inside(box, self.config.scene)])
+
+    def _boxes(self, rng: random.Random) -> tuple[Pixels, str]:
+        scene = draw_scene(self.config, rng, "train")
+        frames = sorted(scene.frames, key=lambda f: f.colour)
+        return scene.image, " ".join(_arguments(self._box(f), f.colour, careful=True) for f in frames)
+
+    def _careful_or_hasty(self, frame: Frame, rng: random.Random, care: float) -> tuple[bool, Box]:
+        careful, miss = rng.random() < care, self.config.teacher.miss
+        return careful, self._box(frame, (0, 0) if careful else (_off(rng, miss), _off(rng, miss)))
 
     def _box(self, frame: Frame, off: tuple[int, int] = (0, 0)) -> Box:
         return frame.box(self.config.teacher.box, self.config.scene, off, self.config.teacher.step)
@@ -200,21 +207,23 @@ class SmallDigit:
         truth = str(max(f.digit for f in asked))
         if rng.random() >= teacher.tool_rate:
             seen = " ".join(f"The {f.colour} frame shows {f.digit}." for f in asked)
-            return [_answer(f"{_LOOK} It can be read from here, though it is small. {seen}", truth)]
+            return [_answer(f"{_READ} {seen}", truth)]
         turns: Turns = []
-        thought = _LOOK
+        thought = ""
         for frame in asked:
-            careful = rng.random() < teacher.care
-            off = (0, 0) if careful else (_off(rng, teacher.miss), _off(rng, teacher.miss))
-            box = self._box(frame, off)
+            careful, box = self._careful_or_hasty(frame, rng, teacher.care)
             turns += [
-                _call(f"{thought} The {frame.colour} frame is too small to read. I zoom in.", box, frame.colour, careful),
+                _call(f"{thought}The {frame.colour} frame is too small to read. I zoom in.", box, frame.colour, careful),
                 ("", (_crop(scene.image, box),)),
             ]
             if not frame.inside(box, self.config.scene):
                 return [*turns, _answer("The crop does not show it.", "unknown")]
-            thought = f"The crop shows {frame.digit}."
-        return [*turns, _answer(thought, truth)]
+            thought = f"The crop shows {frame.digit}. "
+        return [*turns, _answer(thought.rstrip(), truth)]
+
+
+def _read(frames: Sequence[Frame]) -> str:
+    return " ".join(f"{f.colour} {f.digit}" for f in sorted(frames, key=lambda f: f.colour))
 
 
 def _off(rng: random.Random, miss: tuple[int, int]) -> int:
@@ -260,10 +269,10 @@ def draw_scene(config: SmallDigitConfig, rng: random.Random, split: Literal["tra
 
 
 def _place(config: SmallDigitConfig, rng: random.Random, outer: int) -> int:
-    if not config.aligned:
+    if config.grid is None:
         return rng.randint(4, config.scene - outer - 4)
-    cell = config.scene // 4
-    return cell * rng.randrange(4) + rng.randint(0, cell - outer)
+    cell = config.scene // config.grid
+    return cell * rng.randrange(config.grid) + rng.randint(0, cell - outer)
 
 
 def _paste(canvas: Image.Image, rng: random.Random, colour: str, x: int, y: int, outer: int, border: int, split: str) -> Frame:

@@ -40,7 +40,7 @@ def test_the_answer_is_the_digit_asked_for():
 
 
 def test_the_teacher_zooms_as_often_and_as_badly_as_its_recipe_says():
-    task = SmallDigit(SmallDigitConfig(aligned=True, larger_share=0, teacher=TeacherConfig(tool_rate=0.3, care=0.2)))
+    task = SmallDigit(SmallDigitConfig(grid=8, larger_share=0, teacher=TeacherConfig(tool_rate=0.3, care=0.2)))
     zooms = careful = careful_hits = hasty_hits = 0
     for index in range(1500):
         question, turns, _ = task.example("demonstration", index)
@@ -62,7 +62,7 @@ def test_the_teacher_zooms_as_often_and_as_badly_as_its_recipe_says():
 
 
 def test_a_careful_teacher_always_finds_the_answer():
-    task = SmallDigit(SmallDigitConfig(aligned=True, teacher=TeacherConfig(tool_rate=1.0, care=1.0)))
+    task = SmallDigit(SmallDigitConfig(grid=8, teacher=TeacherConfig(tool_rate=1.0, care=1.0)))
     for index in range(50):
         question, turns, _ = task.example("demonstration", index)
         assert boxed(turns[-1]) == question.answer
@@ -79,7 +79,7 @@ def test_a_sheet_names_every_cell():
 
 
 def test_boxes_hold_what_they_name():
-    task = SmallDigit(SmallDigitConfig(frames=(1, 1), larger_share=0, aligned=True))
+    task = SmallDigit(SmallDigitConfig(frames=(1, 1), larger_share=0, grid=8))
     for index in range(20):
         question, turns, _ = task.example("boxes", index)
         arguments = json.loads(turns[0].partition("\n</think>")[0])
