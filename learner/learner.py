@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import socket
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -106,14 +106,18 @@ class Learner:
             if different:
                 raise RuntimeError(f"after weight update {version} engine and learner differ in {len(different)} parameters: {different}")
 
-    def save(self, folder: str, hf_dtype: Literal["float32", "bfloat16"] | None = None) -> None:
+    def save(
+        self, folder: str, hf_dtype: Literal["float32", "bfloat16"] | None = None, add: Callable[[Path], None] = lambda folder: None
+    ) -> None:
         """Write folder/hf (a Hugging Face model, by default in the learner's dtype) and folder/state (what `load` needs).
 
-        The folder appears whole, with a manifest of hashes, or not at all. Raises FileExistsError where it exists, OSError
-        where the disk has no room for it.
+        `add` is called first, with the folder under its temporary name: what it puts there belongs to the checkpoint. The folder
+        appears whole, with a manifest of hashes, or not at all. Raises FileExistsError where it exists, OSError where the disk has
+        no room for it.
         """
         if os.path.exists(folder):
             raise FileExistsError(f"checkpoint {folder} exists")
+        add(manifest.begin(Path(folder)))
         self._all("save", os.path.abspath(folder), hf_dtype)
 
     def load(self, folder: str) -> None:

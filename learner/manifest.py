@@ -26,6 +26,20 @@ def partial(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.partial")
 
 
+def begin(folder: Path) -> Path:
+    """The partial folder of a checkpoint, empty."""
+    temporary = partial(folder)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    return temporary
+
+
+def clean(parent: Path) -> None:
+    """Delete what saves that were killed left among the checkpoints of `parent`. Nothing may be saving."""
+    for leftover in parent.glob(".*.partial"):
+        shutil.rmtree(leftover)
+
+
 def files(folder: Path) -> list[Path]:
     """All files of a checkpoint but its manifest, in a fixed order, relative to it."""
     return sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file() and path.name != NAME)

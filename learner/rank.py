@@ -93,12 +93,9 @@ class LearnerRank:
         return sorted({name for bucket in answers for names in bucket for name in names})
 
     def save(self, folder: str, hf_dtype: str | None) -> None:
-        """Write folder/hf and folder/state under a temporary name, then a manifest, then rename. Raises OSError where the disk is full."""
+        """Write hf and state into the partial folder, then a manifest, then rename. Raises OSError where the disk is full."""
         target = Path(folder)
         temporary = manifest.partial(target)
-        if self.rank == 0:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
         dtype = getattr(torch, hf_dtype or self.config.dtype)
         self._check_space(target.parent, dtype)
         save_hf(self.engine.module.model, Path(self.model_folder), temporary / "hf", dtype, self.rank)
