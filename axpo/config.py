@@ -83,6 +83,9 @@ class Recipe(Section):
         2.0, gt=0, description="most further questions that dynamic_sampling asks a step, as a multiple of questions_per_step"
     )
     checkpoint_every: int = Field(10, ge=1, description="steps between checkpoints; the last step always writes one")
+    checkpoint_async: bool = Field(
+        False, description="write checkpoints while training goes on, from a copy in host memory; the last one is waited for"
+    )
     keep_checkpoints: int = Field(2, ge=1, description="last checkpoints kept on disk, beside the one with the best held-out Pass@1")
     evaluation: EvaluationConfig = EvaluationConfig()
     logging: LoggingConfig = LoggingConfig()

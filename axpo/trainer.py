@@ -68,6 +68,7 @@ def train(
         try:
             result = train_step(recipe, actors, flow, step, progress)
         except WorkersFailed as error:
+            actors.learner.finish_save()
             if actors.policy.version == step > first:
                 checkpoint(actors, cursor, run, progress, step)
             raise AxpoError(f"step {step + 1}: {error}. Continue with --resume {run.path}") from error
@@ -82,26 +83,29 @@ def train(
         if last or (recipe.evaluation.every and done % recipe.evaluation.every == 0):
             run.log_metrics(done, evaluation(recipe, task, actors, progress))
         broken = result.update.get("skipped_in_a_row", 0) >= recipe.learner.max_skipped
-        if last or stop.requested or broken or done % recipe.checkpoint_every == 0:
-            checkpoint(actors, flow.cursor, run, progress, done)
+        stopped = stop.requested
+        ending = last or stopped or broken
+        if ending or done % recipe.checkpoint_every == 0:
+            checkpoint(actors, flow.cursor, run, progress, done, wait=ending or not recipe.checkpoint_async)
             run.prune_checkpoints(recipe.keep_checkpoints)
         run.log_metrics(done, progress.timer.take())
         progress.step(done, run.metrics()[-1])
         if broken:
             raise AxpoError(f"{recipe.learner.max_skipped} updates in a row were not finite: stopped after step {done}, with a checkpoint")
-        if stop.requested and not last:
+        if stopped and not last:
             run.log_event("stopped", step=done)
             return None
     return summarize(run)
 
 
-def checkpoint(actors: Actors, cursor: Cursor, run: RunDirectory, progress: Phases, done: int) -> None:
-    """The learner's state after `done` steps, and with it where the questions then stand."""
-    if run.checkpoint(done).exists():
-        return
-    run.log_event("checkpoint", step=done)
+def checkpoint(actors: Actors, cursor: Cursor, run: RunDirectory, progress: Phases, done: int, wait: bool = True) -> None:
+    """The learner's state after `done` steps, and with it where the questions then stand. Without `wait` it appears later."""
     with progress.phase("checkpoint"):
-        actors.learner.save(str(run.checkpoint(done)), add=cursor.save)
+        actors.learner.finish_save()
+        if run.checkpoint(done).exists():
+            return
+        run.log_event("checkpoint", step=done)
+        actors.learner.save(str(run.checkpoint(done)), add=cursor.save, wait=wait)
 
 
 def evaluation(recipe: Recipe, task: Task, actors: Actors, progress: Phases) -> dict[str, float]:

@@ -19,6 +19,7 @@ from axpo.progress import Progress
 from axpo.run import RunDirectory
 from axpo.trainer import train
 from learner import manifest
+from learner.checkpoint import Saving
 from rollout_workers.fleet import WorkersFailed
 from tests.axpo import test_flow
 from tests.axpo.helpers import TOKENS, decode, direct, group
@@ -58,24 +59,39 @@ class Pool(test_flow.Pool):
 
 
 class Learner:
-    """`nan`: updates, counted from 1, that are not finite. A checkpoint is the questions trained on so far."""
+    """`nan`: updates, counted from 1, that are not finite; `full`: the checkpoint for which the disk has no room. A checkpoint is the
+    questions trained on so far."""
 
-    def __init__(self, nan=(), seconds=0.0):
-        self.nan, self.seconds, self.updates, self.in_a_row, self.trained = nan, seconds, 0, 0, []
+    def __init__(self, nan=(), seconds=0.0, full=None):
+        self.nan, self.seconds, self.full, self.updates, self.in_a_row, self.trained = nan, seconds, full, 0, 0, []
+        self.saving, self.waited = Saving(), []
 
     def update(self, items):
+        self.saving.check()
         time.sleep(self.seconds)
         self.updates += 1
         self.in_a_row = self.in_a_row + 1 if self.updates in self.nan else 0
         self.trained += sorted({int(item.question.id) for item in items})
         return {"skipped": float(self.in_a_row > 0), "skipped_in_a_row": float(self.in_a_row)}
 
-    def save(self, folder, add):
-        path = Path(folder)
+    def save(self, folder, add, wait):
+        path, text = Path(folder), " ".join(map(str, self.trained))
         temporary = manifest.begin(path)
         add(temporary)
-        (temporary / "trained").write_text(" ".join(map(str, self.trained)))
-        manifest.seal(path, manifest.digests(temporary, manifest.files(temporary)), {"ranks": 1})
+        self.waited.append(wait)
+
+        def write():
+            time.sleep(self.seconds / 2)
+            if path.name == self.full:
+                raise OSError("no space left")
+            (temporary / "trained").write_text(text)
+
+        self.saving.start(manifest.finish, path, [write], {"ranks": 1}, 0, lambda mine: [mine])
+        if wait:
+            self.finish_save()
+
+    def finish_save(self):
+        self.saving.wait(10)
 
     def load(self, folder):
         self.trained = [int(q) for q in (folder / "trained").read_text().split()]
@@ -148,3 +164,23 @@ def test_a_synchronous_run_with_dynamic_sampling_goes_on_exactly(lost, tmp_path)
     assert learner.trained == expected.trained
     assert sorted(pool.asked) == sorted(whole.asked)[-len(pool.asked) :]
     assert [row.get("groups_uninformative") for row in run.metrics()][1:] == [3.0, 2.0, 0.0]
+
+
+def test_checkpoints_are_written_while_training_goes_on_and_the_last_is_waited_for(tmp_path):
+    learner = Learner(seconds=0.05)
+    with RunDirectory.create("a", {}, tmp_path) as run:
+        start(run, Pool(), learner, steps=3, checkpoint_async=True, keep_checkpoints=9)
+        assert learner.waited == [False, False, True]
+        for step in (1, 2, 3):
+            manifest.verify(run.checkpoint(step))
+            assert (run.checkpoint(step) / "trained").read_text() == " ".join(map(str, range(4 * step)))  # as it was when saved
+
+
+def test_a_checkpoint_that_fails_while_training_goes_on_stops_the_run(tmp_path):
+    learner = Learner(seconds=0.05, full="step_0002")
+    with RunDirectory.create("a", {}, tmp_path) as run, pytest.raises(OSError, match="no space left"):
+        start(run, Pool(), learner, steps=8, checkpoint_async=True)
+    assert learner.updates in (2, 3)
+    run, first = RunDirectory.resume(run.path)
+    run.close()
+    assert first == 1
