@@ -37,7 +37,7 @@ def replay(source: RunDirectory, learner: Learner, tokens: SpecialTokens, run: R
     done = 0
     for done, groups in source.rollouts():
         with progress.phase("learn"):
-            items = credit(groups, tokens)
+            items = credit(groups, tokens, learner.config.baseline)
             update = learner.update(items) if items else {}
         run.log_metrics(done, update | diagnostics(groups, tokens) | progress.timer.take())
         progress.step(done, run.metrics()[-1])
