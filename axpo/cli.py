@@ -112,6 +112,7 @@ def train(
 
 def _train(recipe: Recipe, run: Any, first: int) -> None:
     from axpo.actors import local_path, ray_session, training_actors
+    from axpo.cursor import Cursor, load_cursor
     from axpo.flow import Flow
     from axpo.ledger import Ledger
     from axpo.progress import Progress, summary_table
@@ -133,7 +134,8 @@ def _train(recipe: Recipe, run: Any, first: int) -> None:
                 if first:
                     actors.learner.load(str(run.checkpoint(first)))
             run.log_event("resume" if first else "start", step=first)
-            flow = Flow(recipe, task, actors.pool, actors.resampler, first, **run.cursor(first), log=ledger.log)
+            cursor = load_cursor(run.checkpoint(first)) or Cursor(first * recipe.questions_per_step, first)
+            flow = Flow(recipe, task, actors.pool, actors.resampler, cursor, ledger.log)
             stack.callback(flow.close)
             summary = train(recipe, task, actors, flow, run, progress, decode, first)
     report = render(run.path)

@@ -76,7 +76,16 @@ class Recipe(Section):
     stale: Literal["wait", "drop"] = Field(
         "wait", description="a group that would be staler in the next batch and is not finished: wait for it, or drop it"
     )
+    dynamic_sampling: bool = Field(
+        False, description="set aside groups that teach nothing, all their rollouts and resamples of one reward, and ask other questions"
+    )
+    dynamic_sampling_factor: float = Field(
+        2.0, gt=0, description="most further questions that dynamic_sampling asks a step, as a multiple of questions_per_step"
+    )
     checkpoint_every: int = Field(10, ge=1, description="steps between checkpoints; the last step always writes one")
+    checkpoint_async: bool = Field(
+        False, description="write checkpoints while training goes on, from a copy in host memory; the last one is waited for"
+    )
     keep_checkpoints: int = Field(2, ge=1, description="last checkpoints kept on disk, beside the one with the best held-out Pass@1")
     evaluation: EvaluationConfig = EvaluationConfig()
     logging: LoggingConfig = LoggingConfig()
@@ -103,6 +112,11 @@ class Recipe(Section):
         for stage in self.sft.stages if self.sft else ():
             self.stage_task(stage)
         return self
+
+    @property
+    def extra_questions(self) -> int:
+        """Most questions that a step may ask beyond its batch."""
+        return int(self.dynamic_sampling_factor * self.questions_per_step) if self.dynamic_sampling else 0
 
     def stage_task(self, stage: SFTStage) -> Any:
         """The task's configuration in an SFT stage."""

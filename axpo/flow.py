@@ -10,6 +10,10 @@ go to the engine at once, while other questions of the batch still generate. The
 
 So no group is trained on that was begun by a policy more than S updates older. A group that infrastructure broke keeps its place in
 the batch and is dropped, counted and never padded.
+
+With `dynamic_sampling` (DAPO, arXiv 2503.14476, section 3.2) groups that teach nothing are set aside, and as many further questions are
+asked as the batch lacks, round by round: each round is a batch of its own for the resampler's budget. In a synchronous run the questions
+of a step then still follow from the outcomes alone, whichever group finishes first.
 """
 
 from __future__ import annotations
@@ -19,12 +23,13 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
-from itertools import count
 from typing import Any
 
 from axpo.config import Recipe
+from axpo.cursor import Cursor, Kept
 from axpo.evaluate import stored
 from axpo.tasks import Task
+from learner.credit import informative
 from resampler.online import Decision
 from rollout_workers.fleet import Log
 from rollout_workers.pool import RolloutPool
@@ -39,10 +44,16 @@ class Taken:
     """A batch for the learner."""
 
     groups: list[Group]  # complete, with their resamples
+    uninformative: list[Group]  # complete, set aside by dynamic sampling
     dropped: int  # questions that infrastructure broke
     stale: int  # questions dropped because they would have been too old
     forks_dropped: int  # resamples that infrastructure broke
     staleness: dict[str, int]  # question id -> updates between the policy that began it and the one that is updated
+
+    @property
+    def finished(self) -> list[Group]:
+        """What the policy did, whether or not it is trained on: the groups that diagnostics are about."""
+        return self.groups + self.uninformative
 
 
 @dataclass(eq=False)
@@ -55,10 +66,26 @@ class _Ticket:
     rolled: bool = False  # its rollouts are there, its forks may not be
     future: Future[Group | None] = field(default_factory=Future)  # None: infrastructure broke it
 
+    @property
+    def whole(self) -> bool:
+        """Its group is there, with its forks."""
+        return self.future.done() and self.future.exception() is None and self.future.result() is not None
+
+    @property
+    def dull(self) -> bool:
+        """Its group is there and teaches nothing."""
+        return self.whole and not informative(self.group)
+
+    @property
+    def group(self) -> Group:
+        group = self.future.result()
+        assert group is not None
+        return group
+
 
 @dataclass(eq=False)
 class _Batch:
-    """The questions that one `feed` sent together: the batch of the resampler's budget."""
+    """The questions that were asked together: the batch of the resampler's budget."""
 
     step: int
     questions: Sequence[Question]
@@ -69,7 +96,7 @@ class _Batch:
 
 
 class Flow:
-    """`feed` and `take` are for the trainer's thread. `pending` are questions of an earlier process that come first."""
+    """`feed` and `take` are for the trainer's thread. `cursor`: where an earlier process of the run stood."""
 
     def __init__(
         self,
@@ -77,33 +104,79 @@ class Flow:
         task: Task,
         pool: RolloutPool,
         resampler: Any,
-        first: int = 0,
-        pending: Sequence[int] = (),
-        following: int | None = None,
+        cursor: Cursor = Cursor(),
         log: Log = lambda event, **fields: None,
     ) -> None:
-        """`first` and `following`: the step, and the question after those pending, to go on with."""
         self._recipe, self._task, self._pool, self._resampler, self._log = recipe, task, pool, resampler, log
-        self._pending = list(pending)
-        self._next = first * recipe.questions_per_step if following is None else following
-        self._batches = count(first)
-        self._flying: list[_Ticket] = []
+        self._pending, self._next, self._batch = list(cursor.pending), cursor.following, cursor.batch
+        self._flying = [self._restored(kept) for kept in cursor.kept]
         self._done = threading.Condition()
         self._forks_dropped = 0
 
     @property
-    def cursor(self) -> dict[str, Any]:
-        """What a resume needs: the next question, and those asked but not yet trained on."""
-        return {"following": self._next, "pending": sorted(ticket.index for ticket in self._flying) + self._pending}
+    def cursor(self) -> Cursor:
+        """What a resume needs, between `take` and `feed`."""
+        whole = [ticket for ticket in self._flying if ticket.whole]
+        again = sorted(ticket.index for ticket in self._flying if ticket not in whole)
+        kept = tuple(Kept(ticket.index, ticket.version, ticket.group) for ticket in whole)
+        return Cursor(self._next, self._batch, (*again, *self._pending), kept)
 
     def feed(self, step: int) -> None:
         """Ask as many questions as the staleness bound allows, of the policy that the engines have: version `step`."""
         recipe = self._recipe
-        ahead = min(recipe.max_staleness + 1, recipe.steps - step) * recipe.questions_per_step
-        asked = [self._take_index() for _ in range(ahead - len(self._flying))]
-        for start in range(0, len(asked), recipe.questions_per_step):
-            indices = asked[start : start + recipe.questions_per_step]
-            batch = _Batch(next(self._batches), [stored(self._task.train(index)) for index in indices])
+        self._ask(min(recipe.max_staleness + 1, recipe.steps - step) * recipe.questions_per_step - len(self._flying), step)
+
+    def take(self, step: int) -> Taken:
+        """Wait for the batch that policy version `step` is updated with. Raises what a question's task raised, first of all."""
+        size, extra = self._recipe.questions_per_step, self._recipe.extra_questions
+        batch: list[_Ticket] = []
+        stale: list[_Ticket] = []
+        aside: list[_Ticket] = []
+        while True:
+            finished, late = self._finished(step, size - len(batch))
+            dull = [ticket for ticket in finished if self._recipe.dynamic_sampling and ticket.dull]
+            batch += [ticket for ticket in finished if ticket not in dull]
+            stale, aside = stale + late, aside + dull
+            asked = min(size - len(batch), extra) if dull else 0
+            if not asked:
+                break
+            self._ask(asked, step)
+            extra -= asked
+        trained = sorted((ticket for ticket in batch if ticket.whole), key=lambda ticket: ticket.index)
+        broken = [ticket for ticket in batch if not ticket.whole]
+        for ticket in trained:
+            self._log("trained", question=ticket.question, step=step)
+        for reason, tickets in (("infrastructure", broken), ("stale", stale), ("uninformative", aside)):
+            for ticket in tickets:
+                self._log("dropped", question=ticket.question, step=step, reason=reason)
+        forks_dropped, self._forks_dropped = self._forks_dropped, 0
+        return Taken(
+            groups=[ticket.group for ticket in trained],
+            uninformative=[ticket.group for ticket in aside],
+            dropped=len(broken),
+            stale=len(stale),
+            forks_dropped=forks_dropped,
+            staleness={ticket.question: step - ticket.version for ticket in trained},
+        )
+
+    def close(self) -> None:
+        """Give up what is in flight."""
+        for ticket in self._flying:
+            ticket.future.cancel()
+
+    def _restored(self, kept: Kept) -> _Ticket:
+        ticket = _Ticket(kept.index, kept.group.question.id, kept.version, rolled=True)
+        ticket.future.set_result(kept.group)
+        self._log("dispatched", question=ticket.question, index=kept.index, version=kept.version, restored=True)
+        return ticket
+
+    def _ask(self, questions: int, step: int) -> None:
+        size = self._recipe.questions_per_step
+        asked = [self._take_index() for _ in range(questions)]
+        for start in range(0, len(asked), size):
+            indices = asked[start : start + size]
+            batch = _Batch(self._batch, [stored(self._task.train(index)) for index in indices])
+            self._batch += 1
             for place, (index, question) in enumerate(zip(indices, batch.questions, strict=True)):
                 ticket = _Ticket(index, question.id, step)
                 self._flying.append(ticket)
@@ -111,9 +184,9 @@ class Flow:
                 ticket.future = self._pool.run(self._question(batch, place, ticket))
                 ticket.future.add_done_callback(self._notify)
 
-    def take(self, step: int) -> Taken:
-        """Wait for the batch that policy version `step` is updated with. Raises what a question's task raised, first of all."""
-        size, bound = self._recipe.questions_per_step, self._recipe.max_staleness
+    def _finished(self, step: int, size: int) -> tuple[list[_Ticket], list[_Ticket]]:
+        """Wait for `size` finished questions, or all; returns the oldest of them and those given up because they are too old."""
+        bound = self._recipe.max_staleness
         stale: list[_Ticket] = []
         with self._done:
             while True:
@@ -133,28 +206,9 @@ class Flow:
                 if enough and not due:
                     break
                 self._done.wait()
-        batch = sorted(sorted(finished, key=lambda ticket: (ticket.version, ticket.index))[:size], key=lambda ticket: ticket.index)
-        for ticket in stale:
-            self._log("dropped", question=ticket.question, step=step, reason="stale")
-        self._flying = [ticket for ticket in self._flying if ticket not in batch]
-        answers = [(ticket, ticket.future.result()) for ticket in batch]
-        for ticket, group in answers:
-            self._log(
-                "trained" if group else "dropped", question=ticket.question, step=step, **({} if group else {"reason": "infrastructure"})
-            )
-        forks_dropped, self._forks_dropped = self._forks_dropped, 0
-        return Taken(
-            groups=[group for _, group in answers if group],
-            dropped=sum(group is None for _, group in answers),
-            stale=len(stale),
-            forks_dropped=forks_dropped,
-            staleness={ticket.question: step - ticket.version for ticket, group in answers if group},
-        )
-
-    def close(self) -> None:
-        """Give up what is in flight."""
-        for ticket in self._flying:
-            ticket.future.cancel()
+        oldest = sorted(finished, key=lambda ticket: (ticket.version, ticket.index))[:size]
+        self._flying = [ticket for ticket in self._flying if ticket not in oldest]
+        return oldest, stale
 
     def _take_index(self) -> int:
         if self._pending:

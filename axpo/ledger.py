@@ -2,7 +2,8 @@
 
 One JSON object a line in `rollouts.jsonl`: `t` (seconds since the epoch), `event`, and its fields. A question's life is
 `dispatched`, then exactly one of `trained` and `dropped` (with a reason); between them it may be `finished`, `requeued` (its
-worker was lost) and `forked`. `started` opens a process of the run: what the one before had in flight is dispatched again.
+worker was lost) and `forked`. `started` opens a process of the run: what the one before had in flight is dispatched again, with
+`restored` where the checkpoint kept its group.
 """
 
 from __future__ import annotations

@@ -24,11 +24,11 @@ def record(recipe: Recipe, pool: RolloutPool, tools: ToolPool, flow: Flow, run: 
             flow.feed(step)
             batch = flow.take(step)
         times = progress.timer.take()
-        numbers = diagnostics(batch.groups, tokens) | rollout_metrics(batch.groups, times["time/rollout"]) | pool.take_stats()
+        numbers = diagnostics(batch.finished, tokens) | rollout_metrics(batch.finished, times["time/rollout"]) | pool.take_stats()
         run.log_metrics(step + 1, numbers | times | tool_metrics(tools.take_stats()))
         run.save_rollouts(step + 1, batch.groups, decode)
         run.save_groups(step + 1, batch.groups, decode, limit=recipe.logging.groups_kept)
-        run.save_timeline(step + 1, batch.groups)
+        run.save_timeline(step + 1, batch.finished)
         progress.step(step + 1, run.metrics()[-1])
 
 
@@ -37,7 +37,7 @@ def replay(source: RunDirectory, learner: Learner, tokens: SpecialTokens, run: R
     done = 0
     for done, groups in source.rollouts():
         with progress.phase("learn"):
-            items = credit(groups, tokens)
+            items = credit(groups, tokens, learner.config.baseline)
             update = learner.update(items) if items else {}
         run.log_metrics(done, update | diagnostics(groups, tokens) | progress.timer.take())
         progress.step(done, run.metrics()[-1])

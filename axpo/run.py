@@ -7,7 +7,7 @@
     timeline/step_0001.json      when each rollout of a step ran, and waited for tools
     trajectories/step_0001.jsonl sampled groups; their images in trajectories/images/
     rollouts/step_0001.jsonl     with --rollouts-only: every group of a step, exactly, for --replay
-    checkpoints/step_0001/       written by the learner under the name .step_0001.partial, then renamed
+    checkpoints/step_0001/       written by the learner under the name .step_0001.partial, then renamed; its questions/ by `axpo.cursor`
     summary.json                 held-out numbers before and after; there only when the run ended
     tensorboard/                 when asked for
 
@@ -84,6 +84,7 @@ class RunDirectory:
         if run.summary() is not None:
             run.close()
             raise AxpoError(f"{run.path} has ended (it has a summary.json): nothing to resume")
+        manifest.clean(run.path / "checkpoints")
         step = run._last_undamaged()
         run._rewind(step)
         if writer is not None:
@@ -148,11 +149,6 @@ class RunDirectory:
         """The bars of a step's timeline; [] where there is none."""
         file = self._timeline_file(step)
         return json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
-
-    def cursor(self, step: int) -> dict[str, Any]:
-        """What was under way at the checkpoint of a step (`axpo.flow.Flow.cursor`); {} at the start."""
-        found = [row for row in _read_lines(self.path / "events.jsonl") if row["event"] == "checkpoint" and row["step"] == step]
-        return {name: found[-1][name] for name in ("following", "pending") if name in found[-1]} if found else {}
 
     def group_steps(self) -> list[int]:
         """Steps with kept groups, in order."""

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from axpo.actors import Actors
 from axpo.config import Recipe
+from axpo.cursor import Cursor
 from axpo.errors import AxpoError
 from axpo.evaluate import held_out
 from axpo.flow import Flow, Taken
@@ -63,43 +64,48 @@ def train(
     if first == 0:
         run.log_metrics(0, evaluation(recipe, task, actors, progress) | progress.timer.take())
     for step in range(first, recipe.steps):
+        cursor = flow.cursor
         try:
             result = train_step(recipe, actors, flow, step, progress)
         except WorkersFailed as error:
+            actors.learner.finish_save()
             if actors.policy.version == step > first:
-                checkpoint(actors, flow, run, progress, step)
+                checkpoint(actors, cursor, run, progress, step)
             raise AxpoError(f"step {step + 1}: {error}. Continue with --resume {run.path}") from error
         done = step + 1
         times = progress.timer.take()
         run.log_metrics(done, measurements(result, actors, times) | tool_metrics(actors.tools.take_stats()))
         run.save_groups(done, result.batch.groups, decode, result.items, recipe.logging.groups_kept)
-        run.save_timeline(done, result.batch.groups)
+        run.save_timeline(done, result.batch.finished)
         if result.batch.dropped:
             run.log_event("groups dropped", step=done, count=result.batch.dropped)
         last = done == recipe.steps
         if last or (recipe.evaluation.every and done % recipe.evaluation.every == 0):
             run.log_metrics(done, evaluation(recipe, task, actors, progress))
         broken = result.update.get("skipped_in_a_row", 0) >= recipe.learner.max_skipped
-        if last or stop.requested or broken or done % recipe.checkpoint_every == 0:
-            checkpoint(actors, flow, run, progress, done)
+        stopped = stop.requested
+        ending = last or stopped or broken
+        if ending or done % recipe.checkpoint_every == 0:
+            checkpoint(actors, flow.cursor, run, progress, done, wait=ending or not recipe.checkpoint_async)
             run.prune_checkpoints(recipe.keep_checkpoints)
         run.log_metrics(done, progress.timer.take())
         progress.step(done, run.metrics()[-1])
         if broken:
             raise AxpoError(f"{recipe.learner.max_skipped} updates in a row were not finite: stopped after step {done}, with a checkpoint")
-        if stop.requested and not last:
+        if stopped and not last:
             run.log_event("stopped", step=done)
             return None
     return summarize(run)
 
 
-def checkpoint(actors: Actors, flow: Flow, run: RunDirectory, progress: Phases, done: int) -> None:
-    """The learner's state after `done` steps, and before it the questions that are then under way: a resume asks them again."""
-    if run.checkpoint(done).exists():
-        return
-    run.log_event("checkpoint", step=done, **flow.cursor)
+def checkpoint(actors: Actors, cursor: Cursor, run: RunDirectory, progress: Phases, done: int, wait: bool = True) -> None:
+    """The learner's state after `done` steps, and with it where the questions then stand. Without `wait` it appears later."""
     with progress.phase("checkpoint"):
-        actors.learner.save(str(run.checkpoint(done)))
+        actors.learner.finish_save()
+        if run.checkpoint(done).exists():
+            return
+        run.log_event("checkpoint", step=done)
+        actors.learner.save(str(run.checkpoint(done)), add=cursor.save, wait=wait)
 
 
 def evaluation(recipe: Recipe, task: Task, actors: Actors, progress: Phases) -> dict[str, float]:
@@ -117,13 +123,14 @@ def measurements(result: Step, actors: Actors, times: dict[str, float]) -> dict[
     ages = Counter(batch.staleness.values())
     return {
         **result.update,
-        **diagnostics(batch.groups, actors.tokens),
-        **rollout_metrics(batch.groups, seconds),
+        **diagnostics(batch.finished, actors.tokens),
+        **rollout_metrics(batch.finished, seconds),
         **actors.pool.take_stats(),
         **times,
         **{f"staleness/{age}": float(count) for age, count in sorted(ages.items())},
         "groups_dropped": float(batch.dropped),
         "groups_stale": float(batch.stale),
+        "groups_uninformative": float(len(batch.uninformative)),
         "forks_dropped": float(batch.forks_dropped),
     }
 

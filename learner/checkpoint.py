@@ -8,6 +8,9 @@ import io
 import json
 import random
 import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +26,56 @@ SHARD_BYTES = 4 << 30
 WEIGHT_FILES = (".safetensors", ".bin", ".index.json")
 
 
-def save_hf(model: nn.Module, source: Path, folder: Path, dtype: torch.dtype, rank: int) -> None:
-    """Write weights as `dtype` and copy config, tokenizer and processor files from the model folder `source`. Collective."""
+Write = Callable[[], object]
+"""Writes one file; what it holds does not change any more."""
+
+
+class Saving:
+    """The save under way, on a thread of its own."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._future: Future[None] | None = None
+
+    def start(self, work: Callable[..., None], *arguments: Any) -> None:
+        """Call `work` there; the save before must have been waited for."""
+        self._future = self._thread.submit(work, *arguments)
+
+    def check(self) -> None:
+        """Raise what the save raised, once, if it is over."""
+        if self._future is not None and self._future.done():
+            self.wait(0)
+
+    def wait(self, seconds: float) -> None:
+        """Until it is over. Raises what it raised, once, or TimeoutError."""
+        if self._future is not None:
+            self._future.exception(seconds)
+            over, self._future = self._future, None
+            over.result()
+
+
+@contextlib.contextmanager
+def in_memory(checkpoint_engine: Any, later: Callable[[Write], object]) -> Iterator[None]:
+    """What DeepSpeed's checkpoint engine saves in this block stays in host memory, as bytes; `later` gets a write for each file."""
+    real = checkpoint_engine.save
+
+    def save(state_dict: Any, path: str) -> None:
+        buffer = io.BytesIO()
+        real(state_dict, buffer)
+        later(partial(Path(path).write_bytes, buffer.getbuffer()))
+
+    checkpoint_engine.save = save
+    try:
+        yield
+    finally:
+        del checkpoint_engine.save
+
+
+def save_hf(model: nn.Module, source: Path, folder: Path, dtype: torch.dtype, rank: int, write: Callable[[Write], object]) -> None:
+    """Weights as `dtype`, with config, tokenizer and processor files of the model folder `source`. Collective.
+
+    `write` gets a write for each file of weights, and may call it at once or later.
+    """
     from safetensors.torch import save_file
 
     shards = len(plan_buckets(lora.exported(model), SHARD_BYTES))
@@ -33,7 +84,8 @@ def save_hf(model: nn.Module, source: Path, folder: Path, dtype: torch.dtype, ra
         if rank == 0:
             file = "model.safetensors" if shards == 1 else f"model-{i + 1:05d}-of-{shards:05d}.safetensors"
             folder.mkdir(parents=True, exist_ok=True)
-            save_file({name: tensor.to("cpu", dtype).contiguous() for name, tensor in tensors}, folder / file, {"format": "pt"})
+            copies = {name: tensor.to("cpu", dtype, copy=True).contiguous() for name, tensor in tensors}
+            write(partial(save_file, copies, folder / file, {"format": "pt"}))
             where |= {name: file for name, _ in tensors}
     if rank != 0:
         return

@@ -79,6 +79,12 @@ def credit(groups: Sequence[Group], tokens: SpecialTokens, baseline: Baseline = 
     return [item for item in items if item.mask.any()]
 
 
+def informative(group: Group) -> bool:
+    """Whether `credit` gives any token of a group an advantage: not all its rollouts and continuations have one reward."""
+    continuations = [t.reward for resample in group.resamples for t in resample.continuations]
+    return len({*group.rewards.tolist(), *continuations}) > 1
+
+
 def sft_items(pairs: Sequence[tuple[Question, Trajectory]]) -> list[TrainItem]:
     """Supervised items on all policy tokens, weighted so that the summed loss is the mean over the batch's tokens."""
     tokens = [int(trajectory.policy_mask.sum()) for _, trajectory in pairs]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import socket
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -106,15 +106,28 @@ class Learner:
             if different:
                 raise RuntimeError(f"after weight update {version} engine and learner differ in {len(different)} parameters: {different}")
 
-    def save(self, folder: str, hf_dtype: Literal["float32", "bfloat16"] | None = None) -> None:
+    def save(
+        self,
+        folder: str,
+        hf_dtype: Literal["float32", "bfloat16"] | None = None,
+        add: Callable[[Path], None] = lambda folder: None,
+        wait: bool = True,
+    ) -> None:
         """Write folder/hf (a Hugging Face model, by default in the learner's dtype) and folder/state (what `load` needs).
 
-        The folder appears whole, with a manifest of hashes, or not at all. Raises FileExistsError where it exists, OSError
-        where the disk has no room for it.
+        `add` is called first, with the folder under its temporary name: what it puts there belongs to the checkpoint. The folder
+        appears whole, with a manifest of hashes, or not at all. Raises FileExistsError where it exists, OSError where the disk has
+        no room for it. Without `wait` it returns when the state is in the ranks' memory, and a thread of each writes: an error of
+        theirs is raised by the next `update`, `save` or `finish_save`, and `shutdown` does not wait.
         """
         if os.path.exists(folder):
             raise FileExistsError(f"checkpoint {folder} exists")
-        self._all("save", os.path.abspath(folder), hf_dtype)
+        add(manifest.begin(Path(folder)))
+        self._all("save", os.path.abspath(folder), hf_dtype, wait)
+
+    def finish_save(self) -> None:
+        """Wait for a save that was not waited for. Raises OSError where it failed."""
+        self._all("finish_save")
 
     def load(self, folder: str) -> None:
         """Restore weights, optimizer, learning-rate schedule and random states of a saved folder, whatever ranks wrote it.

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,20 @@ class DamagedCheckpoint(Exception):
 def partial(folder: Path) -> Path:
     """Where a checkpoint is written before it is whole."""
     return folder.with_name(f".{folder.name}.partial")
+
+
+def begin(folder: Path) -> Path:
+    """The partial folder of a checkpoint, empty."""
+    temporary = partial(folder)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    return temporary
+
+
+def clean(parent: Path) -> None:
+    """Delete what saves that were killed left among the checkpoints of `parent`. Nothing may be saving."""
+    for leftover in parent.glob(".*.partial"):
+        shutil.rmtree(leftover)
 
 
 def files(folder: Path) -> list[Path]:
@@ -52,6 +66,36 @@ def seal(folder: Path, entries: Mapping[str, Mapping[str, Any]], about: Mapping[
         _sync(directory)
     temporary.rename(folder)
     _sync(folder.parent)
+
+
+def finish(
+    folder: Path, writes: Sequence[Callable[[], object]], about: Mapping[str, Any], rank: int, gather: Callable[[Any], list[Any]]
+) -> None:
+    """Do the writes that a rank has left in the partial folder, hash the rank's share of its files, and seal it. Collective.
+
+    `gather` returns what every rank gave it, in their order. Raises on all ranks what one of them raised: none waits for it in vain.
+    """
+
+    def together(work: Callable[[], Any]) -> list[Any]:
+        try:
+            mine = work()
+        except Exception as error:
+            mine = error
+        results = gather(mine)
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+        return results
+
+    def write_all() -> None:
+        for write in writes:
+            write()
+
+    ranks = len(together(write_all))
+    temporary = partial(folder)
+    shares = together(lambda: digests(temporary, files(temporary)[rank::ranks]))
+    entries = {name: entry for share in shares for name, entry in share.items()}
+    together(lambda: seal(folder, entries, about) if rank == 0 else None)
 
 
 def read(folder: Path) -> dict[str, Any]:

@@ -6,7 +6,9 @@ import errno
 import math
 import os
 import shutil
+from contextlib import nullcontext
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from learner import extensions, manifest
-from learner.checkpoint import load_other_ranks, random_states, save_hf, set_random_states
+from learner.checkpoint import Saving, Write, in_memory, load_other_ranks, random_states, save_hf, set_random_states
 from learner.config import LearnerConfig, LoraSettings
 from learner.credit import TrainItem
 from learner.policy import Policy, load_policy
@@ -59,9 +61,12 @@ class LearnerRank:
         self.updater = Updater(self.engine, self._reference(model, reference), processor, config, rank, seed)
         self._receivers: Receivers | None = None
         self._sender: Any = None
+        self._saving = Saving()
+        self._files: Any = None  # process group of the thread that saves
 
     def update(self, items: list[TrainItem], loss: str) -> dict[str, float]:
         """See Learner.update."""
+        self._saving.check()
         return self.updater.update(items, loss)
 
     def logprobs(self, items: list[TrainItem]) -> list[tuple[int, Floats]]:
@@ -92,27 +97,34 @@ class LearnerRank:
         answers = self._stream("weights_equal")
         return sorted({name for bucket in answers for names in bucket for name in names})
 
-    def save(self, folder: str, hf_dtype: str | None) -> None:
-        """Write folder/hf and folder/state under a temporary name, then a manifest, then rename. Raises OSError where the disk is full."""
+    def save(self, folder: str, hf_dtype: str | None, wait: bool) -> None:
+        """Write hf and state into the partial folder, then a manifest, then rename. Raises OSError where the disk is full.
+
+        Without `wait` it returns when this rank's part is in host memory.
+        """
+        self.finish_save()
         target = Path(folder)
         temporary = manifest.partial(target)
-        if self.rank == 0:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
+        writes: list[Write] = []
         dtype = getattr(torch, hf_dtype or self.config.dtype)
         self._check_space(target.parent, dtype)
-        save_hf(self.engine.module.model, Path(self.model_folder), temporary / "hf", dtype, self.rank)
+        write = (lambda work: work()) if wait else writes.append
+        save_hf(self.engine.module.model, Path(self.model_folder), temporary / "hf", dtype, self.rank, write)
         state = {"rng": random_states(), "skipped_in_a_row": self.updater.skipped_in_a_row}
-        self.engine.save_checkpoint(str(temporary / "state"), tag="learner", client_state=state)
-        dist.barrier()
-        # Every rank hashes its share of the files.
-        names = manifest.files(temporary)
-        shares: list[Any] = [None] * self.config.ranks
-        dist.all_gather_object(shares, manifest.digests(temporary, names[self.rank :: self.config.ranks]))
-        if self.rank == 0:
-            about = {"ranks": self.config.ranks, "updates": self.engine.global_steps}
-            manifest.seal(target, {name: entry for share in shares for name, entry in share.items()}, about)
-        dist.barrier()
+        with nullcontext() if wait else in_memory(self.engine.checkpoint_engine, writes.append):
+            self.engine.save_checkpoint(str(temporary / "state"), tag="learner", client_state=state)
+        about = {"ranks": self.config.ranks, "updates": self.engine.global_steps}
+        if wait:
+            manifest.finish(target, writes, about, self.rank, partial(_gather, None))
+            return
+        if self._files is None:
+            # Of its own, and on the CPU: the training's collectives go on beside it.
+            self._files = dist.new_group(backend="gloo", timeout=timedelta(seconds=self.config.deadline_s))
+        self._saving.start(manifest.finish, target, writes, about, self.rank, partial(_gather, self._files))
+
+    def finish_save(self) -> None:
+        """Wait for a save under way. Raises what it raised."""
+        self._saving.wait(self.config.deadline_s)
 
     def load(self, folder: str, ranks: int) -> None:
         """Restore what `save` wrote with `ranks` ranks: weights, optimizer, schedule and, with as many ranks, random states."""
@@ -155,6 +167,13 @@ class LearnerRank:
     def _stream(self, method: str) -> list[list[Any]]:
         receivers = self._receivers if self.rank == 0 else None
         return stream_shared_memory(self.engine.module.model, receivers, method, self.config.bucket_mb << 20)
+
+
+def _gather(group: Any, mine: Any) -> list[Any]:
+    """What every rank of the process group gives, in their order."""
+    everyone: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(everyone, mine, group)
+    return everyone
 
 
 def zero_config(config: LearnerConfig, train: bool = True) -> dict[str, Any]:

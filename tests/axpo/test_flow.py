@@ -4,14 +4,17 @@ import asyncio
 import threading
 import time
 from concurrent.futures import Future
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from axpo.config import parse_recipe
+from axpo.cursor import Cursor, Kept, load_cursor
 from axpo.flow import Flow
 from axpo.ledger import Balance, balance
+from learner.credit import credit
 from resampler.config import ResamplerConfig
 from resampler.resampler import Resampler
 from rollout_workers.trajectory import Question, Resample
@@ -22,10 +25,12 @@ WRONG_BOX, RIGHT_BOX = (0, 0, 1, 1), (5, 5, 9, 9)
 
 
 class Pool:
-    """Answers a question after `seconds[index]`; `broken` questions have a rollout without a reward."""
+    """Answers a question after `seconds[index]`; `broken` questions have a rollout without a reward, `easy` ones are answered right by
+    all, `hard` ones by none."""
 
-    def __init__(self, seconds=None, broken=(), buggy=()):
-        self.seconds, self.broken, self.buggy = seconds or {}, broken, buggy
+    def __init__(self, seconds=None, broken=(), buggy=(), easy=(), hard=()):
+        self.seconds, self.broken, self.buggy, self.easy, self.hard = seconds or {}, broken, buggy, easy, hard
+        self.asked = []  # (question, step) that the seeds of its rollouts derive from
         self.forks, self.in_flight, self.most = [], 0, 0
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, daemon=True).start()
@@ -34,6 +39,7 @@ class Pool:
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop)
 
     async def group(self, question, step):
+        self.asked.append((int(question.id), step))
         self.in_flight += 1
         self.most = max(self.most, self.in_flight)
         try:
@@ -42,8 +48,9 @@ class Pool:
             self.in_flight -= 1
         if int(question.id) in self.buggy:
             raise IndexError("a bug")
-        failed = None if int(question.id) in self.broken else 0.0
-        rollouts = [direct(0, 1.0, question.id), zooming(1, 0.0, WRONG_BOX, question.id), zooming(2, failed, WRONG_BOX, question.id)]
+        first, others = float(int(question.id) not in self.hard), float(int(question.id) in self.easy)
+        failed = None if int(question.id) in self.broken else others
+        rollouts = [direct(0, first, question.id), zooming(1, others, WRONG_BOX, question.id), zooming(2, failed, WRONG_BOX, question.id)]
         group = make_group(rollouts, question=question.id)
         return group, group
 
@@ -86,11 +93,11 @@ def recipe(**fields):
     )
 
 
-def start(pool=None, first=0, cursor=None, **fields):
+def start(pool=None, cursor=Cursor(), **fields):
     """Returns (flow, its pool, its events)."""
     events, settings, pool = [], recipe(**fields), pool or Pool()
     log = lambda event, **values: events.append({"event": event} | values)  # noqa: E731
-    return Flow(settings, Task(), pool, Remote(settings), first, **(cursor or {}), log=log), pool, events
+    return Flow(settings, Task(), pool, Remote(settings), cursor, log), pool, events
 
 
 def ids(taken):
@@ -184,20 +191,127 @@ def test_or_it_is_dropped_counted_and_another_question_asked():
     assert pool.in_flight == 0  # its rollouts were cancelled
 
 
-def test_a_resume_asks_again_what_was_under_way():
-    flow, _, _ = start(Pool(seconds={2: 30.0}), max_staleness=1)
+def test_a_resume_trains_on_what_was_finished_and_asks_again_what_was_under_way(tmp_path):
+    flow, _, _ = start(Pool(seconds={2: 30.0}), max_staleness=1, algorithm="grpo")
     flow.feed(0)
-    before = ids(flow.take(0))
+    taken, deadline = flow.take(0), time.monotonic() + 10
+    while len(flow.cursor.kept) < 3 and time.monotonic() < deadline:  # of the eight asked: four are trained on, one hangs
+        time.sleep(0.01)
     cursor = flow.cursor
     flow.close()
-    assert 2 in cursor["pending"]
-    assert sorted(before + cursor["pending"]) == list(range(cursor["following"]))
-    again, _, _ = start(first=1, cursor=cursor, max_staleness=1)
-    after = []
-    for step in (1, 2, 3):
+    kept = [k.index for k in cursor.kept]
+    assert (cursor.following, cursor.batch, cursor.pending) == (8, 2, (2,))
+    assert sorted(ids(taken) + kept) == [0, 1, 3, 4, 5, 6, 7]
+
+    cursor.save(tmp_path)
+    cursor = load_cursor(tmp_path)
+    again, pool, events = start(cursor=cursor, max_staleness=1, algorithm="grpo")
+    again.feed(1)
+    second = again.take(1)
+    assert {int(q): age for q, age in second.staleness.items() if age} == dict.fromkeys(kept, 1)  # begun by version 0
+    third, fourth = (again.feed(2), again.take(2))[1], (again.feed(3), again.take(3))[1]
+    assert sorted(ids(taken) + ids(second) + ids(third) + ids(fourth)) == list(range(16))
+    assert sorted(q for q, _ in pool.asked) == [2, *range(8, 16)]
+    assert min(step for _, step in pool.asked) == 2  # no seed of an earlier batch again
+    assert balance(events) == Balance(12, 12, 0, 0)
+
+
+def test_a_kept_group_comes_back_exactly(tmp_path):
+    source = zooming(1, 0.0, failures=1)
+    source = replace(source, segments=(replace(source.segments[0], logprobs=source.segments[0].logprobs / 3), *source.segments[1:]))
+    made = make_group([direct(0, 1.0), source], [resample(source, [(RIGHT_BOX, 1.0, 9), (WRONG_BOX, 0.0, 9)])])
+    Cursor(5, 3, (4, 2), (Kept(7, 6, made),)).save(tmp_path)
+    back = load_cursor(tmp_path)
+    assert (back.following, back.batch, back.pending) == (5, 3, (4, 2))
+    assert [(k.index, k.version) for k in back.kept] == [(7, 6)]
+    items, restored = credit([made], TOKENS), credit([back.kept[0].group], TOKENS)
+    assert len(items) == 4  # the other rollout, the prefix, two continuations
+    for a, b in zip(items, restored, strict=True):
+        assert np.array_equal(a.advantages, b.advantages)
+        assert np.array_equal(a.mask, b.mask)
+        assert np.array_equal(a.trajectory.prompt_ids, b.trajectory.prompt_ids)
+        assert np.array_equal(a.trajectory.response_ids, b.trajectory.response_ids)
+        assert np.array_equal(a.trajectory.logprobs, b.trajectory.logprobs)
+        assert all(map(np.array_equal, a.trajectory.images, b.trajectory.images))
+        assert np.array_equal(a.question.images[0], b.question.images[0])
+        assert (a.trajectory.stats, a.weight) == (b.trajectory.stats, b.weight)
+
+
+def test_a_checkpoint_without_questions_has_no_cursor(tmp_path):
+    assert load_cursor(tmp_path) is None
+
+
+def test_dynamic_sampling_asks_other_questions_for_those_that_teach_nothing():
+    # Round 1: 0-3, of which 1 (all right) and 2 (all wrong, not forked under grpo). Round 2: 4 and 5, of which 4. Round 3: 6.
+    pool = Pool(easy=(1, 4), hard=(2,), seconds={0: 0.1, 5: 0.1})
+    flow, _, events = start(pool, algorithm="grpo", dynamic_sampling=True)
+    flow.feed(0)
+    taken = flow.take(0)
+    assert ids(taken) == [0, 3, 5, 6]
+    assert [g.question.id for g in taken.uninformative] == ["1", "2", "4"]
+    assert len(taken.finished) == 7
+    assert sorted(pool.asked) == [(0, 0), (1, 0), (2, 0), (3, 0), (4, 1), (5, 1), (6, 2)]
+    assert balance(events) == Balance(7, 4, 3, 0)
+    assert {e["question"] for e in events if e.get("reason") == "uninformative"} == {"1", "2", "4"}
+
+
+def test_a_failed_group_with_an_informative_resample_stays():
+    # Both batches of four are all wrong; R = floor(0.5 * 4 * 3 / 2) * 2 = 6: three prefixes of two, of which question 1's came back short.
+    flow, _, _ = start(Pool(hard=range(4)), dynamic_sampling=True)
+    flow.feed(0)
+    taken = flow.take(0)
+    assert ids(taken) == [0, 2, 4, 5]
+    assert [g.question.id for g in taken.uninformative] == ["1", "3"]
+
+
+def test_dynamic_sampling_is_bounded():
+    flow, _, _ = start(Pool(easy=range(100)), algorithm="grpo", dynamic_sampling=True, dynamic_sampling_factor=1.5)
+    flow.feed(0)
+    taken = flow.take(0)
+    assert (ids(taken), len(taken.uninformative)) == ([], 10)  # its own four and 1.5 * 4 others
+    flow.feed(1)
+    assert flow.cursor.following == 14
+    flow.close()
+
+
+def test_without_dynamic_sampling_they_are_trained_on():
+    flow, _, _ = start(Pool(easy=(1,), hard=(2,)), algorithm="grpo")
+    flow.feed(0)
+    taken = flow.take(0)
+    assert (ids(taken), taken.uninformative) == ([0, 1, 2, 3], [])
+
+
+def test_a_resume_between_steps_of_dynamic_sampling_asks_the_same_with_the_same_seeds(tmp_path):
+    chosen = {"algorithm": "grpo", "dynamic_sampling": True}
+    dull = {"easy": (1, 5, 6, 13), "hard": (2, 9)}
+    whole, pool, _ = start(Pool(**dull), **chosen)
+    expected = [ids(taken) for taken in run(whole, 3)]
+    first, _, _ = start(Pool(**dull), **chosen)
+    run(first, 1)
+    first.cursor.save(tmp_path)
+    again, other, _ = start(Pool(**dull), load_cursor(tmp_path), **chosen)
+    for step in (1, 2):
         again.feed(step)
-        after += ids(again.take(step))
-    assert sorted(before + after) == list(range(16))
+        assert ids(again.take(step)) == expected[step]
+    assert sorted(other.asked) == sorted(pool.asked)[-len(other.asked) :]
+    assert whole.cursor == again.cursor
+
+
+def test_dynamic_sampling_keeps_the_staleness_bound():
+    rng = np.random.default_rng(0)
+    seconds = {i: float(rng.uniform(0, 0.03)) for i in range(200)}
+    pool = Pool(seconds, easy=range(0, 200, 3))
+    flow, _, events = start(pool, steps=8, max_staleness=1, algorithm="grpo", dynamic_sampling=True)
+    taken = run(flow, 8)
+    assert [len(t.groups) for t in taken] == [4] * 8
+    assert max(age for t in taken for age in t.staleness.values()) <= 1
+    trained = [int(g.question.id) for t in taken for g in t.groups]
+    aside = [int(g.question.id) for t in taken for g in t.uninformative]
+    assert all(i % 3 for i in trained)
+    assert not any(i % 3 for i in aside)
+    assert len(set(trained)) == 32
+    balanced = balance(events)
+    assert (balanced.trained, balanced.dropped) == (32, len(aside))
 
 
 def test_the_config_refuses_what_cannot_be():

@@ -86,6 +86,8 @@ def test_resume_winds_back_to_the_last_complete_checkpoint(tmp_path):
     resumed, step = RunDirectory.resume(run.path)
     assert step == 4
     assert resumed.latest_checkpoint() == (4, run.path / "checkpoints" / "step_0004")
+    assert not run.checkpoint(5).with_name(".step_0005.partial").exists()
+    assert run.checkpoint(5).with_name("notes").exists()
     assert resumed.group_steps() == [0, 1, 2, 3, 4]
     resumed.log_metrics(5, {"pass1": 0.9})
     resumed.close()
@@ -276,9 +278,17 @@ def test_rollouts_for_a_replay_are_exact(tmp_path):
         assert (a.end, a.reward, a.fork, a.stats) == (b.end, b.reward, b.fork, b.stats)
 
 
-def test_the_cursor_is_that_of_the_checkpoint(tmp_path):
-    with RunDirectory.create("a", {}, tmp_path) as run:
-        assert run.cursor(0) == {}
-        run.log_event("checkpoint", step=1, following=8, pending=[3])
-        run.log_event("checkpoint", step=2, following=12, pending=[])
-        assert run.cursor(1) == {"following": 8, "pending": [3]}
+def test_a_kill_between_save_and_rename_leaves_the_checkpoint_before_and_no_leftover(tmp_path):
+    script = (
+        "import os, sys; from pathlib import Path; from learner import manifest; from tests.axpo.test_run import checkpoint;"
+        "from axpo.run import RunDirectory; run = RunDirectory.create('a', {}, sys.argv[1]); checkpoint(run, 1);"
+        "Path.rename = lambda *_: os.kill(os.getpid(), 9); checkpoint(run, 2)"
+    )
+    assert subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False, timeout=60).returncode == -9
+    folder = tmp_path / "a" / "checkpoints"
+    assert sorted(p.name for p in folder.iterdir()) == [".step_0002.partial", "step_0001"]
+    assert (folder / ".step_0002.partial" / "manifest.json").exists()  # all was written but the name
+    run, step = RunDirectory.resume(tmp_path / "a")
+    run.close()
+    assert (step, run.damaged) == (1, [])
+    assert [p.name for p in folder.iterdir()] == ["step_0001"]

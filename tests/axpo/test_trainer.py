@@ -11,6 +11,7 @@ import ray
 
 from axpo.actors import Actors
 from axpo.config import parse_recipe
+from axpo.cursor import Cursor
 from axpo.evaluate import complete
 from axpo.flow import Flow
 from axpo.policy import Policy
@@ -127,7 +128,7 @@ def actors():
 
 
 def flow(actors, recipe=RECIPE, first=0):
-    return Flow(recipe, SevenTask(), actors.pool, actors.resampler, first)
+    return Flow(recipe, SevenTask(), actors.pool, actors.resampler, Cursor(first * recipe.questions_per_step, first))
 
 
 def test_a_step_turns_questions_into_groups_forks_advantages_and_the_next_policy(actors):

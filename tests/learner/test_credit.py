@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from learner.credit import TrainItem, credit, sft_items
+from learner.credit import TrainItem, credit, informative, sft_items
 from rollout_workers.trajectory import Resample, fork_prefix_tokens, uses_tools
 from tests.learner.helpers import DIRECT, QUESTION, TOKENS, TOOL, TOOL_PREFIX, group, resample, trajectory
 
@@ -101,6 +101,23 @@ def test_all_continuations_right_credits_the_prefix_alone():
     items = credit([group([(TOOL, 0), (DIRECT, 0)], [resample(0, [1, 1, 1, 1])])], TOKENS)
     assert advantage(items[0]) == pytest.approx(HALF)
     assert [advantage(i) for i in items[1:5]] == [0] * 4
+
+
+@pytest.mark.parametrize(
+    ("rewards", "resamples", "expected"),
+    [
+        ([1, 1], [], False),
+        ([1, 0], [], True),
+        ([0, 0], [[0, 0]], False),
+        ([0, 0], [[0, 0], [1, 0]], True),
+        ([0, 0], [[1, 1]], True),  # the prefix alone has a signal
+        ([0.5, 0.5], [], False),
+    ],
+)
+def test_a_group_is_informative_where_credit_gives_it_an_advantage(rewards, resamples, expected):
+    made = group([(TOOL, r) for r in rewards], [resample(source, r) for source, r in enumerate(resamples)])
+    assert informative(made) == expected
+    assert any(item.advantages.any() for item in credit([made], TOKENS)) == expected
 
 
 def test_a_literal_tag_inside_thinking_is_no_call():

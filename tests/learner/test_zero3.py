@@ -183,6 +183,22 @@ def test_a_checkpoint_loads_on_another_number_of_ranks(learner: Learner, model: 
     assert learner.update(items)["loss"] == pytest.approx(one[0]["loss"], abs=1e-5)
 
 
+def test_a_save_beside_the_training_is_that_of_its_moment(learner: Learner, model: str, tmp_path: Path) -> None:
+    learner.load(learner.start)  # type: ignore[attr-defined]
+    items = make_items(model, 4)
+    learner.update(items)
+    learner.save(str(tmp_path / "waited"))
+    learner.save(str(tmp_path / "beside"), wait=False)
+    expected = [learner.update(items), learner.update(items)]
+    learner.finish_save()
+    waited, beside = hf_weights(str(tmp_path / "waited")), hf_weights(str(tmp_path / "beside"))
+    assert all(torch.equal(w, beside[name]) for name, w in waited.items())
+    learner.load(str(tmp_path / "beside"))
+    again = [learner.update(items), learner.update(items)]
+    for a, b in zip(expected, again, strict=True):
+        assert {k: v for k, v in a.items() if k != "seconds"} == {k: v for k, v in b.items() if k != "seconds"}
+
+
 def test_a_full_disk_is_told_before_anything_is_written(learner: Learner, tmp_path: Path) -> None:
     small = tmp_path / "small"
     small.mkdir()

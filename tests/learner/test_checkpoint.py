@@ -1,0 +1,97 @@
+"""How a checkpoint becomes whole with several ranks and beside the training, without DeepSpeed."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+from learner import manifest
+from learner.checkpoint import Saving, in_memory
+
+
+class Gather:
+    """What two ranks, here threads, give at the same point."""
+
+    def __init__(self) -> None:
+        self.given: list = [None, None]
+        self.barrier = threading.Barrier(2, timeout=10)
+
+    def of(self, rank: int):
+        def gather(mine):
+            self.given[rank] = mine
+            self.barrier.wait()
+            everyone = list(self.given)
+            self.barrier.wait()
+            return everyone
+
+        return gather
+
+
+def finish(folder: Path, works) -> list[BaseException | None]:
+    """`works[rank]` writes a file of that rank; returns what each rank raised."""
+    gather = Gather()
+    with ThreadPoolExecutor(2) as ranks:
+        futures = [ranks.submit(manifest.finish, folder, [works[rank]], {"ranks": 2}, rank, gather.of(rank)) for rank in (0, 1)]
+        return [future.exception(10) for future in futures]
+
+
+def test_each_rank_writes_and_hashes_its_share_and_one_seals(tmp_path: Path) -> None:
+    folder = tmp_path / "step_0001"
+    temporary = manifest.begin(folder)
+    raised = finish(folder, [lambda: (temporary / "a").write_bytes(b"xy"), lambda: (temporary / "b").write_bytes(b"xyz")])
+    assert raised == [None, None]
+    about = manifest.verify(folder)
+    assert (about["ranks"], {name: entry["bytes"] for name, entry in about["files"].items()}) == (2, {"a": 2, "b": 3})
+    assert [path.name for path in tmp_path.iterdir()] == ["step_0001"]
+
+
+def test_what_one_rank_raises_all_raise_and_there_is_no_checkpoint(tmp_path: Path) -> None:
+    def full():
+        raise OSError("no space left")
+
+    folder = tmp_path / "step_0001"
+    temporary = manifest.begin(folder)
+    raised = finish(folder, [lambda: (temporary / "a").write_bytes(b"xy"), full])
+    assert [str(error) for error in raised] == ["no space left"] * 2
+    assert not folder.exists()
+    manifest.clean(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_state_kept_in_memory_is_that_of_the_save(tmp_path: Path) -> None:
+    class Engine:
+        def save(self, state_dict, path):
+            torch.save(state_dict, path)
+
+    engine, weights, writes = Engine(), torch.tensor([1.0, 2.0]), []
+    with in_memory(engine, writes.append):
+        engine.save(state_dict={"weights": weights, "step": 3}, path=str(tmp_path / "later"))
+    weights += 1  # training goes on
+    engine.save({"weights": weights}, str(tmp_path / "now"))  # outside it writes as ever
+    assert [path.name for path in tmp_path.iterdir()] == ["now"]
+    (write,) = writes
+    write()
+    kept = torch.load(tmp_path / "later")
+    assert (kept["weights"].tolist(), kept["step"]) == ([1.0, 2.0], 3)
+
+
+def test_a_save_beside_the_training_tells_its_error_once() -> None:
+    going = threading.Event()
+
+    def fail():
+        going.wait(10)
+        raise OSError("no space left")
+
+    saving = Saving()
+    saving.check()
+    saving.wait(0)
+    saving.start(fail)
+    saving.check()  # not over
+    with pytest.raises(TimeoutError):
+        saving.wait(0.01)
+    going.set()
+    with pytest.raises(OSError, match="no space left"):
+        saving.wait(10)
+    saving.check()
