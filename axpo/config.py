@@ -100,9 +100,20 @@ class Recipe(Section):
             )
         if self.rollout.colocated and self.max_staleness:
             raise ValueError(f"max_staleness={self.max_staleness}: must be 0 with rollout.colocated, where engines sleep during an update")
+        self._check_method()
         for stage in self.sft.stages if self.sft else ():
             self.stage_task(stage)
         return self
+
+    def _check_method(self) -> None:
+        forks, credit = self.resampler, self.learner.credit
+        if self.algorithm == "grpo":
+            switches = {"resampler.fork_at": forks.fork_at != "first_call", "learner.credit.prefix": not credit.prefix}
+            switches |= {"learner.credit.joined": credit.joined}
+            for key in (key for key, switched in switches.items() if switched):
+                raise ValueError(f"{key}: means nothing with algorithm='grpo', which forks nothing")
+        if forks.fork_at == "prompt" and not credit.prefix:
+            raise ValueError("learner.credit.prefix=False: with resampler.fork_at='prompt' there is no prefix to credit")
 
     def stage_task(self, stage: SFTStage) -> Any:
         """The task's configuration in an SFT stage."""

@@ -180,7 +180,7 @@ class Flow:
                 await self._offer(batch, place, reference if whole else None)
                 await batch.settled.setdefault(place, asyncio.Event()).wait()
                 resamples = await asyncio.gather(*batch.forks.get(place, ()))
-                group = replace(group, resamples=tuple(sorted(filter(None, resamples), key=lambda resample: resample.source)))
+                group = replace(group, resamples=tuple(sorted(filter(None, resamples), key=lambda r: (r.source, r.prefix_tokens))))
             return group if whole else None
         finally:
             batch.groups.pop(place, None)

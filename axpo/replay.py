@@ -32,12 +32,12 @@ def record(recipe: Recipe, pool: RolloutPool, tools: ToolPool, flow: Flow, run: 
         progress.step(step + 1, run.metrics()[-1])
 
 
-def replay(source: RunDirectory, learner: Learner, tokens: SpecialTokens, run: RunDirectory, progress: Progress) -> int:
+def replay(recipe: Recipe, source: RunDirectory, learner: Learner, tokens: SpecialTokens, run: RunDirectory, progress: Progress) -> int:
     """Train on the groups that `record` wrote, step by step, and save the last checkpoint. No engine; returns the steps made."""
     done = 0
     for done, groups in source.rollouts():
         with progress.phase("learn"):
-            items = credit(groups, tokens)
+            items = credit(groups, tokens, recipe.learner.baseline, recipe.learner.credit)
             update = learner.update(items) if items else {}
         run.log_metrics(done, update | diagnostics(groups, tokens) | progress.timer.take())
         progress.step(done, run.metrics()[-1])

@@ -80,7 +80,8 @@ class Tree:
 
     @property
     def recovered(self) -> bool:
-        return any(branch.right for branch in self.branches[1:])
+        own, *forks = [branch.record["reward"] or 0.0 for branch in self.branches]
+        return max(forks) > own
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def group_view(record: Record) -> GroupView:
 def _tree(resample: Record, source: Rollout) -> Tree:
     cut = resample["prefix_tokens"]
     own = _rollout(source.record, source.key, "The source's own", start=cut)
-    forks = [_rollout(t, f"{source.key}-{k}", f"Fork {k}", start=cut) for k, t in enumerate(resample["continuations"], 1)]
+    forks = [_rollout(t, f"{source.key}-{cut}-{k}", f"Fork {k}", start=cut) for k, t in enumerate(resample["continuations"], 1)]
     return Tree(source, _blocks(p for p in _pieces(source.record) if p.position < cut), [own, *forks])
 
 

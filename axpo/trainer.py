@@ -41,7 +41,7 @@ def train_step(recipe: Recipe, actors: Actors, flow: Flow, step: int, progress: 
         flow.feed(step)  # questions become rollouts; as groups finish, the resampler forks those that triggered
         batch = flow.take(step)
     with progress.phase("learn"):
-        items = credit(batch.groups, actors.tokens, recipe.learner.baseline)
+        items = credit(batch.groups, actors.tokens, recipe.learner.baseline, recipe.learner.credit)
         update = actors.policy.update(items)
     with progress.phase("sync"):
         actors.policy.publish()

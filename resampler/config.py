@@ -6,12 +6,19 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from rollout_workers.trajectory import ForkAt
+
 
 class ResamplerConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     k: int = Field(4, ge=2, description="continuations of a selected prefix (K); one alone has no advantage")
     budget_ratio: float = Field(0.25, ge=0, description="extra rollouts a batch, relative to its own")
+    fork_at: ForkAt = Field(
+        "first_call",
+        description="what a continuation keeps of its source: all up to the opening of its first tool call, or of any of its calls; "
+        "ablations: nothing (prompt), or the thinking of a rollout without a tool, in questions where all of those failed (answer)",
+    )
     ranking: Literal["confidence", "entropy", "random"] = Field(
         "confidence", description="which prefixes first: least confident call, highest entropy, or by chance (ablation)"
     )

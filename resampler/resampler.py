@@ -28,9 +28,10 @@ class Resampler:
         Raises ValueError where a rollout has no reward.
         """
         config = self._config
-        found = candidates([group], self._tokens, config.ranking, seed=self._seed, step=step, first=index)[0] if group else []
+        groups = [group] if group else []
+        found = candidates(groups, self._tokens, config.ranking, seed=self._seed, step=step, first=index, fork_at=config.fork_at)
         prefixes = budget(questions, self._n, config.k, config.budget_ratio) // config.k
-        return self._selections.offer(step, index, found, questions, prefixes)
+        return self._selections.offer(step, index, found[0] if found else [], questions, prefixes)
 
 
 def start_resampler(config: ResamplerConfig, tokens: SpecialTokens, n: int, seed: int = 0) -> Any:

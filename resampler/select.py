@@ -14,41 +14,39 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from rollout_workers.trajectory import Group, SpecialTokens, Trajectory, fork_prefix_tokens, tool_call_spans, uses_tools
+from rollout_workers.trajectory import ForkAt, Group, Span, SpecialTokens, Trajectory, fork_points, uses_tools
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A rollout that may be forked at its first tool call."""
+    """A place where a rollout may be forked."""
 
     group: int  # index in the batch
     rollout: int  # index in the group
-    prefix_tokens: int  # response tokens up to and including the opening tag
+    prefix_tokens: int  # response tokens that are kept
     score: float
 
 
-def triggered(rewards_N: NDArray[np.float64], uses_tools_N: NDArray[np.bool_]) -> bool:
-    """True where the tool-using subgroup T is not empty and none of it was rewarded (section 1). No-tool rollouts do not matter."""
-    return bool(uses_tools_N.any()) and not bool((rewards_N[uses_tools_N] > 0).any())
+def triggered(rewards_N: NDArray[np.float64], subgroup_N: NDArray[np.bool_]) -> bool:
+    """True where the subgroup (section 1: T, the tool-using rollouts) is not empty and none of it was rewarded. Others do not matter."""
+    return bool(subgroup_N.any()) and not bool((rewards_N[subgroup_N] > 0).any())
 
 
-def confidence(trajectory: Trajectory, tokens: SpecialTokens) -> float:
-    """Mean probability, as sampled, over the whole span of the first tool call, both tags included (section 2); in (0, 1]."""
-    start, stop = tool_call_spans(trajectory, tokens)[0]
-    return float(np.exp(trajectory.logprobs[start:stop].astype(np.float64)).mean())
+def confidence(trajectory: Trajectory, span: Span) -> float:
+    """Mean probability, as sampled, over a span: of a whole tool call with both its tags (section 2); in (0, 1]."""
+    return float(np.exp(trajectory.logprobs[slice(*span)].astype(np.float64)).mean())
 
 
-def entropy(trajectory: Trajectory, tokens: SpecialTokens) -> float:
+def entropy(trajectory: Trajectory, span: Span) -> float:
     """Mean token entropy in nats over the same span. Raises ValueError where the engine was not asked for entropies."""
     if trajectory.entropies is None:
         raise ValueError(f"rollout {trajectory.rollout} of question {trajectory.question_id} has no entropies, which this ranking needs")
-    start, stop = tool_call_spans(trajectory, tokens)[0]
-    return float(trajectory.entropies[start:stop].astype(np.float64).mean())
+    return float(trajectory.entropies[slice(*span)].astype(np.float64).mean())
 
 
-def chance(seed: int, step: int, question_id: str, rollout: int) -> float:
+def chance(seed: int, step: int, question_id: str, rollout: int, prefix_tokens: int) -> float:
     """A number in [0, 1) that depends on nothing but its arguments: the order of groups in the batch does not matter."""
-    key = f"{seed}\0{step}\0{question_id}\0{rollout}".encode("utf-8", "surrogatepass")
+    key = f"{seed}\0{step}\0{question_id}\0{rollout}\0{prefix_tokens}".encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(key, digest_size=4).digest(), "big") / 2**32
 
 
@@ -60,24 +58,27 @@ def candidates(
     seed: int,
     step: int,
     first: int = 0,
+    fork_at: ForkAt = "first_call",
 ) -> list[list[Candidate]]:
-    """Candidates of each group in the order of its rollouts: all of T where the group triggers, none elsewhere.
+    """Candidates of each group in the order of its rollouts: all of the subgroup where the group triggers, none elsewhere.
 
-    `first`: the place in the batch of the first of `groups`.
+    The subgroup is T, or where answers are forked (an ablation) the rollouts without a tool. `first`: the place in the batch of the
+    first of `groups`.
     """
 
-    def score(trajectory: Trajectory) -> float:
+    def score(trajectory: Trajectory, prefix_tokens: int, span: Span) -> float:
         if ranking == "confidence":
-            return confidence(trajectory, tokens)
+            return confidence(trajectory, span)
         if ranking == "entropy":
-            return -entropy(trajectory, tokens)
-        return chance(seed, step, trajectory.question_id, trajectory.rollout)
+            return -entropy(trajectory, span)
+        return chance(seed, step, trajectory.question_id, trajectory.rollout, prefix_tokens)
 
     found = []
     for index, group in enumerate(groups, first):
-        using = np.array([uses_tools(t, tokens) for t in group.rollouts], dtype=np.bool_)
-        sources = [t for t, used in zip(group.rollouts, using, strict=True) if used] if triggered(group.rewards, using) else []
-        found.append([Candidate(index, t.rollout, fork_prefix_tokens(t, tokens), score(t)) for t in sources])
+        subgroup = np.array([uses_tools(t, tokens) == (fork_at != "answer") for t in group.rollouts], dtype=np.bool_)
+        sources = group.rollouts if triggered(group.rewards, subgroup) else ()
+        points = [(t, prefix, span) for t in sources for prefix, span in fork_points(t, tokens, fork_at)]
+        found.append([Candidate(index, t.rollout, prefix, score(t, prefix, span)) for t, prefix, span in points])
     return found
 
 

@@ -253,21 +253,21 @@ def turn_index(segments: Sequence[Segment]) -> int:
 
 
 def prefix_segments(segments: Sequence[Segment], prefix_tokens: int) -> list[Segment]:
-    """The first `prefix_tokens` response tokens, the last segment cut; ValueError where they end outside a policy segment."""
+    """The first `prefix_tokens` response tokens, the last segment cut; ValueError where they end inside an observation or nowhere."""
     kept: list[Segment] = []
     left = prefix_tokens
     for segment in segments:
         if left <= 0:
             break
-        if left < len(segment.token_ids) or (left == len(segment.token_ids) and isinstance(segment, ObservationSegment)):
+        if left < len(segment.token_ids):
             if isinstance(segment, ObservationSegment):
                 break
             entropies = None if segment.entropies is None else segment.entropies[:left]
             segment = PolicySegment(segment.token_ids[:left], segment.logprobs[:left], segment.policy_version, entropies)
         kept.append(segment)
         left -= len(segment.token_ids)
-    if prefix_tokens < 1 or left != 0:
-        raise ValueError(f"a prefix of {prefix_tokens} tokens does not end inside a turn of the policy")
+    if left != 0:
+        raise ValueError(f"a prefix of {prefix_tokens} tokens does not end where the policy can go on")
     return kept
 
 

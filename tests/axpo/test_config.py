@@ -53,6 +53,22 @@ def test_a_bad_field_is_one_line(override, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["algorithm=grpo", "resampler.fork_at=prompt"], "resampler.fork_at: means nothing with algorithm='grpo'"),
+        (["algorithm=grpo", "learner.credit.joined=true"], "learner.credit.joined: means nothing with algorithm='grpo'"),
+        (["learner.credit={joined: true, prefix: false}"], "with credit.joined=True there is no separate prefix credit"),
+        (["resampler.fork_at=prompt", "learner.credit.prefix=false"], "with resampler.fork_at='prompt' there is no prefix"),
+    ],
+)
+def test_switches_that_make_no_sense_together_are_one_line(overrides, message):
+    with pytest.raises(AxpoError) as caught:
+        load_recipe(DEMO, overrides)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 def test_missing_field_and_missing_file():
     with pytest.raises(AxpoError, match="steps: required, but not given"):
         parse_recipe({"name": "x", "model": "m", "task": {"kind": "small_digit"}, "questions_per_step": 1})

@@ -28,6 +28,13 @@ def test_the_batch_schedule_waits_for_all_and_chooses_as_the_paper_does():
     assert offers(groups, k=2) == [([], []), ([], []), ([(0, 2, 3), (2, 1, 3), (0, 1, 3)], [0, 1, 2])]
 
 
+def test_fork_at_changes_where_a_source_is_forked_and_not_which():
+    groups = [two_candidates("a", 0.5, 0.25)]
+    assert offers(groups, k=2) == [([(0, 2, 3)], [0])]
+    assert offers(groups, k=2, fork_at="prompt") == [([(0, 2, 0)], [0])]
+    assert offers(groups, k=2, fork_at="answer") == [([], [0])]  # the one rollout without a tool is right
+
+
 def test_a_lost_group_counts_for_the_batch_and_has_no_candidates():
     # floor(0.25 * 2 * 8 / 4) = 1 prefix.
     assert offers([two_candidates("a", 0.5, 0.25), None], k=4) == [([], []), ([(0, 2, 3)], [0, 1])]

@@ -96,6 +96,24 @@ def test_a_fork_continues_its_source(model):
         assert continuation.stats.tool_calls == 1
 
 
+def test_continuations_from_the_prompt_or_after_an_observation(model):
+    replies = [CALL, ANSWER, ANSWER, "clear\n</think>\n8"]
+    worker, engine = start(model, lambda i: replies[i], concurrency=1)
+
+    async def run():
+        source = (await worker.rollout(question(), n=1, step=5)).rollouts[0]
+        observed = turns(source)[1][0]
+        return source, observed, *[await worker.fork(question(), source, cut, k=2, step=5) for cut in (0, observed)]
+
+    source, observed, fresh, later = asyncio.run(run())
+    assert [c.reward for c in (*fresh.continuations, *later.continuations)] == [1, 1, 0, 0]
+    assert engine.requests[2]["ids"].tolist() == source.prompt_ids.tolist()
+    assert engine.requests[2]["seed"] == derive_seed(9, 5, "q1", 0, 0, 0) != engine.requests[0]["seed"]  # no copy of its source
+    assert engine.requests[3]["ids"].tolist() == [*source.prompt_ids, *source.response_ids[:observed]]
+    assert (engine.requests[3]["images"], engine.requests[3]["seed"]) == (2, derive_seed(9, 5, "q1", 0, 0, 1))
+    assert [len(turns(c)) for c in (fresh.continuations[0], later.continuations[0])] == [1, 2]
+
+
 def test_a_fork_tells_tools_the_calls_of_its_prefix_and_no_others(model):
     def box(n):
         return f'{{"name": "zoom", "arguments": {{"box": [{n}]}}}}</tool_call>'
