@@ -112,6 +112,10 @@ class Recipe(Section):
             switches |= {"learner.credit.joined": credit.joined}
             for key in (key for key, switched in switches.items() if switched):
                 raise ValueError(f"{key}: means nothing with algorithm='grpo', which forks nothing")
+        if forks.fork_at == "observation" and not credit.joined:
+            raise ValueError(
+                "learner.credit.joined=False: must be True with resampler.fork_at='observation', whose branches join their group"
+            )
         if forks.fork_at == "prompt" and not credit.prefix:
             raise ValueError("learner.credit.prefix=False: with resampler.fork_at='prompt' there is no prefix to credit")
 

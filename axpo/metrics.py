@@ -12,7 +12,18 @@ from math import comb
 
 import numpy as np
 
-from rollout_workers.trajectory import EndReason, Group, SpecialTokens, Trajectory, recovered, tool_call_spans, turns, uses_tools
+from learner.credit import shaped_rewards
+from rollout_workers.trajectory import (
+    EndReason,
+    Group,
+    SpecialTokens,
+    Trajectory,
+    recovered,
+    rewards_of,
+    tool_call_spans,
+    turns,
+    uses_tools,
+)
 
 
 def diagnostics(groups: Sequence[Group], tokens: SpecialTokens) -> dict[str, float]:
@@ -23,9 +34,9 @@ def diagnostics(groups: Sequence[Group], tokens: SpecialTokens) -> dict[str, flo
     error that is the policy's fault, a call), `end/<reason>` (share of rollouts).
     Questions: `tool_all_wrong_rate` and `no_tool_all_wrong_rate` (share of the questions whose tool-using / no-tool
     subgroup is not empty where that whole subgroup is wrong), `trigger_rate` (share of all questions).
-    Resampled prefixes: `resampled_prefixes` (count), `recovery_rate` (share with a continuation better than the source), `resample_pass1` (mean reward
-    of the continuations, p(t1) of Proposition 1), `distinct_calls_per_prefix` (distinct first calls among the K, by token ids),
-    `fork_cached_share` and `fork_cached_share_min` (prompt tokens of a fork that came from the engine's prefix cache).
+    Resampled prefixes: `resampled_prefixes` (count), `recovery_rate` (share with a continuation better than the source),
+    `resample_pass1` (mean reward of the continuations, p(t1) of Proposition 1), `distinct_calls_per_prefix` (distinct first calls among
+    the K, by token ids), `fork_cached_share` and `fork_cached_share_min` (prompt tokens of a fork that came from the engine's prefix cache).
     Raises ValueError where a rollout has no reward.
     """
     if not groups:
@@ -81,6 +92,16 @@ def rollout_metrics(groups: Sequence[Group], seconds: float) -> dict[str, float]
         numbers["rollout_seconds_mean"] = time / len(everyone)
         numbers["rollout_seconds_max"] = max(t.stats.seconds for t in everyone)
     return numbers
+
+
+def shaping_metrics(groups: Sequence[Group], tokens: SpecialTokens, tool_bonus: float) -> dict[str, float]:
+    """What `learner.credit.tool_bonus` added to the rewards, a rollout: `reward/tool_bonus`, and `reward/shaped`, the mean that the learner
+    sees. `{}` without a bonus. Every other number is of verified outcomes."""
+    rollouts = [t for g in groups for t in g.rollouts]
+    if not tool_bonus or not rollouts:
+        return {}
+    shaped = float(shaped_rewards(rollouts, tokens, tool_bonus).mean())
+    return {"reward/tool_bonus": shaped - float(rewards_of(rollouts).mean()), "reward/shaped": shaped}
 
 
 def tool_metrics(stats: Mapping[str, Mapping[str, float]], prefix: str = "tool") -> dict[str, float]:

@@ -13,7 +13,7 @@ from axpo.config import Recipe
 from axpo.errors import AxpoError
 from axpo.evaluate import held_out
 from axpo.flow import Flow, Taken
-from axpo.metrics import diagnostics, rollout_metrics, tool_metrics
+from axpo.metrics import diagnostics, rollout_metrics, shaping_metrics, tool_metrics
 from axpo.progress import Progress
 from axpo.run import RunDirectory
 from axpo.stop import StopRequest
@@ -71,7 +71,7 @@ def train(
             raise AxpoError(f"step {step + 1}: {error}. Continue with --resume {run.path}") from error
         done = step + 1
         times = progress.timer.take()
-        run.log_metrics(done, measurements(result, actors, times) | tool_metrics(actors.tools.take_stats()))
+        run.log_metrics(done, measurements(recipe, result, actors, times) | tool_metrics(actors.tools.take_stats()))
         run.save_groups(done, result.batch.groups, decode, result.items, recipe.logging.groups_kept)
         run.save_timeline(done, result.batch.groups)
         if result.batch.dropped:
@@ -110,7 +110,7 @@ def evaluation(recipe: Recipe, task: Task, actors: Actors, progress: Phases) -> 
     return numbers | tool_metrics(actors.tools.take_stats(), "eval_tool")
 
 
-def measurements(result: Step, actors: Actors, times: dict[str, float]) -> dict[str, float]:
+def measurements(recipe: Recipe, result: Step, actors: Actors, times: dict[str, float]) -> dict[str, float]:
     """A step's line of metrics: the paper's diagnostics, the update's numbers, seconds by phase, what generation cost."""
     batch = result.batch
     seconds = sum(times.get(f"time/{phase}", 0.0) for phase in ("rollout", "learn", "sync"))
@@ -118,6 +118,7 @@ def measurements(result: Step, actors: Actors, times: dict[str, float]) -> dict[
     return {
         **result.update,
         **diagnostics(batch.groups, actors.tokens),
+        **shaping_metrics(batch.groups, actors.tokens, recipe.learner.credit.tool_bonus),
         **rollout_metrics(batch.groups, seconds),
         **actors.pool.take_stats(),
         **times,

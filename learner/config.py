@@ -30,6 +30,9 @@ class CreditConfig(BaseModel):
     joined: bool = Field(
         False, description="ablation: a question's rollouts and continuations are one group with one mean and std, not separate streams"
     )
+    tool_bonus: float = Field(
+        0.0, description="added to the reward of every rollout and continuation that calls a tool, right or wrong; below 0: a tool penalty"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> CreditConfig:

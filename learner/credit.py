@@ -16,7 +16,8 @@ forked at the prompt shares nothing with its continuations: it is one of the oth
 
 Ablation `joined`: a question's N rollouts and M continuations are one group. Advantages are (r - mean) / (std + eps) over its N + M
 rewards, entries weigh 1 / ((N + M) * B), a source trains whole, and tokens that several of the N + M share are trained once, with
-the mean of their advantages. Ablation `prefix=False`: the second stream trains nothing.
+the mean of their advantages: what ARPO does with its branches (arXiv 2507.19849, hard advantages).
+Ablation `prefix=False`: the second stream trains nothing.
 """
 
 from __future__ import annotations
@@ -30,7 +31,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learner.config import CreditConfig
-from rollout_workers.trajectory import Floats, ForkAt, Group, Question, Resample, SpecialTokens, Trajectory, fork_points, rewards_of
+from rollout_workers.trajectory import (
+    Floats,
+    ForkAt,
+    Group,
+    Question,
+    Resample,
+    SpecialTokens,
+    Trajectory,
+    fork_points,
+    rewards_of,
+    uses_tools,
+)
 
 
 @dataclass(frozen=True)
@@ -61,6 +73,11 @@ def group_advantages(rewards: Rewards, baseline: Baseline = "group", eps: float 
     return centered * (len(rewards) / (len(rewards) - 1)) if baseline == "leave_one_out" else centered
 
 
+def shaped_rewards(trajectories: Sequence[Trajectory], tokens: SpecialTokens, tool_bonus: float) -> Rewards:
+    """The verified outcome of each, and `tool_bonus` for those that call a tool. Raises ValueError if one has no outcome."""
+    return rewards_of(trajectories) + tool_bonus * np.array([uses_tools(t, tokens) for t in trajectories])
+
+
 def credit(
     groups: Sequence[Group],
     tokens: SpecialTokens,
@@ -77,8 +94,8 @@ def credit(
     items: list[TrainItem] = []
     for group in groups:
         _check(group, tokens)
-        rewards_N = rewards_of(group.rollouts)
-        rewards_K = [rewards_of(resample.continuations) for resample in group.resamples]
+        rewards_N = shaped_rewards(group.rollouts, tokens, settings.tool_bonus)
+        rewards_K = [shaped_rewards(resample.continuations, tokens, settings.tool_bonus) for resample in group.resamples]
         streams = _joined if settings.joined else partial(_separate, prefix=settings.prefix)
         size = len(rewards_N) + (sum(map(len, rewards_K)) if settings.joined else 0)
         for trajectory, advantages, mask in streams(group, rewards_N, rewards_K, partial(group_advantages, baseline=baseline, eps=eps)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from rollout_workers.trajectory import ForkAt
 
@@ -17,7 +17,8 @@ class ResamplerConfig(BaseModel):
     fork_at: ForkAt = Field(
         "first_call",
         description="what a continuation keeps of its source: all up to the opening of its first tool call, or of any of its calls; "
-        "ablations: nothing (prompt), or the thinking of a rollout without a tool, in questions where all of those failed (answer)",
+        "ablations: nothing (prompt), or the thinking of a rollout without a tool, in questions where all of those failed (answer); "
+        "rival: all up to a tool's result after which the entropy is higher than at the start, in any question (observation: ARPO)",
     )
     ranking: Literal["confidence", "entropy", "random"] = Field(
         "confidence", description="which prefixes first: least confident call, highest entropy, or by chance (ablation)"
@@ -26,3 +27,11 @@ class ResamplerConfig(BaseModel):
         "streaming", description="when forks are chosen: while groups still come in, or when the whole batch is there (exactly the paper)"
     )
     deadline_s: float = Field(600.0, gt=0, description="seconds for the continuations of a prefix; what is not back by then is dropped")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ResamplerConfig:
+        if self.fork_at == "observation" and self.ranking != "entropy":
+            raise ValueError(
+                f"resampler.ranking={self.ranking!r}: must be 'entropy' with resampler.fork_at='observation', which forks where it rose"
+            )
+        return self

@@ -14,7 +14,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from rollout_workers.trajectory import ForkAt, Group, Span, SpecialTokens, Trajectory, fork_points, uses_tools
+from rollout_workers.trajectory import ForkAt, Group, Span, SpecialTokens, Trajectory, fork_points, turns, uses_tools
+
+START = 20
+"""Tokens over which ARPO compares entropies."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +41,19 @@ def confidence(trajectory: Trajectory, span: Span) -> float:
 
 
 def entropy(trajectory: Trajectory, span: Span) -> float:
-    """Mean token entropy in nats over the same span. Raises ValueError where the engine was not asked for entropies."""
+    """Mean token entropy in nats over a span. Raises ValueError where the engine was not asked for entropies."""
     if trajectory.entropies is None:
         raise ValueError(f"rollout {trajectory.rollout} of question {trajectory.question_id} has no entropies, which this ranking needs")
     return float(trajectory.entropies[slice(*span)].astype(np.float64).mean())
+
+
+def entropy_rise(trajectory: Trajectory, span: Span) -> float:
+    """Mean entropy in nats over the first tokens of a turn after an observation, minus that over the rollout's first ones.
+
+    ARPO's Delta H (arXiv 2507.19849, section 3.1) up to its constant log of the vocabulary's size. Raises as `entropy`.
+    """
+    (first, stop), (start, end) = turns(trajectory)[0], span
+    return entropy(trajectory, (start, min(end, start + START))) - entropy(trajectory, (first, min(stop, first + START)))
 
 
 def chance(seed: int, step: int, question_id: str, rollout: int, prefix_tokens: int) -> float:
@@ -62,11 +74,15 @@ def candidates(
 ) -> list[list[Candidate]]:
     """Candidates of each group in the order of its rollouts: all of the subgroup where the group triggers, none elsewhere.
 
-    The subgroup is T, or where answers are forked (an ablation) the rollouts without a tool. `first`: the place in the batch of the
-    first of `groups`.
+    The subgroup is T, or where answers are forked (an ablation) the rollouts without a tool. After observations (ARPO) there is no
+    trigger: candidates are all places where the entropy rose, the highest rise first. `first`: the place in the batch of the first
+    of `groups`.
     """
+    arpo = fork_at == "observation"
 
     def score(trajectory: Trajectory, prefix_tokens: int, span: Span) -> float:
+        if arpo:
+            return -entropy_rise(trajectory, span)
         if ranking == "confidence":
             return confidence(trajectory, span)
         if ranking == "entropy":
@@ -76,9 +92,10 @@ def candidates(
     found = []
     for index, group in enumerate(groups, first):
         subgroup = np.array([uses_tools(t, tokens) == (fork_at != "answer") for t in group.rollouts], dtype=np.bool_)
-        sources = group.rollouts if triggered(group.rewards, subgroup) else ()
+        sources = group.rollouts if arpo or triggered(group.rewards, subgroup) else ()
         points = [(t, prefix, span) for t in sources for prefix, span in fork_points(t, tokens, fork_at)]
-        found.append([Candidate(index, t.rollout, prefix, score(t, prefix, span)) for t, prefix, span in points])
+        scored = [Candidate(index, t.rollout, prefix, score(t, prefix, span)) for t, prefix, span in points]
+        found.append([candidate for candidate in scored if candidate.score < 0] if arpo else scored)
     return found
 
 

@@ -23,7 +23,7 @@ Pixels: TypeAlias = NDArray[np.uint8]
 """RGB, [height, width, 3]."""
 Span: TypeAlias = tuple[int, int]
 """[start, stop) in response coordinates."""
-ForkAt: TypeAlias = Literal["first_call", "every_call", "prompt", "answer"]
+ForkAt: TypeAlias = Literal["first_call", "every_call", "prompt", "answer", "observation"]
 """Where a rollout is forked, see `fork_points`."""
 
 
@@ -258,7 +258,10 @@ def fork_points(trajectory: Trajectory, tokens: SpecialTokens, at: ForkAt) -> li
     every_call  the same of every call
     prompt      nothing of a rollout that calls a tool is kept; the span is its first call
     answer      a rollout without a call, up to and including its `</think>`; the span is the answer without its end of turn
+    observation any rollout, up to and including the result of a tool call; the span is the turn after it
     """
+    if at == "observation":
+        return [(span[0], span) for span in turns(trajectory)[1:]]
     spans = tool_call_spans(trajectory, tokens)
     if at == "answer":
         return [] if spans else _answers(trajectory, tokens)

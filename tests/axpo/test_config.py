@@ -60,6 +60,8 @@ def test_a_bad_field_is_one_line(override, message):
         (["algorithm=grpo", "learner.credit.joined=true"], "learner.credit.joined: means nothing with algorithm='grpo'"),
         (["learner.credit={joined: true, prefix: false}"], "with credit.joined=True there is no separate prefix credit"),
         (["resampler.fork_at=prompt", "learner.credit.prefix=false"], "with resampler.fork_at='prompt' there is no prefix"),
+        (["resampler.fork_at=observation"], "resampler.ranking='confidence': must be 'entropy' with resampler.fork_at='observation'"),
+        (["resampler={fork_at: observation, ranking: entropy}"], "learner.credit.joined=False: must be True"),
     ],
 )
 def test_switches_that_make_no_sense_together_are_one_line(overrides, message):

@@ -199,6 +199,20 @@ def test_a_better_continuation_lifts_an_outcome_that_is_not_binary_and_a_worse_o
         assert advantage(prefix) == pytest.approx(std / (std + EPS))
 
 
+@pytest.mark.parametrize("bonus", [0.5, -0.5])
+def test_a_tool_bonus_shifts_the_reward_of_calling_rollouts_and_nothing_else(bonus):
+    # Rewards 1 (no tool) and 0 + bonus: mean (1 + bonus) / 2, std (1 - bonus) / 2: still -1 and +1; at equal outcomes the bonus decides.
+    batch = [group([(TOOL, 0), (DIRECT, 1)]), group([(TOOL, 1), (DIRECT, 1)])]
+    items = credit(batch, TOKENS, settings=CreditConfig(tool_bonus=bonus))
+    plain = credit(batch, TOKENS)
+    sign = np.sign(bonus)
+    assert [advantage(i) for i in items] == pytest.approx([-1, 1, sign, -sign], rel=1e-4)
+    assert [(trained(i), i.weight) for i in items] == [(trained(i), i.weight) for i in plain]
+    centered = credit(batch, TOKENS, "centered", CreditConfig(tool_bonus=bonus))
+    assert [advantage(i) for i in centered] == pytest.approx([(bonus - 1) / 2, (1 - bonus) / 2, bonus / 2, -bonus / 2])
+    assert [t.reward for g in batch for t in g.rollouts] == [0, 1, 1, 1]  # the verified outcomes stay
+
+
 TWICE = ((20, 4, 5, 22, 6, 2), (30,), (4, 5, 25, 6, 2), (31,), (4, 24, 2))  # two calls: prefixes of 3 and 9 tokens
 
 

@@ -1,5 +1,7 @@
 """Trigger, ranking and budget against numbers worked out by hand."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -84,6 +86,27 @@ def test_at_answers_the_rollouts_without_a_tool_are_candidates_where_all_of_thos
     assert places((calling(0.5, 1.0), wrong, silent), "answer") == [(1, 2, 0.3)]
     assert places((calling(0.5, 0.0), wrong, direct(1, 2)), "answer") == []  # one of them is right
     assert places((calling(0.5, 0.0),), "answer") == []  # there is none
+
+
+def branching(rollout: int, *means: float, reward: float = 0.0):
+    """A rollout whose turns of 25 tokens have these mean entropies over their first 20 tokens, and 9 after."""
+    parts = [p for _ in means for p in ([(50, 0.5)] * 25, [70])][:-1]
+    source = turns(parts, reward, rollout)
+    segments = iter(means)
+    filled = [
+        dataclasses.replace(s, entropies=np.array([next(segments)] * 20 + [9.0] * 5, np.float32)) if hasattr(s, "logprobs") else s
+        for s in source.segments
+    ]
+    return dataclasses.replace(source, segments=tuple(filled))
+
+
+def test_arpo_forks_after_observations_where_the_entropy_rose_most_in_any_group():
+    # Turns start at 0, 26, 52. Rises: rollout 0 (a right one) +0.5 and -0.25; rollout 1 none; rollout 2 has no observation.
+    rollouts = (branching(0, 1.0, 1.5, 0.75, reward=1.0), branching(1, 1.0, 1.0), branching(2, 3.0))
+    (found,) = candidates([group("q", *rollouts)], TOKENS, "entropy", seed=0, step=0, fork_at="observation")
+    assert [(c.rollout, c.prefix_tokens, c.score) for c in found] == [(0, 26, -0.5)]
+    both = candidates([group("q", branching(0, 1.0, 1.25, 2.0))], TOKENS, "entropy", seed=0, step=0, fork_at="observation")
+    assert [(c.prefix_tokens, c.score) for c in allocate(both, 2)] == [(52, -1.0), (26, -0.25)]
 
 
 def test_entropy_ranks_the_highest_first():

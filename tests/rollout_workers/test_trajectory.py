@@ -79,6 +79,7 @@ def test_two_calls_in_a_turn():
         ("every_call", [(2, (1, 3)), (6, (5, 8)), (11, (10, 13))]),
         ("prompt", [(0, (1, 3))]),
         ("answer", []),
+        ("observation", [(9, (9, 14))]),
     ],
 )
 def test_fork_points(at, expected):
