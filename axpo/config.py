@@ -108,10 +108,13 @@ class Recipe(Section):
     def _check_method(self) -> None:
         forks, credit = self.resampler, self.learner.credit
         if self.algorithm == "grpo":
-            switches = {"resampler.fork_at": forks.fork_at != "first_call", "learner.credit.prefix": not credit.prefix}
-            switches |= {"learner.credit.joined": credit.joined}
-            for key in (key for key, switched in switches.items() if switched):
-                raise ValueError(f"{key}: means nothing with algorithm='grpo', which forks nothing")
+            for section, settings, names in (
+                ("resampler", forks, ("fork_at", "success_above", "target_recovery", "min_distinct_calls")),
+                ("learner.credit", credit, ("prefix", "joined")),
+            ):
+                for name in names:
+                    if (value := getattr(settings, name)) != type(settings).model_fields[name].default:
+                        raise ValueError(f"{section}.{name}={value!r}: means nothing with algorithm='grpo', which forks nothing")
         if forks.fork_at == "observation" and not credit.joined:
             raise ValueError(
                 "learner.credit.joined=False: must be True with resampler.fork_at='observation', whose branches join their group"

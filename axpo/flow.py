@@ -28,7 +28,7 @@ from axpo.tasks import Task
 from resampler.online import Decision
 from rollout_workers.fleet import Log
 from rollout_workers.pool import RolloutPool
-from rollout_workers.trajectory import Group, Question, Resample
+from rollout_workers.trajectory import Group, Question, Resample, recovered
 
 DECISION_S = 300.0
 """Seconds for the resampler to answer: it computes for milliseconds."""
@@ -42,6 +42,7 @@ class Taken:
     dropped: int  # questions that infrastructure broke
     stale: int  # questions dropped because they would have been too old
     forks_dropped: int  # resamples that infrastructure broke
+    forks_collapsed: int  # prefixes given up because their continuations agreed on the call
     staleness: dict[str, int]  # question id -> updates between the policy that began it and the one that is updated
 
 
@@ -89,7 +90,7 @@ class Flow:
         self._batches = count(first)
         self._flying: list[_Ticket] = []
         self._done = threading.Condition()
-        self._forks_dropped = 0
+        self._forks_dropped = self._forks_collapsed = 0
 
     @property
     def cursor(self) -> dict[str, Any]:
@@ -142,12 +143,14 @@ class Flow:
             self._log(
                 "trained" if group else "dropped", question=ticket.question, step=step, **({} if group else {"reason": "infrastructure"})
             )
-        forks_dropped, self._forks_dropped = self._forks_dropped, 0
+        forks_dropped, forks_collapsed = self._forks_dropped, self._forks_collapsed
+        self._forks_dropped = self._forks_collapsed = 0
         return Taken(
             groups=[group for _, group in answers if group],
             dropped=sum(group is None for _, group in answers),
             stale=len(stale),
             forks_dropped=forks_dropped,
+            forks_collapsed=forks_collapsed,
             staleness={ticket.question: step - ticket.version for ticket, group in answers if group},
         )
 
@@ -200,7 +203,7 @@ class Flow:
             batch.settled.setdefault(settled, asyncio.Event()).set()
 
     async def _fork(self, batch: _Batch, place: int, rollout: int, prefix_tokens: int) -> Resample | None:
-        """The K scored continuations of a prefix; None where infrastructure broke one of them: dropped whole, and counted."""
+        """The K scored continuations of a prefix. None, and counted, where infrastructure broke one or they agree on their call."""
         group, config = batch.groups.get(place), self._recipe.resampler
         if group is None:
             return None
@@ -208,11 +211,17 @@ class Flow:
         self._log("forked", **fields)
         try:
             async with asyncio.timeout(config.deadline_s):
-                resample = await self._pool.fork(group, rollout, prefix_tokens, config.k, batch.step)
+                resample = await self._pool.fork(group, rollout, prefix_tokens, config.k, batch.step, config.min_distinct_calls)
         except TimeoutError:
             resample = None
+        if resample is not None and not resample.continuations:
+            self._forks_collapsed += 1
+            self._log("fork collapsed", **fields)
+            return None
         if resample is None or len(resample.continuations) != config.k or any(t.reward is None for t in resample.continuations):
             self._forks_dropped += 1
             self._log("fork dropped", **fields)
             return None
+        if config.target_recovery is not None:
+            self._resampler.learn.remote(recovered(group, resample))
         return resample

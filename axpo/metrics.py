@@ -26,17 +26,17 @@ from rollout_workers.trajectory import (
 )
 
 
-def diagnostics(groups: Sequence[Group], tokens: SpecialTokens) -> dict[str, float]:
+def diagnostics(groups: Sequence[Group], tokens: SpecialTokens, success_above: float = 0.0) -> dict[str, float]:
     """Every diagnostic of one step's B scored groups; `{}` for no group.
 
     Rollouts (N a question, forks excluded): `pass1` (mean reward), `tool_use_rate`, `pass1_given_tool`, `pass1_given_no_tool`,
     `turns_per_rollout`, `policy_tokens_per_rollout`, `tool_calls_per_rollout`, `call_failure_rate` (calls answered with an
     error that is the policy's fault, a call), `end/<reason>` (share of rollouts).
     Questions: `tool_all_wrong_rate` and `no_tool_all_wrong_rate` (share of the questions whose tool-using / no-tool
-    subgroup is not empty where that whole subgroup is wrong), `trigger_rate` (share of all questions).
+    subgroup is not empty where that whole subgroup is wrong: no reward above `success_above`), `trigger_rate` (share of all questions).
     Resampled prefixes: `resampled_prefixes` (count), `recovery_rate` (share with a continuation better than the source),
     `resample_pass1` (mean reward of the continuations, p(t1) of Proposition 1), `distinct_calls_per_prefix` (distinct first calls among
-    the K, by token ids), `fork_cached_share` and `fork_cached_share_min` (prompt tokens of a fork that came from the engine's prefix cache).
+    the K, by token ids), `fork_cached_share` and `fork_cached_share_min` (a fork's prompt tokens that came from the engine's prefix cache).
     Raises ValueError where a rollout has no reward.
     """
     if not groups:
@@ -44,7 +44,7 @@ def diagnostics(groups: Sequence[Group], tokens: SpecialTokens) -> dict[str, flo
     return _means(
         {
             **_rollout_diagnostics(groups, tokens),
-            **_subgroup_diagnostics(groups, tokens),
+            **_subgroup_diagnostics(groups, tokens, success_above),
             **_resample_diagnostics(groups, tokens),
         }
     )
@@ -133,13 +133,13 @@ def _rollout_diagnostics(groups: Sequence[Group], tokens: SpecialTokens) -> dict
     }
 
 
-def _subgroup_diagnostics(groups: Sequence[Group], tokens: SpecialTokens) -> dict[str, Sequence[float]]:
+def _subgroup_diagnostics(groups: Sequence[Group], tokens: SpecialTokens, success_above: float) -> dict[str, Sequence[float]]:
     all_wrong: dict[bool, list[bool]] = {True: [], False: []}
     for group in groups:
         used = np.array([uses_tools(t, tokens) for t in group.rollouts])
         for kind in (True, False):
             if (used == kind).any():
-                all_wrong[kind].append(not (group.rewards[used == kind] > 0).any())
+                all_wrong[kind].append(not (group.rewards[used == kind] > success_above).any())
     return {
         "tool_all_wrong_rate": all_wrong[True],
         "no_tool_all_wrong_rate": all_wrong[False],

@@ -117,7 +117,7 @@ def measurements(recipe: Recipe, result: Step, actors: Actors, times: dict[str, 
     ages = Counter(batch.staleness.values())
     return {
         **result.update,
-        **diagnostics(batch.groups, actors.tokens),
+        **diagnostics(batch.groups, actors.tokens, recipe.resampler.success_above),
         **shaping_metrics(batch.groups, actors.tokens, recipe.learner.credit.tool_bonus),
         **rollout_metrics(batch.groups, seconds),
         **actors.pool.take_stats(),
@@ -126,6 +126,7 @@ def measurements(recipe: Recipe, result: Step, actors: Actors, times: dict[str, 
         "groups_dropped": float(batch.dropped),
         "groups_stale": float(batch.stale),
         "forks_dropped": float(batch.forks_dropped),
+        "forks_collapsed": float(batch.forks_collapsed),
     }
 
 

@@ -37,7 +37,7 @@ class CreditConfig(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> CreditConfig:
         if self.joined and not self.prefix:
-            raise ValueError("credit.prefix=False: with credit.joined=True there is no separate prefix credit to leave out")
+            raise ValueError("learner.credit.prefix=False: with learner.credit.joined=True there is no separate prefix credit to leave out")
         return self
 
 

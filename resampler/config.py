@@ -26,6 +26,18 @@ class ResamplerConfig(BaseModel):
     schedule: Literal["batch", "streaming"] = Field(
         "streaming", description="when forks are chosen: while groups still come in, or when the whole batch is there (exactly the paper)"
     )
+    success_above: float = Field(
+        0.0, description="a rollout failed where its reward is not above this; for outcomes that are not only 0 and 1"
+    )
+    target_recovery: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="recovery rate from which on the whole budget is spent; below it a share in proportion. None: always the whole budget",
+    )
+    min_distinct_calls: int = Field(
+        1, ge=1, description="distinct tool calls among the K continuations below which a prefix is given up, before the calls are run"
+    )
     deadline_s: float = Field(600.0, gt=0, description="seconds for the continuations of a prefix; what is not back by then is dropped")
 
     @model_validator(mode="after")
@@ -33,5 +45,16 @@ class ResamplerConfig(BaseModel):
         if self.fork_at == "observation" and self.ranking != "entropy":
             raise ValueError(
                 f"resampler.ranking={self.ranking!r}: must be 'entropy' with resampler.fork_at='observation', which forks where it rose"
+            )
+        if self.fork_at == "observation" and self.success_above:
+            raise ValueError(
+                f"resampler.success_above={self.success_above}: resampler.fork_at='observation' forks whatever the outcomes; leave it out"
+            )
+        if self.min_distinct_calls > self.k:
+            raise ValueError(f"resampler.min_distinct_calls={self.min_distinct_calls}: at most resampler.k={self.k}")
+        if self.min_distinct_calls > 1 and self.fork_at not in ("first_call", "every_call"):
+            raise ValueError(
+                f"resampler.min_distinct_calls={self.min_distinct_calls}: continuations of resampler.fork_at={self.fork_at!r} "
+                "need not begin with a call; leave it out"
             )
         return self

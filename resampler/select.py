@@ -30,9 +30,12 @@ class Candidate:
     score: float
 
 
-def triggered(rewards_N: NDArray[np.float64], subgroup_N: NDArray[np.bool_]) -> bool:
-    """True where the subgroup (section 1: T, the tool-using rollouts) is not empty and none of it was rewarded. Others do not matter."""
-    return bool(subgroup_N.any()) and not bool((rewards_N[subgroup_N] > 0).any())
+def triggered(rewards_N: NDArray[np.float64], subgroup_N: NDArray[np.bool_], success_above: float = 0.0) -> bool:
+    """True where the subgroup (section 1: T, the tool-using rollouts) is not empty and none of its rewards is above `success_above`.
+
+    The others of the group do not matter.
+    """
+    return bool(subgroup_N.any()) and not bool((rewards_N[subgroup_N] > success_above).any())
 
 
 def confidence(trajectory: Trajectory, span: Span) -> float:
@@ -71,6 +74,7 @@ def candidates(
     step: int,
     first: int = 0,
     fork_at: ForkAt = "first_call",
+    success_above: float = 0.0,
 ) -> list[list[Candidate]]:
     """Candidates of each group in the order of its rollouts: all of the subgroup where the group triggers, none elsewhere.
 
@@ -92,7 +96,7 @@ def candidates(
     found = []
     for index, group in enumerate(groups, first):
         subgroup = np.array([uses_tools(t, tokens) == (fork_at != "answer") for t in group.rollouts], dtype=np.bool_)
-        sources = group.rollouts if arpo or triggered(group.rewards, subgroup) else ()
+        sources = group.rollouts if arpo or triggered(group.rewards, subgroup, success_above) else ()
         points = [(t, prefix, span) for t in sources for prefix, span in fork_points(t, tokens, fork_at)]
         scored = [Candidate(index, t.rollout, prefix, score(t, prefix, span)) for t, prefix, span in points]
         found.append([candidate for candidate in scored if candidate.score < 0] if arpo else scored)
@@ -102,6 +106,16 @@ def candidates(
 def budget(questions: int, n: int, k: int, ratio: float) -> int:
     """R = floor(ratio * B * N / K) * K extra rollouts for B questions of N (section 3): within the budget, in whole K."""
     return int(Fraction(str(ratio)) * questions * n / k) * k  # exact: in floats 0.29 * 100 is below 29
+
+
+def adapted(prefixes: int, recoveries: Sequence[bool], target: float) -> int:
+    """The part of a budget of `prefixes` that the measured recovery rate is of `target`: at most all, and one at least, to go on measuring.
+
+    [past the paper] A resample that recovers nothing teaches nothing but to avoid its prefix, at the price of K rollouts.
+    """
+    if not recoveries:
+        return prefixes
+    return min(prefixes, max(1, round(prefixes * sum(recoveries) / len(recoveries) / target)))
 
 
 def allocate(candidates_B: Sequence[Sequence[Candidate]], prefixes: int) -> list[Candidate]:

@@ -4,9 +4,11 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 
-from learner.config import CreditConfig
+from learner.config import CreditConfig, LearnerConfig
 from learner.credit import TrainItem, credit, sft_items
+from learner.loss import policy_loss
 from rollout_workers.trajectory import ForkPoint, Resample, fork_prefix_tokens, uses_tools
 from tests.learner.helpers import DIRECT, QUESTION, TOKENS, TOOL, TOOL_PREFIX, group, resample, trajectory
 
@@ -239,6 +241,46 @@ def test_a_source_forked_at_two_calls_is_credited_piece_by_piece(first, second, 
     longer, shorter = items[1], items[3]
     assert trained(longer) == [25, 6, 2, 4, 24, 2]
     assert trained(shorter) == [22, 6, 2, 4, 5, 25, 6, 2, 4, 24, 2]
+
+
+@pytest.mark.parametrize(
+    ("objective", "lifted", "right", "wrong"),
+    [
+        # Prefix: 1 among 1 0 0 0. Continuations: 1 0 0 0.
+        ("clip", 0.75 / STD, 0.75 / STD, -0.25 / STD),
+        ("gspo", 0.75 / STD, 0.75 / STD, -0.25 / STD),
+        ("cispo", 0.75 / STD, 0.75 / STD, -0.25 / STD),
+        ("dr_grpo", 0.75, 0.75, -0.25),  # not divided by the std
+        ("rloo", 1.0, 1.0, -1 / 3),  # the mean of the other three
+    ],
+)
+def test_the_streams_under_every_baseline(objective, lifted, right, wrong):
+    baseline = LearnerConfig(objective=objective, loss_length=8).baseline
+    batch = [group([(TOOL, 0), (TOOL, 0), (DIRECT, 0), (DIRECT, 0)], [resample(0, [1, 0, 0, 0])])]
+    prefix, *forks, second, third, fourth = credit(batch, TOKENS, baseline)
+    assert advantage(prefix) == pytest.approx(lifted, rel=1e-5)
+    assert [advantage(i) for i in forks] == pytest.approx([right, wrong, wrong, wrong], rel=1e-5)
+    assert [advantage(i) for i in (second, third, fourth)] == [0, 0, 0]
+    assert trained(prefix) == [20, 21, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("objective", "gradients"),
+    [
+        # rho is e on the prefix's first token and 1 on its other three; e on a wrong continuation's first token. A = 1 and -1, w = 1.
+        ("clip", [0, -1, -1, -1, np.e]),  # what would gain beyond 1.4 is clipped token by token
+        ("rloo", [-np.e, -1, -1, -1, np.e]),  # nothing is clipped
+        ("cispo", [-1.4, -1, -1, -1, 1.4]),  # the ratio is bounded, no token loses its gradient
+        ("gspo", [0, 0, 0, 0, np.e]),  # the prefix is a sequence of its own: e^(1/4) > 1 + 0.2, clipped whole
+    ],
+)
+def test_the_streams_under_every_surrogate(objective, gradients):
+    old = torch.zeros(5)
+    logprobs = torch.tensor([1.0, 0, 0, 0, 1.0], requires_grad=True)
+    config = LearnerConfig(objective=objective, loss_length=1, kl_beta=0, clip_high=0.2 if objective == "gspo" else 0.4)
+    advantages, items = torch.tensor([1.0, 1, 1, 1, -1]), torch.tensor([0, 0, 0, 0, 1])
+    policy_loss(logprobs, old, advantages, torch.ones(5), items, None, torch.ones(5), config).loss.backward()
+    assert logprobs.grad.tolist() == pytest.approx(gradients, rel=1e-5)
 
 
 def test_sft_weights_make_the_loss_a_mean_over_tokens():

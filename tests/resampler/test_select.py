@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from resampler.select import Candidate, allocate, budget, candidates, chance, confidence, entropy, triggered
+from resampler.select import Candidate, adapted, allocate, budget, candidates, chance, confidence, entropy, triggered
 from tests.resampler.helpers import TOKENS, calling, direct, group, turns
 
 
@@ -139,6 +139,14 @@ def test_chance_is_seeded_and_knows_no_order():
 )
 def test_budget(questions, n, k, ratio, expected):
     assert budget(questions, n, k, ratio) == expected
+
+
+@pytest.mark.parametrize(
+    ("prefixes", "rate", "expected"),
+    [(8, [], 8), (8, [True] * 8, 8), (8, [True, False, False, False], 8), (8, [True] + [False] * 7, 4), (8, [False], 1), (0, [False], 0)],
+)
+def test_a_budget_adapted_to_a_target_of_a_quarter(prefixes, rate, expected):
+    assert adapted(prefixes, rate, 0.25) == expected
 
 
 def scores(*rows: list[float]) -> list[list[Candidate]]:

@@ -96,6 +96,18 @@ def test_a_fork_continues_its_source(model):
         assert continuation.stats.tool_calls == 1
 
 
+def test_a_prefix_whose_continuations_call_alike_is_given_up_before_a_tool_runs(model):
+    worker, engine = start(model, lambda i: [CALL, ANSWER, '{"name": "zoom", "arguments": {}}</tool_call>'][i], concurrency=1)
+    tokens = asyncio.run(worker.ready())
+
+    async def run():
+        source = (await worker.rollout(question(), n=1, step=5)).rollouts[0]
+        return await worker.fork(question(), source, fork_prefix_tokens(source, tokens), 2, 5, min_distinct_calls=2)
+
+    assert asyncio.run(run()).continuations == ()
+    assert (len(engine.requests), len(worker._tools.calls)) == (3, 1)
+
+
 def test_continuations_from_the_prompt_or_after_an_observation(model):
     replies = [CALL, ANSWER, ANSWER, "clear\n</think>\n8"]
     worker, engine = start(model, lambda i: replies[i], concurrency=1)
