@@ -147,7 +147,7 @@ class RolloutWorker:
         prefix = prefix_segments(source.segments, prefix_tokens)
 
         def seed(fork: int, turn: int, part: int = 0) -> int:
-            return derive_seed(self._run_seed, step, question.id, source.rollout, fork, turn, part)
+            return derive_seed(self._run_seed, step, question.id, source.rollout, (prefix_tokens, fork), turn, part)
 
         async def one(fork: int, first: Generation, begun: float) -> Response:
             def start() -> Awaitable[Response]:
