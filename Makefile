@@ -1,4 +1,4 @@
-.PHONY: setup demo test test-all lint model bench-tools bench-learner bench-rollouts
+.PHONY: setup demo test test-all lint model bench-tools bench-learner bench-rollouts study
 
 setup:  ## environment in .venv; seconds when nothing changed
 	@deploy/setup
@@ -29,3 +29,7 @@ bench-learner: setup  ## measures the learner into benchmarks/results/learner.js
 
 bench-rollouts: setup  ## measures rollouts, resampling, weight transfer and scale into benchmarks/results/rollouts.json
 	.venv/bin/python -m benchmarks.rollouts
+
+study: setup  ## runs what is left of the study for MINUTES, then its table and figure into benchmarks/study
+	@.venv/bin/python -m pip install -qq --editable ".[bench]" --constraint constraints.txt
+	.venv/bin/python -m benchmarks.study --minutes $(or $(MINUTES),60)

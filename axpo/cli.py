@@ -176,7 +176,7 @@ def _replay(recipe: Recipe, source: Any, run: Any) -> None:
     with Progress(recipe.steps, 0, console) as progress, ray_session(recipe, workers=False), ExitStack() as stack:
         with progress.phase("start"):
             learner = stack.enter_context(learner_ranks(recipe))
-        steps = replay(source, learner, tokens, run, progress)
+        steps = replay(recipe, source, learner, tokens, run, progress)
     if not steps:
         raise AxpoError(f"{source.path}: no rollouts to replay (write them with --rollouts-only)")
     console.print(f"checkpoint {run.checkpoint(steps)}")

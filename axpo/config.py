@@ -109,6 +109,7 @@ class Recipe(Section):
             )
         if self.rollout.colocated and self.max_staleness:
             raise ValueError(f"max_staleness={self.max_staleness}: must be 0 with rollout.colocated, where engines sleep during an update")
+        self._check_method()
         for stage in self.sft.stages if self.sft else ():
             self.stage_task(stage)
         return self
@@ -117,6 +118,23 @@ class Recipe(Section):
     def extra_questions(self) -> int:
         """Most questions that a step may ask beyond its batch."""
         return int(self.dynamic_sampling_factor * self.questions_per_step) if self.dynamic_sampling else 0
+
+    def _check_method(self) -> None:
+        forks, credit = self.resampler, self.learner.credit
+        if self.algorithm == "grpo":
+            for section, settings, names in (
+                ("resampler", forks, ("fork_at", "success_above", "target_recovery", "min_distinct_calls")),
+                ("learner.credit", credit, ("prefix", "joined")),
+            ):
+                for name in names:
+                    if (value := getattr(settings, name)) != type(settings).model_fields[name].default:
+                        raise ValueError(f"{section}.{name}={value!r}: means nothing with algorithm='grpo', which forks nothing")
+        if forks.fork_at == "observation" and not credit.joined:
+            raise ValueError(
+                "learner.credit.joined=False: must be True with resampler.fork_at='observation', whose branches join their group"
+            )
+        if forks.fork_at == "prompt" and not credit.prefix:
+            raise ValueError("learner.credit.prefix=False: with resampler.fork_at='prompt' there is no prefix to credit")
 
     def stage_task(self, stage: SFTStage) -> Any:
         """The task's configuration in an SFT stage."""

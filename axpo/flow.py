@@ -33,7 +33,7 @@ from learner.credit import informative
 from resampler.online import Decision
 from rollout_workers.fleet import Log
 from rollout_workers.pool import RolloutPool
-from rollout_workers.trajectory import Group, Question, Resample
+from rollout_workers.trajectory import Group, Question, Resample, recovered
 
 DECISION_S = 300.0
 """Seconds for the resampler to answer: it computes for milliseconds."""
@@ -48,6 +48,7 @@ class Taken:
     dropped: int  # questions that infrastructure broke
     stale: int  # questions dropped because they would have been too old
     forks_dropped: int  # resamples that infrastructure broke
+    forks_collapsed: int  # prefixes given up because their continuations agreed on the call
     staleness: dict[str, int]  # question id -> updates between the policy that began it and the one that is updated
 
     @property
@@ -111,7 +112,7 @@ class Flow:
         self._pending, self._next, self._batch = list(cursor.pending), cursor.following, cursor.batch
         self._flying = [self._restored(kept) for kept in cursor.kept]
         self._done = threading.Condition()
-        self._forks_dropped = 0
+        self._forks_dropped = self._forks_collapsed = 0
 
     @property
     def cursor(self) -> Cursor:
@@ -149,13 +150,15 @@ class Flow:
         for reason, tickets in (("infrastructure", broken), ("stale", stale), ("uninformative", aside)):
             for ticket in tickets:
                 self._log("dropped", question=ticket.question, step=step, reason=reason)
-        forks_dropped, self._forks_dropped = self._forks_dropped, 0
+        forks_dropped, forks_collapsed = self._forks_dropped, self._forks_collapsed
+        self._forks_dropped = self._forks_collapsed = 0
         return Taken(
             groups=[ticket.group for ticket in trained],
             uninformative=[ticket.group for ticket in aside],
             dropped=len(broken),
             stale=len(stale),
             forks_dropped=forks_dropped,
+            forks_collapsed=forks_collapsed,
             staleness={ticket.question: step - ticket.version for ticket in trained},
         )
 
@@ -234,7 +237,7 @@ class Flow:
                 await self._offer(batch, place, reference if whole else None)
                 await batch.settled.setdefault(place, asyncio.Event()).wait()
                 resamples = await asyncio.gather(*batch.forks.get(place, ()))
-                group = replace(group, resamples=tuple(sorted(filter(None, resamples), key=lambda resample: resample.source)))
+                group = replace(group, resamples=tuple(sorted(filter(None, resamples), key=lambda r: (r.source, r.prefix_tokens))))
             return group if whole else None
         finally:
             batch.groups.pop(place, None)
@@ -254,7 +257,7 @@ class Flow:
             batch.settled.setdefault(settled, asyncio.Event()).set()
 
     async def _fork(self, batch: _Batch, place: int, rollout: int, prefix_tokens: int) -> Resample | None:
-        """The K scored continuations of a prefix; None where infrastructure broke one of them: dropped whole, and counted."""
+        """The K scored continuations of a prefix. None, and counted, where infrastructure broke one or they agree on their call."""
         group, config = batch.groups.get(place), self._recipe.resampler
         if group is None:
             return None
@@ -262,11 +265,17 @@ class Flow:
         self._log("forked", **fields)
         try:
             async with asyncio.timeout(config.deadline_s):
-                resample = await self._pool.fork(group, rollout, prefix_tokens, config.k, batch.step)
+                resample = await self._pool.fork(group, rollout, prefix_tokens, config.k, batch.step, config.min_distinct_calls)
         except TimeoutError:
             resample = None
+        if resample is not None and not resample.continuations:
+            self._forks_collapsed += 1
+            self._log("fork collapsed", **fields)
+            return None
         if resample is None or len(resample.continuations) != config.k or any(t.reward is None for t in resample.continuations):
             self._forks_dropped += 1
             self._log("fork dropped", **fields)
             return None
+        if config.target_recovery is not None:
+            self._resampler.learn.remote(recovered(group, resample))
         return resample

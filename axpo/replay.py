@@ -24,7 +24,11 @@ def record(recipe: Recipe, pool: RolloutPool, tools: ToolPool, flow: Flow, run: 
             flow.feed(step)
             batch = flow.take(step)
         times = progress.timer.take()
-        numbers = diagnostics(batch.finished, tokens) | rollout_metrics(batch.finished, times["time/rollout"]) | pool.take_stats()
+        numbers = (
+            diagnostics(batch.finished, tokens, recipe.resampler.success_above)
+            | rollout_metrics(batch.finished, times["time/rollout"])
+            | pool.take_stats()
+        )
         run.log_metrics(step + 1, numbers | times | tool_metrics(tools.take_stats()))
         run.save_rollouts(step + 1, batch.groups, decode)
         run.save_groups(step + 1, batch.groups, decode, limit=recipe.logging.groups_kept)
@@ -32,14 +36,14 @@ def record(recipe: Recipe, pool: RolloutPool, tools: ToolPool, flow: Flow, run: 
         progress.step(step + 1, run.metrics()[-1])
 
 
-def replay(source: RunDirectory, learner: Learner, tokens: SpecialTokens, run: RunDirectory, progress: Progress) -> int:
+def replay(recipe: Recipe, source: RunDirectory, learner: Learner, tokens: SpecialTokens, run: RunDirectory, progress: Progress) -> int:
     """Train on the groups that `record` wrote, step by step, and save the last checkpoint. No engine; returns the steps made."""
     done = 0
     for done, groups in source.rollouts():
         with progress.phase("learn"):
-            items = credit(groups, tokens, learner.config.baseline)
+            items = credit(groups, tokens, recipe.learner.baseline, recipe.learner.credit)
             update = learner.update(items) if items else {}
-        run.log_metrics(done, update | diagnostics(groups, tokens) | progress.timer.take())
+        run.log_metrics(done, update | diagnostics(groups, tokens, recipe.resampler.success_above) | progress.timer.take())
         progress.step(done, run.metrics()[-1])
     if done:
         learner.save(str(run.checkpoint(done)))

@@ -77,10 +77,12 @@ class Tree:
     source: Rollout
     prefix: list[Block]
     branches: list[Rollout]  # the source's own continuation first
+    own_trained: bool
 
     @property
     def recovered(self) -> bool:
-        return any(branch.right for branch in self.branches[1:])
+        own, *forks = [branch.record["reward"] or 0.0 for branch in self.branches]
+        return max(forks) > own
 
 
 @dataclass(frozen=True)
@@ -112,8 +114,11 @@ def group_view(record: Record) -> GroupView:
 def _tree(resample: Record, source: Rollout) -> Tree:
     cut = resample["prefix_tokens"]
     own = _rollout(source.record, source.key, "The source's own", start=cut)
-    forks = [_rollout(t, f"{source.key}-{k}", f"Fork {k}", start=cut) for k, t in enumerate(resample["continuations"], 1)]
-    return Tree(source, _blocks(p for p in _pieces(source.record) if p.position < cut), [own, *forks])
+    forks = [_rollout(t, f"{source.key}-{cut}-{k}", f"Fork {k}", start=cut) for k, t in enumerate(resample["continuations"], 1)]
+    kept = [p for p in _pieces(source.record) if p.position < cut]
+    credit = source.record.get("credit")
+    own_trained = credit is not None and credit["tokens"] > sum(p.kind != "result" for p in kept)
+    return Tree(source, _blocks(kept), [own, *forks], own_trained)
 
 
 def _rollout(record: Record, key: str, title: str, start: int = 0) -> Rollout:

@@ -14,7 +14,7 @@ from axpo.cursor import Cursor
 from axpo.errors import AxpoError
 from axpo.evaluate import held_out
 from axpo.flow import Flow, Taken
-from axpo.metrics import diagnostics, rollout_metrics, tool_metrics
+from axpo.metrics import diagnostics, rollout_metrics, shaping_metrics, tool_metrics
 from axpo.progress import Progress
 from axpo.run import RunDirectory
 from axpo.stop import StopRequest
@@ -42,7 +42,7 @@ def train_step(recipe: Recipe, actors: Actors, flow: Flow, step: int, progress: 
         flow.feed(step)  # questions become rollouts; as groups finish, the resampler forks those that triggered
         batch = flow.take(step)
     with progress.phase("learn"):
-        items = credit(batch.groups, actors.tokens, recipe.learner.baseline)
+        items = credit(batch.groups, actors.tokens, recipe.learner.baseline, recipe.learner.credit)
         update = actors.policy.update(items)
     with progress.phase("sync"):
         actors.policy.publish()
@@ -74,7 +74,7 @@ def train(
             raise AxpoError(f"step {step + 1}: {error}. Continue with --resume {run.path}") from error
         done = step + 1
         times = progress.timer.take()
-        run.log_metrics(done, measurements(result, actors, times) | tool_metrics(actors.tools.take_stats()))
+        run.log_metrics(done, measurements(recipe, result, actors, times) | tool_metrics(actors.tools.take_stats()))
         run.save_groups(done, result.batch.groups, decode, result.items, recipe.logging.groups_kept)
         run.save_timeline(done, result.batch.finished)
         if result.batch.dropped:
@@ -116,14 +116,15 @@ def evaluation(recipe: Recipe, task: Task, actors: Actors, progress: Phases) -> 
     return numbers | tool_metrics(actors.tools.take_stats(), "eval_tool")
 
 
-def measurements(result: Step, actors: Actors, times: dict[str, float]) -> dict[str, float]:
+def measurements(recipe: Recipe, result: Step, actors: Actors, times: dict[str, float]) -> dict[str, float]:
     """A step's line of metrics: the paper's diagnostics, the update's numbers, seconds by phase, what generation cost."""
     batch = result.batch
     seconds = sum(times.get(f"time/{phase}", 0.0) for phase in ("rollout", "learn", "sync"))
     ages = Counter(batch.staleness.values())
     return {
         **result.update,
-        **diagnostics(batch.finished, actors.tokens),
+        **diagnostics(batch.finished, actors.tokens, recipe.resampler.success_above),
+        **shaping_metrics(batch.finished, actors.tokens, recipe.learner.credit.tool_bonus),
         **rollout_metrics(batch.finished, seconds),
         **actors.pool.take_stats(),
         **times,
@@ -132,6 +133,7 @@ def measurements(result: Step, actors: Actors, times: dict[str, float]) -> dict[
         "groups_stale": float(batch.stale),
         "groups_uninformative": float(len(batch.uninformative)),
         "forks_dropped": float(batch.forks_dropped),
+        "forks_collapsed": float(batch.forks_collapsed),
     }
 
 

@@ -59,7 +59,9 @@ class WaitingWorker:
         rollouts = [self._trajectory(question, i, rng, float(rng.uniform() < 0.3)) for i in range(n)]
         return Group(question, tuple(rollouts), self.index)
 
-    async def fork(self, question: Question, source: Trajectory, prefix_tokens: int, k: int, step: int) -> Resample:
+    async def fork(
+        self, question: Question, source: Trajectory, prefix_tokens: int, k: int, step: int, min_distinct_calls: int
+    ) -> Resample:
         rng = np.random.default_rng([int(question.id), step, source.rollout])
         await asyncio.sleep(rng.lognormal(self.mu, self.sigma) / 2)
         forks = [

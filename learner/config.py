@@ -19,6 +19,28 @@ class LoraSettings(BaseModel):
     )
 
 
+class CreditConfig(BaseModel):
+    """Which tokens get which signal; see `learner.credit`. The defaults are the paper's."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    prefix: bool = Field(
+        True, description="the prefix of a resampled rollout is credited with what came of it; False (ablation): it trains nothing"
+    )
+    joined: bool = Field(
+        False, description="ablation: a question's rollouts and continuations are one group with one mean and std, not separate streams"
+    )
+    tool_bonus: float = Field(
+        0.0, description="added to the reward of every rollout and continuation that calls a tool, right or wrong; below 0: a tool penalty"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> CreditConfig:
+        if self.joined and not self.prefix:
+            raise ValueError("learner.credit.prefix=False: with learner.credit.joined=True there is no separate prefix credit to leave out")
+        return self
+
+
 class LearnerConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -39,6 +61,7 @@ class LearnerConfig(BaseModel):
     objective: Literal["clip", "dr_grpo", "dapo", "rloo", "gspo", "cispo"] = Field(
         "clip", description="policy loss; clip is the paper's. See learner/loss.py"
     )
+    credit: CreditConfig = Field(default_factory=CreditConfig, description="advantages of rollouts, prefixes and continuations")
     loss_length: int = Field(0, ge=0, description="tokens by which dr_grpo and rloo divide a trajectory's sum: its longest response")
     epochs: int = Field(1, ge=1, description="passes over a batch")
     mini_batches: int = Field(1, ge=1, description="optimizer steps a pass; the questions are dealt out at random")

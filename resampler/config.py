@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from rollout_workers.trajectory import ForkAt
 
 
 class ResamplerConfig(BaseModel):
@@ -12,10 +14,47 @@ class ResamplerConfig(BaseModel):
 
     k: int = Field(4, ge=2, description="continuations of a selected prefix (K); one alone has no advantage")
     budget_ratio: float = Field(0.25, ge=0, description="extra rollouts a batch, relative to its own")
+    fork_at: ForkAt = Field(
+        "first_call",
+        description="what a continuation keeps of its source: all up to the opening of its first tool call, or of any of its calls; "
+        "ablations: nothing (prompt), or the thinking of a rollout without a tool, in questions where all of those failed (answer); "
+        "rival: all up to a tool's result after which the entropy is higher than at the start, in any question (observation: ARPO)",
+    )
     ranking: Literal["confidence", "entropy", "random"] = Field(
         "confidence", description="which prefixes first: least confident call, highest entropy, or by chance (ablation)"
     )
     schedule: Literal["batch", "streaming"] = Field(
         "streaming", description="when forks are chosen: while groups still come in, or when the whole batch is there (exactly the paper)"
     )
+    success_above: float = Field(
+        0.0, description="a rollout failed where its reward is not above this; for outcomes that are not only 0 and 1"
+    )
+    target_recovery: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="recovery rate from which on the whole budget is spent; below it a share in proportion. None: always the whole budget",
+    )
+    min_distinct_calls: int = Field(
+        1, ge=1, description="distinct tool calls among the K continuations below which a prefix is given up, before the calls are run"
+    )
     deadline_s: float = Field(600.0, gt=0, description="seconds for the continuations of a prefix; what is not back by then is dropped")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ResamplerConfig:
+        if self.fork_at == "observation" and self.ranking != "entropy":
+            raise ValueError(
+                f"resampler.ranking={self.ranking!r}: must be 'entropy' with resampler.fork_at='observation', which forks where it rose"
+            )
+        if self.fork_at == "observation" and self.success_above:
+            raise ValueError(
+                f"resampler.success_above={self.success_above}: resampler.fork_at='observation' forks whatever the outcomes; leave it out"
+            )
+        if self.min_distinct_calls > self.k:
+            raise ValueError(f"resampler.min_distinct_calls={self.min_distinct_calls}: at most resampler.k={self.k}")
+        if self.min_distinct_calls > 1 and self.fork_at not in ("first_call", "every_call"):
+            raise ValueError(
+                f"resampler.min_distinct_calls={self.min_distinct_calls}: continuations of resampler.fork_at={self.fork_at!r} "
+                "need not begin with a call; leave it out"
+            )
+        return self

@@ -6,12 +6,16 @@ in a cache, which engines live and how full they are.
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any
 
 from resampler.config import ResamplerConfig
 from resampler.online import Decision, Selections
-from resampler.select import budget, candidates
+from resampler.select import adapted, budget, candidates
 from rollout_workers.trajectory import Group, SpecialTokens
+
+RECOVERIES = 64
+"""Prefixes whose recovery is remembered: at a rate of 1/8 a standard error of 4 points."""
 
 
 class Resampler:
@@ -20,6 +24,7 @@ class Resampler:
     def __init__(self, config: ResamplerConfig, tokens: SpecialTokens, n: int, seed: int = 0) -> None:
         self._config, self._tokens, self._n, self._seed = config, tokens, n, seed
         self._selections = Selections(config.schedule)
+        self._recoveries: deque[bool] = deque(maxlen=RECOVERIES)
 
     def offer(self, group: Group | None, step: int, index: int, questions: int) -> Decision:
         """Group `index` of the batch of `questions` that step `step` asked is finished; None: it was lost.
@@ -28,9 +33,25 @@ class Resampler:
         Raises ValueError where a rollout has no reward.
         """
         config = self._config
-        found = candidates([group], self._tokens, config.ranking, seed=self._seed, step=step, first=index)[0] if group else []
+        groups = [group] if group else []
+        found = candidates(
+            groups,
+            self._tokens,
+            config.ranking,
+            seed=self._seed,
+            step=step,
+            first=index,
+            fork_at=config.fork_at,
+            success_above=config.success_above,
+        )
         prefixes = budget(questions, self._n, config.k, config.budget_ratio) // config.k
-        return self._selections.offer(step, index, found, questions, prefixes)
+        if config.target_recovery is not None:
+            prefixes = adapted(prefixes, self._recoveries, config.target_recovery)
+        return self._selections.offer(step, index, found[0] if found else [], questions, prefixes)
+
+    def learn(self, recovered: bool) -> None:
+        """What came of a resampled prefix; the next batch's budget knows it, where the recipe adapts budgets."""
+        self._recoveries.append(recovered)
 
 
 def start_resampler(config: ResamplerConfig, tokens: SpecialTokens, n: int, seed: int = 0) -> Any:

@@ -14,41 +14,54 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from rollout_workers.trajectory import Group, SpecialTokens, Trajectory, fork_prefix_tokens, tool_call_spans, uses_tools
+from rollout_workers.trajectory import ForkAt, Group, Span, SpecialTokens, Trajectory, fork_points, turns, uses_tools
+
+START = 20
+"""Tokens over which ARPO compares entropies."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A rollout that may be forked at its first tool call."""
+    """A place where a rollout may be forked."""
 
     group: int  # index in the batch
     rollout: int  # index in the group
-    prefix_tokens: int  # response tokens up to and including the opening tag
+    prefix_tokens: int  # response tokens that are kept
     score: float
 
 
-def triggered(rewards_N: NDArray[np.float64], uses_tools_N: NDArray[np.bool_]) -> bool:
-    """True where the tool-using subgroup T is not empty and none of it was rewarded (section 1). No-tool rollouts do not matter."""
-    return bool(uses_tools_N.any()) and not bool((rewards_N[uses_tools_N] > 0).any())
+def triggered(rewards_N: NDArray[np.float64], subgroup_N: NDArray[np.bool_], success_above: float = 0.0) -> bool:
+    """True where the subgroup (section 1: T, the tool-using rollouts) is not empty and none of its rewards is above `success_above`.
+
+    The others of the group do not matter.
+    """
+    return bool(subgroup_N.any()) and not bool((rewards_N[subgroup_N] > success_above).any())
 
 
-def confidence(trajectory: Trajectory, tokens: SpecialTokens) -> float:
-    """Mean probability, as sampled, over the whole span of the first tool call, both tags included (section 2); in (0, 1]."""
-    start, stop = tool_call_spans(trajectory, tokens)[0]
-    return float(np.exp(trajectory.logprobs[start:stop].astype(np.float64)).mean())
+def confidence(trajectory: Trajectory, span: Span) -> float:
+    """Mean probability, as sampled, over a span: of a whole tool call with both its tags (section 2); in (0, 1]."""
+    return float(np.exp(trajectory.logprobs[slice(*span)].astype(np.float64)).mean())
 
 
-def entropy(trajectory: Trajectory, tokens: SpecialTokens) -> float:
-    """Mean token entropy in nats over the same span. Raises ValueError where the engine was not asked for entropies."""
+def entropy(trajectory: Trajectory, span: Span) -> float:
+    """Mean token entropy in nats over a span. Raises ValueError where the engine was not asked for entropies."""
     if trajectory.entropies is None:
         raise ValueError(f"rollout {trajectory.rollout} of question {trajectory.question_id} has no entropies, which this ranking needs")
-    start, stop = tool_call_spans(trajectory, tokens)[0]
-    return float(trajectory.entropies[start:stop].astype(np.float64).mean())
+    return float(trajectory.entropies[slice(*span)].astype(np.float64).mean())
 
 
-def chance(seed: int, step: int, question_id: str, rollout: int) -> float:
+def entropy_rise(trajectory: Trajectory, span: Span) -> float:
+    """Mean entropy in nats over the first tokens of a turn after an observation, minus that over the rollout's first ones.
+
+    ARPO's Delta H (arXiv 2507.19849, section 3.1) up to its constant log of the vocabulary's size. Raises as `entropy`.
+    """
+    (first, stop), (start, end) = turns(trajectory)[0], span
+    return entropy(trajectory, (start, min(end, start + START))) - entropy(trajectory, (first, min(stop, first + START)))
+
+
+def chance(seed: int, step: int, question_id: str, rollout: int, prefix_tokens: int) -> float:
     """A number in [0, 1) that depends on nothing but its arguments: the order of groups in the batch does not matter."""
-    key = f"{seed}\0{step}\0{question_id}\0{rollout}".encode("utf-8", "surrogatepass")
+    key = f"{seed}\0{step}\0{question_id}\0{rollout}\0{prefix_tokens}".encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(key, digest_size=4).digest(), "big") / 2**32
 
 
@@ -60,30 +73,49 @@ def candidates(
     seed: int,
     step: int,
     first: int = 0,
+    fork_at: ForkAt = "first_call",
+    success_above: float = 0.0,
 ) -> list[list[Candidate]]:
-    """Candidates of each group in the order of its rollouts: all of T where the group triggers, none elsewhere.
+    """Candidates of each group in the order of its rollouts: all of the subgroup where the group triggers, none elsewhere.
 
-    `first`: the place in the batch of the first of `groups`.
+    The subgroup is T, or where answers are forked (an ablation) the rollouts without a tool. After observations (ARPO) there is no
+    trigger: candidates are all places where the entropy rose, the highest rise first. `first`: the place in the batch of the first
+    of `groups`.
     """
+    arpo = fork_at == "observation"
 
-    def score(trajectory: Trajectory) -> float:
+    def score(trajectory: Trajectory, prefix_tokens: int, span: Span) -> float:
+        if arpo:
+            return -entropy_rise(trajectory, span)
         if ranking == "confidence":
-            return confidence(trajectory, tokens)
+            return confidence(trajectory, span)
         if ranking == "entropy":
-            return -entropy(trajectory, tokens)
-        return chance(seed, step, trajectory.question_id, trajectory.rollout)
+            return -entropy(trajectory, span)
+        return chance(seed, step, trajectory.question_id, trajectory.rollout, prefix_tokens)
 
     found = []
     for index, group in enumerate(groups, first):
-        using = np.array([uses_tools(t, tokens) for t in group.rollouts], dtype=np.bool_)
-        sources = [t for t, used in zip(group.rollouts, using, strict=True) if used] if triggered(group.rewards, using) else []
-        found.append([Candidate(index, t.rollout, fork_prefix_tokens(t, tokens), score(t)) for t in sources])
+        subgroup = np.array([uses_tools(t, tokens) == (fork_at != "answer") for t in group.rollouts], dtype=np.bool_)
+        sources = group.rollouts if arpo or triggered(group.rewards, subgroup, success_above) else ()
+        points = [(t, prefix, span) for t in sources for prefix, span in fork_points(t, tokens, fork_at)]
+        scored = [Candidate(index, t.rollout, prefix, score(t, prefix, span)) for t, prefix, span in points]
+        found.append([candidate for candidate in scored if candidate.score < 0] if arpo else scored)
     return found
 
 
 def budget(questions: int, n: int, k: int, ratio: float) -> int:
     """R = floor(ratio * B * N / K) * K extra rollouts for B questions of N (section 3): within the budget, in whole K."""
     return int(Fraction(str(ratio)) * questions * n / k) * k  # exact: in floats 0.29 * 100 is below 29
+
+
+def adapted(prefixes: int, recoveries: Sequence[bool], target: float) -> int:
+    """The part of a budget of `prefixes` that the measured recovery rate is of `target`: at most all, and one at least, to go on measuring.
+
+    [past the paper] A resample that recovers nothing teaches nothing but to avoid its prefix, at the price of K rollouts.
+    """
+    if not recoveries:
+        return prefixes
+    return min(prefixes, max(1, round(prefixes * sum(recoveries) / len(recoveries) / target)))
 
 
 def allocate(candidates_B: Sequence[Sequence[Candidate]], prefixes: int) -> list[Candidate]:

@@ -17,7 +17,17 @@ import numpy as np
 
 from rollout_workers.chat import Chat, Observed, in_chat_thread
 from rollout_workers.parser import BadCall, Call, Turn, parse_turn
-from rollout_workers.trajectory import EndReason, Floats, Ids, ObservationSegment, Pixels, PolicySegment, RolloutStats, Segment
+from rollout_workers.trajectory import (
+    EndReason,
+    Floats,
+    Ids,
+    ObservationSegment,
+    Pixels,
+    PolicySegment,
+    RolloutStats,
+    Segment,
+    SpecialTokens,
+)
 
 log = logging.getLogger(__name__)
 
@@ -253,22 +263,32 @@ def turn_index(segments: Sequence[Segment]) -> int:
 
 
 def prefix_segments(segments: Sequence[Segment], prefix_tokens: int) -> list[Segment]:
-    """The first `prefix_tokens` response tokens, the last segment cut; ValueError where they end outside a policy segment."""
+    """The first `prefix_tokens` response tokens, the last segment cut; ValueError where they end inside an observation or nowhere."""
     kept: list[Segment] = []
     left = prefix_tokens
     for segment in segments:
         if left <= 0:
             break
-        if left < len(segment.token_ids) or (left == len(segment.token_ids) and isinstance(segment, ObservationSegment)):
+        if left < len(segment.token_ids):
             if isinstance(segment, ObservationSegment):
                 break
             entropies = None if segment.entropies is None else segment.entropies[:left]
             segment = PolicySegment(segment.token_ids[:left], segment.logprobs[:left], segment.policy_version, entropies)
         kept.append(segment)
         left -= len(segment.token_ids)
-    if prefix_tokens < 1 or left != 0:
-        raise ValueError(f"a prefix of {prefix_tokens} tokens does not end inside a turn of the policy")
+    if left != 0:
+        raise ValueError(f"a prefix of {prefix_tokens} tokens does not end where the policy can go on")
     return kept
+
+
+def distinct_calls(generations: Sequence[Generation], tokens: SpecialTokens) -> int:
+    """How many different tool calls, token by token, continuations of an opening tag go on with; one cut short differs from all."""
+    calls = []
+    for place, generation in enumerate(generations):
+        closes = np.flatnonzero(generation.token_ids == tokens.call_close)
+        call = generation.token_ids[: closes[0] + 1] if len(closes) else generation.token_ids
+        calls.append((call.tobytes(), place if generation.cut and not len(closes) else None))
+    return len(set(calls))
 
 
 def _run_of(calls: Sequence[Call | BadCall], max_calls_per_turn: int) -> list[Call]:

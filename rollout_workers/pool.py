@@ -125,7 +125,7 @@ class RolloutPool:
                 self._counts["requeued"] += 1
                 self._log("requeued", question=question.id, step=step, worker=worker.id)
 
-    async def fork(self, group: Group, rollout: int, prefix_tokens: int, k: int, step: int) -> Resample:
+    async def fork(self, group: Group, rollout: int, prefix_tokens: int, k: int, step: int, min_distinct_calls: int = 1) -> Resample:
         """K scored continuations of a rollout's first `prefix_tokens` response tokens; see `RolloutWorker.fork`. Raises as `group`."""
         source = next(t for t in group.rollouts if t.rollout == rollout)
         source = replace(source, segments=tuple(prefix_segments(source.segments, prefix_tokens)))
@@ -134,7 +134,7 @@ class RolloutPool:
             self._counts["forks"] += 1
             self._counts["forks_home"] += worker.id == group.worker
             try:
-                return (await self._ask(worker, k, "fork", group.question, source, prefix_tokens, k, step))[0]
+                return (await self._ask(worker, k, "fork", group.question, source, prefix_tokens, k, step, min_distinct_calls))[0]
             except _Lost:
                 self._counts["requeued"] += 1
                 self._log("fork requeued", question=group.question.id, step=step, worker=worker.id, rollout=rollout)

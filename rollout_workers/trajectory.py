@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,8 @@ Pixels: TypeAlias = NDArray[np.uint8]
 """RGB, [height, width, 3]."""
 Span: TypeAlias = tuple[int, int]
 """[start, stop) in response coordinates."""
+ForkAt: TypeAlias = Literal["first_call", "every_call", "prompt", "answer", "observation"]
+"""Where a rollout is forked, see `fork_points`."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ class ForkPoint:
 
     source: int  # rollout index of the source in its group
     index: int  # k of K
-    prefix_tokens: int  # response tokens up to and including the opening <tool_call>
+    prefix_tokens: int  # response tokens that are the source's; those of AXPO end with an opening <tool_call>
 
 
 @dataclass(frozen=True)
@@ -193,7 +195,12 @@ class Group:
     @property
     def rewards(self) -> NDArray[np.float64]:
         """[N]; raises if a rollout has none (such groups are dropped before they get here)."""
-        return np.array([_reward(t) for t in self.rollouts], dtype=np.float64)
+        return rewards_of(self.rollouts)
+
+
+def rewards_of(trajectories: Sequence[Trajectory]) -> NDArray[np.float64]:
+    """The verified outcome of each; raises ValueError if one has none."""
+    return np.array([_reward(t) for t in trajectories], dtype=np.float64)
 
 
 def turns(trajectory: Trajectory) -> list[Span]:
@@ -244,6 +251,31 @@ def fork_prefix_tokens(trajectory: Trajectory, tokens: SpecialTokens) -> int:
     return spans[0][0] + 1
 
 
+def fork_points(trajectory: Trajectory, tokens: SpecialTokens, at: ForkAt) -> list[tuple[int, Span]]:
+    """(prefix length in response tokens, span whose uncertainty ranks it) of each place where a rollout can be forked, in order.
+
+    first_call  up to and including the first opening `<tool_call>`; the span is the whole call (axpo.md, sections 0 and 2)
+    every_call  the same of every call
+    prompt      nothing of a rollout that calls a tool is kept; the span is its first call
+    answer      a rollout without a call, up to and including its `</think>`; the span is the answer without its end of turn
+    observation any rollout, up to and including the result of a tool call; the span is the turn after it
+    """
+    if at == "observation":
+        return [(span[0], span) for span in turns(trajectory)[1:]]
+    spans = tool_call_spans(trajectory, tokens)
+    if at == "answer":
+        return [] if spans else _answers(trajectory, tokens)
+    if at == "prompt":
+        return [(0, span) for span in spans[:1]]
+    return [(span[0] + 1, span) for span in (spans[:1] if at == "first_call" else spans)]
+
+
+def recovered(group: Group, resample: Resample) -> bool:
+    """True where the best continuation of a prefix did better than the source did."""
+    source = next(t for t in group.rollouts if t.rollout == resample.source)
+    return bool(rewards_of(resample.continuations).max() > _reward(source))
+
+
 def pixels(image: Any) -> Pixels:
     """The pixels behind an image of a question: itself, or fetched from Ray's object store (blocking)."""
     if isinstance(image, np.ndarray):
@@ -251,6 +283,18 @@ def pixels(image: Any) -> Pixels:
     import ray
 
     return ray.get(image, timeout=60)
+
+
+def _answers(trajectory: Trajectory, tokens: SpecialTokens) -> list[tuple[int, Span]]:
+    found = []
+    for start, stop in turns(trajectory):
+        ids = trajectory.response_ids[start:stop]
+        closes = np.flatnonzero(ids == tokens.think_close)
+        stop -= int(ids[-1] == tokens.im_end)
+        if len(closes) and start + closes[0] + 1 < stop:
+            opened = start + int(closes[0]) + 1
+            found.append((opened, (opened, stop)))
+    return found
 
 
 def _reward(trajectory: Trajectory) -> float:

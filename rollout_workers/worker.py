@@ -23,6 +23,7 @@ from rollout_workers.agent import (
     Response,
     Rollout,
     ToolAnswer,
+    distinct_calls,
     observed_images,
     prefix_segments,
     turn_index,
@@ -133,8 +134,11 @@ class RolloutWorker:
 
         return Group(question=question, rollouts=tuple(await _all([one(i) for i in range(n)])), worker=self._index)
 
-    async def fork(self, question: Question, source: Trajectory, prefix_tokens: int, k: int, step: int) -> Resample:
-        """K scored continuations of the source's first `prefix_tokens` response tokens.
+    async def fork(
+        self, question: Question, source: Trajectory, prefix_tokens: int, k: int, step: int, min_distinct_calls: int = 1
+    ) -> Resample:
+        """K scored continuations of the source's first `prefix_tokens` response tokens; none where they begin with fewer distinct calls
+        than `min_distinct_calls`, which is seen before any is run.
 
         The first turn is one n=K request with the source's own ids and images, which the engine that generated the
         source serves from its prefix cache.
@@ -143,7 +147,7 @@ class RolloutWorker:
         prefix = prefix_segments(source.segments, prefix_tokens)
 
         def seed(fork: int, turn: int, part: int = 0) -> int:
-            return derive_seed(self._run_seed, step, question.id, source.rollout, fork, turn, part)
+            return derive_seed(self._run_seed, step, question.id, source.rollout, (prefix_tokens, fork), turn, part)
 
         async def one(fork: int, first: Generation, begun: float) -> Response:
             def start() -> Awaitable[Response]:
@@ -157,6 +161,8 @@ class RolloutWorker:
             first = await self._first_turns(source.prompt_ids, images, prefix, k, seed(0, turn_index(prefix)))
             if isinstance(first, EndReason):
                 responses = [Response(tuple(prefix), first, None, RolloutStats())] * k
+            elif distinct_calls(first, self._chat.tokens) < min_distinct_calls:
+                responses = []
             else:
                 responses = await _all([one(i, generation, begun) for i, generation in enumerate(first)])
         continuations = [

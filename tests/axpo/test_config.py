@@ -53,6 +53,33 @@ def test_a_bad_field_is_one_line(override, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["algorithm=grpo", "resampler.fork_at=prompt"], "resampler.fork_at='prompt': means nothing with algorithm='grpo'"),
+        (["algorithm=grpo", "learner.credit.joined=true"], "learner.credit.joined=True: means nothing with algorithm='grpo'"),
+        (["learner.credit={joined: true, prefix: false}"], "with learner.credit.joined=True there is no separate prefix credit"),
+        (["resampler.fork_at=prompt", "learner.credit.prefix=false"], "with resampler.fork_at='prompt' there is no prefix"),
+        (["resampler.fork_at=observation"], "resampler.ranking='confidence': must be 'entropy' with resampler.fork_at='observation'"),
+        (["resampler.min_distinct_calls=5"], "resampler.min_distinct_calls=5: at most resampler.k=4"),
+        (
+            ["resampler={min_distinct_calls: 2, fork_at: prompt}"],
+            "resampler.min_distinct_calls=2: continuations of resampler.fork_at='prompt'",
+        ),
+        (
+            ["resampler={success_above: 0.5, fork_at: observation, ranking: entropy}", "learner.credit.joined=true"],
+            "resampler.success_above=0.5: resampler.fork_at='observation' forks whatever the outcomes",
+        ),
+        (["resampler={fork_at: observation, ranking: entropy}"], "learner.credit.joined=False: must be True"),
+    ],
+)
+def test_switches_that_make_no_sense_together_are_one_line(overrides, message):
+    with pytest.raises(AxpoError) as caught:
+        load_recipe(DEMO, overrides)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 def test_missing_field_and_missing_file():
     with pytest.raises(AxpoError, match="steps: required, but not given"):
         parse_recipe({"name": "x", "model": "m", "task": {"kind": "small_digit"}, "questions_per_step": 1})

@@ -54,9 +54,11 @@ class Pool:
         group = make_group(rollouts, question=question.id)
         return group, group
 
-    async def fork(self, group, rollout, prefix_tokens, k, step):
+    async def fork(self, group, rollout, prefix_tokens, k, step, min_distinct_calls):
         self.forks.append((int(group.question.id), rollout, self.in_flight))
         source = group.rollouts[rollout]
+        if min_distinct_calls > 1:  # all continuations call alike
+            return Resample(rollout, prefix_tokens, ())
         made = resample(source, [(RIGHT_BOX, float(i == 0), 9) for i in range(k)])
         return made if int(group.question.id) != 1 else Resample(rollout, prefix_tokens, made.continuations[:-1])
 
@@ -65,9 +67,10 @@ class Remote:
     """A resampler called as an actor is."""
 
     def __init__(self, recipe):
-        self.resampler, self.offer = Resampler(recipe.resampler, TOKENS, recipe.rollout.n), self
+        self.resampler = Resampler(recipe.resampler, TOKENS, recipe.rollout.n)
+        self.offer, self.learn = SimpleNamespace(remote=self._offer), SimpleNamespace(remote=self.resampler.learn)
 
-    def remote(self, *arguments):
+    def _offer(self, *arguments):
         future = Future()
         future.set_result(self.resampler.offer(*arguments))
         return SimpleNamespace(future=lambda: future)
@@ -123,6 +126,24 @@ def test_grpo_forks_nothing():
     flow.feed(0)
     assert [g.resamples for g in flow.take(0).groups] == [()] * 4
     assert pool.forks == []
+
+
+def test_prefixes_whose_continuations_call_alike_are_given_up_and_counted():
+    flow, _, events = start(resampler={"k": 2, "budget_ratio": 0.5, "schedule": "batch", "min_distinct_calls": 2})
+    flow.feed(0)
+    taken = flow.take(0)
+    assert ([g.resamples for g in taken.groups], taken.forks_collapsed, taken.forks_dropped) == ([()] * 4, 3, 0)
+    assert [e["event"] for e in events].count("fork collapsed") == 3
+
+
+def test_what_prefixes_recover_reaches_the_next_budget():
+    # Of step 0's three prefixes question 1's is dropped and the others recover: a rate of 1, so the budget stays three.
+    flow, pool, _ = start(resampler={"k": 2, "budget_ratio": 0.5, "schedule": "batch", "target_recovery": 0.5})
+    for step in range(2):
+        flow.feed(step)
+        flow.take(step)
+    assert len(pool.forks) == 6
+    assert list(flow._resampler.resampler._recoveries) == [True] * 5
 
 
 def test_streaming_forks_start_while_other_questions_still_generate():

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from axpo.metrics import diagnostics, evaluate_groups, pass_at_k, rollout_metrics
+from axpo.metrics import diagnostics, evaluate_groups, pass_at_k, rollout_metrics, shaping_metrics
 from rollout_workers.trajectory import EndReason, RolloutStats
 from tests.axpo.helpers import TOKENS, direct, encode, group, policy, resample, zooming
 
@@ -57,6 +57,21 @@ def test_resamples():
     assert d["distinct_calls_per_prefix"] == pytest.approx((2 + 2) / 2)
     assert d["fork_cached_share"] == pytest.approx((0.8 * 3 + 0.96 + 0.4 + 0.6) / 6)
     assert d["fork_cached_share_min"] == pytest.approx(0.4)
+
+
+def test_a_tool_bonus_is_logged_beside_the_verified_outcomes():
+    groups = three_groups()  # 5 of 12 right, 4 of 12 use the tool
+    numbers = shaping_metrics(groups, TOKENS, -0.3)
+    assert numbers == {"reward/tool_bonus": pytest.approx(-0.1), "reward/shaped": pytest.approx(5 / 12 - 0.1)}
+    assert shaping_metrics(groups, TOKENS, 0.0) == {}
+
+
+def test_a_continuation_without_a_call_calls_nothing():
+    source = zooming(0, 0.0)
+    fresh = replace(resample(source, [(A, 0.0, 9), (A, 0.0, 9)]), prefix_tokens=0)
+    fresh = replace(fresh, continuations=(fresh.continuations[0], direct(0, 1.0)))
+    d = diagnostics([group([source, direct(1, 0.0)], [fresh])], TOKENS)
+    assert (d["distinct_calls_per_prefix"], d["recovery_rate"]) == (2, 1)
 
 
 def test_undefined_rates_are_left_out():

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 
 from axpo.charts import Series, line_chart, number, smoothed, stacked_chart, ticks
 from axpo.errors import AxpoError
+from axpo.records import ImageFolder, group_to_json
 from axpo.report import render
+from axpo.rollout_view import group_view
 from axpo.run import RunDirectory
+from learner.config import CreditConfig
 from learner.credit import credit
 from tests.axpo.helpers import TOKENS, decode, direct, group, policy, resample, zooming
 from tests.axpo.test_run import NUMBERS
@@ -85,6 +89,20 @@ def test_forks_stand_beside_their_source_with_credit(tmp_path):
     assert "recovered" in first
     assert "not trained" in first
     assert 'title="probability 0.50"' in first
+
+
+@pytest.mark.parametrize(
+    ("settings", "cut", "own_trained", "kept"),
+    [({}, None, False, True), ({"joined": True}, None, True, True), ({"prefix": False}, None, False, True), ({}, 0, True, False)],
+)
+def test_a_source_whose_own_continuation_trains_is_told_apart(tmp_path, settings, cut, own_trained, kept):
+    source = zooming(0, 0.0)
+    forks = resample(source, [((0, 0, 9, 9), 1.0, 80), ((0, 0, 5, 5), 0.0, 80)])
+    forks = forks if cut is None else replace(forks, prefix_tokens=cut)
+    groups = [group([source, direct(1, 1.0)], [forks])]
+    record = group_to_json(groups[0], 1, decode, ImageFolder(tmp_path), credit(groups, TOKENS, settings=CreditConfig(**settings)))
+    (tree,) = group_view(record).trees
+    assert (tree.own_trained, bool(tree.prefix), tree.recovered) == (own_trained, kept, True)
 
 
 def test_zoom_boxes_lie_on_the_question_image_in_its_pixels(tmp_path):

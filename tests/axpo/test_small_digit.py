@@ -14,7 +14,7 @@ def test_questions_are_a_function_of_their_index():
     a, b = TASK.train(5), SmallDigit(SmallDigitConfig()).train(5)
     assert (a.text, a.answer, a.info) == (b.text, b.answer, b.info)
     assert np.array_equal(a.images[0], b.images[0])
-    assert a.images[0].shape == (384, 384, 3)
+    assert a.images[0].shape == (256, 256, 3)
     assert TASK.train(6).images[0].tobytes() != a.images[0].tobytes()
 
 
@@ -69,12 +69,12 @@ def test_a_careful_teacher_always_finds_the_answer():
 
 
 def test_a_sheet_names_every_cell():
-    question, turns, tools = TASK.example("sheet_large", 3)
+    question, turns, tools = TASK.example("sheet", 3)
     words = turns[0].partition("\n</think>")[0].split()
     assert words[::3] == list("abcdefghijklmnop")
     assert set(words[1::3]) <= {"red", "blue", "green", "yellow"}
     assert set(words[2::3]) <= set("0123456789")
-    assert question.images[0].shape == (384, 384, 3)
+    assert question.images[0].shape == (256, 256, 3)
     assert not tools
 
 
@@ -84,10 +84,22 @@ def test_boxes_hold_what_they_name():
         question, turns, _ = task.example("boxes", index)
         arguments = json.loads(turns[0].partition("\n</think>")[0])
         colour = arguments["label"].split()[0]
-        left, top, right, bottom = (round(v * 384 / 1000) for v in arguments["bbox_2d"])
+        left, top, right, bottom = (round(v * 256 / 1000) for v in arguments["bbox_2d"])
         crop = question.images[0][top:bottom, left:right].reshape(-1, 3)
-        # A frame of 60 px with a border of 12 has 60 * 60 - 36 * 36 = 2,304 pixels of its colour.
-        assert (crop == COLOURS[colour]).all(axis=1).sum() == 2304
+        # A frame of 32 px with a border of 5 has 32 * 32 - 22 * 22 = 540 pixels of its colour.
+        assert (crop == COLOURS[colour]).all(axis=1).sum() == 540
+
+
+def test_a_crop_names_what_is_in_it_and_nothing_else():
+    task, empty = SmallDigit(SmallDigitConfig(grid=8)), 0
+    for index in range(40):
+        question, turns, _ = task.example("crop", index)
+        assert question.images[0].shape == (64, 64, 3)
+        words = turns[0].partition("\n</think>")[0]
+        shown = {c for c, rgb in COLOURS.items() if (question.images[0] == rgb).all(axis=2).sum() == 540}
+        assert shown == ({words.split()[0]} if words != "none" else set())
+        empty += words == "none"
+    assert 2 <= empty <= 20
 
 
 def test_exact_match_reads_the_last_box():

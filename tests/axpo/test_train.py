@@ -21,7 +21,6 @@ from axpo.run import RunDirectory
 from axpo.trainer import train
 from learner import manifest
 from learner.checkpoint import Saving
-from learner.config import LearnerConfig
 from rollout_workers.fleet import WorkersFailed
 from tests.axpo import test_flow
 from tests.axpo.helpers import TOKENS, decode, direct, group
@@ -190,8 +189,6 @@ def test_a_checkpoint_that_fails_while_training_goes_on_stops_the_run(tmp_path):
 
 def test_a_replay_gives_credit_as_the_learners_objective_wants_it(tmp_path):
     class Keeping:
-        config = LearnerConfig(objective="dr_grpo", loss_length=100)
-
         def update(self, items):
             self.items = items
             return {}
@@ -199,8 +196,8 @@ def test_a_replay_gives_credit_as_the_learners_objective_wants_it(tmp_path):
         def save(self, folder):
             pass
 
-    learner = Keeping()
+    learner, asked = Keeping(), test_flow.recipe(learner={"objective": "dr_grpo", "loss_length": 100})
     with RunDirectory.create("a", {}, tmp_path) as run, Progress(1, console=Console(file=io.StringIO())) as progress:
         run.save_rollouts(1, [group([direct(0, 1.0), direct(1, 0.0)])], decode)
-        assert replay(run, learner, TOKENS, run, progress) == 1
+        assert replay(asked, run, learner, TOKENS, run, progress) == 1
     assert [set(item.advantages[item.mask].tolist()) for item in learner.items] == [{0.5}, {-0.5}]  # r - mean, not divided by the std

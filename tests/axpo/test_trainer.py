@@ -136,7 +136,7 @@ def test_a_step_turns_questions_into_groups_forks_advantages_and_the_next_policy
     result = train_step(RECIPE, actors, questions, 0, Phases())
 
     assert [g.question.id for g in result.batch.groups] == ["q0", "q1"]
-    numbers = measurements(result, actors, {"time/rollout": 1.0})
+    numbers = measurements(RECIPE, result, actors, {"time/rollout": 1.0})
     # In each group two rollouts zoom and fail, so both groups trigger; R = 0.5 * 2 * 4 = 4 resamples, 2 prefixes of K = 2.
     assert numbers["tool_use_rate"] == 0.5
     assert numbers["trigger_rate"] == 1.0

@@ -4,12 +4,16 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 
+from learner.config import CreditConfig, LearnerConfig
 from learner.credit import TrainItem, credit, informative, sft_items
-from rollout_workers.trajectory import Resample, fork_prefix_tokens, uses_tools
+from learner.loss import policy_loss
+from rollout_workers.trajectory import ForkPoint, Resample, fork_prefix_tokens, uses_tools
 from tests.learner.helpers import DIRECT, QUESTION, TOKENS, TOOL, TOOL_PREFIX, group, resample, trajectory
 
 EPS = 1e-6
+STD = np.sqrt(3) / 4  # of one in four
 HALF = 0.5 / (0.5 + EPS)  # one of two right: mean 1/2, std 1/2
 
 
@@ -158,6 +162,142 @@ def test_an_unscored_rollout_is_refused_and_an_empty_one_is_no_item():
     assert len(items) == 1
     assert advantage(items[0]) == pytest.approx(HALF)
     assert items[0].weight == 1 / 2
+
+
+def test_continuations_from_the_prompt_leave_their_source_a_rollout_like_any_other():
+    # The same four plain advantages as without resampling; the two from the prompt train whole: right +1, wrong -1.
+    rollouts = [(TOOL, 0), (TOOL, 0), (DIRECT, 0), (DIRECT, 1)]
+    plain = credit([group(rollouts)], TOKENS)
+    source, right, wrong, *others = credit([group(rollouts, [resample(0, [1, 0], DIRECT, 0)])], TOKENS)
+    assert [(advantage(i), trained(i)) for i in (source, *others)] == [(advantage(i), trained(i)) for i in plain]
+    assert [advantage(i) for i in (right, wrong)] == pytest.approx([HALF, -HALF])
+    assert [trained(right), trained(wrong)] == [[20, 4, 21, 2], [40, 20, 4, 21, 2]]
+
+
+def test_continuations_of_an_answer_credit_the_thinking():
+    # DIRECT is forked after its </think>. Rewards with its own replaced: 1 0 -> +1 on 20 </think>.
+    prefix, right, _, _ = credit([group([(DIRECT, 0), (TOOL, 0)], [resample(0, [1, 0], DIRECT, 2)])], TOKENS)
+    assert (advantage(prefix), trained(prefix)) == (pytest.approx(HALF), [20, 4])
+    assert (advantage(right), trained(right)) == (pytest.approx(HALF), [21, 2])
+
+
+def test_without_prefix_credit_the_prefix_trains_nothing_and_all_else_stays():
+    batch = [group([(TOOL, 0), (TOOL, 0), (DIRECT, 0), (DIRECT, 1)], [resample(0, [1, 0])])]
+    prefix, *with_credit = credit(batch, TOKENS)
+    without = credit(batch, TOKENS, settings=CreditConfig(prefix=False))
+    assert trained(prefix) == [20, 21, 4, 5]
+    assert [(advantage(i), trained(i), i.weight) for i in without] == [(advantage(i), trained(i), i.weight) for i in with_credit]
+
+
+def test_joined_resamples_are_one_group_with_the_rollouts():
+    # 0 1 and the continuations' 1 0 0 0: mean 1/3, population std sqrt(2)/3: right +sqrt 2, wrong -1/sqrt 2.
+    # The source's prefix is shared by itself (wrong) and 1 right, 3 wrong: (sqrt 2 - 4/sqrt 2) / 5 = -sqrt(2)/5.
+    *forks, source, other = credit(
+        [group([(TOOL, 0), (DIRECT, 1)], [resample(0, [1, 0, 0, 0])])], TOKENS, settings=CreditConfig(joined=True)
+    )
+    root = np.sqrt(2)
+    assert [advantage(i) for i in forks] == pytest.approx([root] + 3 * [-1 / root], rel=1e-5)
+    assert trained(forks[0]) == [22, 6, 2, 23, 4, 24, 2]  # shared tokens are trained once, with the source
+    assert trained(source) == [20, 21, 4, 5, 22, 6, 2, 23, 4, 24, 2]
+    assert source.advantages[:4].tolist() == pytest.approx([-root / 5] * 4, rel=1e-5)
+    assert source.advantages[source.mask][4:].tolist() == pytest.approx([-1 / root] * 7, rel=1e-5)
+    assert advantage(other) == pytest.approx(root, rel=1e-5)
+    assert [i.weight for i in (*forks, source, other)] == [1 / 6] * 6
+
+
+def test_joined_changes_nothing_without_resamples():
+    batch = [group([(TOOL, 0), (DIRECT, 1)])]
+    joined = credit(batch, TOKENS, settings=CreditConfig(joined=True))
+    assert [(advantage(i), i.weight) for i in joined] == [(advantage(i), i.weight) for i in credit(batch, TOKENS)]
+
+
+def test_a_better_continuation_lifts_an_outcome_that_is_not_binary_and_a_worse_one_does_not_lower_it():
+    # Source 0.5 beside 0: continuations up to 1 -> (1, 0) -> +1; up to 0.25 -> (0.5, 0) -> +1, the source's own; std is its half.
+    for best, std in ((1.0, 0.5), (0.25, 0.25)):
+        prefix = credit([group([(TOOL, 0.5), (DIRECT, 0)], [resample(0, [best, 0])])], TOKENS)[0]
+        assert advantage(prefix) == pytest.approx(std / (std + EPS))
+
+
+@pytest.mark.parametrize("bonus", [0.5, -0.5])
+def test_a_tool_bonus_shifts_the_reward_of_calling_rollouts_and_nothing_else(bonus):
+    # Rewards 1 (no tool) and 0 + bonus: mean (1 + bonus) / 2, std (1 - bonus) / 2: still -1 and +1; at equal outcomes the bonus decides.
+    batch = [group([(TOOL, 0), (DIRECT, 1)]), group([(TOOL, 1), (DIRECT, 1)])]
+    items = credit(batch, TOKENS, settings=CreditConfig(tool_bonus=bonus))
+    plain = credit(batch, TOKENS)
+    sign = np.sign(bonus)
+    assert [advantage(i) for i in items] == pytest.approx([-1, 1, sign, -sign], rel=1e-4)
+    assert [(trained(i), i.weight) for i in items] == [(trained(i), i.weight) for i in plain]
+    centered = credit(batch, TOKENS, "centered", CreditConfig(tool_bonus=bonus))
+    assert [advantage(i) for i in centered] == pytest.approx([(bonus - 1) / 2, (1 - bonus) / 2, bonus / 2, -bonus / 2])
+    assert [t.reward for g in batch for t in g.rollouts] == [0, 1, 1, 1]  # the verified outcomes stay
+
+
+TWICE = ((20, 4, 5, 22, 6, 2), (30,), (4, 5, 25, 6, 2), (31,), (4, 24, 2))  # two calls: prefixes of 3 and 9 tokens
+
+
+def second_call(rewards) -> Resample:
+    turn = TWICE[2]
+    parts = [(*TWICE[:2], (*turn[:2], *[40] * k, *turn[2:]), *TWICE[3:]) for k in range(len(rewards))]
+    forks = [trajectory(p, r, fork=ForkPoint(0, k, 9)) for k, (p, r) in enumerate(zip(parts, rewards, strict=True))]
+    return Resample(0, 9, tuple(forks))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "until_3", "until_9"),
+    [
+        ([1, 0], [0, 0], HALF, 0),  # only a fork before the second call succeeded
+        ([0, 0], [1, 0], HALF, HALF),  # the second call's success passes through the first's prefix
+    ],
+)
+def test_a_source_forked_at_two_calls_is_credited_piece_by_piece(first, second, until_3, until_9):
+    rollouts = [(TWICE, 0), (DIRECT, 0)]
+    items = credit([group(rollouts, [resample(0, first, TWICE, 3), second_call(second)])], TOKENS)
+    source = items[0]
+    assert trained(source) == [20, 4, 5, 22, 6, 2, 4, 5]
+    assert source.advantages[:9].tolist() == pytest.approx([until_3] * 3 + [until_9] * 3 + [0] + [until_9] * 2)
+    longer, shorter = items[1], items[3]
+    assert trained(longer) == [25, 6, 2, 4, 24, 2]
+    assert trained(shorter) == [22, 6, 2, 4, 5, 25, 6, 2, 4, 24, 2]
+
+
+@pytest.mark.parametrize(
+    ("objective", "lifted", "right", "wrong"),
+    [
+        # Prefix: 1 among 1 0 0 0. Continuations: 1 0 0 0.
+        ("clip", 0.75 / STD, 0.75 / STD, -0.25 / STD),
+        ("gspo", 0.75 / STD, 0.75 / STD, -0.25 / STD),
+        ("cispo", 0.75 / STD, 0.75 / STD, -0.25 / STD),
+        ("dr_grpo", 0.75, 0.75, -0.25),  # not divided by the std
+        ("rloo", 1.0, 1.0, -1 / 3),  # the mean of the other three
+    ],
+)
+def test_the_streams_under_every_baseline(objective, lifted, right, wrong):
+    baseline = LearnerConfig(objective=objective, loss_length=8).baseline
+    batch = [group([(TOOL, 0), (TOOL, 0), (DIRECT, 0), (DIRECT, 0)], [resample(0, [1, 0, 0, 0])])]
+    prefix, *forks, second, third, fourth = credit(batch, TOKENS, baseline)
+    assert advantage(prefix) == pytest.approx(lifted, rel=1e-5)
+    assert [advantage(i) for i in forks] == pytest.approx([right, wrong, wrong, wrong], rel=1e-5)
+    assert [advantage(i) for i in (second, third, fourth)] == [0, 0, 0]
+    assert trained(prefix) == [20, 21, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("objective", "gradients"),
+    [
+        # rho is e on the prefix's first token and 1 on its other three; e on a wrong continuation's first token. A = 1 and -1, w = 1.
+        ("clip", [0, -1, -1, -1, np.e]),  # what would gain beyond 1.4 is clipped token by token
+        ("rloo", [-np.e, -1, -1, -1, np.e]),  # nothing is clipped
+        ("cispo", [-1.4, -1, -1, -1, 1.4]),  # the ratio is bounded, no token loses its gradient
+        ("gspo", [0, 0, 0, 0, np.e]),  # the prefix is a sequence of its own: e^(1/4) > 1 + 0.2, clipped whole
+    ],
+)
+def test_the_streams_under_every_surrogate(objective, gradients):
+    old = torch.zeros(5)
+    logprobs = torch.tensor([1.0, 0, 0, 0, 1.0], requires_grad=True)
+    config = LearnerConfig(objective=objective, loss_length=1, kl_beta=0, clip_high=0.2 if objective == "gspo" else 0.4)
+    advantages, items = torch.tensor([1.0, 1, 1, 1, -1]), torch.tensor([0, 0, 0, 0, 1])
+    policy_loss(logprobs, old, advantages, torch.ones(5), items, None, torch.ones(5), config).loss.backward()
+    assert logprobs.grad.tolist() == pytest.approx(gradients, rel=1e-5)
 
 
 def test_sft_weights_make_the_loss_a_mean_over_tokens():

@@ -6,7 +6,7 @@ from resampler.config import ResamplerConfig
 from resampler.online import Decision
 from resampler.resampler import Resampler, start_resampler
 from rollout_workers.trajectory import EndReason, Trajectory
-from tests.resampler.helpers import TOKENS, calling, direct, group
+from tests.resampler.helpers import TOKENS, calling, direct, group, turns
 
 
 def two_candidates(question: str, first: float, second: float):
@@ -26,6 +26,46 @@ def test_the_batch_schedule_waits_for_all_and_chooses_as_the_paper_does():
     groups = [two_candidates("a", 0.5, 0.25), group("b", direct(1)), two_candidates("c", 0.75, 0.9)]
     # Budget: floor(0.25 * 3 * 8 / 2) * 2 = 6 rollouts, 3 prefixes: a's 0.25, c's 0.75, then a's 0.5.
     assert offers(groups, k=2) == [([], []), ([], []), ([(0, 2, 3), (2, 1, 3), (0, 1, 3)], [0, 1, 2])]
+
+
+def test_fork_at_changes_where_a_source_is_forked_and_not_which():
+    groups = [two_candidates("a", 0.5, 0.25)]
+    assert offers(groups, k=2) == [([(0, 2, 3)], [0])]
+    assert offers(groups, k=2, fork_at="prompt") == [([(0, 2, 0)], [0])]
+    assert offers(groups, k=2, fork_at="answer") == [([], [0])]  # the one rollout without a tool is right
+
+
+def test_a_threshold_says_which_outcomes_are_failures():
+    group_ = group("a", calling(0.5, 0.4), calling(0.25, 0.5, 1))
+    assert offers([group_], k=2) == [([], [0])]
+    assert offers([group_], k=2, success_above=0.4) == [([], [0])]
+    assert offers([group_], k=2, success_above=0.5) == [([(0, 1, 3)], [0])]
+
+
+def test_every_call_is_a_place_to_fork():
+    turn = [(4, 0.1), (5, 0.8), (6, 0.8), (2, 0.9)]
+    sure = turns([turn, [70], turn, [70], turn[:1]], 0.0)
+    unsure = turns([turn, [70], [(4, 0.1), (5, 0.2), (6, 0.4), (2, 0.9)], [70], turn[:1]], 0.0, 1)
+    groups = [group("a", sure, unsure)]
+    # n=8, k=2: 8 * ratio / 2 prefixes. First calls: a tie at 0.8, the earlier rollout. All calls: the second of rollout 1, at 0.3, first.
+    assert offers(groups, k=2) == [([(0, 0, 2)], [0])]
+    assert offers(groups, k=2, fork_at="every_call") == [([(0, 1, 7)], [0])]
+    assert offers(groups, k=2, fork_at="every_call", budget_ratio=1)[0][0] == [(0, 1, 7), (0, 0, 2), (0, 0, 7), (0, 1, 2)]
+
+
+def test_an_adaptive_budget_follows_the_recovery_rate():
+    resampler = Resampler(ResamplerConfig(k=2, schedule="batch", target_recovery=0.5, budget_ratio=1), TOKENS, 8)
+
+    def forks(step):
+        return len(resampler.offer(group("a", *(calling(0.5, rollout=i) for i in range(4))), step, 0, 1).forks)
+
+    assert forks(0) == 4  # nothing measured: floor(1 * 8 / 2) = 4, the whole budget
+    for recovered in (True, False, False, False):
+        resampler.learn(recovered)
+    assert forks(1) == 2  # 1/4 is half of the target
+    for _ in range(64):
+        resampler.learn(False)
+    assert forks(2) == 1  # never none, or the rate would be measured no more
 
 
 def test_a_lost_group_counts_for_the_batch_and_has_no_candidates():

@@ -4,7 +4,7 @@ import asyncio
 
 import numpy as np
 
-from rollout_workers.agent import ContextFull, EngineFailure, Limits, Rollout
+from rollout_workers.agent import ContextFull, EngineFailure, Generation, Limits, Rollout, distinct_calls
 from rollout_workers.trajectory import EndReason, ObservationSegment
 from tests.rollout_workers.helpers import ZOOM, MockEngine, MockTools, Result, picture, zoomed
 
@@ -136,3 +136,15 @@ def test_a_tool_server_that_fails_is_infrastructure(chat):
 def test_what_was_sampled_before_an_end_is_kept(chat):
     response, _, _ = play(chat, [CALL, EngineFailure("dead")])
     assert [isinstance(s, ObservationSegment) for s in response.segments] == [False, True]
+
+
+def test_distinct_calls_end_at_the_closing_tag_and_one_cut_short_differs_from_all(chat):
+    def generation(text, cut=False):
+        ids = chat.encode_policy(text)
+        return Generation(ids, np.zeros(len(ids), np.float32), None, not cut, 1, 0, 0, cut)
+
+    one, other = '{"a": 1}</tool_call>', '{"a": 2}</tool_call>'
+    assert distinct_calls([generation(one), generation(one + "\nmore")], chat.tokens) == 1
+    assert distinct_calls([generation(one), generation(other), generation(one)], chat.tokens) == 2
+    assert distinct_calls([generation('{"a"'), generation('{"a"')], chat.tokens) == 1  # never closed, and the same
+    assert distinct_calls([generation('{"a"', cut=True), generation('{"a"', cut=True)], chat.tokens) == 2

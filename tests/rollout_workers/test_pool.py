@@ -59,7 +59,7 @@ class MockWorker:
         reward = None if end.infrastructure else self.verify(question, question.answer)
         return Trajectory(question.id, i, np.ones(1, np.int32), segments, end, reward=reward, answer=str(self.index))
 
-    async def fork(self, question, source, prefix_tokens, k, step):
+    async def fork(self, question, source, prefix_tokens, k, step, min_distinct_calls):
         assert len(source.response_ids) == prefix_tokens  # what follows the prefix is not sent
         await asyncio.sleep(question.info.get("seconds", 0))
         return Resample(source.rollout, prefix_tokens, tuple(self.trajectory(question, i, EndReason.ANSWERED) for i in range(k)))

@@ -11,9 +11,12 @@ from rollout_workers.trajectory import (
     ObservationSegment,
     PolicySegment,
     Question,
+    Resample,
     SpecialTokens,
     Trajectory,
+    fork_points,
     fork_prefix_tokens,
+    recovered,
     tool_call_spans,
     turns,
     uses_tools,
@@ -69,6 +72,35 @@ def test_two_calls_in_a_turn():
     assert tool_call_spans(trajectory(policy(1, 2, 21, 3, 24, 2, 22, 3, 4)), TOKENS) == [(1, 4), (5, 8)]
 
 
+@pytest.mark.parametrize(
+    ("at", "expected"),
+    [
+        ("first_call", [(2, (1, 3))]),
+        ("every_call", [(2, (1, 3)), (6, (5, 8)), (11, (10, 13))]),
+        ("prompt", [(0, (1, 3))]),
+        ("answer", []),
+        ("observation", [(9, (9, 14))]),
+    ],
+)
+def test_fork_points(at, expected):
+    calls = trajectory(policy(1, 2, 3, 20, 21, 2, 22, 3), observation(30), policy(1, 2, 23, 3, 4))
+    assert fork_points(calls, TOKENS, at) == expected
+
+
+def test_an_answer_is_forked_after_its_thinking():
+    assert fork_points(trajectory(policy(20, 2, 1, 21, 22, 4)), TOKENS, "answer") == [(3, (3, 5))]
+    assert fork_points(trajectory(policy(20, 1, 4)), TOKENS, "answer") == []  # no answer
+    assert fork_points(trajectory(policy(20, 21)), TOKENS, "answer") == []  # thought without end
+    assert fork_points(trajectory(policy(20, 1, 4)), TOKENS, "every_call") == []
+
+
+@pytest.mark.parametrize(("source", "best", "expected"), [(0.0, 1.0, True), (0.0, 0.0, False), (0.5, 0.75, True), (0.5, 0.5, False)])
+def test_recovered_means_better_than_the_source(source, best, expected):
+    resample = Resample(0, 3, (trajectory(reward=0.0), trajectory(reward=best)))
+    group = Group(Question("q", "?", (), "7"), (trajectory(reward=source),), 0, (resample,))
+    assert recovered(group, resample) is expected
+
+
 def test_a_forks_prefix_and_continuation_are_one_turn():
     fork = trajectory(policy(20, 1, 2), policy(25, 3, 4), fork=ForkPoint(source=0, index=1, prefix_tokens=3))
     assert turns(fork) == [(0, 6)]
@@ -82,9 +114,14 @@ def test_a_prefix_cuts_the_last_turn_and_keeps_versions():
     assert [len(s.token_ids) for s in prefix_segments(TWO_TURNS.segments, 9)] == [6, 2, 1]
 
 
-@pytest.mark.parametrize("tokens", [0, 7, 8, 13])
-def test_a_prefix_ends_inside_a_turn(tokens):
-    with pytest.raises(ValueError, match="does not end inside a turn"):
+def test_a_prefix_may_be_empty_or_end_with_an_observation():
+    assert prefix_segments(TWO_TURNS.segments, 0) == []
+    assert [len(s.token_ids) for s in prefix_segments(TWO_TURNS.segments, 8)] == [6, 2]
+
+
+@pytest.mark.parametrize("tokens", [-1, 7, 13])
+def test_a_prefix_ends_where_the_policy_can_go_on(tokens):
+    with pytest.raises(ValueError, match="does not end where the policy can go on"):
         prefix_segments(TWO_TURNS.segments, tokens)
 
 

@@ -84,8 +84,8 @@ def test_a_fork_continues_its_source(model):
     assert (request["n"], request["images"]) == (2, 1)
     assert np.array_equal(request["ids"], [*source.prompt_ids, *source.response_ids[:prefix]])
     assert request["ids"][-1] == tokens.call_open
-    assert request["seed"] == derive_seed(9, 5, "q1", 0, 0, 0)
-    assert [r["seed"] for r in engine.requests[3:]] == [derive_seed(9, 5, "q1", 0, k, 1) for k in (0, 1)]
+    assert request["seed"] == derive_seed(9, 5, "q1", 0, (prefix, 0), 0)
+    assert [r["seed"] for r in engine.requests[3:]] == [derive_seed(9, 5, "q1", 0, (prefix, k), 1) for k in (0, 1)]
     assert [(c.fork.source, c.fork.index, c.fork.prefix_tokens, c.reward) for c in resample.continuations] == [
         (0, 0, prefix, 0.0),
         (0, 1, prefix, 1.0),
@@ -94,6 +94,36 @@ def test_a_fork_continues_its_source(model):
         assert np.array_equal(continuation.response_ids[:prefix], source.response_ids[:prefix])
         assert len(turns(continuation)) == 2
         assert continuation.stats.tool_calls == 1
+
+
+def test_a_prefix_whose_continuations_call_alike_is_given_up_before_a_tool_runs(model):
+    worker, engine = start(model, lambda i: [CALL, ANSWER, '{"name": "zoom", "arguments": {}}</tool_call>'][i], concurrency=1)
+    tokens = asyncio.run(worker.ready())
+
+    async def run():
+        source = (await worker.rollout(question(), n=1, step=5)).rollouts[0]
+        return await worker.fork(question(), source, fork_prefix_tokens(source, tokens), 2, 5, min_distinct_calls=2)
+
+    assert asyncio.run(run()).continuations == ()
+    assert (len(engine.requests), len(worker._tools.calls)) == (3, 1)
+
+
+def test_continuations_from_the_prompt_or_after_an_observation(model):
+    replies = [CALL, ANSWER, ANSWER, "clear\n</think>\n8"]
+    worker, engine = start(model, lambda i: replies[i], concurrency=1)
+
+    async def run():
+        source = (await worker.rollout(question(), n=1, step=5)).rollouts[0]
+        observed = turns(source)[1][0]
+        return source, observed, *[await worker.fork(question(), source, cut, k=2, step=5) for cut in (0, observed)]
+
+    source, observed, fresh, later = asyncio.run(run())
+    assert [c.reward for c in (*fresh.continuations, *later.continuations)] == [1, 1, 0, 0]
+    assert engine.requests[2]["ids"].tolist() == source.prompt_ids.tolist()
+    assert engine.requests[2]["seed"] == derive_seed(9, 5, "q1", 0, (0, 0), 0) != engine.requests[0]["seed"]  # no copy of its source
+    assert engine.requests[3]["ids"].tolist() == [*source.prompt_ids, *source.response_ids[:observed]]
+    assert (engine.requests[3]["images"], engine.requests[3]["seed"]) == (2, derive_seed(9, 5, "q1", 0, (observed, 0), 1))
+    assert [len(turns(c)) for c in (fresh.continuations[0], later.continuations[0])] == [1, 2]
 
 
 def test_a_fork_tells_tools_the_calls_of_its_prefix_and_no_others(model):

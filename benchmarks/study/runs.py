@@ -1,0 +1,114 @@
+"""The runs of a study: which are left, how one is started or continued, and what is kept of it. Every run is an `axpo train`."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from axpo.run import RunDirectory
+from benchmarks.result import machine, versions
+
+GRACE_S = 900.0
+"""Seconds for a run that was asked to end to finish its step and write a checkpoint."""
+
+Launch = Callable[[Sequence[str], float], int]
+"""Runs a command for at most so many seconds; its exit code."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One arm with one seed."""
+
+    arm: str
+    seed: int
+    recipe: str
+    overrides: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.arm}-{self.seed}"
+
+
+def load_jobs(path: Path) -> list[Job]:
+    """All runs of a study's YAML file, seed by seed: what is finished early compares all arms."""
+    study = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return [
+        Job(arm, seed, study["recipe"], (*study["overrides"], *overrides, f"seed={seed}"))
+        for seed in study["seeds"]
+        for arm, overrides in study["arms"].items()
+    ]
+
+
+def run_pending(jobs: Sequence[Job], results: Path, runs: Path, minutes: float, launch: Launch | None = None) -> list[str]:
+    """Run what has no result yet, one after the other, until the time is up; returns the names of runs that failed.
+
+    The run in progress is then asked to end with a checkpoint, and continued by the next call.
+    """
+    launch = launch or launched
+    end = time.monotonic() + 60 * minutes
+    failed = []
+    for job in jobs:
+        file = results / f"{job.name}.json"
+        if file.exists():
+            continue
+        if _summary(runs / job.name) is None:
+            left = end - time.monotonic()
+            if left <= 0:
+                break
+            if launch(command(job, runs), left) and time.monotonic() < end:
+                failed.append(job.name)
+                continue
+        if _summary(runs / job.name) is not None:
+            results.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(collect(job, runs / job.name), indent=1) + "\n", encoding="utf-8")
+    return failed
+
+
+def command(job: Job, runs: Path) -> list[str]:
+    """Starts a run, or continues it where its directory is there."""
+    axpo = [sys.executable, "-m", "axpo.cli", "train", job.recipe]
+    if (runs / job.name).is_dir():
+        return [*axpo, "--resume", str(runs / job.name)]
+    settings = [part for override in (*job.overrides, f"logging.root={runs}") for part in ("--set", override)]
+    return [*axpo, "--run", job.name, *settings]
+
+
+def launched(arguments: Sequence[str], seconds: float) -> int:
+    """Runs a command; after `seconds` SIGTERM, which ends training after its step."""
+    with subprocess.Popen(arguments) as process:
+        try:
+            return process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGTERM)
+        try:
+            return process.wait(GRACE_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return process.wait()
+
+
+def collect(job: Job, run: Path) -> dict[str, Any]:
+    """Everything measured in a finished run, beside what it was and ran on."""
+    directory = RunDirectory.open(run)
+    return {
+        "arm": job.arm,
+        "seed": job.seed,
+        "recipe": directory.recipe(),
+        "summary": directory.summary(),
+        "metrics": directory.metrics(),
+        "machine": machine(),
+        "versions": versions(("torch", "deepspeed", "ray", "transformers", "numpy")),
+    }
+
+
+def _summary(run: Path) -> dict[str, Any] | None:
+    return RunDirectory.open(run).summary() if run.is_dir() else None
