@@ -166,8 +166,9 @@ def parse_recipe(data: dict[str, Any], overrides: Sequence[str] = (), source: st
 
 
 def _one_line(source: str, error: Any) -> str:
-    # A tagged union puts its tag into the location; users know the field without it.
-    field = ".".join(str(part) for part in error["loc"] if part not in ("small_digit", "jsonl")) or "recipe"
+    # The tagged union of tasks puts its tag into the location; users know the field without it.
+    located = zip((None, *error["loc"]), error["loc"], strict=False)
+    field = ".".join(str(part) for before, part in located if before != "task") or "recipe"
     if error["type"] == "extra_forbidden":
         return f"{source}: {field}: unknown key"
     if error["type"] == "missing":

@@ -28,7 +28,7 @@ from axpo.tasks import Task
 from resampler.online import Decision
 from rollout_workers.fleet import Log
 from rollout_workers.pool import RolloutPool
-from rollout_workers.trajectory import Group, Question, Resample
+from rollout_workers.trajectory import EndReason, Group, Question, Resample, Trajectory
 
 DECISION_S = 300.0
 """Seconds for the resampler to answer: it computes for milliseconds."""
@@ -42,6 +42,7 @@ class Taken:
     dropped: int  # questions that infrastructure broke
     stale: int  # questions dropped because they would have been too old
     forks_dropped: int  # resamples that infrastructure broke
+    verifier_failures: int  # rollouts and continuations whose verifier failed
     staleness: dict[str, int]  # question id -> updates between the policy that began it and the one that is updated
 
 
@@ -90,6 +91,7 @@ class Flow:
         self._flying: list[_Ticket] = []
         self._done = threading.Condition()
         self._forks_dropped = 0
+        self._verifier_failures = 0
 
     @property
     def cursor(self) -> dict[str, Any]:
@@ -143,11 +145,13 @@ class Flow:
                 "trained" if group else "dropped", question=ticket.question, step=step, **({} if group else {"reason": "infrastructure"})
             )
         forks_dropped, self._forks_dropped = self._forks_dropped, 0
+        verifier_failures, self._verifier_failures = self._verifier_failures, 0
         return Taken(
             groups=[group for _, group in answers if group],
             dropped=sum(group is None for _, group in answers),
             stale=len(stale),
             forks_dropped=forks_dropped,
+            verifier_failures=verifier_failures,
             staleness={ticket.question: step - ticket.version for ticket, group in answers if group},
         )
 
@@ -174,6 +178,7 @@ class Flow:
             ticket.rolled = True
             whole = all(t.reward is not None for t in group.rollouts)
             self._log("finished", question=question.id, step=batch.step, worker=group.worker, whole=whole)
+            self._count_faults(group.rollouts)
             if not offered:
                 offered = True
                 batch.groups[place] = group
@@ -211,8 +216,16 @@ class Flow:
                 resample = await self._pool.fork(group, rollout, prefix_tokens, config.k, batch.step)
         except TimeoutError:
             resample = None
+        self._count_faults(resample.continuations if resample else ())
         if resample is None or len(resample.continuations) != config.k or any(t.reward is None for t in resample.continuations):
             self._forks_dropped += 1
             self._log("fork dropped", **fields)
             return None
         return resample
+
+    def _count_faults(self, trajectories: Sequence[Trajectory]) -> None:
+        """Verifiers that failed: each is counted, and why is logged."""
+        for trajectory in trajectories:
+            if trajectory.end is EndReason.VERIFIER_FAILURE:
+                self._verifier_failures += 1
+                self._log("verifier failed", question=trajectory.question_id, rollout=trajectory.rollout, fault=trajectory.stats.fault)

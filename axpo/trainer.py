@@ -125,6 +125,7 @@ def measurements(result: Step, actors: Actors, times: dict[str, float]) -> dict[
         "groups_dropped": float(batch.dropped),
         "groups_stale": float(batch.stale),
         "forks_dropped": float(batch.forks_dropped),
+        "verifier_failures": float(batch.verifier_failures),
     }
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from pydantic import BaseModel, ConfigDict, Field
 
+from axpo.tasks.task import Task, Turns
 from axpo.tasks.verify import exact_match
 from rollout_workers.trajectory import Pixels, Question
 
@@ -24,8 +25,6 @@ COLOURS = {"red": (225, 30, 30), "blue": (40, 70, 235), "green": (20, 165, 50), 
 _LOOK = "I look for the frame in the whole picture."
 SYSTEM = "You are a careful visual assistant. Give the final answer in \\boxed{}."
 Box: TypeAlias = tuple[int, int, int, int]
-Turns: TypeAlias = list[str | tuple[str, tuple[Pixels, ...]]]
-"""A scripted rollout: policy turns as text and, after each but the last, the tool's result (text, images)."""
 
 
 class TeacherConfig(BaseModel):
@@ -105,10 +104,10 @@ class Scene:
     frames: tuple[Frame, ...]
 
 
-class SmallDigit:
+class SmallDigit(Task):
     """Questions, verifier and teacher of the task."""
 
-    system: str | None = SYSTEM
+    system = SYSTEM
 
     def __init__(self, config: SmallDigitConfig) -> None:
         self.config = config
