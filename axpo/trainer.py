@@ -13,7 +13,7 @@ from axpo.config import Recipe
 from axpo.errors import AxpoError
 from axpo.evaluate import held_out
 from axpo.flow import Flow, Taken
-from axpo.metrics import diagnostics, rollout_metrics, tool_metrics
+from axpo.metrics import by_family, diagnostics, rollout_metrics, tool_metrics
 from axpo.progress import Progress
 from axpo.run import RunDirectory
 from axpo.stop import StopRequest
@@ -118,6 +118,7 @@ def measurements(result: Step, actors: Actors, times: dict[str, float]) -> dict[
     return {
         **result.update,
         **diagnostics(batch.groups, actors.tokens),
+        **{f"family/{name}": value for name, value in by_family(batch.groups, lambda of_one: diagnostics(of_one, actors.tokens)).items()},
         **rollout_metrics(batch.groups, seconds),
         **actors.pool.take_stats(),
         **times,

@@ -62,6 +62,10 @@ class DatasetConfig(BaseModel):
             for number in range(len(rows)):
                 rows.check(number)
 
+    def load(self) -> DatasetTask:
+        """The task. Raises AxpoError where there is no such data."""
+        return DatasetTask(self)
+
 
 class DatasetTask(Task):
     """Questions in a new order every epoch."""
