@@ -133,7 +133,10 @@ class Recipe(Section):
 
 def _merged(fields: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """The fields with changes, section by section."""
-    both = {name: _merged(fields[name], value) if isinstance(fields.get(name), dict) and isinstance(value, dict) else value for name, value in changes.items()}
+    both = {
+        name: _merged(fields[name], value) if isinstance(fields.get(name), dict) and isinstance(value, dict) else value
+        for name, value in changes.items()
+    }
     return fields | both
 
 

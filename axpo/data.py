@@ -79,7 +79,7 @@ def epoch_order(count: int, seed: str) -> tuple[int, ...]:
 def _lines(file: Path) -> list[dict[str, Any]]:
     if not file.is_file():
         raise AxpoError(f"{file}: no such file")
-    rows = []
+    rows: list[dict[str, Any]] = []
     for line in file.read_text(encoding="utf-8").splitlines():
         if not line.strip():
             continue

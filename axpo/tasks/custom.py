@@ -42,6 +42,8 @@ class CustomConfig(BaseModel):
             question = task.train(0)
             rewards = [float(task.verify(question, answer)) for answer in ("none", None)]
         except Exception as error:
-            raise AxpoError(f"task.path={self.path!r}: its first question: {type(error).__name__}: {' '.join(str(error).split())}") from error
+            raise AxpoError(
+                f"task.path={self.path!r}: its first question: {type(error).__name__}: {' '.join(str(error).split())}"
+            ) from error
         if not all(map(math.isfinite, rewards)):
             raise AxpoError(f"task.path={self.path!r}: verify: expected a finite number, got {rewards}")

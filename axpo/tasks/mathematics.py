@@ -92,7 +92,9 @@ def main() -> None:
     for line in sys.stdin:
         # No time limit of math-verify's own: at its end it would call the answer wrong.
         truth, answer = (parse(f"\\boxed{{{text.strip().strip('$')}}}", parsing_timeout=None) for text in json.loads(line))
-        reply = verify(truth, answer, timeout_seconds=None) if truth else f"math: {line.strip()[:200]}: no expression in the question's answer"
+        reply = (
+            verify(truth, answer, timeout_seconds=None) if truth else f"math: {line.strip()[:200]}: no expression in the question's answer"
+        )
         print(json.dumps(reply), flush=True)
 
 

@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
 
 from rollout_workers.trajectory import Question
 from tool_server.functions import find
@@ -33,8 +32,7 @@ def boxed(text: str | None) -> str | None:
 
 def exact_match(text: str | None, truth: str) -> float:
     """1.0 where the boxed answer equals the truth up to case and surrounding space, else 0.0."""
-    answer = boxed(text)
-    return float(answer is not None and answer.casefold() == truth.strip().casefold())
+    return _exact(boxed(text), truth)
 
 
 def number(text: str) -> Fraction | None:
@@ -70,7 +68,7 @@ class Verifier:
         """Raises what the user's function raises, or ValueError where the question's own answer is not what the verifier needs."""
         if ":" in self.name:
             return find(self.name)(question, answer)
-        return NAMED[self.name](self, boxed(answer), question.answer)
+        return NAMED[self.name](boxed(answer), question.answer, self.tolerance)
 
     def check(self) -> None:
         """Raises ValueError where there is no such verifier, or what it needs is not installed."""
@@ -84,31 +82,33 @@ class Verifier:
 
     def check_truth(self, truth: str) -> None:
         """Raises ValueError where an answer of the data cannot be compared with."""
-        if self.name == "numeric" and number(truth) is None:
-            raise ValueError(f"expected a number, found {truth!r}")
-        if self.name == "choice" and choice(truth) is None:
-            raise ValueError(f"expected the letter of a choice, found {truth!r}")
+        if self.name in ("numeric", "choice"):
+            NAMED[self.name](None, truth, self.tolerance)
 
 
-def _exact(settings: Verifier, answer: str | None, truth: str) -> float:
+def _exact(answer: str | None, truth: str, tolerance: float = 0.0) -> float:
     return float(answer is not None and answer.casefold() == truth.strip().casefold())
 
 
-def _numeric(settings: Verifier, answer: str | None, truth: str) -> float:
-    settings.check_truth(truth)
+def _numeric(answer: str | None, truth: str, tolerance: float) -> float:
     given, wanted = number(answer or ""), number(truth)
-    return float(given is not None and wanted is not None and abs(given - wanted) <= Fraction(str(settings.tolerance)) * max(1, abs(wanted)))
+    if wanted is None:
+        raise ValueError(f"expected a number, found {truth!r}")
+    return float(given is not None and abs(given - wanted) <= Fraction(str(tolerance)) * max(Fraction(1), abs(wanted)))
 
 
-def _choice(settings: Verifier, answer: str | None, truth: str) -> float:
-    settings.check_truth(truth)
-    return float(choice(answer or "") == choice(truth))
+def _choice(answer: str | None, truth: str, tolerance: float) -> float:
+    wanted = choice(truth)
+    if wanted is None:
+        raise ValueError(f"expected the letter of a choice, found {truth!r}")
+    return float(choice(answer or "") == wanted)
 
 
-def _math(settings: Verifier, answer: str | None, truth: str) -> float:
+def _math(answer: str | None, truth: str, tolerance: float) -> float:
     from axpo.tasks.mathematics import equal
 
     return float(answer is not None and equal(truth, answer))
 
 
-NAMED: dict[str, Callable[[Verifier, str | None, str], Any]] = {"exact": _exact, "numeric": _numeric, "choice": _choice, "math": _math}
+NAMED: dict[str, Callable[[str | None, str, float], float]] = {"exact": _exact, "numeric": _numeric, "choice": _choice, "math": _math}
+"""The content of the last box (None: there is none), the question's answer, the tolerance -> reward."""

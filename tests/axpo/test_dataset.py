@@ -33,7 +33,14 @@ def write(folder, *rows) -> str:
 def recipe(**task):
     engine = {"weight_transfer": "shared_memory"}
     return parse_recipe(
-        {"name": "x", "model": "a/b", "task": {"kind": "dataset"} | task, "steps": 1, "questions_per_step": 1, "rollout": {"engine": engine}}
+        {
+            "name": "x",
+            "model": "a/b",
+            "task": {"kind": "dataset"} | task,
+            "steps": 1,
+            "questions_per_step": 1,
+            "rollout": {"engine": engine},
+        }
     )
 
 

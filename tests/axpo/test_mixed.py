@@ -45,6 +45,7 @@ def test_questions_are_drawn_by_weight_and_are_their_familys_own():
 def test_examples_are_asked_for_by_family():
     task = load_task(recipe().task)
     question, turns, tools = task.example("search/queries", 3)
+    assert tools
     assert question.info["family"] == "search"
     assert turns[0].startswith('{"query": "wine ')
     for kind in ("demonstration", "zoom/queries", "none/demonstration"):
@@ -80,7 +81,11 @@ def of(family, number, *rollouts):
 
 
 def test_metrics_are_told_by_family_beside_the_total():
-    groups = [of("zoom", 0, zooming(0, 1.0), direct(1, 0.0)), of("zoom", 1, zooming(0, 0.0), direct(1, 0.0)), of("search", 2, direct(0, 1.0))]
+    groups = [
+        of("zoom", 0, zooming(0, 1.0), direct(1, 0.0)),
+        of("zoom", 1, zooming(0, 0.0), direct(1, 0.0)),
+        of("search", 2, direct(0, 1.0)),
+    ]
     told = by_family(groups, lambda of_one: diagnostics(of_one, TOKENS))
     assert (told["zoom/pass1"], told["zoom/tool_use_rate"], told["zoom/tool_all_wrong_rate"]) == (0.25, 0.5, 0.5)
     assert (told["search/pass1"], told["search/tool_use_rate"]) == (1.0, 0.0)

@@ -97,10 +97,10 @@ for line in sys.stdin:
 
 
 def test_a_comparison_that_hangs_or_dies_is_ended_and_the_next_one_works():
-    comparer = Comparer((sys.executable, "-c", CHILD), deadline_s=0.3)
+    comparer = Comparer((sys.executable, "-c", CHILD), deadline_s=2.0)
     try:
         assert comparer.equal("1", "1") is True
-        with pytest.raises(TimeoutError, match=r"no answer for 0\.3 s"):
+        with pytest.raises(TimeoutError, match=r"no answer for 2 s"):
             comparer.equal("1", "hang")
         assert comparer.equal("1", "2") is False
         with pytest.raises(RuntimeError, match="ended with status 3"):
