@@ -138,7 +138,7 @@ class Recipe(Section):
 
     def stage_task(self, stage: SFTStage) -> Any:
         """The task's configuration in an SFT stage."""
-        return type(self.task).model_validate(self.task.model_dump() | stage.task)
+        return type(self.task).model_validate(_merged(self.task.model_dump(), stage.task))
 
     def check_inputs(self) -> None:
         """Raise AxpoError for a model or data file that is not there. Cheap; called before any actor starts."""
@@ -161,6 +161,15 @@ class Recipe(Section):
                     f"learner.ranks={ranks} with {per_rank:g} {unit}s each, rollout.workers={engines} with {per_worker:g} each "
                     f"and tools.servers={servers} with {per_server:g} each need {need:g} {unit}s; the Ray cluster has {have:g}"
                 )
+
+
+def _merged(fields: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """The fields with changes, section by section."""
+    both = {
+        name: _merged(fields[name], value) if isinstance(fields.get(name), dict) and isinstance(value, dict) else value
+        for name, value in changes.items()
+    }
+    return fields | both
 
 
 def looks_local(model: str) -> bool:
@@ -198,8 +207,9 @@ def parse_recipe(data: dict[str, Any], overrides: Sequence[str] = (), source: st
 
 
 def _one_line(source: str, error: Any) -> str:
-    # A tagged union puts its tag into the location; users know the field without it.
-    field = ".".join(str(part) for part in error["loc"] if part not in ("small_digit", "jsonl")) or "recipe"
+    # The tagged union of tasks puts its tag into the location; users know the field without it.
+    located = zip((None, *error["loc"]), error["loc"], strict=False)
+    field = ".".join(str(part) for before, part in located if before != "task") or "recipe"
     if error["type"] == "extra_forbidden":
         return f"{source}: {field}: unknown key"
     if error["type"] == "missing":

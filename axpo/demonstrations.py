@@ -10,36 +10,30 @@ A row has `messages` (roles system, user, assistant, tool, in the order of a rol
      "images": ["photo.png", {"bytes": ...}],
      "tools": [{"type": "function", "function": {...}}]}
 
-`images` are file names (relative to the JSONL), bytes, or what `datasets` makes of them; the image parts of the messages take them
-in order. Trained on are the assistant's turns, except those of weight 0. Every token of a row comes from `rollout_workers.chat`, as
-in a rollout: the text of a tool or a user can forge no turn.
+`images` are file names (relative to the JSONL), `data:` addresses, bytes, or what `datasets` makes of them; the image parts of the
+messages take them in order. Trained on are the assistant's turns, except those of weight 0. Every token of a row comes from
+`rollout_workers.chat`, as in a rollout: the text of a tool or a user can forge no turn.
 """
 
 from __future__ import annotations
 
-import io
 import json
-import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from axpo.data import Source, epoch_order, image_source
 from axpo.errors import AxpoError
 from rollout_workers.chat import Chat
 from rollout_workers.trajectory import ObservationSegment, Pixels, Question, Trajectory
 from tool_server.images import ImageError, ImageLimits, decode
 
 
-class DataConfig(BaseModel):
+class DataConfig(Source):
     """Where demonstrations come from."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    path: str = Field(description="a .jsonl file, a folder that `datasets` reads or saved, or the name of a dataset on the hub")
-    split: str = Field("train", description="split of a dataset; a .jsonl file has none")
     images: ImageLimits = Field(default_factory=ImageLimits, description="limits of the rows' images")
 
 
@@ -56,9 +50,8 @@ class Demonstrations:
 
     def __init__(self, config: DataConfig, chat: Chat, seed: int) -> None:
         """Raises AxpoError where there is no such data."""
-        self._rows = _rows(config)
+        self._rows = config.rows()
         self._config, self._chat, self._seed = config, chat, seed
-        self._folder = Path(config.path).parent if config.path.endswith(".jsonl") else Path()
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -66,9 +59,7 @@ class Demonstrations:
     def example(self, index: int) -> tuple[Question, Trajectory]:
         """Example `index` of an endless series. Raises AxpoError naming the row and what is wrong with it."""
         epoch, position = divmod(index, len(self._rows))
-        order = list(range(len(self._rows)))
-        random.Random(f"{self._seed}/{epoch}").shuffle(order)
-        number = order[position]
+        number = epoch_order(len(self._rows), f"{self._seed}/{epoch}")[position]
         where = f"{self._config.path}, row {number + 1}"
         row = self._rows[number]
         try:
@@ -78,7 +69,7 @@ class Demonstrations:
 
     def _trajectory(self, name: str, row: Mapping[str, Any]) -> tuple[Question, Trajectory]:
         messages = list(row["messages"])
-        images = iter([decode(_source(image, self._folder), self._config.images) for image in row.get("images") or ()])
+        images = iter([decode(image_source(image, self._config.folder), self._config.images) for image in row.get("images") or ()])
         system = _text(messages.pop(0)) if messages and messages[0]["role"] == "system" else None
         if not messages or messages[0]["role"] != "user":
             raise ValueError("messages: expected a user message after the optional system message")
@@ -140,43 +131,6 @@ def _pixels(message: Mapping[str, Any], images: Iterator[Pixels]) -> tuple[Pixel
     if any(image is None for image in taken):
         raise ValueError("images: fewer than the messages have image parts")
     return tuple(image for image in taken if image is not None)
-
-
-def _source(image: Any, folder: Path) -> Path | bytes:
-    if isinstance(image, str):
-        return folder / image
-    if isinstance(image, bytes):
-        return image
-    if isinstance(image, Mapping):  # how datasets stores an image that it was told not to decode
-        return image["bytes"] if image.get("bytes") else folder / image["path"]
-    file = io.BytesIO()
-    image.save(file, "PNG")  # a picture that datasets has decoded
-    return file.getvalue()
-
-
-def _rows(config: DataConfig) -> Sequence[Mapping[str, Any]]:
-    path = Path(config.path)
-    if config.path.endswith(".jsonl"):
-        if not path.is_file():
-            raise AxpoError(f"sft data {path}: no such file")
-        try:
-            rows: Any = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        except json.JSONDecodeError as error:
-            raise AxpoError(f"sft data {path}: not JSON lines: {error}") from None
-    else:
-        import datasets
-
-        try:
-            if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
-                loaded = datasets.load_from_disk(config.path)
-                rows = loaded[config.split] if isinstance(loaded, datasets.DatasetDict) else loaded
-            else:
-                rows = datasets.load_dataset(config.path, split=config.split)
-        except Exception as error:
-            raise AxpoError(f"sft data {config.path!r}: {type(error).__name__}: {str(error).splitlines()[0]}") from None
-    if not len(rows):
-        raise AxpoError(f"sft data {config.path}: no rows")
-    return rows
 
 
 def _told(error: Exception) -> str:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import ray
 
 from axpo.config import EvaluationConfig, Recipe
-from axpo.metrics import evaluate_groups
+from axpo.metrics import by_family, evaluate_groups
 from axpo.tasks import Task, load_task
 from rollout_workers.pool import RolloutPool
 from rollout_workers.trajectory import Group, Question
@@ -16,10 +16,12 @@ from rollout_workers.trajectory import Group, Question
 
 def held_out(pool: RolloutPool, task: Task, settings: EvaluationConfig) -> dict[str, float]:
     """The numbers of `axpo.metrics.evaluate_groups` over the task's held-out questions, with the same seeds every time,
-    and `dropped`: groups lost to infrastructure."""
+    of a mixed task also `<family>/...`, and `dropped`: groups lost to infrastructure."""
     questions = [stored(question) for question in task.held_out()]
     groups, dropped = complete(pool.rollout(questions, 0, settings.samples, settings.temperature), questions)
-    return evaluate_groups(groups, pool.ready()) | {"dropped": float(dropped)}
+    tokens = pool.ready()
+    families = by_family(groups, lambda of_one: evaluate_groups(of_one, tokens))
+    return evaluate_groups(groups, tokens) | families | {"dropped": float(dropped)}
 
 
 def evaluate_model(recipe: Recipe, model: str) -> dict[str, float]:

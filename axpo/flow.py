@@ -33,7 +33,7 @@ from learner.credit import informative
 from resampler.online import Decision
 from rollout_workers.fleet import Log
 from rollout_workers.pool import RolloutPool
-from rollout_workers.trajectory import Group, Question, Resample, recovered
+from rollout_workers.trajectory import EndReason, Group, Question, Resample, Trajectory, recovered
 
 DECISION_S = 300.0
 """Seconds for the resampler to answer: it computes for milliseconds."""
@@ -49,6 +49,7 @@ class Taken:
     stale: int  # questions dropped because they would have been too old
     forks_dropped: int  # resamples that infrastructure broke
     forks_collapsed: int  # prefixes given up because their continuations agreed on the call
+    verifier_failures: int  # rollouts and continuations whose verifier failed
     staleness: dict[str, int]  # question id -> updates between the policy that began it and the one that is updated
 
     @property
@@ -112,7 +113,7 @@ class Flow:
         self._pending, self._next, self._batch = list(cursor.pending), cursor.following, cursor.batch
         self._flying = [self._restored(kept) for kept in cursor.kept]
         self._done = threading.Condition()
-        self._forks_dropped = self._forks_collapsed = 0
+        self._forks_dropped = self._forks_collapsed = self._verifier_failures = 0
 
     @property
     def cursor(self) -> Cursor:
@@ -151,7 +152,8 @@ class Flow:
             for ticket in tickets:
                 self._log("dropped", question=ticket.question, step=step, reason=reason)
         forks_dropped, forks_collapsed = self._forks_dropped, self._forks_collapsed
-        self._forks_dropped = self._forks_collapsed = 0
+        verifier_failures = self._verifier_failures
+        self._forks_dropped = self._forks_collapsed = self._verifier_failures = 0
         return Taken(
             groups=[ticket.group for ticket in trained],
             uninformative=[ticket.group for ticket in aside],
@@ -159,6 +161,7 @@ class Flow:
             stale=len(stale),
             forks_dropped=forks_dropped,
             forks_collapsed=forks_collapsed,
+            verifier_failures=verifier_failures,
             staleness={ticket.question: step - ticket.version for ticket in trained},
         )
 
@@ -231,6 +234,7 @@ class Flow:
             ticket.rolled = True
             whole = all(t.reward is not None for t in group.rollouts)
             self._log("finished", question=question.id, step=batch.step, worker=group.worker, whole=whole)
+            self._count_faults(group.rollouts)
             if not offered:
                 offered = True
                 batch.groups[place] = group
@@ -268,6 +272,7 @@ class Flow:
                 resample = await self._pool.fork(group, rollout, prefix_tokens, config.k, batch.step, config.min_distinct_calls)
         except TimeoutError:
             resample = None
+        self._count_faults(resample.continuations if resample else ())
         if resample is not None and not resample.continuations:
             self._forks_collapsed += 1
             self._log("fork collapsed", **fields)
@@ -279,3 +284,10 @@ class Flow:
         if config.target_recovery is not None:
             self._resampler.learn.remote(recovered(group, resample))
         return resample
+
+    def _count_faults(self, trajectories: Sequence[Trajectory]) -> None:
+        """Verifiers that failed: each is counted, and why is logged."""
+        for trajectory in trajectories:
+            if trajectory.end is EndReason.VERIFIER_FAILURE:
+                self._verifier_failures += 1
+                self._log("verifier failed", question=trajectory.question_id, rollout=trajectory.rollout, fault=trajectory.stats.fault)

@@ -7,7 +7,7 @@ A rollout is right where its reward is above 0 and wrong where it is 0.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import comb
 
 import numpy as np
@@ -64,6 +64,16 @@ def evaluate_groups(groups: Sequence[Group], tokens: SpecialTokens, k: int = 4) 
         name: shared[name]
         for name in ("pass1_given_tool", "pass1_given_no_tool", "tool_all_wrong_rate", "no_tool_all_wrong_rate")
         if name in shared
+    }
+
+
+def by_family(groups: Sequence[Group], measure: Callable[[Sequence[Group]], Mapping[str, float]]) -> dict[str, float]:
+    """`<family>/<name>` of each family's groups, for questions of a mixed task; `{}` for those of any other."""
+    families = sorted({group.question.info["family"] for group in groups if "family" in group.question.info})
+    return {
+        f"{family}/{name}": value
+        for family in families
+        for name, value in measure([group for group in groups if group.question.info.get("family") == family]).items()
     }
 
 

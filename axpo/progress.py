@@ -149,7 +149,10 @@ def before_after(summary: Mapping[str, Any]) -> list[tuple[str, float, float]]:
 
 
 def label(name: str) -> str:
-    """`pass4` -> 'Pass@4', `tool_use` -> 'Tool use', `tool_all_wrong_rate` -> 'Tool all-wrong'."""
+    """`pass4` -> 'Pass@4', `tool_use` -> 'Tool use', `tool_all_wrong_rate` -> 'Tool all-wrong', `zoom/pass1` -> 'zoom: Pass@1'."""
+    family, slash, name = name.rpartition("/")
+    if slash:
+        return f"{family}: {label(name)}"
     if name.removeprefix("pass").isdigit():
         return f"Pass@{name.removeprefix('pass')}"
     return name.removesuffix("_rate").replace("all_wrong", "all-wrong").replace("_", " ").capitalize()

@@ -151,7 +151,7 @@ def build_embedded(recipe: Recipe, console: Console) -> Path:
         for kind in kinds:
             for index in range(1000):
                 question, turns, _ = task.example(kind, index)
-                texts += [question.text, *(turn for turn in turns if isinstance(turn, str))]
+                texts += [question.text, *(turn if isinstance(turn, str) else turn[0] for turn in turns)]
         start = build(Path(scratch) / "random", texts, recipe.seed)
         folder = fine_tune(recipe.model_copy(update={"model": str(start)}), console)
         (folder / "README.md").write_text(_card(recipe, folder, evaluate_model(recipe, str(folder))), encoding="utf-8")

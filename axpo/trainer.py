@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections import Counter
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from axpo.actors import Actors
@@ -14,7 +15,7 @@ from axpo.cursor import Cursor
 from axpo.errors import AxpoError
 from axpo.evaluate import held_out
 from axpo.flow import Flow, Taken
-from axpo.metrics import diagnostics, rollout_metrics, shaping_metrics, tool_metrics
+from axpo.metrics import by_family, diagnostics, rollout_metrics, shaping_metrics, tool_metrics
 from axpo.progress import Progress
 from axpo.run import RunDirectory
 from axpo.stop import StopRequest
@@ -121,9 +122,11 @@ def measurements(recipe: Recipe, result: Step, actors: Actors, times: dict[str, 
     batch = result.batch
     seconds = sum(times.get(f"time/{phase}", 0.0) for phase in ("rollout", "learn", "sync"))
     ages = Counter(batch.staleness.values())
+    told = partial(diagnostics, tokens=actors.tokens, success_above=recipe.resampler.success_above)
     return {
         **result.update,
-        **diagnostics(batch.finished, actors.tokens, recipe.resampler.success_above),
+        **told(batch.finished),
+        **{f"family/{name}": value for name, value in by_family(batch.finished, told).items()},
         **shaping_metrics(batch.finished, actors.tokens, recipe.learner.credit.tool_bonus),
         **rollout_metrics(batch.finished, seconds),
         **actors.pool.take_stats(),
@@ -134,6 +137,7 @@ def measurements(recipe: Recipe, result: Step, actors: Actors, times: dict[str, 
         "groups_uninformative": float(len(batch.uninformative)),
         "forks_dropped": float(batch.forks_dropped),
         "forks_collapsed": float(batch.forks_collapsed),
+        "verifier_failures": float(batch.verifier_failures),
     }
 
 

@@ -40,6 +40,9 @@ class RolloutConfig(BaseModel):
     concurrency_min: int = Field(8, ge=1, description="rollouts in flight below which a worker does not go, however full its engine")
     deadline_s: float = Field(300.0, gt=0, description="seconds until a rollout in flight ends as `deadline`")
     retries: int = Field(1, ge=0, description="times a rollout that ended by an infrastructure failure is run again, with the same seeds")
+    verify_s: float = Field(
+        60.0, gt=0, description="seconds until the verifier of an answer counts as failed; then it is asked `retries` times more"
+    )
     health_s: float = Field(120.0, gt=0, description="seconds without a sign of life after which a worker is replaced")
     max_failures: int = Field(8, ge=0, description="workers that may be lost; one more ends the run")
     in_flight_updates: bool = Field(

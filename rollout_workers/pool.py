@@ -226,7 +226,7 @@ class RolloutPool:
         """The worker's answer and its reference; _Lost where the worker is lost first. `work` was added to its load."""
         config = self._config
         waves = math.ceil((worker.load + work) / config.concurrency_min)
-        patience = waves * (1 + config.retries) * config.deadline_s + _SCORING_MARGIN_S
+        patience = waves * (1 + config.retries) * (config.deadline_s + config.verify_s) + _SCORING_MARGIN_S
         reference = getattr(worker.actor, method).remote(*arguments)
         value = answer(reference)
         try:

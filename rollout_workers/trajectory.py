@@ -58,11 +58,12 @@ class EndReason(StrEnum):
     TOOL_ERROR = "tool_error"  # the tool server failed: infrastructure
     DEADLINE = "deadline"  # the rollout's deadline passed: infrastructure
     ENGINE_FAILURE = "engine_failure"  # the engine failed: infrastructure
+    VERIFIER_FAILURE = "verifier_failure"  # the verifier raised, took too long or gave no finite number: infrastructure
 
     @property
     def infrastructure(self) -> bool:
         """True where the policy is not at fault: such a rollout has no reward and is never trained on."""
-        return self in (EndReason.TOOL_ERROR, EndReason.DEADLINE, EndReason.ENGINE_FAILURE)
+        return self in (EndReason.TOOL_ERROR, EndReason.DEADLINE, EndReason.ENGINE_FAILURE, EndReason.VERIFIER_FAILURE)
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,7 @@ class RolloutStats:
     later_cached_tokens: int = 0
     tool_calls: int = 0
     tool_failures: int = 0  # calls answered with an error that is the policy's fault
+    fault: str = ""  # of a verifier that failed: why
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
+import math
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -51,7 +54,7 @@ from rollout_workers.trajectory import (
 
 T = TypeVar("T")
 Verify = Callable[[Question, str | None], float]
-"""Reward of an answer (None: there is none). Runs in a thread."""
+"""Reward of an answer (None: there is none), a finite number. Runs in a thread of its own."""
 
 
 class Engine(Protocol):
@@ -315,7 +318,32 @@ class RolloutWorker:
         )
         if response.end.infrastructure:
             return trajectory
-        return replace(trajectory, reward=float(await asyncio.to_thread(self._verify, question, response.answer)))
+        fault = ""
+        for _ in range(1 + self._config.retries):
+            try:
+                async with asyncio.timeout(self._config.verify_s):
+                    reward = float(await _in_own_thread(partial(self._verify, question, response.answer)))
+                if math.isfinite(reward):
+                    return replace(trajectory, reward=reward)
+                fault = f"gave {reward}"
+            except Exception as error:  # a verifier is the user's: anything may happen in it
+                fault = f"{type(error).__name__}: {error}"
+        return replace(trajectory, end=EndReason.VERIFIER_FAILURE, stats=replace(trajectory.stats, fault=" ".join(fault.split())[:500]))
+
+
+def _in_own_thread(function: Callable[[], T]) -> asyncio.Future[T]:
+    """In a pool of threads, one that hangs would hold a place for ever; this one is left behind at its deadline."""
+    future: concurrent.futures.Future[T] = concurrent.futures.Future()
+    future.set_running_or_notify_cancel()  # from here on nobody can cancel it, and the thread can always settle it
+
+    def work() -> None:
+        try:
+            future.set_result(function())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=work, name="verifier", daemon=True).start()
+    return asyncio.wrap_future(future)
 
 
 async def _pixels(question: Question) -> list[Pixels]:

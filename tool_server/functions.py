@@ -30,8 +30,8 @@ class UserFunction:
     call_parameter: str | None  # gets the ToolCall: images and earlier calls
 
 
-def load(path: str) -> UserFunction:
-    """The function at `package.module:name`. Raises ValueError with one line about what is wrong with it."""
+def find(path: str) -> Any:
+    """The object at `package.module:name`. Raises ValueError with one line about what is wrong."""
     module_name, colon, name = path.partition(":")
     if not (colon and module_name and name.isidentifier()):
         raise ValueError("expected package.module:name")
@@ -42,9 +42,16 @@ def load(path: str) -> UserFunction:
         module = importlib.import_module(module_name)
     except Exception as error:  # the module is the user's: anything may happen in it
         raise ValueError(f"cannot import {module_name}: {type(error).__name__}: {' '.join(str(error).split())}") from error
-    function = getattr(module, name, None)
+    if not hasattr(module, name):
+        raise ValueError(f"{module_name} has no {name}")
+    return getattr(module, name)
+
+
+def load(path: str) -> UserFunction:
+    """The function at `package.module:name`. Raises ValueError with one line about what is wrong with it."""
+    function = find(path)
     if not inspect.isfunction(function):
-        raise ValueError(f"{module_name} has no function {name}")
+        raise ValueError(f"{path} is no function")
     return understand(function)
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from axpo.tasks.task import Task, Turns
 from axpo.tasks.verify import exact_match
 from rollout_workers.trajectory import Pixels, Question
 
@@ -27,8 +28,6 @@ _READ = (  # About as long as a call: a rollout's signal is spread over its toke
 )
 SYSTEM = "You are a careful visual assistant. Give the final answer in \\boxed{}."
 Box: TypeAlias = tuple[int, int, int, int]
-Turns: TypeAlias = list[str | tuple[str, tuple[Pixels, ...]]]
-"""A scripted rollout: policy turns as text and, after each but the last, the tool's result (text, images)."""
 
 
 class TeacherConfig(BaseModel):
@@ -77,6 +76,10 @@ class SmallDigitConfig(BaseModel):
     def check_inputs(self) -> None:
         """Nothing to read: digits and photographs come with scikit-learn."""
 
+    def load(self) -> SmallDigit:
+        """The task."""
+        return SmallDigit(self)
+
 
 @dataclass(frozen=True)
 class Frame:
@@ -114,10 +117,10 @@ class Scene:
     frames: tuple[Frame, ...]
 
 
-class SmallDigit:
+class SmallDigit(Task):
     """Questions, verifier and teacher of the task."""
 
-    system: str | None = SYSTEM
+    system = SYSTEM
 
     def __init__(self, config: SmallDigitConfig) -> None:
         self.config = config
@@ -159,7 +162,7 @@ class SmallDigit:
                 largest = cell - 2 * self.config.border - 4
                 outer = rng.randint(cell * 2 // 3, largest) + 2 * self.config.border
                 x, y = (cell * start + rng.randint(0, cell - outer) for start in (column, row))
-                frames.append(_paste(canvas, rng, rng.choice(sorted(COLOURS)), x, y, outer, self.config.border, "train"))
+                frames.append(paste(canvas, rng, rng.choice(sorted(COLOURS)), x, y, outer, self.config.border, "train"))
         words = " ".join(f"{name} {f.colour} {f.digit}" for name, f in zip("abcdefghijklmnop", frames, strict=True))
         return np.asarray(canvas), words
 
@@ -207,7 +210,7 @@ class SmallDigit:
         truth = str(max(f.digit for f in asked))
         if rng.random() >= teacher.tool_rate:
             seen = " ".join(f"The {f.colour} frame shows {f.digit}." for f in asked)
-            return [_answer(f"{_READ} {seen}", truth)]
+            return [final_turn(f"{_READ} {seen}", truth)]
         turns: Turns = []
         thought = ""
         for frame in asked:
@@ -217,9 +220,9 @@ class SmallDigit:
                 ("", (_crop(scene.image, box),)),
             ]
             if not frame.inside(box, self.config.scene):
-                return [*turns, _answer("The crop does not show it.", "unknown")]
+                return [*turns, final_turn("The crop does not show it.", "unknown")]
             thought = f"The crop shows {frame.digit}. "
-        return [*turns, _answer(thought.rstrip(), truth)]
+        return [*turns, final_turn(thought.rstrip(), truth)]
 
 
 def _read(frames: Sequence[Frame]) -> str:
@@ -235,7 +238,8 @@ def _crop(image: Pixels, box: Box) -> Pixels:
     return image[top:bottom, left:right]
 
 
-def _answer(thought: str, answer: str) -> str:
+def final_turn(thought: str, answer: str) -> str:
+    """A policy turn that answers."""
     return f"{thought}\n</think>\n\nThe answer is \\boxed{{{answer}}}.<|im_end|>"
 
 
@@ -249,22 +253,24 @@ def _arguments(box: Box, colour: str, careful: bool) -> str:
 
 def _call(thought: str, box: Box, colour: str, careful: bool) -> str:
     call = f'{{"name": "image_zoom_in", "arguments": {_arguments(box, colour, careful)}}}'
+    return calling_turn(thought, call)
+
+
+def calling_turn(thought: str, call: str) -> str:
+    """A policy turn that calls a tool; `call` is JSON."""
     return f"{thought}\n</think>\n\n<tool_call>\n{call}\n</tool_call><|im_end|>"
 
 
 def draw_scene(config: SmallDigitConfig, rng: random.Random, split: Literal["train", "test"]) -> Scene:
     """A crop of a photograph with framed digits pasted in, none touching another."""
-    photo = _photos()[rng.randrange(2)]
-    side = rng.randint(240, min(photo.size))
-    left, top = rng.randint(0, photo.width - side), rng.randint(0, photo.height - side)
-    canvas = photo.resize((config.scene, config.scene), Image.Resampling.BILINEAR, (left, top, left + side, top + side))
+    canvas = photograph(config.scene, rng)
     outer = config.digit + 2 * config.border
     frames: list[Frame] = []
     colours = rng.sample(sorted(COLOURS), rng.randint(*config.frames))
     while len(frames) < len(colours):
         x, y = (_place(config, rng, outer) for _ in range(2))
         if all(max(abs(x - f.left), abs(y - f.top)) > outer * 1.4 for f in frames):
-            frames.append(_paste(canvas, rng, colours[len(frames)], x, y, outer, config.border, split))
+            frames.append(paste(canvas, rng, colours[len(frames)], x, y, outer, config.border, split))
     return Scene(np.asarray(canvas), tuple(frames))
 
 
@@ -275,24 +281,35 @@ def _place(config: SmallDigitConfig, rng: random.Random, outer: int) -> int:
     return cell * rng.randrange(config.grid) + rng.randint(0, cell - outer)
 
 
-def _paste(canvas: Image.Image, rng: random.Random, colour: str, x: int, y: int, outer: int, border: int, split: str) -> Frame:
-    images, labels = _digits(split)
-    pick = rng.randrange(len(labels))
+def paste(
+    canvas: Image.Image, rng: random.Random, colour: str, x: int, y: int, outer: int, border: int, split: str, digit: int | None = None
+) -> Frame:
+    """A handwritten digit, any or a given one, in a frame of `outer` pixels."""
+    images, labels = digits(split)
+    pick = rng.randrange(len(labels)) if digit is None else rng.choice(np.flatnonzero(labels == digit))
     ImageDraw.Draw(canvas).rectangle((x, y, x + outer - 1, y + outer - 1), fill=COLOURS[colour])
     side = outer - 2 * border
     canvas.paste(Image.fromarray(images[pick]).resize((side, side), Image.Resampling.BICUBIC), (x + border, y + border))
     return Frame(colour, int(labels[pick]), x, y, outer, border)
 
 
+def photograph(side: int, rng: random.Random) -> Image.Image:
+    """A random square of one of the photographs, scaled to `side` pixels."""
+    photo = photos()[rng.randrange(2)]
+    cut = rng.randint(240, min(photo.size))
+    left, top = rng.randint(0, photo.width - cut), rng.randint(0, photo.height - cut)
+    return photo.resize((side, side), Image.Resampling.BILINEAR, (left, top, left + cut, top + cut))
+
+
 @cache
-def _photos() -> tuple[Image.Image, ...]:
+def photos() -> tuple[Image.Image, ...]:
     from sklearn.datasets import load_sample_image
 
     return tuple(Image.fromarray(load_sample_image(name)) for name in ("china.jpg", "flower.jpg"))
 
 
 @cache
-def _digits(split: str) -> tuple[np.ndarray, np.ndarray]:
+def digits(split: str) -> tuple[np.ndarray, np.ndarray]:
     """Dark ink on a light panel, [n, 8, 8] uint8, and labels [n]; every fifth digit belongs to the test split."""
     from sklearn.datasets import load_digits
 

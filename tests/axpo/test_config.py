@@ -122,8 +122,11 @@ def jsonl(tmp_path, row):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"question": "Which?", "answer": "7"}, "row 2: images: expected a list with at least one path"),
-        ({"question": "Which?", "images": ["good.png"]}, "row 2: answer: expected a text or a number"),
+        ({"question": "Which?", "answer": "7"}, "row 2: images: missing; the row has question, answer"),
+        ({"question": "Which?", "images": ["good.png"]}, "row 2: answer: missing; the row has question, images"),
+        ({"question": "Which?", "images": ["good.png"], "answer": [7]}, "row 2: answer: expected a text or a number, found '[7]'"),
+        ({"question": "Which?", "images": [], "answer": 7}, "row 2: images: expected at least one image"),
+        ({"question": "Which?", "images": [3], "answer": 7}, "row 2: images: expected a path, bytes or a data: address, got int"),
         ({"question": " ", "images": ["good.png"], "answer": "7"}, "row 2: question: expected a text"),
         ({"question": "Which?", "images": ["none.png"], "answer": "7"}, "none.png is not there"),
         ({"question": "Which?", "images": ["long.png"], "answer": "7"}, "long.png is 201x1 pixels, the limit of long to short side is 200"),

@@ -17,7 +17,7 @@ from axpo.ledger import Balance, balance
 from learner.credit import credit
 from resampler.config import ResamplerConfig
 from resampler.resampler import Resampler
-from rollout_workers.trajectory import Question, Resample
+from rollout_workers.trajectory import EndReason, Question, Resample, RolloutStats
 from tests.axpo.helpers import TOKENS, direct, resample, zooming
 from tests.axpo.helpers import group as make_group
 
@@ -51,6 +51,8 @@ class Pool:
         first, others = float(int(question.id) not in self.hard), float(int(question.id) in self.easy)
         failed = None if int(question.id) in self.broken else others
         rollouts = [direct(0, first, question.id), zooming(1, others, WRONG_BOX, question.id), zooming(2, failed, WRONG_BOX, question.id)]
+        if failed is None:
+            rollouts[2] = replace(rollouts[2], end=EndReason.VERIFIER_FAILURE, stats=RolloutStats(fault="KeyError: 'unit'"))
         group = make_group(rollouts, question=question.id)
         return group, group
 
@@ -157,8 +159,9 @@ def test_a_group_that_infrastructure_broke_is_dropped_and_the_budget_does_not_wa
     flow, _, events = start(Pool(broken=(2,)))
     flow.feed(0)
     taken = flow.take(0)
-    assert (ids(taken), taken.dropped) == ([0, 1, 3], 1)
+    assert (ids(taken), taken.dropped, taken.verifier_failures) == ([0, 1, 3], 1, 1)
     assert balance(events) == Balance(4, 3, 1, 0)
+    assert {"event": "verifier failed", "question": "2", "rollout": 2, "fault": "KeyError: 'unit'"} in events
 
 
 def test_a_bug_is_raised():

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from axpo.tasks.small_digit import COLOURS, SmallDigit, SmallDigitConfig, TeacherConfig, _digits
+from axpo.tasks.small_digit import COLOURS, SmallDigit, SmallDigitConfig, TeacherConfig, digits
 from axpo.tasks.verify import boxed, exact_match
 
 TASK = SmallDigit(SmallDigitConfig(held_out=16))
@@ -19,7 +19,7 @@ def test_questions_are_a_function_of_their_index():
 
 
 def test_held_out_digits_are_never_trained_on():
-    train, test = (_digits(split)[0] for split in ("train", "test"))
+    train, test = (digits(split)[0] for split in ("train", "test"))
     assert len(train) + len(test) == 1797
     assert len(test) == 360
     shown = [q.id for q in TASK.held_out()]

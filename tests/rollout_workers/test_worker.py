@@ -1,6 +1,7 @@
 """Groups, forks, retries and scoring of a worker, with a mock engine."""
 
 import asyncio
+import threading
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ def right(question, answer):
     return float(answer == question.answer)
 
 
-def start(model, script, **config):
+def start(model, script, verify=right, **config):
     """Returns (worker, its engine)."""
     engines = []
 
@@ -29,7 +30,7 @@ def start(model, script, **config):
         return engines[0]
 
     config = RolloutConfig(**{"n": 2, "deadline_s": 5.0} | config)
-    worker = RolloutWorker(1, model, config, MockTools(zoomed), "look closely", right, run_seed=9, engine_factory=factory)
+    worker = RolloutWorker(1, model, config, MockTools(zoomed), "look closely", verify, run_seed=9, engine_factory=factory)
     return worker, engines[0]
 
 
@@ -60,6 +61,37 @@ def test_after_all_retries_there_is_no_reward(model):
     group = asyncio.run(worker.rollout(question(), n=2, step=0))
     assert [(t.end, t.reward) for t in group.rollouts] == [(EndReason.ENGINE_FAILURE, None)] * 2
     assert len(engine.requests) == 2 * 3
+
+
+@pytest.mark.parametrize(
+    ("verify", "fault"),
+    [
+        (lambda question, answer: {}["key"], "KeyError: 'key'"),
+        (lambda question, answer: float("nan"), "gave nan"),
+        (lambda question, answer: None, "TypeError: float() argument must be"),
+        (lambda question, answer: threading.Event().wait(30), "TimeoutError: "),
+    ],
+)
+def test_a_verifier_that_fails_gives_no_reward(model, verify, fault):
+    worker, _ = start(model, lambda i: ANSWER, verify=verify, verify_s=0.05)
+    (trajectory, _) = asyncio.run(worker.rollout(question(), n=2, step=0)).rollouts
+    assert (trajectory.end, trajectory.reward, trajectory.answer) == (EndReason.VERIFIER_FAILURE, None, "7")
+    assert trajectory.stats.fault.startswith(fault.strip())
+
+
+def test_a_verifier_is_asked_again(model):
+    asked = []
+
+    def verify(question, answer):
+        asked.append(answer)
+        if len(asked) == 1:
+            raise ConnectionError("the judge is away")
+        return 0.5
+
+    worker, engine = start(model, lambda i: ANSWER, verify=verify)
+    group = asyncio.run(worker.rollout(question(), n=1, step=0))
+    assert group.rewards.tolist() == [0.5]
+    assert (asked, len(engine.requests)) == (["7", "7"], 1)  # the rollout was not run again
 
 
 def test_a_bug_is_raised(model):

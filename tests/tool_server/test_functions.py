@@ -83,8 +83,8 @@ def test_what_the_function_gets_wrong_is_infrastructure():
     ("function", "message"),
     [
         ("nowhere.module:f", "cannot import nowhere.module: ModuleNotFoundError: No module named 'nowhere'"),
-        (f"{HERE}:missing", f"{HERE} has no function missing"),
-        (f"{HERE}:constant", f"{HERE} has no function constant"),
+        (f"{HERE}:missing", f"{HERE} has no missing"),
+        (f"{HERE}:constant", f"{HERE}:constant is no function"),
         (f"{HERE}", "expected package.module:name"),
         (f"{HERE}:untyped", "parameter 'a' has no type hint"),
         (f"{HERE}:undocumented", "needs a docstring"),

@@ -1,0 +1,166 @@
+"""Find the fact: the number of a real wine is in the picture, what is known of it is in the search index alone.
+
+The wines are scikit-learn's (UCI, 178 of them); `wines.jsonl` beside this file is the corpus to index. Every fifth wine is asked about in
+held-out questions only. An easy question, the number itself, needs no tool. Every question is a pure function of (split, index).
+
+    axpo index build axpo/tasks/wines.jsonl --out runs/wines.index
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from axpo.tasks.numbers import Number, draw_numbers
+from axpo.tasks.small_digit import COLOURS, SYSTEM, calling_turn, final_turn
+from axpo.tasks.task import Task, Turns
+from axpo.tasks.verify import exact_match
+from rollout_workers.trajectory import Question
+from tool_server.search.results import Caps, Result, render
+
+CORPUS = Path(__file__).parent / "wines.jsonl"
+PROPERTIES = ("magnesium", "proline")  # mg/l
+FIRST = 1
+"""The wine that a search without a number finds: all are alike for it, and ties go in the order of the corpus."""
+
+
+@dataclass(frozen=True)
+class Wine:
+    """A document of the corpus."""
+
+    number: int
+    title: str
+    id: str
+    text: str
+    magnesium: int
+    proline: int
+    like: int  # number of the nearest other wine, over all 13 properties in standard deviations
+
+    def found(self) -> str:
+        """What `search` answers where it finds this wine alone."""
+        return render("", [Result(self.title, self.id, self.text, 0.0)], Caps())
+
+
+class FactTeacherConfig(BaseModel):
+    """The scripted SFT teacher: thinks, then answers (a fact only by guessing) or searches, mostly in haste.
+
+    With care it searches for the wine by its number; in haste for what is asked, and finds another wine.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    tool_rate: float = Field(0.3, ge=0, le=1, description="share of traces that search")
+    care: float = Field(0.17, ge=0, le=1, description="share of the calls that search by number; a question of two hops needs two of them")
+
+
+class SmallFactConfig(BaseModel):
+    """Difficulty of the task."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["small_fact"] = "small_fact"
+    easy_share: float = Field(0.4, ge=0, le=1, description="share of questions that ask for a number in the picture")
+    two_hop_share: float = Field(0.4, ge=0, le=1, description="of the others, share that ask about the wine most like the one shown")
+    held_out: int = Field(256, ge=1, description="number of held-out questions")
+    teacher: FactTeacherConfig = FactTeacherConfig()
+
+    def check_inputs(self) -> None:
+        """Nothing to read but what comes along. The index is the tool's, which does not start without it."""
+
+    def load(self) -> SmallFact:
+        """The task."""
+        return SmallFact(self)
+
+
+class SmallFact(Task):
+    """Questions, verifier and teacher of the task."""
+
+    system = SYSTEM
+
+    def __init__(self, config: SmallFactConfig) -> None:
+        self.config = config
+
+    def train(self, index: int) -> Question:
+        return self._question("train", index)[0]
+
+    def held_out(self) -> list[Question]:
+        return [self._question("test", i)[0] for i in range(self.config.held_out)]
+
+    def verify(self, question: Question, answer: str | None) -> float:
+        return exact_match(answer, question.answer)
+
+    def example(self, kind: str, index: int) -> tuple[Question, Turns, bool]:
+        """`demonstration` is the teacher at work; `numbers` teaches to read, with a bare prompt; `queries` to write a careful call's
+        arguments, under the prompt of calls. Raises KeyError for another kind."""
+        if kind not in ("demonstration", "numbers", "queries"):
+            raise KeyError(kind)
+        question, numbers, rng = self._question("sft" if kind == "demonstration" else kind, index)
+        if kind == "demonstration":
+            return question, self._teach(question, rng), True
+        words = _arguments(_careful(question.info["wine"])) if kind == "queries" else " ".join(map(str, numbers))
+        text = question.text if kind == "queries" else "Read all."
+        return Question(question.id, text, question.images, ""), [words + "\n</think>\n\nDone.<|im_end|>"], kind == "queries"
+
+    def _question(self, split: str, index: int) -> tuple[Question, list[Number], random.Random]:
+        rng = random.Random(f"fact/{split}/{index}")
+        asked, other = (wines()[number] for number in rng.sample(shown("test" if split == "test" else "train"), 2))
+        numbers = [Number(colour, wine.number) for colour, wine in zip(rng.sample(sorted(COLOURS), 2), (asked, other), strict=True)]
+        image = draw_numbers(numbers, rng, "test" if split == "test" else "train")
+        hops = 0 if rng.random() < self.config.easy_share else 2 if rng.random() < self.config.two_hop_share else 1
+        wanted, colour = rng.choice(PROPERTIES), numbers[0].colour
+        if hops == 0:
+            text, answer = f"What is the {colour} number?", asked.number
+        elif hops == 1:
+            text, answer = f"What is the {wanted} of the {colour} wine?", getattr(asked, wanted)
+        else:
+            text, answer = f"What is the {wanted} of the wine most like the {colour} wine?", getattr(wines()[asked.like], wanted)
+        info = {"kind": ("easy", "one hop", "two hops")[hops], "wine": asked.number, "wanted": wanted, "hops": hops}
+        return Question(f"{split}-{index}", text, (image,), str(answer), info), numbers, rng
+
+    def _teach(self, question: Question, rng: random.Random) -> Turns:
+        teacher, number, hops, wanted = self.config.teacher, *(question.info[name] for name in ("wine", "hops", "wanted"))
+        if rng.random() >= teacher.tool_rate:
+            if hops == 0:
+                return [final_turn("I can read it.", question.answer)]
+            return [final_turn(f"It is wine {number}. I guess.", str(getattr(wines()[rng.choice(shown("train"))], wanted)))]
+        turns: Turns = []
+        thought = f"It is wine {number}."
+        for hop in range(max(1, hops)):
+            careful = rng.random() < teacher.care
+            found = wines()[number if careful else FIRST]
+            query = _careful(number) if careful else f"{wanted} of the wine"
+            call = f'{{"name": "search", "arguments": {_arguments(query)}}}'
+            turns += [calling_turn(f"{thought} I search.", call), (found.found(), ())]
+            if found.number != number:
+                return [*turns, final_turn("That is another wine.", "unknown")]
+            if hop < hops - 1:
+                number = found.like
+                thought = f"It is most like wine {number}."
+        return [*turns, final_turn(f"I have found wine {number}.", question.answer)]
+
+
+def _careful(number: int) -> str:
+    return f"wine {number}"
+
+
+def _arguments(query: str) -> str:
+    return json.dumps({"query": query, "max_results": 1})
+
+
+@cache
+def wines() -> dict[int, Wine]:
+    """Number -> wine, from the corpus."""
+    rows = [json.loads(line) for line in CORPUS.read_text(encoding="utf-8").splitlines()]
+    return {row["number"]: Wine(**row) for row in rows}
+
+
+@cache
+def shown(split: Literal["train", "test"]) -> list[int]:
+    """Numbers that the pictures of a split show; every fifth belongs to the test split."""
+    return [number for number in wines() if (number % 5 == 0) == (split == "test")]

@@ -1,0 +1,125 @@
+"""Multiply the numbers: real handwritten numbers that are easily read, and products that a tiny model cannot form in its head.
+
+`python` can. An easy question, a sum of one-digit numbers, needs no tool, so that answering at once is often right. Every question is a
+pure function of (split, index).
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from axpo.tasks.numbers import Number, draw_numbers
+from axpo.tasks.small_digit import COLOURS, SYSTEM, calling_turn, final_turn
+from axpo.tasks.task import Task, Turns
+from axpo.tasks.verify import exact_match
+from rollout_workers.trajectory import Question
+
+
+class ProductTeacherConfig(BaseModel):
+    """The scripted SFT teacher: thinks, then answers in its head (a product only roughly) or calls `python`, mostly in haste.
+
+    With care it names the numbers first and then computes; in haste it writes the expression at once, with one digit misread.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    tool_rate: float = Field(0.3, ge=0, le=1, description="share of traces that call")
+    care: float = Field(0.13, ge=0, le=1, description="share of the calls that name the numbers first, and are right")
+
+
+class SmallProductConfig(BaseModel):
+    """Difficulty of the task."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["small_product"] = "small_product"
+    digits: int = Field(2, ge=2, le=4, description="digits of each factor")
+    easy_share: float = Field(0.5, ge=0, le=1, description="share of questions that ask for the sum of one-digit numbers")
+    held_out: int = Field(256, ge=1, description="number of held-out questions")
+    teacher: ProductTeacherConfig = ProductTeacherConfig()
+
+    def check_inputs(self) -> None:
+        """Nothing to read: digits and photographs come with scikit-learn."""
+
+    def load(self) -> SmallProduct:
+        """The task."""
+        return SmallProduct(self)
+
+
+class SmallProduct(Task):
+    """Questions, verifier and teacher of the task."""
+
+    system = SYSTEM
+
+    def __init__(self, config: SmallProductConfig) -> None:
+        self.config = config
+
+    def train(self, index: int) -> Question:
+        return self._question("train", index)[0]
+
+    def held_out(self) -> list[Question]:
+        return [self._question("test", i)[0] for i in range(self.config.held_out)]
+
+    def verify(self, question: Question, answer: str | None) -> float:
+        return exact_match(answer, question.answer)
+
+    def example(self, kind: str, index: int) -> tuple[Question, Turns, bool]:
+        """`demonstration` is the teacher at work; `numbers` teaches to read, with a bare prompt; `codes` to write a careful call's
+        arguments, under the prompt of calls. Raises KeyError for another kind."""
+        if kind not in ("demonstration", "numbers", "codes"):
+            raise KeyError(kind)
+        question, numbers, rng = self._question("sft" if kind == "demonstration" else kind, index)
+        if kind == "demonstration":
+            return question, self._teach(question, numbers, rng), True
+        words = _careful(question, numbers) if kind == "codes" else " ".join(map(str, numbers))
+        text = question.text if kind == "codes" else "Read all."
+        return Question(question.id, text, question.images, ""), [words + "\n</think>\n\nDone.<|im_end|>"], kind == "codes"
+
+    def _question(self, split: str, index: int) -> tuple[Question, list[Number], random.Random]:
+        rng = random.Random(f"product/{split}/{index}")
+        easy = rng.random() < self.config.easy_share
+        lowest, highest = (0, 9) if easy else (10 ** (self.config.digits - 1), 10**self.config.digits - 1)
+        numbers = [Number(colour, rng.randint(lowest, highest)) for colour in rng.sample(sorted(COLOURS), 2)]
+        image = draw_numbers(numbers, rng, "test" if split == "test" else "train")
+        (a, b), word = numbers, "plus" if easy else "times"
+        text = f"What is the {a.colour} number {word} the {b.colour} number?"
+        answer = a.value + b.value if easy else a.value * b.value
+        return Question(f"{split}-{index}", text, (image,), str(answer), {"kind": "easy" if easy else "product"}), numbers, rng
+
+    def _teach(self, question: Question, numbers: list[Number], rng: random.Random) -> Turns:
+        teacher, (a, b) = self.config.teacher, numbers
+        easy = question.info["kind"] == "easy"
+        if rng.random() >= teacher.tool_rate:
+            rough = int(question.answer) if easy else round(a.value, 1 - len(str(a.value))) * round(b.value, 1 - len(str(b.value)))
+            return [final_turn(f"I read {a} and {b}. I do it in my head.", str(rough))]
+        careful = rng.random() < teacher.care
+        if careful:
+            arguments, result = _careful(question, numbers), question.answer
+        else:
+            code, result = _hasty(easy, a.value, b.value, rng)
+            arguments = json.dumps({"code": code})
+        call = f'{{"name": "python", "arguments": {arguments}}}'
+        return [calling_turn("I compute it.", call), (result, ()), final_turn("I have the result.", result)]
+
+
+def _careful(question: Question, numbers: list[Number]) -> str:
+    sign = "+" if question.info["kind"] == "easy" else "*"
+    names = [number.colour for number in numbers]
+    lines = [f"{number.colour} = {number.value}" for number in numbers]
+    return json.dumps({"code": "\n".join([*lines, f"print({f' {sign} '.join(names)})"])})
+
+
+def _hasty(easy: bool, a: int, b: int, rng: random.Random) -> tuple[str, str]:
+    """The code and what it prints: one digit of one number is another one."""
+    numbers = [a, b]
+    which = rng.randrange(2)
+    digits = list(str(numbers[which]))
+    place = rng.randrange(len(digits))
+    digits[place] = rng.choice([d for d in "0123456789" if d != digits[place]])
+    numbers[which] = int("".join(digits))
+    a, b = numbers
+    return (f"print({a} + {b})", str(a + b)) if easy else (f"print({a} * {b})", str(a * b))
