@@ -102,6 +102,7 @@ def test_a_run_directory_is_never_overwritten(run):
     assert "already exists" in done.stderr
 
 
+@pytest.mark.slow
 def test_each_half_runs_alone(tmp_path):
     """Rollouts without a learner; then, without an engine, an update from what they wrote."""
     settings = [f"--set=logging.root={tmp_path}", "--set=steps=1"]

@@ -64,6 +64,7 @@ class SmallDigitConfig(BaseModel):
     frames: tuple[int, int] = Field((2, 3), description="fewest and most frames in a scene")
     larger_share: float = Field(0.2, ge=0, le=1, description="share of questions that ask for the larger of two digits")
     held_out: int = Field(256, ge=1, description="number of held-out questions")
+    small_sheets: bool = Field(False, description="SFT sheets show frames of a scene's size instead of large ones")
     teacher: TeacherConfig = TeacherConfig()
 
     @model_validator(mode="after")
@@ -138,7 +139,7 @@ class SmallDigit(Task):
     def example(self, kind: str, index: int) -> tuple[Question, Turns, bool]:
         """An SFT example: `demonstration` is the teacher at work; the other kinds teach the eye, all but `boxes` with a bare prompt.
 
-        `sheet`: colours and digits of sixteen large cells, named by letters: a name to look by is learned far sooner than a count;
+        `sheet`: colours and digits of sixteen cells, named by letters: a name to look by is learned far sooner than a count;
         `scene`: those of a scene, by colour; `crop`: what a zoom shows, often nothing; `boxes`: how a careful call would name and box
         each frame: what is learned in other words, or under another prompt, does not carry over into calls.
         Returns question, turns and whether the prompt shows system text and tools. Raises KeyError for another kind.
@@ -154,15 +155,15 @@ class SmallDigit(Task):
 
     def _sheet(self, rng: random.Random) -> tuple[Pixels, str]:
         """A photograph under a grid of 4 x 4, a framed digit in each cell: many lessons a look."""
-        cell = self.config.scene // 4
+        config, cell = self.config, self.config.scene // 4
+        small, step = config.digit + 2 * config.border, config.scene // (config.grid or config.scene) if config.small_sheets else 1
         canvas = Image.fromarray(draw_scene(self.config.model_copy(update={"frames": (0, 0)}), rng, "train").image)
         frames = []
         for row in range(4):
             for column in range(4):
-                largest = cell - 2 * self.config.border - 4
-                outer = rng.randint(cell * 2 // 3, largest) + 2 * self.config.border
-                x, y = (cell * start + rng.randint(0, cell - outer) for start in (column, row))
-                frames.append(paste(canvas, rng, rng.choice(sorted(COLOURS)), x, y, outer, self.config.border, "train"))
+                outer = small if config.small_sheets else rng.randint(cell * 2 // 3 + 2 * config.border, cell - 4)
+                x, y = (cell * start + step * rng.randint(0, (cell - outer) // step) for start in (column, row))
+                frames.append(paste(canvas, rng, rng.choice(sorted(COLOURS)), x, y, outer, config.border, "train"))
         words = " ".join(f"{name} {f.colour} {f.digit}" for name, f in zip("abcdefghijklmnop", frames, strict=True))
         return np.asarray(canvas), words
 
