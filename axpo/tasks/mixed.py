@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from axpo.tasks.custom import CustomConfig
 from axpo.tasks.dataset import DatasetConfig
-from axpo.tasks.small_digit import SYSTEM, SmallDigitConfig
+from axpo.tasks.generated import SYSTEM
+from axpo.tasks.small_digit import SmallDigitConfig
 from axpo.tasks.small_fact import SmallFactConfig
 from axpo.tasks.small_product import SmallProductConfig
 from axpo.tasks.task import Task, Turns

@@ -17,8 +17,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from axpo.tasks.task import Task, Turns
-from axpo.tasks.verify import exact_match
+from axpo.tasks.generated import Generated
+from axpo.tasks.task import Turns
 from rollout_workers.trajectory import Pixels, Question
 
 COLOURS = {"red": (225, 30, 30), "blue": (40, 70, 235), "green": (20, 165, 50), "yellow": (240, 215, 20)}
@@ -26,7 +26,6 @@ _READ = (  # About as long as a call: a rollout's signal is spread over its toke
     "I look for the frame in the whole picture. It is small, though it can be read from here. "
     "I look to the frame and read it from here, small though it is."
 )
-SYSTEM = "You are a careful visual assistant. Give the final answer in \\boxed{}."
 Box: TypeAlias = tuple[int, int, int, int]
 
 
@@ -118,23 +117,8 @@ class Scene:
     frames: tuple[Frame, ...]
 
 
-class SmallDigit(Task):
+class SmallDigit(Generated[SmallDigitConfig]):
     """Questions, verifier and teacher of the task."""
-
-    system = SYSTEM
-
-    def __init__(self, config: SmallDigitConfig) -> None:
-        self.config = config
-
-    def train(self, index: int) -> Question:
-        """The `index`-th training question; there is no end."""
-        return self._question("train", index)[0]
-
-    def held_out(self) -> list[Question]:
-        return [self._question("test", i)[0] for i in range(self.config.held_out)]
-
-    def verify(self, question: Question, answer: str | None) -> float:
-        return exact_match(answer, question.answer)
 
     def example(self, kind: str, index: int) -> tuple[Question, Turns, bool]:
         """An SFT example: `demonstration` is the teacher at work; the other kinds teach the eye, all but `boxes` with a bare prompt.

@@ -17,10 +17,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from axpo.tasks.generated import Generated
 from axpo.tasks.numbers import Number, draw_numbers
-from axpo.tasks.small_digit import COLOURS, SYSTEM, calling_turn, final_turn
-from axpo.tasks.task import Task, Turns
-from axpo.tasks.verify import exact_match
+from axpo.tasks.small_digit import COLOURS, calling_turn, final_turn
+from axpo.tasks.task import Turns
 from rollout_workers.trajectory import Question
 from tool_server.search.results import Caps, Result, render
 
@@ -78,22 +78,8 @@ class SmallFactConfig(BaseModel):
         return SmallFact(self)
 
 
-class SmallFact(Task):
+class SmallFact(Generated[SmallFactConfig]):
     """Questions, verifier and teacher of the task."""
-
-    system = SYSTEM
-
-    def __init__(self, config: SmallFactConfig) -> None:
-        self.config = config
-
-    def train(self, index: int) -> Question:
-        return self._question("train", index)[0]
-
-    def held_out(self) -> list[Question]:
-        return [self._question("test", i)[0] for i in range(self.config.held_out)]
-
-    def verify(self, question: Question, answer: str | None) -> float:
-        return exact_match(answer, question.answer)
 
     def example(self, kind: str, index: int) -> tuple[Question, Turns, bool]:
         """`demonstration` is the teacher at work; `numbers` teaches to read, with a bare prompt; `queries` to write a careful call's

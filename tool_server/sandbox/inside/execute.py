@@ -134,7 +134,8 @@ class Figures:
         self.pixels: list[Any] = []
         self._notes: list[str] = []
         plt.show = self.show_open
-        Figure.show = lambda figure, *_, **__: self.add_figure(figure)
+        figures: Any = Figure
+        figures.show = lambda figure, *_, **__: self.add_figure(figure)
         Image.Image.show = lambda image, *_, **__: self.add_image(image)  # type: ignore[method-assign]
 
     @property
@@ -147,7 +148,7 @@ class Figures:
             self.add_figure(plt.figure(number))
         plt.close("all")
 
-    def add_figure(self, figure: Figure) -> None:
+    def add_figure(self, figure: Any) -> None:
         width, height = (round(side * figure.dpi) for side in figure.get_size_inches())
         if self._takes(width, height):
             figure.canvas.draw()
