@@ -39,13 +39,13 @@ SCRIPTED = -1
 FIGURE = "import matplotlib.pyplot as plt\nplt.figure(figsize=(1, 1))\nplt.plot([side])\nplt.show()\nprint(side * 2)"
 CALLS = [
     # name, arguments, what the observation's text holds, the shapes of its images
-    ("image_zoom_in", {"bbox_2d": [0, 0, 500, 500]}, "", [(192, 192, 3)]),
-    ("python", {"code": "side = images[1].size[0]\nside"}, "\n192\n", []),  # the crop is the second image
-    ("python", {"code": FIGURE}, "\n384", [(100, 100, 3)]),  # the variable of the call before
+    ("image_zoom_in", {"bbox_2d": [0, 0, 500, 500]}, "", [(128, 128, 3)]),
+    ("python", {"code": "side = images[1].size[0]\nside"}, "\n128\n", []),  # the crop is the second image
+    ("python", {"code": FIGURE}, "\n256", [(100, 100, 3)]),  # the variable of the call before
     ("python", {"code": "1 / 0"}, "ZeroDivisionError", []),
     ("tavily-search", {"query": "where do puffins nest", "max_results": 2}, "https://e.org/1", []),
     ("image_search", {"query": "red square", "max_results": 1}, "a red square", [(50, 50, 3)]),
-    ("darken", {"index": 0}, "image_zoom_in", [(384, 384, 3)]),  # says what was called before
+    ("darken", {"index": 0}, "image_zoom_in", [(256, 256, 3)]),  # says what was called before
     ("mcp-picture", {"side": 40}, "a square", [(40, 40, 3)]),
     ("telepathy", {}, "unknown tool 'telepathy'", []),
 ]
