@@ -150,7 +150,7 @@ def test_every_tool_is_called_and_answers_as_it_does_when_asked_directly(recipe,
         assert np.array_equal(observed.token_ids, expected.token_ids), name
         assert all(map(np.array_equal, observed.images, expected.images)), name
     image = pixels(question.images[0])
-    assert np.array_equal(seen[0].images[0], image[:192, :192])
+    assert np.array_equal(seen[0].images[0], image[:128, :128])
     assert np.array_equal(seen[5].images[0][0, 0], [255, 0, 0])
     assert np.array_equal(seen[6].images[0], image // 2)
     assert not rollout.end.infrastructure
