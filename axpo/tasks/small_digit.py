@@ -121,11 +121,12 @@ class SmallDigit(Generated[SmallDigitConfig]):
     """Questions, verifier and teacher of the task."""
 
     def example(self, kind: str, index: int) -> tuple[Question, Turns, bool]:
-        """An SFT example: `demonstration` is the teacher at work; the other kinds teach the eye, all but `boxes` with a bare prompt.
+        """An SFT example: `demonstration` is the teacher at work; the other kinds teach the eye.
 
         `sheet`: colours and digits of sixteen cells, named by letters: a name to look by is learned far sooner than a count;
         `scene`: those of a scene, by colour; `crop`: what a zoom shows, often nothing; `boxes`: how a careful call would name and box
-        each frame: what is learned in other words, or under another prompt, does not carry over into calls.
+        each frame. What is learned in other words, or under another prompt, hardly carries over: `boxes` shows the prompt of calls,
+        and `reading` is `scene` under it.
         Returns question, turns and whether the prompt shows system text and tools. Raises KeyError for another kind.
         """
         if kind == "demonstration":
@@ -133,9 +134,10 @@ class SmallDigit(Generated[SmallDigitConfig]):
             asked = [f for name in question.info["asked"] for f in scene.frames if f.colour == name]
             return question, self._teach(scene, asked, rng), True
         rng = random.Random(f"{kind}/{index}")
-        image, words = {"sheet": self._sheet, "scene": self._whole, "crop": self._zoomed, "boxes": self._boxes}[kind](rng)
+        draw = {"sheet": self._sheet, "scene": self._whole, "reading": self._whole, "crop": self._zoomed, "boxes": self._boxes}[kind]
+        image, words = draw(rng)
         question = Question(f"{kind}-{index}", "Locate all." if kind == "boxes" else "Read all.", (image,), "")
-        return question, [f"{words or 'none'}\n</think>\n\nDone.<|im_end|>"], kind == "boxes"
+        return question, [f"{words or 'none'}\n</think>\n\nDone.<|im_end|>"], kind in ("boxes", "reading")
 
     def _sheet(self, rng: random.Random) -> tuple[Pixels, str]:
         """A photograph under a grid of 4 x 4, a framed digit in each cell: many lessons a look."""
