@@ -61,7 +61,7 @@ class SmallDigitConfig(BaseModel):
         "in the whole view and in a crop of a sixteenth of it; None: anywhere",
     )
     frames: tuple[int, int] = Field((2, 3), description="fewest and most frames in a scene")
-    larger_share: float = Field(0.2, ge=0, le=1, description="share of questions that ask for the larger of two digits")
+    larger_share: float = Field(0.2, ge=0, le=1, description="share that asks for the larger of two digits, of the scenes that have two")
     held_out: int = Field(256, ge=1, description="number of held-out questions")
     small_sheets: bool = Field(False, description="SFT sheets show frames of a scene's size instead of large ones")
     teacher: TeacherConfig = TeacherConfig()
@@ -178,7 +178,7 @@ class SmallDigit(Generated[SmallDigitConfig]):
     def _question(self, split: str, index: int) -> tuple[Question, Scene, random.Random]:
         rng = random.Random(f"{split}/{index}")
         scene = draw_scene(self.config, rng, "test" if split == "test" else "train")
-        larger = rng.random() < self.config.larger_share
+        larger = rng.random() < self.config.larger_share and len(scene.frames) > 1
         asked = rng.sample(scene.frames, 2 if larger else 1)
         if larger:
             text = f"Which is the larger of the digits in the {asked[0].colour} frame and the {asked[1].colour} frame?"
