@@ -14,22 +14,9 @@ from rollout_workers.trajectory import (
     PolicySegment,
     Question,
     Resample,
-    SpecialTokens,
     Trajectory,
 )
 
-TOKENS = SpecialTokens(
-    im_start=1,
-    im_end=2,
-    think_open=3,
-    think_close=4,
-    call_open=5,
-    call_close=6,
-    vision_start=7,
-    vision_end=8,
-    image_pad=9,
-    video_pad=10,
-)
 QUESTION = Question(id="q", text="", images=(), answer="")
 DIRECT = ((20, 4, 21, 2),)  # thinking, </think>, answer, end of turn
 TOOL = ((20, 21, 4, 5, 22, 6, 2), (30, 31), (23, 4, 24, 2))  # turn with a call, observation, turn with the answer

@@ -9,7 +9,8 @@ import torch
 from learner.batch import Row, StepImages, VisionTokens, collate, make_row, rotary_positions
 from learner.credit import TrainItem
 from rollout_workers.trajectory import EndReason, ObservationSegment, PolicySegment, Trajectory
-from tests.learner.helpers import QUESTION, TOKENS
+from tests.learner.helpers import QUESTION
+from tests.tokens import TOKENS
 
 VISION = VisionTokens(image_pad=TOKENS.image_pad, vision_start=TOKENS.vision_start, vision_end=TOKENS.vision_end)
 

@@ -10,7 +10,8 @@ from learner.config import CreditConfig, LearnerConfig
 from learner.credit import TrainItem, credit, informative, sft_items
 from learner.loss import policy_loss
 from rollout_workers.trajectory import ForkPoint, Resample, fork_prefix_tokens, uses_tools
-from tests.learner.helpers import DIRECT, QUESTION, TOKENS, TOOL, TOOL_PREFIX, group, resample, trajectory
+from tests.learner.helpers import DIRECT, QUESTION, TOOL, TOOL_PREFIX, group, resample, trajectory
+from tests.tokens import TOKENS
 
 EPS = 1e-6
 STD = np.sqrt(3) / 4  # of one in four

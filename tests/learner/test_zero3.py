@@ -31,16 +31,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    started = not ray.is_initialized()
-    if started:
-        ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
-    yield
-    if started:
-        ray.shutdown()
-
-
-@pytest.fixture(scope="module")
 def learner(model: str, cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Learner]:
     """Its start is kept in learner.start: a test that moves the weights loads it back."""
     learner = Learner(model, CONFIG)

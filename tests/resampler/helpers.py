@@ -6,20 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rollout_workers.trajectory import EndReason, Group, ObservationSegment, PolicySegment, Question, SpecialTokens, Trajectory
-
-TOKENS = SpecialTokens(
-    im_start=1,
-    im_end=2,
-    think_open=3,
-    think_close=4,
-    call_open=5,
-    call_close=6,
-    vision_start=7,
-    vision_end=8,
-    image_pad=9,
-    video_pad=10,
-)
+from rollout_workers.trajectory import EndReason, Group, ObservationSegment, PolicySegment, Question, Trajectory
 
 
 def direct(reward: float, rollout: int = 0, question: str = "q") -> Trajectory:

@@ -6,7 +6,8 @@ from resampler.config import ResamplerConfig
 from resampler.online import Decision
 from resampler.resampler import Resampler, start_resampler
 from rollout_workers.trajectory import EndReason, Trajectory
-from tests.resampler.helpers import TOKENS, calling, direct, group, turns
+from tests.resampler.helpers import calling, direct, group, turns
+from tests.tokens import TOKENS
 
 
 def two_candidates(question: str, first: float, second: float):

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from resampler.select import Candidate, adapted, allocate, budget, candidates, chance, confidence, entropy, triggered
-from tests.resampler.helpers import TOKENS, calling, direct, group, turns
+from tests.resampler.helpers import calling, direct, group, turns
+from tests.tokens import TOKENS
 
 
 @pytest.mark.parametrize(

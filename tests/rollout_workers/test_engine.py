@@ -40,16 +40,6 @@ def reward(question, answer):
     return float(answer == question.answer)
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    started = not ray.is_initialized()
-    if started:
-        ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
-    yield
-    if started:
-        ray.shutdown()
-
-
 def start(model: str) -> RolloutPool:
     pool = RolloutPool(model, CONFIG, Tools(), "look closely", reward, run_seed=3, want_entropies=True)
     pool.ready()

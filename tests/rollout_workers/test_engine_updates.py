@@ -8,7 +8,6 @@ from collections.abc import Iterator
 import numpy as np
 import psutil
 import pytest
-import ray
 
 from rollout_workers.pool import RolloutPool
 from rollout_workers.trajectory import EndReason, ObservationSegment, Question
@@ -20,16 +19,6 @@ __all__ = ["new_weights"]  # a fixture
 # 400 tokens a turn: long enough for an update to find turns in the middle.
 UPDATES = CONFIG.model_copy(update={"in_flight_updates": True, "max_turn_tokens": 400, "health_s": 10.0, "n": 2})
 QUESTION = Question("q1", "what is the digit in the red frame? ", (picture(0, 128),), "7")
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    started = not ray.is_initialized()
-    if started:
-        ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
-    yield
-    if started:
-        ray.shutdown()
 
 
 @pytest.fixture(scope="module")
