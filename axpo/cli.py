@@ -189,23 +189,12 @@ def evaluate(
 ) -> None:
     """Held-out Pass@1, Pass@4 and tool use of a model."""
     from axpo.actors import ray_session
-    from axpo.evaluate import evaluate_model
+    from axpo.evaluate import evaluate_model, load_target
     from axpo.progress import label
 
-    model = None
-    if target.is_dir():
-        from axpo.run import RunDirectory
-
-        run = RunDirectory.open(target)
-        latest = run.latest_checkpoint()
-        if latest is None:
-            raise AxpoError(f"{target}: no complete checkpoint to evaluate")
-        model = str(latest[1] / "hf")
-        recipe = _parse(run, overrides)
-    else:
-        recipe = _load(target, overrides)
+    recipe, model = load_target(target, overrides or ())
     with ray_session(recipe, learner=False), console.status("evaluating"):
-        numbers = evaluate_model(recipe, model or recipe.model)
+        numbers = evaluate_model(recipe, model)
     for name, value in numbers.items():
         console.print(f"{label(name):<22} " + (f"{value:.0f}" if name == "dropped" else f"{value:.1%}"), highlight=False)
 
@@ -248,10 +237,10 @@ def _load(recipe: Path, overrides: list[str] | None, inputs: bool = True) -> Rec
     return loaded
 
 
-def _parse(run: Any, overrides: list[str] | None = None) -> Recipe:
+def _parse(run: Any) -> Recipe:
     from axpo.config import parse_recipe
 
-    recipe = parse_recipe(run.recipe(), overrides or (), str(run.path / "recipe.yaml"))
+    recipe = parse_recipe(run.recipe(), (), str(run.path / "recipe.yaml"))
     recipe.check_inputs()
     return recipe
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import ray
 
-from axpo.config import EvaluationConfig, Recipe
+from axpo.config import EvaluationConfig, Recipe, load_recipe, parse_recipe
+from axpo.errors import AxpoError
 from axpo.metrics import by_family, evaluate_groups
+from axpo.run import RunDirectory
 from axpo.tasks import Task, load_task
 from rollout_workers.pool import RolloutPool
 from rollout_workers.trajectory import Group, Question
@@ -22,6 +25,24 @@ def held_out(pool: RolloutPool, task: Task, settings: EvaluationConfig) -> dict[
     tokens = pool.ready()
     families = by_family(groups, lambda of_one: evaluate_groups(of_one, tokens))
     return evaluate_groups(groups, tokens) | families | {"dropped": float(dropped)}
+
+
+def load_target(target: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, str]:
+    """What is measured: a recipe and its model, or a run's recipe and the model of its last checkpoint. Nothing is started.
+
+    Raises AxpoError where the recipe is bad, its inputs are not there, or the run has no complete checkpoint.
+    """
+    if not target.is_dir():
+        recipe = load_recipe(target, overrides)
+        recipe.check_inputs()
+        return recipe, recipe.model
+    run = RunDirectory.open(target)
+    latest = run.latest_checkpoint()
+    if latest is None:
+        raise AxpoError(f"{target}: no complete checkpoint to evaluate")
+    recipe = parse_recipe(run.recipe(), overrides, str(run.path / "recipe.yaml"))
+    recipe.check_inputs()
+    return recipe, str(latest[1] / "hf")
 
 
 def evaluate_model(recipe: Recipe, model: str) -> dict[str, float]:
