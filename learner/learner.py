@@ -89,10 +89,11 @@ class Learner:
 
     def logprobs(self, items: Sequence[TrainItem]) -> list[Floats]:
         """Per item [R]: the policy's log-probabilities of the tokens under its mask (bans and temperature included), 0 elsewhere."""
-        if not all(item.mask.any() for item in items):
-            raise ValueError("logprobs: an item has no token under its mask")
-        shares = self._all("logprobs", ray.put(list(items))) if items else []
-        return [values for _, values in sorted((pair for share in shares for pair in share), key=lambda pair: pair[0])]
+        return self._of_tokens("logprobs", items)
+
+    def entropies(self, items: Sequence[TrainItem]) -> list[Floats]:
+        """Per item [R]: the exact entropy in nats of the distribution that each token under its mask is drawn from, 0 elsewhere."""
+        return self._of_tokens("entropies", items)
 
     def sync_weights(self, receivers: Sequence[Any], version: int) -> None:
         """Bring every receiver (rollout worker handle) to this policy, as `version`.
@@ -142,6 +143,12 @@ class Learner:
         for rank in self._ranks:
             ray.kill(rank)
         remove_placement_group(self._group)
+
+    def _of_tokens(self, method: str, items: Sequence[TrainItem]) -> list[Floats]:
+        if not all(item.mask.any() for item in items):
+            raise ValueError(f"{method}: an item has no token under its mask")
+        shares = self._all(method, ray.put(list(items))) if items else []
+        return [values for _, values in sorted((pair for share in shares for pair in share), key=lambda pair: pair[0])]
 
     def _all(self, method: str, *arguments: Any) -> list[Any]:
         return self._wait(method, [rank.call.remote(method, *arguments) for rank in self._ranks])

@@ -73,6 +73,10 @@ class LearnerRank:
         """This rank's share: (index of the item, [R] log-probabilities of its masked tokens, 0 elsewhere)."""
         return self.updater.logprobs(items)
 
+    def entropies(self, items: list[TrainItem]) -> list[tuple[int, Floats]]:
+        """This rank's share: (index of the item, [R] nats at its masked tokens, 0 elsewhere)."""
+        return self.updater.entropies(items)
+
     def send_weights(self, handles: list[Any], version: int, address: tuple[str, int]) -> None:
         """Bring all receivers to this policy, as `version`. Raises what a receiver raised, or GetTimeoutError."""
         if self._receivers is None or self._receivers.handles != handles:

@@ -122,12 +122,20 @@ class Updater:
 
     def logprobs(self, items: list[TrainItem]) -> list[tuple[int, Floats]]:
         """This rank's share: (index of the item, [R] log-probabilities of its masked tokens, 0 elsewhere)."""
+        return self._of_tokens(items, 0)
+
+    def entropies(self, items: list[TrainItem]) -> list[tuple[int, Floats]]:
+        """This rank's share: (index of the item, [R] nats at its masked tokens, 0 elsewhere), of the distributions they are drawn from."""
+        return self._of_tokens(items, 1)
+
+    def _of_tokens(self, items: list[TrainItem], output: int) -> list[tuple[int, Floats]]:
+        """One output of the policy, by item."""
         run = self._plan(items)
         out: list[tuple[int, Floats]] = []
         for step in run.steps:
             batch = self._micro_batch(run, step)
             with torch.no_grad():
-                flat, owner = self._engine(batch)[0].cpu().numpy(), batch.items.cpu().numpy()
+                flat, owner = self._engine(batch)[output].cpu().numpy(), batch.items.cpu().numpy()
             for b, i in enumerate(step[self._rank]):
                 whole = np.zeros(len(items[i].mask), np.float32)
                 whole[items[i].mask] = flat[owner == b]

@@ -86,6 +86,15 @@ def test_on_policy_ratio_is_one_and_a_step_raises_the_probability_of_what_was_ri
     assert after["kl"] > 1e-3  # the reference stayed where it was
 
 
+def test_entropies_are_those_that_an_update_reports(learner: Learner, model: str) -> None:
+    learner.load(learner.start)  # type: ignore[attr-defined]
+    items = make_items(model, 5)
+    entropies = learner.entropies(items)
+    assert not any(values[~item.mask].any() for item, values in zip(items, entropies, strict=True))
+    trained = np.concatenate([values[item.mask] for item, values in zip(items, entropies, strict=True)])
+    assert learner.update(items)["entropy_mean"] == pytest.approx(trained.mean(), abs=1e-5)
+
+
 def test_the_gradient_does_not_depend_on_ranks_micro_batches_layout_or_checkpointing(
     learner: Learner, model: str, cluster: None, tmp_path: Path
 ) -> None:
