@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import ray
 
 from axpo.config import EvaluationConfig, Recipe, load_recipe, parse_recipe
 from axpo.errors import AxpoError
-from axpo.metrics import by_family, evaluate_groups
+from axpo.metrics import by_family, by_kind, evaluate_groups
 from axpo.run import RunDirectory
 from axpo.tasks import Task, load_task
 from rollout_workers.pool import RolloutPool
@@ -19,12 +20,14 @@ from rollout_workers.trajectory import Group, Question
 
 def held_out(pool: RolloutPool, task: Task, settings: EvaluationConfig) -> dict[str, float]:
     """The numbers of `axpo.metrics.evaluate_groups` over the task's held-out questions, with the same seeds every time,
-    of a mixed task also `<family>/...`, and `dropped`: groups lost to infrastructure."""
+    also `kind/<kind>/...` where questions are of several kinds, of a mixed task `<family>/...` and `<family>/kind/<kind>/...`, and
+    `dropped`: groups lost to infrastructure."""
     questions = [stored(question) for question in task.held_out()]
     groups, dropped = complete(pool.rollout(questions, 0, settings.samples, settings.temperature), questions)
     tokens = pool.ready()
-    families = by_family(groups, lambda of_one: evaluate_groups(of_one, tokens))
-    return evaluate_groups(groups, tokens) | families | {"dropped": float(dropped)}
+    measure = partial(evaluate_groups, tokens=tokens)
+    families = by_family(groups, lambda of_one: measure(of_one) | by_kind(of_one, measure))
+    return measure(groups) | (families or by_kind(groups, measure)) | {"dropped": float(dropped)}
 
 
 def load_target(target: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, str]:

@@ -77,6 +77,19 @@ def by_family(groups: Sequence[Group], measure: Callable[[Sequence[Group]], Mapp
     }
 
 
+def by_kind(groups: Sequence[Group], measure: Callable[[Sequence[Group]], Mapping[str, float]]) -> dict[str, float]:
+    """`kind/<kind>/<name>` of each kind of question (`info["kind"]`, a text); `{}` where there are not several. Spaces become `_`."""
+    kinds = [kind if isinstance(kind := group.question.info.get("kind"), str) else None for group in groups]
+    named = sorted({kind for kind in kinds if kind is not None})
+    if len(named) < 2:
+        return {}
+    return {
+        f"kind/{kind.replace(' ', '_')}/{name}": value
+        for kind in named
+        for name, value in measure([group for group, its in zip(groups, kinds, strict=True) if its == kind]).items()
+    }
+
+
 def rollout_metrics(groups: Sequence[Group], seconds: float) -> dict[str, float]:
     """What a step's generation cost; `seconds` is the time between the batches that the learner took.
 

@@ -142,8 +142,9 @@ def summary_table(summary: Mapping[str, Any], title: str, paths: Mapping[str, Pa
 
 
 def before_after(summary: Mapping[str, Any]) -> list[tuple[str, float, float]]:
-    """(label, start, end) of every rate that a summary holds before and after the run."""
+    """(label, start, end) of every rate that a summary holds before and after the run, but those of kinds of questions: one screen."""
     names = [n.removesuffix("_start") for n in summary if n.endswith("_start") and f"{n.removesuffix('_start')}_end" in summary]
+    names = [n for n in names if "kind" not in n.split("/")]
     pairs = [(n, summary[f"{n}_start"], summary[f"{n}_end"]) for n in names]
     return [(label(n), float(start), float(end)) for n, start, end in pairs if start is not None and end is not None]
 

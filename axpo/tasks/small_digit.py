@@ -62,6 +62,9 @@ class SmallDigitConfig(BaseModel):
     )
     frames: tuple[int, int] = Field((2, 3), description="fewest and most frames in a scene")
     larger_share: float = Field(0.2, ge=0, le=1, description="share that asks for the larger of two digits, of the scenes that have two")
+    control_share: float = Field(
+        0.0, ge=0, le=1, description="share of questions that ask how many frames there are, which a zoom does not help to see"
+    )
     held_out: int = Field(256, ge=1, description="number of held-out questions")
     small_sheets: bool = Field(False, description="SFT sheets show frames of a scene's size instead of large ones")
     teacher: TeacherConfig = TeacherConfig()
@@ -71,6 +74,10 @@ class SmallDigitConfig(BaseModel):
         outer, cell = self.digit + 2 * self.border, self.scene // (self.grid or 3)
         if outer > cell:
             raise ValueError(f"digit={self.digit}: with its frame {outer} pixels wide, which does not fit into {cell}")
+        if self.control_share and self.frames[0] == self.frames[1]:
+            raise ValueError(
+                f"control_share={self.control_share}: asks how many frames there are, always {self.frames[0]} with frames={self.frames}"
+            )
         return self
 
     def check_inputs(self) -> None:
@@ -131,6 +138,8 @@ class SmallDigit(Generated[SmallDigitConfig]):
         """
         if kind == "demonstration":
             question, scene, rng = self._question("sft", index)
+            if question.info["kind"] == "control":
+                return question, self._teach_control(scene, rng), True
             asked = [f for name in question.info["asked"] for f in scene.frames if f.colour == name]
             return question, self._teach(scene, asked, rng), True
         rng = random.Random(f"{kind}/{index}")
@@ -180,16 +189,21 @@ class SmallDigit(Generated[SmallDigitConfig]):
         scene = draw_scene(self.config, rng, "test" if split == "test" else "train")
         larger = rng.random() < self.config.larger_share and len(scene.frames) > 1
         asked = rng.sample(scene.frames, 2 if larger else 1)
-        if larger:
+        # A source of its own: whatever the share, the other questions stay what they are.
+        control = random.Random(f"control/{split}/{index}").random() < self.config.control_share
+        if control:
+            asked, text = [], "How many frames are in the picture?"
+        elif larger:
             text = f"Which is the larger of the digits in the {asked[0].colour} frame and the {asked[1].colour} frame?"
         else:
             text = f"Which digit is in the {asked[0].colour} frame?"
         info = {
-            "kind": "larger" if larger else "frame",
+            "kind": "control" if control else "larger" if larger else "frame",
             "asked": [f.colour for f in asked],
             "boxes": {f.colour: list(self._box(f)) for f in scene.frames},
         }
-        question = Question(f"{split}-{index}", text, (scene.image,), str(max(f.digit for f in asked)), info)
+        answer = len(scene.frames) if control else max(f.digit for f in asked)
+        question = Question(f"{split}-{index}", text, (scene.image,), str(answer), info)
         return question, scene, rng
 
     def _teach(self, scene: Scene, asked: Sequence[Frame], rng: random.Random) -> Turns:
@@ -210,6 +224,16 @@ class SmallDigit(Generated[SmallDigitConfig]):
                 return [*turns, final_turn("The crop does not show it.", "unknown")]
             thought = f"The crop shows {frame.digit}. "
         return [*turns, final_turn(thought.rstrip(), truth)]
+
+    def _teach_control(self, scene: Scene, rng: random.Random) -> Turns:
+        """As ready to zoom as elsewhere, at a frame or beside it, and right either way: what the crop shows is in the whole picture too."""
+        seen = " ".join(f"There is the {f.colour} frame." for f in sorted(scene.frames, key=lambda f: f.colour))
+        last = final_turn(f"I count in the whole picture. {seen}", str(len(scene.frames)))
+        if rng.random() >= self.config.teacher.tool_rate:
+            return [last]
+        frame = rng.choice(scene.frames)
+        careful, box = self._careful_or_hasty(frame, rng, self.config.teacher.care)
+        return [_call("The frames are small. I zoom in.", box, frame.colour, careful), ("", (_crop(scene.image, box),)), last]
 
 
 def _read(frames: Sequence[Frame]) -> str:

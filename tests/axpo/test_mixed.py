@@ -8,8 +8,8 @@ import pytest
 from axpo.config import parse_recipe
 from axpo.errors import AxpoError
 from axpo.evaluate import held_out
-from axpo.metrics import by_family, diagnostics
-from axpo.progress import label
+from axpo.metrics import by_family, by_kind, diagnostics, evaluate_groups
+from axpo.progress import before_after, label
 from axpo.tasks import load_task
 from rollout_workers.trajectory import Question
 from tests.axpo.helpers import TOKENS, direct, zooming
@@ -93,7 +93,7 @@ def test_metrics_are_told_by_family_beside_the_total():
     assert label("zoom/tool_all_wrong_rate") == "zoom: Tool all-wrong"
 
 
-def test_an_evaluation_has_both(monkeypatch):
+def test_an_evaluation_has_both():
     questions = [Question("0", "?", (), "7", {"family": "zoom"}), Question("1", "?", (), "7", {"family": "search"})]
 
     class Pool:
@@ -108,3 +108,45 @@ def test_an_evaluation_has_both(monkeypatch):
     task = SimpleNamespace(held_out=lambda: questions)
     numbers = held_out(Pool(), task, SimpleNamespace(samples=4, temperature=1.0))
     assert (numbers["pass1"], numbers["zoom/pass1"], numbers["search/pass1"], numbers["dropped"]) == (0.5, 0.0, 1.0, 0.0)
+
+
+def of_kind(number, kind, *rollouts, **info):
+    made = make_group(rollouts, question=str(number))
+    return replace(made, question=replace(made.question, info={"kind": kind} | info))
+
+
+def test_an_evaluation_is_told_by_kind_within_a_family():
+    right, wrong = [direct(i, 1.0) for i in range(4)], [zooming(i, 0.0) for i in range(4)]
+    groups = [of_kind(0, "frame", *wrong), of_kind(1, "two hops", *right), of_kind(2, "frame", *right)]
+    told = by_kind(groups, lambda of_one: evaluate_groups(of_one, TOKENS))
+    assert (told["kind/frame/pass1"], told["kind/frame/tool_use"], told["kind/two_hops/pass1"]) == (0.5, 0.5, 1.0)
+    assert by_kind(groups[:1], lambda of_one: evaluate_groups(of_one, TOKENS)) == {}
+    assert by_kind([of_kind(0, 3, *wrong), of_kind(1, 4, *wrong)], lambda of_one: {"n": 1.0}) == {}  # a user's column, no kind of question
+
+    class Pool:
+        def __init__(self, groups):
+            self.groups = groups
+
+        def rollout(self, questions, step, n, temperature):
+            return iter(self.groups)
+
+        def ready(self):
+            return TOKENS
+
+    def evaluated(groups):
+        task = SimpleNamespace(held_out=lambda: [replace(group.question, images=()) for group in groups])
+        return held_out(Pool(groups), task, SimpleNamespace(samples=4, temperature=1.0))
+
+    assert evaluated(groups)["kind/frame/pass1"] == 0.5
+    families = [
+        of_kind(0, "frame", *wrong, family="zoom"),
+        of_kind(1, "control", *right, family="zoom"),
+        of_kind(2, "easy", *right, family="search"),
+    ]
+    numbers = evaluated(families)
+    assert (numbers["zoom/pass1"], numbers["zoom/kind/control/pass1"], numbers["zoom/kind/frame/tool_use"]) == (0.5, 1.0, 1.0)
+    assert not [name for name in numbers if name.startswith(("kind/", "search/kind"))]
+    assert label("zoom/kind/control/pass1") == "zoom/kind/control: Pass@1"
+    assert before_after({"kind/control/pass1_start": 0.1, "kind/control/pass1_end": 0.2, "pass1_start": 0.3, "pass1_end": 0.4}) == [
+        ("Pass@1", 0.3, 0.4)
+    ]

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pytest
 
 from axpo.tasks.small_digit import COLOURS, SmallDigit, SmallDigitConfig, TeacherConfig, digits
 from axpo.tasks.verify import boxed, exact_match
@@ -37,6 +38,35 @@ def test_the_answer_is_the_digit_asked_for():
         assert TASK.verify(question, f"The answer is \\boxed{{{question.answer}}}.") == 1.0
         assert TASK.verify(question, "unknown") == 0.0
     assert kinds == {"frame", "larger"}
+
+
+def test_a_control_asks_what_the_whole_view_shows_and_leaves_the_others_as_they_are():
+    mixed = SmallDigit(SmallDigitConfig(held_out=1, control_share=0.3))
+    controls = 0
+    for index in range(200):
+        question, other = mixed.train(index), TASK.train(index)
+        assert np.array_equal(question.images[0], other.images[0])
+        if question.info["kind"] != "control":
+            assert (question.text, question.answer, question.info) == (other.text, other.answer, other.info)
+            continue
+        controls += 1
+        frames = sum((question.images[0] == rgb).all(axis=2).sum() > 400 for rgb in COLOURS.values())  # 32 * 32 - 22 * 22 = 540 px each
+        assert (question.text, question.answer) == ("How many frames are in the picture?", str(frames))
+    assert 40 < controls < 80
+    with pytest.raises(ValueError, match=r"control_share=0\.5: .* always 2"):
+        SmallDigitConfig(control_share=0.5, frames=(2, 2))
+
+
+def test_the_teacher_zooms_on_controls_too_and_it_makes_no_difference():
+    task = SmallDigit(SmallDigitConfig(control_share=1.0))
+    lengths = []
+    for index in range(300):
+        question, turns, tools = task.example("demonstration", index)
+        assert tools
+        assert task.verify(question, turns[-1].partition("</think>")[2]) == 1.0
+        lengths.append(len(turns))
+    assert set(lengths) == {1, 3}
+    assert 0.22 < lengths.count(3) / 300 < 0.38  # tool_rate 0.3
 
 
 def test_the_teacher_zooms_as_often_and_as_badly_as_its_recipe_says():
