@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -62,9 +62,9 @@ def _actor_environment() -> dict[str, str]:
 
 
 @contextmanager
-def tool_servers(config: ToolServerConfig) -> Iterator[ToolPool]:
-    """The recipe's tool servers, starting; closed at the end."""
-    tools = start_tool_servers(config)
+def tool_servers(config: ToolServerConfig, evaluation_only: Collection[str] = ()) -> Iterator[ToolPool]:
+    """Tool servers, starting; closed at the end. The tools named in `evaluation_only` are hidden but from evaluations."""
+    tools = start_tool_servers(config, evaluation_only)
     try:
         yield tools
     finally:
@@ -84,7 +84,7 @@ def rollout_actors(
     recipe: Recipe, task: Task, model: str, log: Log = lambda event, **fields: None
 ) -> Iterator[tuple[RolloutPool, ToolPool]]:
     """Tool servers and rollout workers on `model`. The tools serve; the engines may still be loading."""
-    with tool_servers(recipe.tools) as tools:
+    with tool_servers(recipe.all_tools, recipe.evaluation.tools) as tools:
         pool = RolloutPool(
             model=local_path(model),
             config=recipe.rollout,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from axpo.demonstrations import DataConfig
 from axpo.errors import AxpoError
@@ -14,7 +14,7 @@ from axpo.tasks import TaskConfig
 from learner.config import LearnerConfig
 from resampler.config import ResamplerConfig
 from rollout_workers.config import RolloutConfig
-from tool_server.config import ToolServerConfig
+from tool_server.config import ToolConfig, ToolServerConfig, checked
 
 
 class Section(BaseModel):
@@ -27,6 +27,9 @@ class EvaluationConfig(Section):
     samples: int = Field(4, ge=4, description="rollouts a question; Pass@4 needs four")
     every: int = Field(0, ge=0, description="also evaluate every so many steps; 0: only at start and end")
     temperature: float = Field(1.0, gt=0, description="sampling temperature of the evaluation")
+    tools: Annotated[dict[str, ToolConfig], AfterValidator(lambda tools: checked(tools, "evaluation.tools"))] = Field(
+        default_factory=dict, description="tools never seen in training: offered after the others, in evaluations alone"
+    )
 
 
 class LoggingConfig(Section):
@@ -109,10 +112,17 @@ class Recipe(Section):
             )
         if self.rollout.colocated and self.max_staleness:
             raise ValueError(f"max_staleness={self.max_staleness}: must be 0 with rollout.colocated, where engines sleep during an update")
+        if both := sorted(set(self.tools.tools) & set(self.evaluation.tools)):
+            raise ValueError(f"evaluation.tools.{both[0]}: is in tools.tools too, so it is seen in training; leave one of them out")
         self._check_method()
         for stage in self.sft.stages if self.sft else ():
             self.stage_task(stage)
         return self
+
+    @property
+    def all_tools(self) -> ToolServerConfig:
+        """What the tool servers of a run open: the tools of training, and those of evaluations alone."""
+        return self.tools.model_copy(update={"tools": self.tools.tools | self.evaluation.tools})
 
     @property
     def extra_questions(self) -> int:

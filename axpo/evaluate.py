@@ -19,11 +19,14 @@ from rollout_workers.trajectory import Group, Question
 
 
 def held_out(pool: RolloutPool, task: Task, settings: EvaluationConfig) -> dict[str, float]:
-    """The numbers of `axpo.metrics.evaluate_groups` over the task's held-out questions, with the same seeds every time,
-    also `kind/<kind>/...` where questions are of several kinds, of a mixed task `<family>/...` and `<family>/kind/<kind>/...`, and
-    `dropped`: groups lost to infrastructure."""
+    """The numbers of `axpo.metrics.evaluate_groups` over the task's held-out questions, with the same seeds every time.
+
+    `evaluation.tools` are offered beside those of training. Also `kind/<kind>/...` where questions are of several kinds, of a mixed
+    task `<family>/...` and `<family>/kind/<kind>/...`, and `dropped`: groups lost to infrastructure.
+    """
     questions = [stored(question) for question in task.held_out()]
-    groups, dropped = complete(pool.rollout(questions, 0, settings.samples, settings.temperature), questions)
+    finished = pool.rollout(questions, 0, settings.samples, settings.temperature, evaluating=True)
+    groups, dropped = complete(finished, questions)
     tokens = pool.ready()
     measure = partial(evaluate_groups, tokens=tokens)
     families = by_family(groups, lambda of_one: measure(of_one) | by_kind(of_one, measure))

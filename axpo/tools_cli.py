@@ -25,7 +25,10 @@ T = TypeVar("T")
 app = typer.Typer(help="The tools that a policy may call.", no_args_is_help=True)
 console = Console()
 
-RecipeFile = Annotated[Path | None, typer.Argument(metavar="[RECIPE]", help="recipe whose `tools` are meant. Default: tools as they come")]
+RecipeFile = Annotated[
+    Path | None,
+    typer.Argument(metavar="[RECIPE]", help="recipe whose `tools` and `evaluation.tools` are meant. Default: tools as they come"),
+]
 
 
 @app.command(name="list")
@@ -152,7 +155,7 @@ async def _attack(options: PythonOptions) -> int:
 
 
 def _config(recipe: Path | None, only: str | None = None) -> ToolServerConfig:
-    """A recipe's tools; without one, the kind `only` with its defaults."""
+    """A recipe's tools, those of evaluations after those of training; without one, the kind `only` with its defaults."""
     from pydantic import ValidationError
 
     from tool_server.config import ToolServerConfig
@@ -160,7 +163,7 @@ def _config(recipe: Path | None, only: str | None = None) -> ToolServerConfig:
     if recipe is not None:
         from axpo.config import load_recipe
 
-        return load_recipe(recipe).tools
+        return load_recipe(recipe).all_tools
     try:
         return ToolServerConfig.model_validate({"tools": {only: {}}})
     except ValidationError as error:

@@ -53,7 +53,7 @@ class WaitingWorker:
     async def ping(self) -> None:
         pass
 
-    async def rollout(self, question: Question, n: int, step: int, temperature: float | None = None) -> Group:
+    async def rollout(self, question: Question, n: int, step: int, temperature: float | None = None, evaluating: bool = False) -> Group:
         rng = np.random.default_rng([int(question.id), step])
         await asyncio.sleep(_seconds(question.id, step, (self.mu, self.sigma)))
         rollouts = [self._trajectory(question, i, rng, float(rng.uniform() < 0.3)) for i in range(n)]

@@ -98,10 +98,20 @@ class RolloutPool:
         """Ask every worker for a sign of life; those without one serve no more when this returns, and are being replaced."""
         self.run(self._fleet.check()).result(2 * self._config.health_s + 60)
 
-    def rollout(self, questions: Sequence[Question], step: int, n: int | None = None, temperature: float | None = None) -> Iterator[Group]:
-        """Groups in order of completion. Raises WorkersFailed where too many workers were lost, or what a worker's code raised."""
+    def rollout(
+        self,
+        questions: Sequence[Question],
+        step: int,
+        n: int | None = None,
+        temperature: float | None = None,
+        evaluating: bool = False,
+    ) -> Iterator[Group]:
+        """Groups in order of completion; `evaluating`: with the tools that evaluations alone offer.
+
+        Raises WorkersFailed where too many workers were lost, or what a worker's code raised.
+        """
         self.ready()
-        futures = [self.run(self.group(question, step, n, temperature)) for question in questions]
+        futures = [self.run(self.group(question, step, n, temperature, evaluating)) for question in questions]
         try:
             for future in concurrent.futures.as_completed(futures):
                 yield future.result()[0]
@@ -109,7 +119,9 @@ class RolloutPool:
             for future in futures:
                 future.cancel()
 
-    async def group(self, question: Question, step: int, n: int | None = None, temperature: float | None = None) -> tuple[Group, Any]:
+    async def group(
+        self, question: Question, step: int, n: int | None = None, temperature: float | None = None, evaluating: bool = False
+    ) -> tuple[Group, Any]:
         """The n scored rollouts of a question, and the object reference they came in (for another actor to read).
 
         A rollout that infrastructure cut short, retries included, has no reward. Raises WorkersFailed, or what the worker's code raised.
@@ -118,7 +130,7 @@ class RolloutPool:
         while True:
             worker = await self._any(n)
             try:
-                group, reference = await self._ask(worker, n, "rollout", question, n, step, temperature)
+                group, reference = await self._ask(worker, n, "rollout", question, n, step, temperature, evaluating)
                 await self._trust(worker, question, group, n)
                 return group, reference
             except _Lost:

@@ -84,6 +84,10 @@ class Tools(Protocol):
 
     async def schemas(self) -> list[dict[str, Any]]: ...
 
+    def evaluating(self) -> Tools:
+        """The same, with the tools that evaluations alone offer. Asked for by rollouts of an evaluation only."""
+        ...
+
 
 class RolloutWorker:
     """All methods run on the actor's event loop; construction blocks until the engine serves."""
@@ -104,6 +108,7 @@ class RolloutWorker:
         self._index = index
         self._config = config
         self._tools = tools
+        self._evaluation_tools: Tools | None = None
         self._system = system
         self._verify = verify
         self._run_seed = run_seed
@@ -114,22 +119,25 @@ class RolloutWorker:
         self._faults = faults or FaultPlan()
         self._torn = False
         self._started = time.monotonic()
-        self._schemas: list[dict[str, Any]] | None = None
+        self._schemas: dict[bool, list[dict[str, Any]]] = {}  # of training (False) and of evaluations (True)
 
     async def ready(self) -> SpecialTokens:
         """Returns once the engine serves."""
         return self._chat.tokens
 
-    async def rollout(self, question: Question, n: int, step: int, temperature: float | None = None) -> Group:
-        """N scored rollouts of a question. One that ends by an infrastructure failure after all retries has no reward."""
-        prompt_ids, images = await self._prompt(question), await _pixels(question)
+    async def rollout(self, question: Question, n: int, step: int, temperature: float | None = None, evaluating: bool = False) -> Group:
+        """N scored rollouts of a question. One that ends by an infrastructure failure after all retries has no reward.
+
+        `evaluating`: with the tools that evaluations alone offer.
+        """
+        prompt_ids, images = await self._prompt(question, evaluating), await _pixels(question)
 
         async def one(rollout: int) -> Trajectory:
             def seed(turn: int, part: int) -> int:
                 return derive_seed(self._run_seed, step, question.id, rollout, None, turn, part)
 
             def start() -> Awaitable[Response]:
-                return self._start(question, prompt_ids, images, [], seed, temperature).play()
+                return self._start(question, prompt_ids, images, [], seed, temperature, evaluating=evaluating).play()
 
             async with self._slots.hold():
                 response = await self._with_retries(start)
@@ -222,10 +230,16 @@ class RolloutWorker:
         """End the engine."""
         self._engine.shutdown()
 
-    async def _prompt(self, question: Question) -> Ids:
-        if self._schemas is None:
-            self._schemas = await asyncio.wait_for(self._tools.schemas(), self._config.deadline_s)
-        return await in_chat_thread(self._chat.prompt, question.text, len(question.images), self._schemas, self._system)
+    async def _prompt(self, question: Question, evaluating: bool) -> Ids:
+        if evaluating not in self._schemas:
+            self._schemas[evaluating] = await asyncio.wait_for(self._tools_for(evaluating).schemas(), self._config.deadline_s)
+        return await in_chat_thread(self._chat.prompt, question.text, len(question.images), self._schemas[evaluating], self._system)
+
+    def _tools_for(self, evaluating: bool) -> Tools:
+        if not evaluating:
+            return self._tools
+        self._evaluation_tools = self._evaluation_tools or self._tools.evaluating()
+        return self._evaluation_tools
 
     def _start(
         self,
@@ -236,11 +250,12 @@ class RolloutWorker:
         seed: Callable[[int, int], int],
         temperature: float | None,
         begun: float | None = None,
+        evaluating: bool = False,
     ) -> Rollout:
         return Rollout(
             chat=self._chat,
             generate=self._generate,
-            call_tool=self._call_tool,
+            call_tool=partial(self._call_tool, self._tools_for(evaluating)),
             limits=self._limits,
             prompt_ids=prompt_ids,
             question_images=images,
@@ -267,9 +282,11 @@ class RolloutWorker:
             raise EngineFailure(str(fault)) from fault
         return await self._engine.generate(*arguments, **options)
 
-    async def _call_tool(self, name: str, arguments: dict[str, Any], images: Sequence[Any], earlier: Sequence[Called]) -> ToolAnswer:
+    async def _call_tool(
+        self, tools: Tools, name: str, arguments: dict[str, Any], images: Sequence[Any], earlier: Sequence[Called]
+    ) -> ToolAnswer:
         await self._faults.reach("tool", self._index)
-        return await self._tools.call(name, arguments, images, earlier)
+        return await tools.call(name, arguments, images, earlier)
 
     async def _first_turns(
         self, prompt_ids: Ids, images: Sequence[Pixels], prefix: Sequence[Segment], k: int, seed: int

@@ -74,10 +74,11 @@ class MCPConfig(Limits):
         return self.url or " ".join(self.command)
 
 
-def _tools(tools: dict[str, ToolConfig]) -> dict[str, ToolConfig]:
+def checked(tools: dict[str, ToolConfig], where: str = "tools.tools") -> dict[str, ToolConfig]:
+    """The tools by name as they came. Raises ValueError naming the first bad field, under the recipe's section `where`."""
     for name, tool in tools.items():
         for field, fault in _faults(name, tool):
-            raise ValueError(f"tools.tools.{name}{field}: {fault}")
+            raise ValueError(f"{where}.{name}{field}: {fault}")
     return tools
 
 
@@ -112,7 +113,7 @@ def _faults(name: str, tool: ToolConfig) -> Iterator[tuple[str, str]]:
 class ToolServerConfig(Section):
     """The tools of a run and the actors that serve them."""
 
-    tools: Annotated[dict[str, ToolConfig], AfterValidator(_tools)] = Field(
+    tools: Annotated[dict[str, ToolConfig], AfterValidator(checked)] = Field(
         default_factory=lambda: {"image_zoom_in": ToolConfig()}, description="name that the policy sees -> tool, in the order of the prompt"
     )
     mcp: tuple[MCPConfig, ...] = Field(default=(), description="MCP servers whose tools are offered after these")

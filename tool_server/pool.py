@@ -6,12 +6,12 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from tool_server.arguments import too_large
 from tool_server.config import ToolServerConfig
-from tool_server.server import Offer, ToolServer, oversized
+from tool_server.server import Offer, ToolServer, oversized, unknown
 from tool_server.stats import summarize
 from tool_server.tool import ToolResult, ToolStatus, ToolUnavailable
 
@@ -26,22 +26,27 @@ PAUSES_S = (0.02, 2.0)
 """First and longest pause before a full server is asked again; doubled each time, with jitter."""
 
 
-def start_tool_servers(config: ToolServerConfig) -> ToolPool:
-    """Starts the actors and returns at once; `ready` waits for them. Needs a Ray session."""
+def start_tool_servers(config: ToolServerConfig, evaluation_only: Collection[str] = ()) -> ToolPool:
+    """Starts the actors and returns at once; `ready` waits for them. Needs a Ray session.
+
+    The tools named in `evaluation_only` are there for `ToolPool.evaluating` alone.
+    """
     import ray
 
     # max_task_retries stays 0: whether a call may run twice is the recipe's to say (`retries`), and the pool's to do.
     actor = ray.remote(ToolServer).options(
         num_cpus=config.cpus_per_server, max_concurrency=100_000, max_restarts=-1, scheduling_strategy="SPREAD"
     )
-    return ToolPool([actor.remote(config) for _ in range(config.servers)], config.start_deadline_s)
+    return ToolPool([actor.remote(config) for _ in range(config.servers)], config.start_deadline_s, evaluation_only)
 
 
 class ToolPool:
     """Any number of clients in any number of processes; a pickled copy starts its own counts."""
 
-    def __init__(self, servers: Sequence[Any], start_deadline_s: float) -> None:
+    def __init__(self, servers: Sequence[Any], start_deadline_s: float, hidden: Collection[str] = ()) -> None:
+        """`hidden`: tools that the servers have and this pool neither offers nor calls."""
         self.servers = list(servers)
+        self._hidden = frozenset(hidden)
         self._start_deadline_s = start_deadline_s
         self._load = [0] * len(self.servers)
         self._turn = 0
@@ -49,7 +54,11 @@ class ToolPool:
         self._offered: dict[str, Offer] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ToolPool, (self.servers, self._start_deadline_s)
+        return ToolPool, (self.servers, self._start_deadline_s, self._hidden)
+
+    def evaluating(self) -> ToolPool:
+        """The same servers with nothing hidden: another client, with counts of its own."""
+        return ToolPool(self.servers, self._start_deadline_s)
 
     def ready(self) -> None:
         """Wait until every server has opened its tools. Raises ToolUnavailable with one line."""
@@ -103,7 +112,10 @@ class ToolPool:
             return oversized()
         patience, pause = time.monotonic() + PATIENCE_S, PAUSES_S[0]
         try:
-            offer = (await self._offers()).get(name)
+            offers = await self._offers()
+            if name in self._hidden:
+                return unknown(name, offers)
+            offer = offers.get(name)
             while True:
                 result = await self._ask(offer.retries if offer else 0, "call", name, arguments, images, earlier)
                 if result.status is not ToolStatus.OVERLOADED:
@@ -117,7 +129,8 @@ class ToolPool:
 
     async def _offers(self) -> dict[str, Offer]:
         if self._offered is None:
-            self._offered = await self._ask(len(self.servers), "offers")
+            offers = await self._ask(len(self.servers), "offers")
+            self._offered = {name: offer for name, offer in offers.items() if name not in self._hidden}
         return self._offered
 
     async def _ask(self, retries: int, method: str, *arguments: Any) -> Any:

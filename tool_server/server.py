@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,7 +62,7 @@ class ToolServer:
         if too_large(arguments):
             return oversized()
         if not isinstance(name, str) or name not in runners:
-            return ToolResult(ToolStatus.TOOL_ERROR, f"unknown tool {echo(str(name))}, known: {', '.join(runners)}")
+            return unknown(name, runners)
         return await runners[name].run(arguments, images, [EarlierCall(*call) for call in earlier])
 
     async def take_stats(self) -> dict[str, ToolStats]:
@@ -126,6 +126,11 @@ class ToolServer:
 def schema(tool: Tool) -> dict[str, Any]:
     """The OpenAI function schema, as Qwen's chat template renders it inside `<tools>`."""
     return {"type": "function", "function": {"name": tool.name, "description": tool.description, "parameters": tool.parameters}}
+
+
+def unknown(name: Any, known: Iterable[str]) -> ToolResult:
+    """The answer to a call of a tool that is not offered."""
+    return ToolResult(ToolStatus.TOOL_ERROR, f"unknown tool {echo(str(name))}, known: {', '.join(known)}")
 
 
 def oversized() -> ToolResult:

@@ -71,6 +71,8 @@ def test_a_bad_field_is_one_line(override, message):
             "resampler.success_above=0.5: resampler.fork_at='observation' forks whatever the outcomes",
         ),
         (["resampler={fork_at: observation, ranking: entropy}"], "learner.credit.joined=False: must be True"),
+        (["evaluation.tools={image_zoom_in: {}}"], "evaluation.tools.image_zoom_in: is in tools.tools too"),
+        (["evaluation.tools={finder: {kind: image_search}}"], "evaluation.tools.finder.options.index: Field required"),
     ],
 )
 def test_switches_that_make_no_sense_together_are_one_line(overrides, message):
@@ -78,6 +80,13 @@ def test_switches_that_make_no_sense_together_are_one_line(overrides, message):
         load_recipe(DEMO, overrides)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_tools_of_evaluations_are_opened_and_not_part_of_training():
+    recipe = load_recipe("deploy/recipes/mixed.yaml")
+    assert list(recipe.tools.tools) == ["image_zoom_in", "python", "search"]
+    assert list(recipe.all_tools.tools) == [*recipe.tools.tools, "image_search"]
+    assert recipe.all_tools.servers == recipe.tools.servers
 
 
 def test_missing_field_and_missing_file():

@@ -97,7 +97,7 @@ def test_an_evaluation_has_both():
     questions = [Question("0", "?", (), "7", {"family": "zoom"}), Question("1", "?", (), "7", {"family": "search"})]
 
     class Pool:
-        def rollout(self, questions, step, n, temperature):
+        def rollout(self, questions, step, n, temperature, evaluating):
             for question, reward in zip(reversed(questions), (1.0, 0.0), strict=True):
                 made = make_group([direct(i, reward, question.id) for i in range(4)], question=question.id)
                 yield replace(made, question=question)
@@ -127,7 +127,7 @@ def test_an_evaluation_is_told_by_kind_within_a_family():
         def __init__(self, groups):
             self.groups = groups
 
-        def rollout(self, questions, step, n, temperature):
+        def rollout(self, questions, step, n, temperature, evaluating):
             return iter(self.groups)
 
         def ready(self):

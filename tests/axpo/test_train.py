@@ -52,7 +52,7 @@ class Pool(test_flow.Pool):
     def ready(self):
         return TOKENS
 
-    def rollout(self, questions, step, n, temperature):
+    def rollout(self, questions, step, n, temperature, evaluating):
         return iter([group([direct(i, float(i % 2), q.id) for i in range(n)], question=q.id) for q in questions])
 
     def take_stats(self):

@@ -66,11 +66,14 @@ class MockEngine:
 class MockTools:
     """The tools of a run: `answer(name, arguments)` gives the result or raises."""
 
-    def __init__(self, answer: Callable[[str, dict], Result]) -> None:
-        self.answer, self.calls, self.earlier = answer, [], []
+    def __init__(self, answer: Callable[[str, dict], Result], names: tuple[str, ...] = ("zoom",)) -> None:
+        self.answer, self.names, self.calls, self.earlier = answer, names, [], []
 
     async def schemas(self):
-        return [{"type": "function", "function": {"name": "zoom", "parameters": {}}}]
+        return [{"type": "function", "function": {"name": name, "parameters": {}}} for name in self.names]
+
+    def evaluating(self):
+        return MockTools(lambda name, arguments: Result("ok", "only in evaluations"), (*self.names, "search"))
 
     async def call(self, name, arguments, images, earlier):
         self.calls.append((name, arguments, len(images)))

@@ -36,7 +36,7 @@ class MockWorker:
         if self.ill:
             raise RuntimeError("the engine is dead")
 
-    async def rollout(self, question, n, step, temperature=None):
+    async def rollout(self, question, n, step, temperature=None, evaluating=False):
         fault = question.info.get("fault") if self.index == 0 or question.info.get("always") else None
         if fault == "die":
             os._exit(1)

@@ -48,6 +48,22 @@ def test_a_group_is_scored_and_knows_its_worker(model):
     assert {r["temperature"] for r in engine.requests} == {0.25}
 
 
+def test_an_evaluation_has_tools_that_training_does_not_know(model):
+    worker, engine = start(model, lambda i: ANSWER if i % 2 else CALL)
+
+    async def groups():
+        return [await worker.rollout(question(), n=1, step=0, evaluating=evaluating) for evaluating in (True, False, True)]
+
+    prompts, results = [], []
+    for group in asyncio.run(groups()):
+        (trajectory,) = group.rollouts
+        prompts.append(engine.chat.decode(trajectory.prompt_ids))
+        results.append("only in evaluations" in engine.chat.decode(trajectory.response_ids))
+    assert ["search" in prompt for prompt in prompts] == [True, False, True]
+    assert results == [True, False, True]
+    assert len(worker._tools.calls) == 1
+
+
 def test_an_infrastructure_failure_is_run_again_with_the_same_seeds(model):
     replies = [EngineFailure("hiccup"), ANSWER, ANSWER]
     worker, engine = start(model, lambda i: replies[i], concurrency=1)

@@ -83,6 +83,26 @@ def test_what_the_policy_got_wrong_is_answered_by_the_pool_too(start):
     assert huge.text.startswith("arguments are too large")
 
 
+def test_a_tool_of_evaluations_alone_is_neither_offered_nor_answered_elsewhere():
+    pool = start_tool_servers(config("echo", "whose", cpus_per_server=0.01), ["whose"])
+
+    async def asked(client) -> tuple[list, object]:
+        return [schema["function"]["name"] for schema in await client.schemas()], await client.call("whose", {}, [])
+
+    try:
+        pool.ready()
+        training = pickle.loads(pickle.dumps(pool))
+        offered, refused = asyncio.run(asked(training))
+        assert offered == ["echo"]
+        assert (refused.status, refused.text) == (ToolStatus.TOOL_ERROR, "unknown tool 'whose', known: echo")
+        assert pool.take_stats() == {}
+        offered, answered = asyncio.run(asked(training.evaluating()))
+        assert (offered, answered.status) == (["echo", "whose"], ToolStatus.OK)
+        assert pool.take_stats()["whose"]["calls"] == 1
+    finally:
+        pool.shutdown()
+
+
 @pytest.mark.parametrize("servers", [1, 2])
 def test_a_server_killed_in_the_middle_of_calls_loses_none(start, servers):
     """Every call is answered once: the slow ones that were running on the dead server are run again."""
