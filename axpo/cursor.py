@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from axpo.records import ImageFolder, group_from_json, group_to_json
+from resampler.online import Past
+from resampler.resampler import History
 from rollout_workers.trajectory import Group
 
 FOLDER = "questions"
@@ -29,13 +32,19 @@ class Cursor:
     batch: int = 0  # the next batch of the resampler's budget; the seeds of its rollouts derive from it
     pending: tuple[int, ...] = ()  # questions to ask again, first of all
     kept: tuple[Kept, ...] = ()
+    history: History | None = None  # what finished batches taught the resampler
 
     def save(self, checkpoint: Path) -> None:
         """Into the folder of a checkpoint, exactly."""
         folder = checkpoint / FOLDER
         folder.mkdir()
         images = ImageFolder(folder / "images", exact=True)
-        numbers = {"following": self.following, "batch": self.batch, "pending": self.pending}
+        numbers = {
+            "following": self.following,
+            "batch": self.batch,
+            "pending": self.pending,
+            "history": asdict(self.history) if self.history else None,
+        }
         (folder / "cursor.json").write_text(json.dumps(numbers) + "\n", encoding="utf-8")
         with (folder / "groups.jsonl").open("w", encoding="utf-8") as lines:
             for kept in self.kept:
@@ -52,4 +61,15 @@ def load_cursor(checkpoint: Path) -> Cursor | None:
     numbers = json.loads((folder / "cursor.json").read_text(encoding="utf-8"))
     rows = map(json.loads, (folder / "groups.jsonl").read_text(encoding="utf-8").splitlines())
     kept = tuple(Kept(row["index"], row["version"], group_from_json(row["group"], images)) for row in rows)
-    return Cursor(numbers["following"], numbers["batch"], tuple(numbers["pending"]), kept)
+    return Cursor(numbers["following"], numbers["batch"], tuple(numbers["pending"]), kept, _history(numbers.get("history")))
+
+
+def _history(record: dict[str, Any] | None) -> History | None:
+    """None for a checkpoint written before it was kept."""
+    if record is None:
+        return None
+    past = tuple(
+        Past(batch["questions"], tuple((place, score) for place, score in batch["keys"]), tuple(batch["rewards"]))
+        for batch in record["past"]
+    )
+    return History(tuple(record["recoveries"]), past)

@@ -113,6 +113,8 @@ class Flow:
         self._pending, self._next, self._batch = list(cursor.pending), cursor.following, cursor.batch
         self._flying = [self._restored(kept) for kept in cursor.kept]
         self._done = threading.Condition()
+        if cursor.history is not None:
+            resampler.restore.remote(cursor.history)
         self._forks_dropped = self._forks_collapsed = self._verifier_failures = 0
 
     @property
@@ -121,7 +123,8 @@ class Flow:
         whole = [ticket for ticket in self._flying if ticket.whole]
         again = sorted(ticket.index for ticket in self._flying if ticket not in whole)
         kept = tuple(Kept(ticket.index, ticket.version, ticket.group) for ticket in whole)
-        return Cursor(self._next, self._batch, (*again, *self._pending), kept)
+        history = self._resampler.history.remote().future().result(DECISION_S)
+        return Cursor(self._next, self._batch, (*again, *self._pending), kept, history)
 
     def feed(self, step: int) -> None:
         """Ask as many questions as the staleness bound allows, of the policy that the engines have: version `step`."""

@@ -29,6 +29,13 @@ class ResamplerConfig(BaseModel):
     success_above: float = Field(
         0.0, description="a rollout failed where its reward is not above this; for outcomes that are not only 0 and 1"
     )
+    success_quantile: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="a rollout failed where its reward is not above this quantile of the last batches', the best reward seen left out; for "
+        "outcomes whose scale is not known. Until two different ones were seen, and where None, success_above says",
+    )
     target_recovery: float | None = Field(
         None,
         gt=0,
@@ -46,10 +53,9 @@ class ResamplerConfig(BaseModel):
             raise ValueError(
                 f"resampler.ranking={self.ranking!r}: must be 'entropy' with resampler.fork_at='observation', which forks where it rose"
             )
-        if self.fork_at == "observation" and self.success_above:
-            raise ValueError(
-                f"resampler.success_above={self.success_above}: resampler.fork_at='observation' forks whatever the outcomes; leave it out"
-            )
+        for name in ("success_above", "success_quantile"):
+            if self.fork_at == "observation" and (value := getattr(self, name)):
+                raise ValueError(f"resampler.{name}={value}: resampler.fork_at='observation' forks whatever the outcomes; leave it out")
         if self.min_distinct_calls > self.k:
             raise ValueError(f"resampler.min_distinct_calls={self.min_distinct_calls}: at most resampler.k={self.k}")
         if self.min_distinct_calls > 1 and self.fork_at not in ("first_call", "every_call"):

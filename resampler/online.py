@@ -25,8 +25,15 @@ HISTORY = 4
 """Batches remembered. More is smoother, but the policy's confidence moves."""
 
 Key: TypeAlias = tuple[int, float]
-Past: TypeAlias = tuple[int, list[Key]]
-"""Of a finished batch: its questions, and the sorted keys of all its candidates."""
+
+
+@dataclass(frozen=True)
+class Past:
+    """What a finished batch taught."""
+
+    questions: int
+    keys: tuple[Key, ...] = ()  # of all its candidates, sorted
+    rewards: tuple[float, ...] = ()  # of all its scored rollouts, forks excluded, sorted
 
 
 @dataclass(frozen=True)
@@ -46,21 +53,23 @@ class Selection:
         self._past = past
         self._seen = 0
         self._keys: list[Key] = []  # sorted, of all candidates seen
+        self._rewards: list[float] = []
         self._held: list[tuple[Key, Candidate]] = []
         self._unsettled: set[int] = set()
 
     @property
     def past(self) -> Past:
         """What this batch teaches the next ones."""
-        return self._seen, self._keys
+        return Past(self._seen, tuple(self._keys), tuple(sorted(self._rewards)))
 
     @property
     def complete(self) -> bool:
         return self._seen == self._questions
 
-    def offer(self, index: int, found: Sequence[Candidate]) -> Decision:
-        """Question `index` of the batch is there; `found` are its candidates (none: not triggered, or lost)."""
+    def offer(self, index: int, found: Sequence[Candidate], rewards: Sequence[float] = ()) -> Decision:
+        """Question `index` of the batch is there; `found` are its candidates (none: not triggered, or lost), `rewards` its rollouts'."""
         self._seen += 1
+        self._rewards += rewards
         self._unsettled.add(index)
         ranked = [((place, c.score), c) for place, c in enumerate(sorted(found, key=lambda c: (c.score, c.rollout)))]
         self._keys = sorted([*self._keys, *(key for key, _ in ranked)])
@@ -84,25 +93,32 @@ class Selection:
 
     def _rank(self, key: Key) -> float:
         seen = bisect_right(self._keys, key)
-        questions = self._seen + sum(n for n, _ in self._past)
-        below = seen + sum(bisect_right(keys, key) for _, keys in self._past)
+        questions = self._seen + sum(past.questions for past in self._past)
+        below = seen + sum(bisect_right(past.keys, key) for past in self._past)
         return seen + (self._questions - self._seen) * below / questions
 
 
 class Selections:
     """The selections of the batches under way, by step, and what the finished ones taught."""
 
-    def __init__(self, schedule: Literal["batch", "streaming"]) -> None:
+    def __init__(self, schedule: Literal["batch", "streaming"], past: Sequence[Past] = ()) -> None:
         self._schedule = schedule
         self._open: dict[int, Selection] = {}
-        self._past: deque[Past] = deque(maxlen=HISTORY)
+        self._past: deque[Past] = deque(past, maxlen=HISTORY)
 
-    def offer(self, step: int, index: int, found: Sequence[Candidate], questions: int, prefixes: int) -> Decision:
+    @property
+    def past(self) -> tuple[Past, ...]:
+        """The last finished batches, oldest first."""
+        return tuple(self._past)
+
+    def offer(
+        self, step: int, index: int, found: Sequence[Candidate], questions: int, prefixes: int, rewards: Sequence[float] = ()
+    ) -> Decision:
         """See `Selection.offer`; the first offer of a step opens its batch."""
         if step not in self._open:
-            self._open[step] = Selection(questions, prefixes, self._schedule, tuple(self._past))
+            self._open[step] = Selection(questions, prefixes, self._schedule, self.past)
         selection = self._open[step]
-        decision = selection.offer(index, found)
+        decision = selection.offer(index, found, rewards)
         if selection.complete:
             self._past.append(self._open.pop(step).past)
         return decision

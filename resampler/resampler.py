@@ -7,15 +7,24 @@ in a cache, which engines live and how full they are.
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass
 from typing import Any
 
 from resampler.config import ResamplerConfig
-from resampler.online import Decision, Selections
-from resampler.select import adapted, budget, candidates
+from resampler.online import Decision, Past, Selections
+from resampler.select import adapted, budget, candidates, failed_up_to
 from rollout_workers.trajectory import Group, SpecialTokens
 
 RECOVERIES = 64
 """Prefixes whose recovery is remembered: at a rate of 1/8 a standard error of 4 points."""
+
+
+@dataclass(frozen=True)
+class History:
+    """What finished batches taught: with it, another resampler goes on as this one would."""
+
+    recoveries: tuple[bool, ...] = ()  # of the last prefixes, oldest first
+    past: tuple[Past, ...] = ()  # of the last batches, oldest first
 
 
 class Resampler:
@@ -34,6 +43,10 @@ class Resampler:
         """
         config = self._config
         groups = [group] if group else []
+        success_above = config.success_above
+        if config.success_quantile is not None:
+            seen = [reward for past in self._selections.past for reward in past.rewards]
+            success_above = failed_up_to(seen, config.success_quantile, config.success_above)
         found = candidates(
             groups,
             self._tokens,
@@ -42,16 +55,26 @@ class Resampler:
             step=step,
             first=index,
             fork_at=config.fork_at,
-            success_above=config.success_above,
+            success_above=success_above,
         )
         prefixes = budget(questions, self._n, config.k, config.budget_ratio) // config.k
         if config.target_recovery is not None:
             prefixes = adapted(prefixes, self._recoveries, config.target_recovery)
-        return self._selections.offer(step, index, found[0] if found else [], questions, prefixes)
+        rewards = group.rewards.tolist() if group else []
+        return self._selections.offer(step, index, found[0] if found else [], questions, prefixes, rewards)
 
     def learn(self, recovered: bool) -> None:
         """What came of a resampled prefix; the next batch's budget knows it, where the recipe adapts budgets."""
         self._recoveries.append(recovered)
+
+    def history(self) -> History:
+        """What a checkpoint keeps of it. Batches under way are not in it: a resume asks their questions again."""
+        return History(tuple(self._recoveries), self._selections.past)
+
+    def restore(self, history: History) -> None:
+        """Go on from the history of an earlier process of the run."""
+        self._recoveries = deque(history.recoveries, maxlen=RECOVERIES)
+        self._selections = Selections(self._config.schedule, history.past)
 
 
 def start_resampler(config: ResamplerConfig, tokens: SpecialTokens, n: int, seed: int = 0) -> Any:

@@ -118,6 +118,18 @@ def adapted(prefixes: int, recoveries: Sequence[bool], target: float) -> int:
     return min(prefixes, max(1, round(prefixes * sum(recoveries) / len(recoveries) / target)))
 
 
+def failed_up_to(rewards: Sequence[float], quantile: float, otherwise: float) -> float:
+    """The reward up to which a rollout failed: the lower `quantile` of the rewards seen, but never the best of them.
+
+    [past the paper] So outcomes of 0 and 1 trigger as in section 1, whatever their quantile; graded ones where no tool-using rollout
+    is better than that share of what was seen. `otherwise` where fewer than two different rewards were.
+    """
+    levels = np.unique(np.asarray(rewards, np.float64))
+    if len(levels) < 2:
+        return otherwise
+    return float(min(np.quantile(rewards, quantile, method="lower"), levels[-2]))
+
+
 def allocate(candidates_B: Sequence[Sequence[Candidate]], prefixes: int) -> list[Candidate]:
     """At most `prefixes` candidates, breadth first (section 3).
 

@@ -70,6 +70,11 @@ def test_a_bad_field_is_one_line(override, message):
             ["resampler={success_above: 0.5, fork_at: observation, ranking: entropy}", "learner.credit.joined=true"],
             "resampler.success_above=0.5: resampler.fork_at='observation' forks whatever the outcomes",
         ),
+        (["algorithm=grpo", "resampler.success_quantile=0.5"], "resampler.success_quantile=0.5: means nothing with algorithm='grpo'"),
+        (
+            ["resampler={success_quantile: 0.5, fork_at: observation, ranking: entropy}", "learner.credit.joined=true"],
+            "resampler.success_quantile=0.5: resampler.fork_at='observation' forks whatever the outcomes",
+        ),
         (["resampler={fork_at: observation, ranking: entropy}"], "learner.credit.joined=False: must be True"),
         (["evaluation.tools={image_zoom_in: {}}"], "evaluation.tools.image_zoom_in: is in tools.tools too"),
         (["evaluation.tools={finder: {kind: image_search}}"], "evaluation.tools.finder.options.index: Field required"),

@@ -5,6 +5,7 @@ import threading
 import time
 from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -70,11 +71,12 @@ class Remote:
 
     def __init__(self, recipe):
         self.resampler = Resampler(recipe.resampler, TOKENS, recipe.rollout.n)
-        self.offer, self.learn = SimpleNamespace(remote=self._offer), SimpleNamespace(remote=self.resampler.learn)
+        for name in ("offer", "learn", "history", "restore"):
+            setattr(self, name, SimpleNamespace(remote=partial(self._answer, getattr(self.resampler, name))))
 
-    def _offer(self, *arguments):
+    def _answer(self, method, *arguments):
         future = Future()
-        future.set_result(self.resampler.offer(*arguments))
+        future.set_result(method(*arguments))
         return SimpleNamespace(future=lambda: future)
 
 
@@ -146,6 +148,19 @@ def test_what_prefixes_recover_reaches_the_next_budget():
         flow.take(step)
     assert len(pool.forks) == 6
     assert list(flow._resampler.resampler._recoveries) == [True] * 5
+
+
+def test_a_resume_goes_on_with_what_the_resampler_had_learned(tmp_path):
+    adaptive = {"k": 2, "budget_ratio": 0.5, "schedule": "batch", "target_recovery": 0.5, "success_quantile": 0.5}
+    flow, _, _ = start(resampler=adaptive)
+    run(flow, 2)
+    cursor = flow.cursor
+    cursor.save(tmp_path)
+    restored = load_cursor(tmp_path)
+    assert restored.history == cursor.history
+    assert (restored.history.recoveries, [past.questions for past in restored.history.past]) == ((True,) * 5, [4, 4])
+    again, _, _ = start(cursor=restored, resampler=adaptive)
+    assert again.cursor.history == cursor.history
 
 
 def test_streaming_forks_start_while_other_questions_still_generate():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from resampler.online import Selection, Selections
+from resampler.online import Past, Selection, Selections
 from resampler.select import Candidate, allocate
 
 
@@ -33,7 +33,7 @@ def test_first_candidates_come_before_second_ones():
 
 
 def test_a_spent_budget_settles_every_question():
-    batch = Selection(questions=3, prefixes=2, schedule="streaming", past=[(10, [])])  # nothing triggered so far: all ranks are low
+    batch = Selection(questions=3, prefixes=2, schedule="streaming", past=[Past(10)])  # nothing triggered so far: all ranks are low
     assert pairs(batch.offer(2, found(2, 0.5))) == ([(2, 0)], [2])
     assert pairs(batch.offer(1, found(1, 0.4, 0.6))) == ([(1, 0)], [1])
     assert pairs(batch.offer(0, found(0, 0.1))) == ([], [0])

@@ -69,6 +69,36 @@ def test_an_adaptive_budget_follows_the_recovery_rate():
     assert forks(2) == 1  # never none, or the rate would be measured no more
 
 
+def test_a_quantile_of_finished_batches_says_which_outcomes_are_failures():
+    resampler = Resampler(ResamplerConfig(k=2, schedule="batch", success_quantile=0.5), TOKENS, 8)
+
+    def forks(step, *rewards):
+        return len(resampler.offer(group("a", *(calling(0.5, r, i) for i, r in enumerate(rewards))), step, 0, 1).forks)
+
+    assert forks(0, 0.4, 0.2) == 0  # nothing seen: success_above, which is 0
+    assert forks(1, 0.2, 0.1) == 1  # of 0.2 and 0.4 the lower median is 0.2
+    assert forks(2, 0.3, 0.1) == 0  # of 0.1 0.2 0.2 0.4 too: 0.3 is above it
+    for step in range(3, 7):
+        forks(step, 0.9, 0.8)
+    assert forks(7, 0.8, 0.3) == 1  # four batches of 0.8 and 0.9 are remembered
+
+
+def test_another_resampler_goes_on_from_the_history():
+    config = ResamplerConfig(k=2, target_recovery=0.5, success_quantile=0.5, budget_ratio=1)
+    first, second = (Resampler(config, TOKENS, 8) for _ in range(2))
+    for step in range(6):
+        first.offer(two_candidates("a", 0.5, 0.25), step, 0, 2)
+        first.offer(group("b", direct(0.5), calling(0.1 * (step + 1), 0.2, 1)), step, 1, 2)
+        first.learn(step % 3 == 0)
+    second.restore(first.history())
+    assert second.history() == first.history()
+    assert len(first.history().past) == 4
+    offers = [(two_candidates("c", 0.6, 0.2), 6, 0, 3), (None, 6, 1, 3), (two_candidates("d", 0.3, 0.9), 6, 2, 3)]
+    decisions = [first.offer(*offer) for offer in offers]
+    assert [second.offer(*offer) for offer in offers] == decisions
+    assert any(decision.forks for decision in decisions)
+
+
 def test_a_lost_group_counts_for_the_batch_and_has_no_candidates():
     # floor(0.25 * 2 * 8 / 4) = 1 prefix.
     assert offers([two_candidates("a", 0.5, 0.25), None], k=4) == [([], []), ([(0, 2, 3)], [0, 1])]

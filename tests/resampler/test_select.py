@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from resampler.select import Candidate, adapted, allocate, budget, candidates, chance, confidence, entropy, triggered
+from resampler.select import Candidate, adapted, allocate, budget, candidates, chance, confidence, entropy, failed_up_to, triggered
 from tests.resampler.helpers import calling, direct, group, turns
 from tests.tokens import TOKENS
 
@@ -22,6 +22,23 @@ from tests.tokens import TOKENS
 )
 def test_trigger(rewards, uses_tools, expected):
     assert triggered(np.array(rewards, float), np.array(uses_tools)) is expected
+
+
+@pytest.mark.parametrize(
+    ("rewards", "quantile", "expected"),
+    [
+        ([0, 0, 0, 1], 0.5, 0.0),
+        ([0, 1, 1, 1], 0.5, 0.0),  # the median is 1, but the best never failed
+        ([0, 1], 0.01, 0.0),
+        ([0.1, 0.2, 0.3, 0.4, 0.9], 0.5, 0.3),
+        ([0.1, 0.2, 0.3, 0.4], 0.5, 0.2),  # between 0.2 and 0.3: the lower
+        ([0.1, 0.2, 0.9, 0.9], 0.9, 0.2),
+        ([0.7, 0.7], 0.5, 9.0),
+        ([], 0.5, 9.0),
+    ],
+)
+def test_what_failed_by_quantile(rewards, quantile, expected):
+    assert failed_up_to(rewards, quantile, otherwise=9.0) == expected
 
 
 def test_confidence_is_the_mean_probability_of_the_call_with_both_tags():
