@@ -74,10 +74,6 @@ class SmallDigitConfig(BaseModel):
         outer, cell = self.digit + 2 * self.border, self.scene // (self.grid or 3)
         if outer > cell:
             raise ValueError(f"digit={self.digit}: with its frame {outer} pixels wide, which does not fit into {cell}")
-        if self.control_share and self.frames[0] == self.frames[1]:
-            raise ValueError(
-                f"control_share={self.control_share}: asks how many frames there are, always {self.frames[0]} with frames={self.frames}"
-            )
         return self
 
     def check_inputs(self) -> None:

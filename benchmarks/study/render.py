@@ -19,6 +19,8 @@ COLUMNS = {
     "seconds": ("seconds", 1),
 }
 """Entry of a summary: heading and factor."""
+CONTROL = {"kind/control/pass1_end": ("control: Pass@1, %", 100), "kind/control/tool_use_end": ("control: tool use, %", 100)}
+"""The same of questions on which the tool does not help, shown where a study has them."""
 
 Estimate: TypeAlias = tuple[float, float, float]
 """Mean, and the ends of its interval."""
@@ -38,7 +40,8 @@ def values(results: Sequence[dict[str, Any]], arms: Sequence[str]) -> Table:
     for arm in arms:
         rows = [result["summary"] for result in results if result["arm"] == arm]
         if rows:
-            found[arm] = {name: [factor * row[name] for row in rows if name in row] for name, (_, factor) in COLUMNS.items()}
+            columns = COLUMNS | {name: column for name, column in CONTROL.items() if any(name in row for row in rows)}
+            found[arm] = {name: [factor * row[name] for row in rows if name in row] for name, (_, factor) in columns.items()}
     return found
 
 
@@ -51,10 +54,11 @@ def estimate(samples: Sequence[float]) -> Estimate:
 
 def markdown(table: Table) -> str:
     """One row an arm."""
-    heads = ["arm", "seeds", *(heading for heading, _ in COLUMNS.values())]
+    columns = COLUMNS | {name: column for name, column in CONTROL.items() if any(name in entries for entries in table.values())}
+    heads = ["arm", "seeds", *(heading for heading, _ in columns.values())]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for arm, entries in table.items():
-        cells = [_cell(entries[name]) for name in COLUMNS]
+        cells = [_cell(entries.get(name, ())) for name in columns]
         lines.append(f"| {arm} | {len(entries['pass1_end'])} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 

@@ -3,7 +3,6 @@
 import json
 
 import numpy as np
-import pytest
 
 from axpo.tasks.small_digit import COLOURS, SmallDigit, SmallDigitConfig, TeacherConfig, digits
 from axpo.tasks.verify import boxed, exact_match
@@ -53,8 +52,6 @@ def test_a_control_asks_what_the_whole_view_shows_and_leaves_the_others_as_they_
         frames = sum((question.images[0] == rgb).all(axis=2).sum() > 400 for rgb in COLOURS.values())  # 32 * 32 - 22 * 22 = 540 px each
         assert (question.text, question.answer) == ("How many frames are in the picture?", str(frames))
     assert 40 < controls < 80
-    with pytest.raises(ValueError, match=r"control_share=0\.5: .* always 2"):
-        SmallDigitConfig(control_share=0.5, frames=(2, 2))
 
 
 def test_the_teacher_zooms_on_controls_too_and_it_makes_no_difference():

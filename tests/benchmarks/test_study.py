@@ -11,6 +11,7 @@ from benchmarks.study.render import estimate, figure, markdown, read_results, va
 from benchmarks.study.runs import Job, command, launched, load_jobs, run_pending
 
 ARMS = load_jobs(Path("benchmarks/study/arms.yaml"))
+CONTROL = load_jobs(Path("benchmarks/study/control.yaml"))
 SUMMARY = dict.fromkeys(("pass1_start", "pass1_end", "pass4_start", "pass4_end", "tool_use_start", "tool_use_end"), 0.5)
 
 
@@ -20,6 +21,12 @@ def test_every_arm_is_a_recipe_that_differs_from_the_others(job):
     others = [load_recipe(other.recipe, other.overrides) for other in ARMS if other.seed == 1 and other != job]
     assert recipe.seed == 1
     assert recipe not in others
+
+
+def test_every_arm_of_the_control_is_a_recipe():
+    recipes = [load_recipe(job.recipe, job.overrides) for job in CONTROL]
+    assert {recipe.task.control_share for recipe in recipes} == {0.25}
+    assert len({recipe.model_dump_json() for recipe in recipes}) == len(CONTROL)
 
 
 def test_runs_go_seed_by_seed():
@@ -102,6 +109,14 @@ def test_the_table_has_a_row_an_arm(tmp_path):
         "| grpo | 1 | 50.0 | 50.0 | 50.0 | – | 2.0 | 10.0 |",
         "| axpo | 2 | 50.0 [25.0, 75.0] | 50.0 [50.0, 50.0] | 50.0 [50.0, 50.0] | – | 2.0 [2.0, 2.0] | 10.0 [10.0, 10.0] |",
     ]
+
+
+def test_controls_have_columns_where_a_study_has_them():
+    control = [results()[0], results()[2]]
+    control[0]["summary"] |= {"kind/control/pass1_end": 0.75, "kind/control/tool_use_end": 0.125}
+    lines = markdown(values(control, ["axpo", "grpo"])).splitlines()
+    assert lines[0].endswith("| control: Pass@1, % | control: tool use, % |")
+    assert [line.split(" | ")[-2:] for line in lines[2:]] == [["75.0", "12.5 |"], ["–", "– |"]]
 
 
 def test_the_figure_is_written(tmp_path):
