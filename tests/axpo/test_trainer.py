@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,13 +13,15 @@ import ray
 from axpo.actors import Actors
 from axpo.config import parse_recipe
 from axpo.cursor import Cursor
-from axpo.evaluate import complete
+from axpo.evaluate import complete, held_out
 from axpo.flow import Flow
 from axpo.policy import Policy
 from axpo.tasks.verify import exact_match
 from axpo.trainer import measurements, train_step
+from benchmarks.study.proposition import probe
 from resampler.resampler import start_resampler
 from rollout_workers.agent import Generation
+from rollout_workers.chat import Chat
 from rollout_workers.pool import RolloutPool
 from rollout_workers.slots import EngineLoad
 from rollout_workers.trajectory import EndReason, Group, Question, Trajectory
@@ -35,6 +38,7 @@ RECIPE = parse_recipe(
         "questions_per_step": 2,
         "rollout": {"n": 4, "max_context_tokens": 1024, "cpus_per_worker": 0.1, "engine": {"weight_transfer": "shared_memory"}},
         "resampler": {"k": 2, "budget_ratio": 0.5},
+        "evaluation": {"tools": {"echo": {"function": "tests.tool_server.user_tools:echo"}}},
     }
 )
 
@@ -119,7 +123,7 @@ class Phases:
 @pytest.fixture(scope="module")
 def actors():
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, ignore_reinit_error=True)
-    tools = start_tool_servers(RECIPE.tools)
+    tools = start_tool_servers(RECIPE.all_tools, RECIPE.evaluation.tools)
     pool = RolloutPool(MODEL, RECIPE.rollout, tools, None, SevenTask.verify, 0, actor_class=MockWorker)
     tokens, learner = pool.ready(), MockLearner()
     yield Actors(pool, tools, learner, Policy(learner, pool), start_resampler(RECIPE.resampler, tokens, RECIPE.rollout.n), tokens)
@@ -150,6 +154,8 @@ def test_a_step_turns_questions_into_groups_forks_advantages_and_the_next_policy
     forks = [item for item in actors.learner.items if item.trajectory.fork]
     assert sorted(round(float(item.advantages.max() + item.advantages.min()), 3) for item in forks) == [-1.0, -1.0, 1.0, 1.0]
 
+    assert [len(past.rewards) for past in questions.cursor.history.past] == [8]  # what a checkpoint keeps of the resampler
+
     following = train_step(RECIPE, actors, questions, 1, Phases())
     assert {s.policy_version for g in following.batch.groups for t in g.rollouts for s in t.segments if hasattr(s, "logprobs")} == {1}
 
@@ -159,6 +165,27 @@ def test_grpo_is_the_same_path_without_forks(actors):
     result = train_step(grpo, actors, flow(actors, grpo, 2), 2, Phases())
     assert all(not group.resamples for group in result.batch.groups)
     assert len(result.items) == 8
+
+
+def test_only_an_evaluation_offers_the_tools_that_are_its_own(actors):
+    decode = Chat.load(MODEL).decode
+    question = SevenTask().train(0)
+    for evaluating in (False, True, False):
+        (group,) = actors.pool.rollout([question], 0, 4, evaluating=evaluating)
+        (prompt,) = {decode(trajectory.prompt_ids) for trajectory in group.rollouts}
+        assert "image_zoom_in" in prompt
+        assert ("Return the text." in prompt) is evaluating
+    numbers = held_out(actors.pool, SimpleNamespace(held_out=lambda: [question]), RECIPE.evaluation)
+    assert (numbers["tool_use"], numbers["dropped"]) == (0.5, 0.0)
+
+
+def test_proposition_1_is_measured_over_the_same_pool(actors):
+    actors.policy.publish(0)
+    question = SevenTask().train(1)
+    found = actors.pool.run(probe(actors.pool, question, RECIPE, actors.tokens, 2)).result(60)
+    # Two of four rollouts zoom and fail; of two continuations the first zooms right. Of two new rollouts one zooms, and fails.
+    assert (sum(found.continued), sum(found.called), len(found.right)) == (1, 1, 2)
+    assert not any(called and right for called, right in zip(found.called, found.right, strict=True))
 
 
 def test_a_group_with_an_unscored_rollout_is_dropped_whole_and_counted():
