@@ -67,7 +67,7 @@ class Progress:
         self.timer = PhaseTimer()
         self.console = console or Console()
         self._steps, self._first, self._done = steps, done, done
-        self._started = time.monotonic()
+        self._seconds = 0.0  # of the steps alone: not of starting or of the first evaluation
         self._line = Text("")
         # A step takes seconds to minutes: rich's default window of 30 s would see too few for an ETA.
         self._bar = Bar(
@@ -115,7 +115,8 @@ class Progress:
             return
         phases = {name.removeprefix("time/"): s for name, s in metrics.items() if name.startswith("time/")}
         spent = ", ".join(f"{name} {s:.1f}" for name, s in phases.items())
-        left = (time.monotonic() - self._started) / max(step - self._first, 1) * (self._steps - step)
+        self._seconds += sum(phases.values())
+        left = self._seconds / max(step - self._first, 1) * (self._steps - step)
         self.say(f"step {step}/{self._steps}  {numbers}  {sum(phases.values()):.1f} s ({spent})  eta {duration(left)}")
 
     def say(self, text: str) -> None:
