@@ -170,7 +170,7 @@ class SmallDigit(Generated[SmallDigitConfig]):
 
     def _boxes(self, rng: random.Random) -> tuple[Pixels, str]:
         scene = draw_scene(self.config, rng, "train")
-        frames = sorted(scene.frames, key=lambda f: f.colour)
+        frames = rng.sample(scene.frames, len(scene.frames))  # in any order, so that only its colour tells which frame is meant
         return scene.image, " ".join(_arguments(self._box(f), f.colour, careful=True) for f in frames)
 
     def _careful_or_hasty(self, frame: Frame, rng: random.Random, care: float) -> tuple[bool, Box]:
