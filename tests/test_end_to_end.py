@@ -115,6 +115,7 @@ def test_each_half_runs_alone(tmp_path):
     assert (tmp_path / "replayed" / "checkpoints" / "step_0001" / "hf").is_dir()
 
 
+@pytest.mark.slow
 def test_asynchronous_training_is_the_same_command(tmp_path):
     settings = [f"--set=logging.root={tmp_path}", "--set=steps=3", "--set=max_staleness=1", "--set=rollout.in_flight_updates=true"]
     axpo("train", DEBUG, "--run", "async", *settings)

@@ -57,6 +57,7 @@ def test_a_killed_worker_is_replaced_and_its_rollouts_are_the_same(pool):
     assert not [p for p in engines if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 
+@pytest.mark.slow
 def test_an_engine_that_freezes_is_replaced(pool):
     engine = next(p for p in engine_processes(pool.workers[0]) if "EngineCore" in p.name())
     future = pool.run(pool.group(QUESTION, 8))
