@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -134,11 +135,20 @@ def test_closing_ends_everything():
 def test_a_server_without_descriptors_answers_and_recovers(own):
     import resource
 
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 2, hard))
-    try:
-        with pytest.raises((ToolUnavailable, OSError)):
-            own.run("1")
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    async def starved() -> None:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 2, hard))
+        taken = []
+        try:
+            with contextlib.suppress(OSError):
+                while True:  # every free number below the limit, too
+                    taken.append(os.dup(0))
+            with pytest.raises((ToolUnavailable, OSError)):
+                await own.arun("1")
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            for descriptor in taken:
+                os.close(descriptor)
+
+    asyncio.run(starved())
     assert own.run("1") == ("1", ())
