@@ -77,7 +77,7 @@ class SeededEngine:
         return EngineLoad()
 
     def stats(self) -> dict[str, float]:
-        return {}
+        return {"generated_tokens": 0, "prompt_tokens": 0, "cached_tokens": 0, "idle_seconds": 0.0}
 
     def shutdown(self) -> None:
         pass

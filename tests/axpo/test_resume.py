@@ -18,7 +18,7 @@ SETTINGS = (
     *("learner.ranks=1", "learner.check_sync=false", "keep_checkpoints=9"),
     "resampler.schedule=batch",  # streaming depends on which group ends first
 )
-MEASURED = ("time/", "seconds", "tokens_per_second", "tool/", "eval_tool/")  # what a clock decides
+MEASURED = ("time/", "seconds", "rollout_seconds", "tokens_per_second", "tool_wait_share", "tool/", "eval_tool/")  # what a clock decides
 
 
 def start(moment: str, root: Path, name: str, *more: str) -> subprocess.Popen:
