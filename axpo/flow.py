@@ -114,7 +114,7 @@ class Flow:
         self._flying = [self._restored(kept) for kept in cursor.kept]
         self._done = threading.Condition()
         if cursor.history is not None:
-            resampler.restore.remote(cursor.history)
+            resampler.restore.remote(cursor.history).future().result(DECISION_S)
         self._forks_dropped = self._forks_collapsed = self._verifier_failures = 0
 
     @property

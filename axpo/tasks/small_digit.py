@@ -127,9 +127,9 @@ class SmallDigit(Generated[SmallDigitConfig]):
         """An SFT example: `demonstration` is the teacher at work; the other kinds teach the eye.
 
         `sheet`: colours and digits of sixteen cells, named by letters: a name to look by is learned far sooner than a count;
-        `scene`: those of a scene, by colour; `crop`: what a zoom shows, often nothing; `boxes`: how a careful call would name and box
-        each frame. What is learned in other words, or under another prompt, hardly carries over: `boxes` shows the prompt of calls,
-        and `reading` is `scene` under it.
+        `reading`: those of a scene, by colour; `crop`: what a zoom shows, often nothing; `boxes`: how a careful call would name and box
+        each frame. What is learned in other words, or under another prompt, hardly carries over: `reading` and `boxes` show the prompt
+        of calls.
         Returns question, turns and whether the prompt shows system text and tools. Raises KeyError for another kind.
         """
         if kind == "demonstration":
@@ -139,7 +139,7 @@ class SmallDigit(Generated[SmallDigitConfig]):
             asked = [f for name in question.info["asked"] for f in scene.frames if f.colour == name]
             return question, self._teach(scene, asked, rng), True
         rng = random.Random(f"{kind}/{index}")
-        draw = {"sheet": self._sheet, "scene": self._whole, "reading": self._whole, "crop": self._zoomed, "boxes": self._boxes}[kind]
+        draw = {"sheet": self._sheet, "reading": self._whole, "crop": self._zoomed, "boxes": self._boxes}[kind]
         image, words = draw(rng)
         question = Question(f"{kind}-{index}", "Locate all." if kind == "boxes" else "Read all.", (image,), "")
         return question, [f"{words or 'none'}\n</think>\n\nDone.<|im_end|>"], kind in ("boxes", "reading")

@@ -120,6 +120,5 @@ def test_controls_have_columns_where_a_study_has_them():
 
 
 def test_the_figure_is_written(tmp_path):
-    pytest.importorskip("matplotlib")
     figure(values(results(), ["grpo", "axpo"]), tmp_path / "figure.png")
     assert (tmp_path / "figure.png").read_bytes()[:4] == b"\x89PNG"
