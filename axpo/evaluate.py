@@ -11,18 +11,18 @@ import ray
 
 from axpo.config import EvaluationConfig, Recipe, load_recipe, parse_recipe
 from axpo.errors import AxpoError
-from axpo.metrics import by_family, by_kind, evaluate_groups
+from axpo.metrics import by_family, by_kind, evaluate_groups, question_counts
 from axpo.run import RunDirectory
 from axpo.tasks import Task, load_task
 from rollout_workers.pool import RolloutPool
 from rollout_workers.trajectory import Group, Question
 
 
-def held_out(pool: RolloutPool, task: Task, settings: EvaluationConfig) -> dict[str, float]:
-    """The numbers of `axpo.metrics.evaluate_groups` over the task's held-out questions, with the same seeds every time.
+def held_out(pool: RolloutPool, task: Task, settings: EvaluationConfig) -> tuple[dict[str, float], dict[str, list[list[int]]]]:
+    """`axpo.metrics.evaluate_groups` and `question_counts` over the task's held-out questions, with the same seeds every time.
 
-    `evaluation.tools` are offered beside those of training. Also `kind/<kind>/...` where questions are of several kinds, of a mixed
-    task `<family>/...` and `<family>/kind/<kind>/...`, and `dropped`: groups lost to infrastructure.
+    `evaluation.tools` are offered beside those of training. The numbers also have `kind/<kind>/...` where questions are of several
+    kinds, of a mixed task `<family>/...` and `<family>/kind/<kind>/...`, and `dropped`: groups lost to infrastructure.
     """
     questions = [stored(question) for question in task.held_out()]
     finished = pool.rollout(questions, 0, settings.samples, settings.temperature, evaluating=True)
@@ -30,7 +30,8 @@ def held_out(pool: RolloutPool, task: Task, settings: EvaluationConfig) -> dict[
     tokens = pool.ready()
     measure = partial(evaluate_groups, tokens=tokens)
     families = by_family(groups, lambda of_one: measure(of_one) | by_kind(of_one, measure))
-    return measure(groups) | (families or by_kind(groups, measure)) | {"dropped": float(dropped)}
+    numbers = measure(groups) | (families or by_kind(groups, measure)) | {"dropped": float(dropped)}
+    return numbers, question_counts(groups, tokens)
 
 
 def load_target(target: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, str]:
@@ -57,7 +58,7 @@ def evaluate_model(recipe: Recipe, model: str) -> dict[str, float]:
 
     task = load_task(recipe.task)
     with rollout_actors(recipe, task, model) as (pool, _):
-        return held_out(pool, task, recipe.evaluation)
+        return held_out(pool, task, recipe.evaluation)[0]
 
 
 def complete(finished: Iterator[Group], questions: Sequence[Question]) -> tuple[list[Group], int]:

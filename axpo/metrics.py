@@ -67,6 +67,21 @@ def evaluate_groups(groups: Sequence[Group], tokens: SpecialTokens, k: int = 4) 
     }
 
 
+def question_counts(groups: Sequence[Group], tokens: SpecialTokens) -> dict[str, list[list[int]]]:
+    """What intervals over questions need: of each question its rollouts, the right, the tool-using, and the right tool-using ones.
+
+    In the order of the groups, under their kind of question (`info["kind"]`; "" without one).
+    Raises ValueError where a rollout has no reward.
+    """
+    counts: dict[str, list[list[int]]] = {}
+    for group in groups:
+        right = group.rewards > 0
+        used = np.array([uses_tools(t, tokens) for t in group.rollouts])
+        row = [len(group.rollouts), int(right.sum()), int(used.sum()), int((right & used).sum())]
+        counts.setdefault(str(group.question.info.get("kind", "")), []).append(row)
+    return counts
+
+
 def by_family(groups: Sequence[Group], measure: Callable[[Sequence[Group]], Mapping[str, float]]) -> dict[str, float]:
     """`<family>/<name>` of each family's groups, for questions of a mixed task; `{}` for those of any other."""
     families = sorted({group.question.info["family"] for group in groups if "family" in group.question.info})

@@ -2,6 +2,7 @@
 
     recipe.yaml                  the resolved recipe
     metrics.jsonl                one JSON object a line: `step` and that step's numbers
+    held_out.jsonl               one JSON object an evaluation: `step` and the counts of each question
     events.jsonl                 what happened when: start, resume, dropped groups, checkpoints
     rollouts.jsonl               what happened to each question and worker (see `axpo.ledger`)
     timeline/step_0001.json      when each rollout of a step ran, and waited for tools
@@ -11,7 +12,7 @@
     summary.json                 held-out numbers before and after; there only when the run ended
     tensorboard/                 when asked for
 
-metrics.jsonl and events.jsonl grow by whole lines; the other files are replaced whole, so that a kill leaves the old one.
+metrics.jsonl, held_out.jsonl and events.jsonl grow by whole lines; the other files are replaced whole, so that a kill leaves the old one.
 """
 
 from __future__ import annotations
@@ -111,6 +112,15 @@ class RunDirectory:
         rows: dict[int, dict[str, Any]] = {}
         for row in _read_lines(self.path / "metrics.jsonl"):
             rows.setdefault(row["step"], {}).update(row)
+        return [rows[step] for step in sorted(rows)]
+
+    def log_held_out(self, step: int, counts: Mapping[str, Sequence[Sequence[int]]]) -> None:
+        """Append what an evaluation counted (`axpo.metrics.question_counts`)."""
+        _append(self.path / "held_out.jsonl", {"step": step, "counts": counts})
+
+    def held_out(self) -> list[dict[str, Any]]:
+        """`step` and `counts` of each evaluated step, in order of steps; the last of those that a step has."""
+        rows = {row["step"]: row for row in _read_lines(self.path / "held_out.jsonl")}
         return [rows[step] for step in sorted(rows)]
 
     def log_event(self, event: str, **fields: Any) -> None:
@@ -263,9 +273,9 @@ class RunDirectory:
 
     def _rewind(self, step: int) -> None:
         """Drop what later steps wrote: they run again."""
-        file = self.path / "metrics.jsonl"
-        kept = [row for row in _read_lines(file) if row["step"] <= step]
-        _write(file, "".join(json.dumps(row) + "\n" for row in kept))
+        for file in (self.path / "metrics.jsonl", self.path / "held_out.jsonl"):
+            kept = [row for row in _read_lines(file) if row["step"] <= step]
+            _write(file, "".join(json.dumps(row) + "\n" for row in kept))
         for later in self.group_steps():
             if later > step:
                 self._groups_file(later).unlink()

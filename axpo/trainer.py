@@ -63,7 +63,8 @@ def train(
     with progress.phase("sync"):
         actors.policy.publish(first)
     if first == 0:
-        run.log_metrics(0, evaluation(recipe, task, actors, progress) | progress.timer.take())
+        evaluation(recipe, task, actors, run, progress, 0)
+        run.log_metrics(0, progress.timer.take())
     for step in range(first, recipe.steps):
         cursor = flow.cursor
         try:
@@ -82,7 +83,7 @@ def train(
             run.log_event("groups dropped", step=done, count=result.batch.dropped)
         last = done == recipe.steps
         if last or (recipe.evaluation.every and done % recipe.evaluation.every == 0):
-            run.log_metrics(done, evaluation(recipe, task, actors, progress))
+            evaluation(recipe, task, actors, run, progress, done)
         broken = result.update.get("skipped_in_a_row", 0) >= recipe.learner.max_skipped
         stopped = stop.requested
         ending = last or stopped or broken
@@ -109,12 +110,13 @@ def checkpoint(actors: Actors, cursor: Cursor, run: RunDirectory, progress: Phas
         actors.learner.save(str(run.checkpoint(done)), add=cursor.save, wait=wait)
 
 
-def evaluation(recipe: Recipe, task: Task, actors: Actors, progress: Phases) -> dict[str, float]:
-    """Held-out numbers of the engines' policy, as `eval/...`, and of the tools it called, as `eval_tool/...`."""
+def evaluation(recipe: Recipe, task: Task, actors: Actors, run: RunDirectory, progress: Phases, done: int) -> None:
+    """Writes held-out numbers of the engines' policy after `done` steps, as `eval/...`, and of the tools it called, as `eval_tool/...`."""
     with progress.phase("evaluate"):
-        numbers = {f"eval/{name}": value for name, value in held_out(actors.pool, task, recipe.evaluation).items()}
+        numbers, counts = held_out(actors.pool, task, recipe.evaluation)
     actors.pool.take_stats()
-    return numbers | tool_metrics(actors.tools.take_stats(), "eval_tool")
+    run.log_held_out(done, counts)
+    run.log_metrics(done, {f"eval/{name}": value for name, value in numbers.items()} | tool_metrics(actors.tools.take_stats(), "eval_tool"))
 
 
 def measurements(recipe: Recipe, result: Step, actors: Actors, times: dict[str, float]) -> dict[str, float]:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from axpo.metrics import diagnostics, evaluate_groups, pass_at_k, rollout_metrics, shaping_metrics
+from axpo.metrics import diagnostics, evaluate_groups, pass_at_k, question_counts, rollout_metrics, shaping_metrics
 from rollout_workers.trajectory import EndReason, RolloutStats
 from tests.axpo.helpers import TOKENS, direct, encode, group, policy, resample, zooming
 
@@ -121,6 +121,13 @@ def test_evaluate_groups():
         "pass1_given_no_tool": pytest.approx(4 / 8),
     }
     assert evaluate_groups([], TOKENS) == {}
+
+
+def test_an_evaluations_counts_a_question():
+    first, second, third = three_groups()
+    third = replace(third, question=replace(third.question, info={"kind": "frame"}))
+    assert question_counts([first, third, second], TOKENS) == {"": [[4, 2, 2, 0], [4, 1, 2, 1]], "frame": [[4, 2, 0, 0]]}
+    assert question_counts([], TOKENS) == {}
 
 
 def test_what_a_steps_generation_cost():

@@ -106,8 +106,9 @@ def test_an_evaluation_has_both():
             return TOKENS
 
     task = SimpleNamespace(held_out=lambda: questions)
-    numbers = held_out(Pool(), task, SimpleNamespace(samples=4, temperature=1.0))
+    numbers, counts = held_out(Pool(), task, SimpleNamespace(samples=4, temperature=1.0))
     assert (numbers["pass1"], numbers["zoom/pass1"], numbers["search/pass1"], numbers["dropped"]) == (0.5, 0.0, 1.0, 0.0)
+    assert counts == {"": [[4, 0, 0, 0], [4, 4, 0, 0]]}
 
 
 def of_kind(number, kind, *rollouts, **info):
@@ -135,7 +136,7 @@ def test_an_evaluation_is_told_by_kind_within_a_family():
 
     def evaluated(groups):
         task = SimpleNamespace(held_out=lambda: [replace(group.question, images=()) for group in groups])
-        return held_out(Pool(groups), task, SimpleNamespace(samples=4, temperature=1.0))
+        return held_out(Pool(groups), task, SimpleNamespace(samples=4, temperature=1.0))[0]
 
     assert evaluated(groups)["kind/frame/pass1"] == 0.5
     families = [

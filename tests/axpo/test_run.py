@@ -74,6 +74,7 @@ def test_resume_winds_back_to_the_last_complete_checkpoint(tmp_path):
     run = RunDirectory.create("a", {}, tmp_path)
     for step in (0, 1, 2, 3, 4, 5):
         run.log_metrics(step, {"pass1": step / 10})
+        run.log_held_out(step, {"": [[4, step, 0, 0]]})
         run.save_groups(step, [group([direct(0, 1.0)])], decode)
     for step in (2, 4):
         checkpoint(run, step)
@@ -90,7 +91,9 @@ def test_resume_winds_back_to_the_last_complete_checkpoint(tmp_path):
     assert run.checkpoint(5).with_name("notes").exists()
     assert resumed.group_steps() == [0, 1, 2, 3, 4]
     resumed.log_metrics(5, {"pass1": 0.9})
+    resumed.log_held_out(5, {"": [[4, 0, 0, 0]]})
     resumed.close()
+    assert [row["counts"][""][0][1] for row in resumed.held_out()] == [0, 1, 2, 3, 4, 0]
     assert [row["pass1"] for row in resumed.metrics()] == [0.0, 0.1, 0.2, 0.3, 0.4, 0.9]
     assert all(json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines())
 

@@ -123,6 +123,7 @@ def test_updates_in_a_row_that_are_not_finite_stop_the_run_with_a_checkpoint(tmp
         pytest.raises(AxpoError, match="2 updates in a row were not finite: stopped after step 5, with a checkpoint"),
     ):
         start(run, Pool(), learner, steps=8, checkpoint_every=100, learner={"max_skipped": 2})
+    assert run.held_out() == [{"step": 0, "counts": {"": [[4, 2, 0, 0]]}}]
     assert learner.updates == 5  # one alone, the second, did not stop it
     assert run.latest_checkpoint() == (5, run.checkpoint(5))
     assert manifest.verify(run.checkpoint(5))["ranks"] == 1

@@ -175,8 +175,9 @@ def test_only_an_evaluation_offers_the_tools_that_are_its_own(actors):
         (prompt,) = {decode(trajectory.prompt_ids) for trajectory in group.rollouts}
         assert "image_zoom_in" in prompt
         assert ("Return the text." in prompt) is evaluating
-    numbers = held_out(actors.pool, SimpleNamespace(held_out=lambda: [question]), RECIPE.evaluation)
+    numbers, counts = held_out(actors.pool, SimpleNamespace(held_out=lambda: [question]), RECIPE.evaluation)
     assert (numbers["tool_use"], numbers["dropped"]) == (0.5, 0.0)
+    assert [row[2] for row in counts[""]] == [RECIPE.evaluation.samples // 2]
 
 
 def test_proposition_1_is_measured_over_the_same_pool(actors):
