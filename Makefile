@@ -30,6 +30,6 @@ bench-learner: setup  ## measures the learner into benchmarks/results/learner.js
 bench-rollouts: setup  ## measures rollouts, resampling, weight transfer and scale into benchmarks/results/rollouts.json
 	.venv/bin/python -m benchmarks.rollouts
 
-study: setup  ## runs what is left of the study for MINUTES, then its table and figure into benchmarks/study
+study: setup  ## runs what is left of the study for MINUTES, then its table and figures into benchmarks/study
 	@.venv/bin/python -m pip install -qq --editable ".[bench]" --constraint constraints.txt
 	.venv/bin/python -m benchmarks.study --minutes $(or $(MINUTES),60)

@@ -26,7 +26,7 @@ from axpo.config import Recipe, parse_recipe
 from axpo.errors import AxpoError
 from axpo.run import RunDirectory
 from benchmarks.result import machine, versions
-from benchmarks.study.render import Estimate
+from benchmarks.study.intervals import Estimate
 from learner.credit import TrainItem
 from resampler.select import confidence
 from rollout_workers.trajectory import Floats, Group, SpecialTokens, fork_points

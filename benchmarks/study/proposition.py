@@ -27,7 +27,7 @@ from axpo.config import Recipe
 from axpo.errors import AxpoError
 from axpo.metrics import pass_at_k
 from benchmarks.result import machine, versions
-from benchmarks.study.render import Estimate, estimate
+from benchmarks.study.intervals import Estimate, estimate
 from resampler.select import allocate, candidates
 from rollout_workers.trajectory import Group, Question, Resample, SpecialTokens, Trajectory, uses_tools
 

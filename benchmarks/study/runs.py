@@ -20,6 +20,9 @@ from benchmarks.result import machine, versions
 GRACE_S = 900.0
 """Seconds for a run that was asked to end to finish its step and write a checkpoint."""
 
+METRICS = ("step", "pass1", "tool_use_rate", "pass1_given_tool", "tool_all_wrong_rate", "recovery_rate", "generated_tokens")
+"""What a raw result keeps of each training step."""
+
 Launch = Callable[[Sequence[str], float], int]
 """Runs a command for at most so many seconds; its exit code."""
 
@@ -39,12 +42,19 @@ class Job:
 
 
 def load_jobs(path: Path) -> list[Job]:
-    """All runs of a study's YAML file, seed by seed: what is finished early compares all arms."""
+    """All runs of a study's YAML file, seed by seed: what is finished early compares all arms.
+
+    `seeds` has how many an arm has, by arm, `default` for the others. Raises ValueError where it names an arm that is not there.
+    """
     study = yaml.safe_load(path.read_text(encoding="utf-8"))
+    arms, seeds = study["arms"], study["seeds"]
+    if unknown := seeds.keys() - arms.keys() - {"default"}:
+        raise ValueError(f"{path}: seeds of {', '.join(sorted(unknown))}, expected an arm or `default`")
     return [
         Job(arm, seed, study["recipe"], (*study["overrides"], *overrides, f"seed={seed}"))
-        for seed in study["seeds"]
-        for arm, overrides in study["arms"].items()
+        for seed in range(1, max(seeds.values()) + 1)
+        for arm, overrides in arms.items()
+        if seed <= seeds.get(arm, seeds["default"])
     ]
 
 
@@ -69,7 +79,7 @@ def run_pending(jobs: Sequence[Job], results: Path, runs: Path, minutes: float, 
                 continue
         if _summary(runs / job.name) is not None:
             results.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(collect(job, runs / job.name), indent=1) + "\n", encoding="utf-8")
+            file.write_text(written(collect(job, runs / job.name)), encoding="utf-8")
     return failed
 
 
@@ -97,17 +107,36 @@ def launched(arguments: Sequence[str], seconds: float) -> int:
 
 
 def collect(job: Job, run: Path) -> dict[str, Any]:
-    """Everything measured in a finished run, beside what it was and ran on."""
+    """What a finished run was, ran on and cost, its held-out questions' counts, and of its metrics those that are rendered."""
     directory = RunDirectory.open(run)
     return {
         "arm": job.arm,
         "seed": job.seed,
         "recipe": directory.recipe(),
-        "summary": directory.summary(),
-        "metrics": directory.metrics(),
         "machine": machine(),
         "versions": versions(("torch", "deepspeed", "ray", "transformers", "numpy")),
+        "summary": _rounded(directory.summary() or {}),
+        "held_out": directory.held_out(),
+        "metrics": [_rounded({name: row[name] for name in METRICS if name in row}) for row in directory.metrics() if row["step"]],
     }
+
+
+def written(result: dict[str, Any]) -> str:
+    """JSON of a line an entry, and in lists of a line an item: small, and read by a diff."""
+    entries = []
+    for name, value in result.items():
+        text = "[\n" + ",\n".join(map(_compact, value)) + "\n]" if isinstance(value, list) else _compact(value)
+        entries.append(f"{_compact(name)}: {text}")
+    return "{\n" + ",\n".join(entries) + "\n}\n"
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"))
+
+
+def _rounded(numbers: dict[str, Any]) -> dict[str, Any]:
+    """To six significant digits."""
+    return {name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in numbers.items()}
 
 
 def _summary(run: Path) -> dict[str, Any] | None:
