@@ -52,17 +52,18 @@ def rates(parts: Array) -> Array:
 def over_seeds_and_questions(runs: Sequence[Array]) -> list[Estimate]:
     """Mean over the seeds of each of the M rates, from a run's [Q, M, 2] of each seed, in shares.
 
-    A draw of the bootstrap takes S of the S seeds with replacement, then of each of these Q of its Q questions, so that it varies both
-    ways. A rate that a drawn run does not have is left out of the draw's mean; all NaN where no run has it.
+    All runs are evaluated on the same questions: a draw of the bootstrap takes S of the S seeds with replacement, and one sample of Q of
+    the Q questions for all of them, so that neither a lucky seed nor an easy question counts as many. A rate that a drawn run does not
+    have is left out of the draw's mean; all NaN where no run has it. Raises ValueError where runs have different numbers of questions.
     """
+    if len({len(parts) for parts in runs}) > 1:
+        raise ValueError(f"evaluations of {[len(parts) for parts in runs]} questions: all runs of an arm must have answered the same ones")
     rng = np.random.default_rng(0)
     seeds = rng.integers(len(runs), size=(DRAWS_OF_QUESTIONS, len(runs)))
-    sums = np.empty((*seeds.shape, *runs[0].shape[1:]))
-    for seed, parts in enumerate(runs):
-        drawn = seeds == seed
-        times = rng.multinomial(len(parts), np.full(len(parts), 1 / len(parts)), size=int(drawn.sum()))  # each question is taken
-        sums[drawn] = np.tensordot(times, parts, 1)
-    means = nanmean(_ratio(sums), axis=1)
+    questions = len(runs[0])
+    times = rng.multinomial(questions, np.full(questions, 1 / questions), size=DRAWS_OF_QUESTIONS)  # each question is taken
+    sums = np.einsum("dq,sqmp->dsmp", times, np.stack(runs), optimize=True)
+    means = nanmean(_ratio(np.take_along_axis(sums, seeds[:, :, None, None], axis=1)), axis=1)
     centre = nanmean(np.array([rates(parts) for parts in runs]), axis=0)
     low, high = _ends(means)
     return [(float(m), float(a), float(b)) for m, a, b in zip(centre, low, high, strict=True)]

@@ -128,6 +128,8 @@ def test_an_interval_over_seeds_and_questions():
     assert over_seeds_and_questions([parts(0, 0, 0), parts(1, 1, 1)]) == [(0.5, 0.0, 1.0)]
     # Only questions vary: one seed, and the mean of 4 drawn of 0 0 0 1 is as in `test_an_interval_over_runs`.
     assert over_seeds_and_questions([parts(0, 0, 0, 1)]) == [(0.25, 0.0, 0.75)]
+    # Questions are drawn for all seeds at once: seeds that agree on each question tell no more of the questions than one of them.
+    assert over_seeds_and_questions([parts(0, 0, 0, 1)] * 5) == [(0.25, 0.0, 0.75)]
     # Both: the variance of a draw's mean is that between S seeds, over S, and that between Q questions within a seed, over S * Q.
     rng = np.random.default_rng(1)
     runs = [parts(*(rng.random(64) < share)) for share in (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)]
@@ -136,6 +138,8 @@ def test_an_interval_over_seeds_and_questions():
     deviation = np.sqrt(means.var() / 6 + (means * (1 - means)).mean() / (6 * 64))
     assert mean == pytest.approx(means.mean())
     assert (high - low) / 2 == pytest.approx(1.96 * deviation, rel=0.1)
+    with pytest.raises(ValueError, match=r"evaluations of \[3, 4\] questions"):
+        over_seeds_and_questions([parts(0, 0, 0), parts(1, 1, 1, 1)])
 
 
 def test_a_seed_without_a_rate_is_left_out_of_its_mean():
