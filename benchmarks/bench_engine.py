@@ -5,10 +5,12 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from axpo.config import Recipe, parse_recipe
 from axpo.flow import Flow
+from axpo.tasks.small_digit import SmallDigit, SmallDigitConfig
 from benchmarks.engines import BLOCK, CONFIG, IN_FLIGHT, MODEL, Script, ask, each, engines
 from resampler.resampler import start_resampler
 from rollout_workers.pool import RolloutPool
@@ -38,7 +40,7 @@ def measure() -> list[dict[str, Any]]:
 def _worker_vs_bare(pool: RolloutPool) -> dict[str, Any]:
     """Both sides start from empty caches; they take turns, and so do the questions' numbers."""
     script, ratios, speeds = Script(mean=96, sigma=0.6), [], []
-    questions = ask(32)
+    questions = ask(16)
     tokens = 0
     for step in range(ROUNDS + 1):
 
@@ -64,7 +66,7 @@ def _worker_vs_bare(pool: RolloutPool) -> dict[str, Any]:
 
 def _async_vs_lockstep(pool: RolloutPool) -> dict[str, Any]:
     """The tool's mean latency is the mean time of a turn with the engine full, measured first without a tool's wait."""
-    script, questions = Script(mean=48, sigma=0.6, tool_turns=2), ask(24, 100)
+    script, questions = Script(mean=48, sigma=0.6, tool_turns=2), ask(16, 100)
     each(pool, "set", script)
     probe = [t for g in pool.rollout(questions, 0) for t in g.rollouts]
     turn_s = sum(t.stats.engine_seconds for t in probe) / (3 * len(probe))
@@ -76,7 +78,7 @@ def _async_vs_lockstep(pool: RolloutPool) -> dict[str, Any]:
         ours = time.monotonic() - begun
         _three_turns(groups)
         each(pool, "set", script, turn_s)
-        _, theirs = _timed(lambda step=step: each(pool, "lockstep", questions, CONFIG.n, step, 3)[0])
+        _, theirs = _timed(partial(_lockstep, pool, questions, step))
         ratios.append(theirs / ours)
         GROUP_SECONDS.extend(max(t.stats.seconds for t in g.rollouts) for g in groups)
     detail = (
@@ -84,6 +86,10 @@ def _async_vs_lockstep(pool: RolloutPool) -> dict[str, Any]:
     )
     detail += f"latency log-normal (sigma 1), mean {turn_s:.2f} s = a turn's; ratios {', '.join(f'{r:.2f}' for r in ratios)}"
     return _entry("async_vs_lockstep", statistics.median(ratios), 2.06, "higher", "x", detail)
+
+
+def _lockstep(pool: RolloutPool, questions: Sequence[Question], step: int) -> int:
+    return int(each(pool, "lockstep", questions, CONFIG.n, step, 3)[0])
 
 
 def _fork_share(pool: RolloutPool) -> tuple[float, float]:
@@ -136,16 +142,14 @@ def _wall(name: str, seconds: dict[str, list[float]], recovered: dict[str, list[
 
 def _flow(pool: RolloutPool, recipe: Recipe) -> Flow:
     resampler = start_resampler(recipe.resampler, pool.ready(), recipe.rollout.n)
-    return Flow(recipe, _Questions(), pool, resampler)
+    return Flow(recipe, _Later(SmallDigitConfig()), pool, resampler)
 
 
-class _Questions:
-    """The bench's questions as a task."""
+class _Later(SmallDigit):
+    """Questions that the other measurements do not ask."""
 
     def train(self, index: int) -> Question:
-        from axpo.tasks import SmallDigitConfig, load_task
-
-        return load_task(SmallDigitConfig()).train(1000 + index)
+        return super().train(1000 + index)
 
 
 def _recipe(**fields: Any) -> Recipe:

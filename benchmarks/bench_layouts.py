@@ -7,12 +7,14 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
 from benchmarks.recorded import MODEL, train_items, with_large_images
 from benchmarks.result import Entry
 
+Form: TypeAlias = Literal["plain", "padded", "packed", "tree"]
 QUESTIONS = 8
 BUDGET = 8192  # tokens of a micro-batch, the demo's
 THREADS = 1  # of a rank, the demo's
@@ -40,7 +42,7 @@ class Step:
         self.processor = AutoProcessor.from_pretrained(model).image_processor
         self.config = LearnerConfig()
 
-    def __call__(self, items: Sequence[Any], layout: str) -> float:
+    def __call__(self, items: Sequence[Any], layout: Form) -> float:
         """Seconds. `layout` "plain" is what Hugging Face's forward asks of a trainer, and peers do: rows in the batch's order, each
         micro-batch padded to its longest, and every row's images encoded for that row."""
         from learner.batch import StepImages, make_row
@@ -59,7 +61,7 @@ class Step:
             self._backward([rows[i] for i in part], images, layout)
         return time.perf_counter() - started
 
-    def _backward(self, rows: Sequence[Any], images: Any, layout: str) -> None:
+    def _backward(self, rows: Sequence[Any], images: Any, layout: Form) -> None:
         import torch
 
         from learner.batch import collate
@@ -102,7 +104,7 @@ def measure() -> list[Entry]:
     items = train_items(QUESTIONS)
     trained = sum(int(item.mask.sum()) for item in items)
     step = Step(MODEL)
-    t = medians({layout: lambda layout=layout: step(items, layout) for layout in ("plain", "padded", "packed", "tree")}, 2)
+    t = medians({form: partial(step, items, form) for form in get_args(Form)}, 2)
     what = (
         f"{len(items)} recorded trajectories (N = 8, forks), {trained} trained tokens, one thread; padded in batch order, images a row "
         f"(sorted by length, images shared: {t['padded']:.2f} s): {t['plain']:.2f} s"

@@ -75,10 +75,10 @@ class WaitingWorker:
     def _trajectory(self, question: Question, rollout: int, rng: Any, reward: float, fork: ForkPoint | None = None) -> Trajectory:
         call = rng.integers(20, 300, 48).astype(np.int32)
         call[8], call[16], call[40] = TOKENS.think_close, TOKENS.call_open, TOKENS.call_close
-        turns = [PolicySegment(call, -rng.uniform(size=48).astype(np.float32), 0)]
+        first = PolicySegment(call, -rng.uniform(size=48).astype(np.float32), 0)
         crop = rng.integers(0, 255, (64, 64, 3)).astype(np.uint8)
         last = PolicySegment(rng.integers(20, 300, 48).astype(np.int32), -rng.uniform(size=48).astype(np.float32), 0)
-        segments = (*turns, ObservationSegment(call, (crop,)), last)
+        segments = (first, ObservationSegment(call, (crop,)), last)
         return Trajectory(question.id, rollout, call, segments, EndReason.ANSWERED, "7", reward, fork, RolloutStats(seconds=1.0))
 
 

@@ -18,7 +18,7 @@ from tool_server.server import ToolServer
 CALLS, LOADS = 2000, 5
 IN_FLIGHT = 32
 TEXT = "hello"
-ARGUMENTS = ("echo", {"text": TEXT}, [], ())
+ARGUMENTS: tuple[Any, ...] = ("echo", {"text": TEXT}, [], ())
 CONFIG = ToolServerConfig.model_validate({"tools": {"echo": {"function": "benchmarks.echo:echo", "concurrency": IN_FLIGHT}}})
 
 

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import ray
 
-from axpo.tasks import SmallDigitConfig, load_task
+from axpo.tasks import load_task
+from axpo.tasks.small_digit import SmallDigitConfig
 from rollout_workers.agent import Generation
 from rollout_workers.chat import Chat
 from rollout_workers.config import EngineConfig, RolloutConfig
@@ -120,6 +121,9 @@ class WaitingTools:
     async def schemas(self) -> list[dict[str, Any]]:
         return [{"type": "function", "function": {"name": "wait", "parameters": {}}}]
 
+    def evaluating(self) -> WaitingTools:
+        return self
+
     async def call(self, name: str, arguments: dict[str, Any], images: Sequence[Any], earlier: Sequence[Any] = ()) -> Waited:
         await asyncio.sleep(self.seconds(arguments["seed"]))
         return Waited()
@@ -134,7 +138,7 @@ class BenchWorker(RolloutWorker):
     """A rollout worker on a scripted engine, with the two baselines that share its engine and its process."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, engine_factory=ScriptedEngine, **options)
+        super().__init__(*arguments, **options | {"engine_factory": ScriptedEngine})
 
     async def set(self, script: Script, tool_mean_s: float = 0.0) -> None:
         """Begin a measurement: a script, and empty caches."""
@@ -152,7 +156,7 @@ class BenchWorker(RolloutWorker):
         from rollout_workers.trajectory import pixels
 
         engine: Any = self._engine
-        prompts = [(await self._prompt(q)).tolist() for q in questions]
+        prompts = [(await self._prompt(q, False)).tolist() for q in questions]
         images = [[Image.fromarray(pixels(image)) for image in q.images] for q in questions]
         slots = asyncio.Semaphore(IN_FLIGHT)
 
@@ -177,7 +181,7 @@ class BenchWorker(RolloutWorker):
         everyone = [(q, r) for q in questions for r in range(n)]
         for start in range(0, len(everyone), IN_FLIGHT):
             batch = everyone[start : start + IN_FLIGHT]
-            histories = [await self._prompt(q) for q, _ in batch]
+            histories = [await self._prompt(q, False) for q, _ in batch]
             images = [[pixels(image) for image in q.images] for q, _ in batch]
             for turn in range(turns):
                 seeds = [derive_seed(self._run_seed, step, q.id, r, None, turn) for q, r in batch]

@@ -36,6 +36,7 @@ class VLLMEngine:
         os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"  # as vLLM does in a Ray actor anyway: a fork would copy running threads
         from vllm import AsyncEngineArgs
         from vllm.config import WeightTransferConfig
+        from vllm.platforms import current_platform
         from vllm.v1.engine.async_llm import AsyncLLM
 
         from rollout_workers import weight_transfer
@@ -55,6 +56,8 @@ class VLLMEngine:
             "gpu_memory_utilization": engine.gpu_memory_utilization,
             "kv_cache_memory_bytes": None if engine.kv_cache_gb is None else int(engine.kv_cache_gb * 2**30),
             "enable_prefix_caching": True,
+            # vLLM 0.32 on CPU dies of a seeded request whose prompt it prefills in chunks ("CPU Generator does not use offset").
+            "enable_chunked_prefill": False if current_platform.is_cpu() else None,
             "limit_mm_per_prompt": {"video": 0},
             "generation_config": "vllm",  # the model folder's sampling defaults stay out
             "logprobs_mode": "processed_logprobs",  # of the distribution sampled from: bans and temperature included
