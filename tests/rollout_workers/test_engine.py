@@ -22,13 +22,7 @@ BLOCK = 32
 # tower 4 blocks x 12, merger and deepstack merger 6 each, patch embedding 2, position embedding
 PARAMETERS = 4 * 8 + 3 + 4 * 12 + 2 * 6 + 2 + 1
 ENGINE = EngineConfig(
-    dtype="float32",
-    block_size=BLOCK,
-    max_num_seqs=16,
-    enforce_eager=True,
-    kv_cache_gb=0.25,
-    weight_transfer="shared_memory",
-    options={"max_num_batched_tokens": 1024},
+    dtype="float32", block_size=BLOCK, max_num_seqs=16, enforce_eager=True, kv_cache_gb=0.25, weight_transfer="shared_memory"
 )
 CONFIG = RolloutConfig(n=4, max_turn_tokens=96, max_context_tokens=1024, temperature=0.7, deadline_s=90, retries=0, engine=ENGINE)
 QUESTION = Question("q1", "what is the digit in the red frame? " * 12, (picture(0, 128),), "7")
@@ -107,15 +101,6 @@ def test_a_group(pool, chat):
                 assert segment.policy_version == 0
                 assert (segment.token_ids == chat.tokens.im_end).sum() == (segment.token_ids[-1] == chat.tokens.im_end)
                 assert segment.token_ids[-1] == chat.tokens.im_end or len(segment.token_ids) == 96
-
-
-def test_more_prompts_at_once_than_the_engine_prefills_in_a_step(pool):
-    """vLLM on CPU dies of a seeded request that it prefills in chunks."""
-    questions = [Question(f"many {i}", f"number {i}: which digit is it? " * 40, (picture(i, 128),), "7") for i in range(4)]
-    groups = list(pool.rollout(questions, step=0))
-    prompts = sum(len(t.prompt_ids) for group in groups for t in group.rollouts)
-    assert prompts > 4 * ENGINE.options["max_num_batched_tokens"]
-    assert not any(t.end.infrastructure for group in groups for t in group.rollouts)
 
 
 def test_the_same_seeds_give_the_same_rollouts(worker):
