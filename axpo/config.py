@@ -25,6 +25,7 @@ class EvaluationConfig(Section):
     """Held-out questions, before, during and after training."""
 
     samples: int = Field(4, ge=4, description="rollouts a question; Pass@4 needs four")
+    start: bool = Field(True, description="evaluate the start model too; false saves the time where its numbers are known")
     every: int = Field(0, ge=0, description="also evaluate every so many steps; 0: only at start and end")
     temperature: float = Field(1.0, gt=0, description="sampling temperature of the evaluation")
     tools: Annotated[dict[str, ToolConfig], AfterValidator(lambda tools: checked(tools, "evaluation.tools"))] = Field(

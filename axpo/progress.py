@@ -134,20 +134,20 @@ def summary_table(summary: Mapping[str, Any], title: str, paths: Mapping[str, Pa
     for column in ("before", "after", "change"):
         table.add_column(column, justify="right")
     for name, start, end in before_after(summary):
-        change = end - start
-        table.add_row(name, f"{start:.1%}", f"{end:.1%}", Text(f"{100 * change:+.1f} pts", style="bold"))
+        before, change = ("–", "") if start is None else (f"{start:.1%}", f"{100 * (end - start):+.1f} pts")
+        table.add_row(name, before, f"{end:.1%}", Text(change, style="bold"))
     cost = f"{summary['steps']} steps, {duration(summary['seconds'])}, {summary['tokens']:,} tokens generated"
     width = max((len(name) for name in paths), default=0)
     lines = [Text(f"{name:<{width}}  {path}", overflow="fold") for name, path in paths.items()]
     return Panel(Group(table, Text(""), Text(cost), *lines), title=title, title_align="left", padding=(1, 2), expand=False)
 
 
-def before_after(summary: Mapping[str, Any]) -> list[tuple[str, float, float]]:
-    """(label, start, end) of every rate that a summary holds before and after the run, but those of kinds of questions: one screen."""
+def before_after(summary: Mapping[str, Any]) -> list[tuple[str, float | None, float]]:
+    """(label, start, end) of every rate that a summary holds, but those of kinds of questions: one screen. Start None: not measured."""
     names = [n.removesuffix("_start") for n in summary if n.endswith("_start") and f"{n.removesuffix('_start')}_end" in summary]
     names = [n for n in names if "kind" not in n.split("/")]
     pairs = [(n, summary[f"{n}_start"], summary[f"{n}_end"]) for n in names]
-    return [(label(n), float(start), float(end)) for n, start, end in pairs if start is not None and end is not None]
+    return [(label(n), None if start is None else float(start), float(end)) for n, start, end in pairs if end is not None]
 
 
 def label(name: str) -> str:

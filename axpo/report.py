@@ -104,6 +104,9 @@ def _tiles(metrics: Sequence[Record], summary: Record | None) -> list[dict[str, 
         pairs = [(label(name), v[0], v[-1]) for name, v in values.items() if v]
     tiles = []
     for name, start, end in pairs:
+        if start is None:
+            tiles.append({"name": name, "start": "–", "end": f"{end:.1%}", "change": "start not measured", "tone": ""})
+            continue
         change = 100 * (end - start)
         wanted = 1 if name.startswith("Pass") else -1 if "wrong" in name else 0
         tone = "" if abs(change) < 0.05 or not wanted else "good" if change * wanted > 0 else "bad"

@@ -188,18 +188,18 @@ class RunDirectory:
     def write_summary(
         self,
         *,
-        pass1_start: float,
+        pass1_start: float | None,
         pass1_end: float,
-        pass4_start: float,
+        pass4_start: float | None,
         pass4_end: float,
-        tool_use_start: float,
+        tool_use_start: float | None,
         tool_use_end: float,
         steps: int,
         seconds: float,
         tokens: int,
         **extra: Any,
     ) -> dict[str, Any]:
-        """End the run: held-out rates before and after, steps, wall-clock seconds, tokens generated. Returns what it wrote."""
+        """End the run: held-out rates before (None: not measured) and after, steps, wall-clock seconds, tokens generated. Returns what it wrote."""
         summary = {
             "pass1_start": pass1_start,
             "pass1_end": pass1_end,

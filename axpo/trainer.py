@@ -63,7 +63,8 @@ def train(
     with progress.phase("sync"):
         actors.policy.publish(first)
     if first == 0:
-        evaluation(recipe, task, actors, run, progress, 0)
+        if recipe.evaluation.start:
+            evaluation(recipe, task, actors, run, progress, 0)
         run.log_metrics(0, progress.timer.take())
     for step in range(first, recipe.steps):
         cursor = flow.cursor
@@ -147,8 +148,8 @@ def summarize(run: RunDirectory) -> dict[str, Any]:
     """Held-out numbers before and after, and what it cost, from the run's own metrics (so a resumed run counts whole)."""
     rows = run.metrics()
     start, end = rows[0], rows[-1]
-    names = [name.removeprefix("eval/") for name in end if name.startswith("eval/") and name in start and name != "eval/dropped"]
-    numbers = {f"{name}_{when}": row[f"eval/{name}"] for name in names for when, row in (("start", start), ("end", end))}
+    names = [name.removeprefix("eval/") for name in end if name.startswith("eval/") and name != "eval/dropped"]
+    numbers = {f"{name}_{when}": row.get(f"eval/{name}") for name in names for when, row in (("start", start), ("end", end))}
     seconds = sum(value for row in rows for name, value in row.items() if name.startswith("time/") and value)
     tokens = int(sum(row.get("generated_tokens") or 0 for row in rows))
     return run.write_summary(**numbers, steps=end["step"], seconds=round(seconds, 1), tokens=tokens)

@@ -46,6 +46,7 @@ class WaitingWorker:
 
     def __init__(self, index: int, model: str, config: RolloutConfig, tools: tuple[float, float], *rest: Any) -> None:
         self.index, (self.mu, self.sigma) = index, tools
+        self.room = asyncio.Semaphore(IN_FLIGHT // N)  # groups that are generated at once; others wait here, as in a real worker
 
     async def ready(self) -> SpecialTokens:
         return TOKENS
@@ -55,7 +56,8 @@ class WaitingWorker:
 
     async def rollout(self, question: Question, n: int, step: int, temperature: float | None = None, evaluating: bool = False) -> Group:
         rng = np.random.default_rng([int(question.id), step])
-        await asyncio.sleep(_seconds(question.id, step, (self.mu, self.sigma)))
+        async with self.room:
+            await asyncio.sleep(_seconds(question.id, step, (self.mu, self.sigma)))
         rollouts = [self._trajectory(question, i, rng, float(rng.uniform() < 0.3)) for i in range(n)]
         return Group(question, tuple(rollouts), self.index)
 

@@ -21,6 +21,9 @@ BAN = -100.0
 """Added to the logits of banned tokens; the learner adds the same before its log-softmax."""
 _TOP = 20
 """Logprobs a token from which its entropy is estimated."""
+_ONE_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
+"""The model in the scheduler's process. By its short name "uni" vLLM would replace it on a CPU by a process of its own, which both sides
+then wait for in busy loops, a core each; the reason, threads bound to cores, does not apply: they are not bound here."""
 
 
 class VLLMEngine:
@@ -50,7 +53,7 @@ class VLLMEngine:
             "max_model_len": config.max_context_tokens,
             "max_num_seqs": engine.max_num_seqs,
             "tensor_parallel_size": engine.tensor_parallel_size,
-            "distributed_executor_backend": "mp" if engine.tensor_parallel_size > 1 else "uni",
+            "distributed_executor_backend": "mp" if engine.tensor_parallel_size > 1 else _ONE_PROCESS,
             "block_size": engine.block_size,
             "enforce_eager": engine.enforce_eager,
             "gpu_memory_utilization": engine.gpu_memory_utilization,

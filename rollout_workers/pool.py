@@ -30,6 +30,9 @@ from rollout_workers.worker import RolloutWorker, Tools, Verify
 T = TypeVar("T")
 OVERLOAD = 1.25
 """A fork leaves the engine with its prefix where that has more than this times the mean load (consistent hashing with bounded loads)."""
+BACKLOG = 2.0
+"""Rollouts that a worker is given at most, over its concurrency: a group counts until its longest rollout ends, and half of the others
+have ended by then where lengths have a long tail, so with less the engine would run half empty."""
 _SCORING_MARGIN_S = 120.0
 
 
@@ -219,7 +222,7 @@ class RolloutPool:
             if not serving:
                 return
             worker = min(serving, key=lambda worker: (worker.load, worker.place))
-            if worker.load >= self._config.concurrency + work:  # full, and one more question to take up without a pause
+            if worker.load >= BACKLOG * self._config.concurrency:
                 return
             self._waiting.popleft()
             worker.load += work

@@ -58,7 +58,8 @@ def by_arm(results: Sequence[Result], arms: Sequence[str]) -> dict[str, list[Res
 
 def table(arms: dict[str, list[Result]]) -> Table:
     """Where all arms start from, then a row an arm. Held-out rates vary over seeds and questions, all else over seeds."""
-    starts = {run["seed"]: run for runs in reversed(arms.values()) for run in runs}  # one a seed: all arms of a seed start alike
+    # One a seed: all arms of a seed start alike, so not every run measures its start.
+    starts = {run["seed"]: run for runs in reversed(arms.values()) for run in runs if run["held_out"][0]["step"] == 0}
     tokens = {run["seed"]: run["summary"]["tokens"] for run in arms.get(BASELINE, ())}
     rows = {START: _held_out([starts[seed] for seed in sorted(starts)], 0)} if starts else {}
     for arm, runs in arms.items():
