@@ -44,7 +44,7 @@ CONFIG = RolloutConfig(
         max_num_seqs=IN_FLIGHT,
         enforce_eager=True,
         kv_cache_gb=2,
-        threads=2,
+        threads=1,
         weight_transfer="shared_memory",
     ),
 )
@@ -52,7 +52,7 @@ CONFIG = RolloutConfig(
 
 @dataclass(frozen=True)
 class Script:
-    """A function of a request's seed: its length (log-normal, in tokens), and how the turn ends."""
+    """A function of a request's seed: its length in tokens (thoughts, log-normal, then the call if there is one), and its ending."""
 
     mean: float = 64.0
     sigma: float = 0.0
@@ -61,21 +61,28 @@ class Script:
     """Turns of every rollout that call the tool."""
     tool_rate: float = 1.0
     """Share of the rollouts that call it at all."""
+    call: int = 32
+    """Tokens of a call; a turn that a fork begins behind the opening tag has no others."""
     right: float = 0.5
     """Share of right answers."""
 
-    def tokens(self, seed: int) -> int:
+    def tokens(self, seed: int, turn: int = 0, opened: bool = False) -> int:
+        if opened:
+            return self.call
         draw = np.random.default_rng(seed).lognormal(math.log(self.mean) - self.sigma**2 / 2, self.sigma)
-        return int(np.clip(draw, 4, self.most))
+        return int(np.clip(draw, 4, self.most)) + (self.call if self.calls(seed, turn) else 0)
+
+    def calls(self, seed: int, turn: int) -> bool:
+        return turn < self.tool_turns and (turn > 0 or np.random.default_rng([seed, 1]).uniform() < self.tool_rate)
 
     def ending(self, seed: int, turn: int, opened: bool) -> str:
-        rng = np.random.default_rng([seed, 1])
         call = f'{{"name": "wait", "arguments": {{"seed": {seed % 2**31}}}}}\n</tool_call><|im_end|>'
         if opened:
             return call
-        if turn < self.tool_turns and (turn > 0 or rng.uniform() < self.tool_rate):
+        if self.calls(seed, turn):
             return f"\n</think>\n\n<tool_call>\n{call}"
-        return f"\n</think>\n\n\\boxed{{{'right' if rng.uniform() < self.right else 'wrong'}}}<|im_end|>"
+        right = np.random.default_rng([seed, 3]).uniform() < self.right
+        return f"\n</think>\n\n\\boxed{{{'right' if right else 'wrong'}}}<|im_end|>"
 
 
 class ScriptedEngine(VLLMEngine):
@@ -86,15 +93,16 @@ class ScriptedEngine(VLLMEngine):
         self.chat, self.script = Chat.load(model), Script()
 
     def _sampling(self, seed: int, max_tokens: int, n: int, temperature: float) -> Any:
-        params = super()._sampling(seed, min(self.script.tokens(seed), max_tokens), n, temperature)
+        params = super()._sampling(seed, max_tokens, n, temperature)
         params.stop_token_ids = []
         return params
 
-    async def generate(self, prompt_ids: Any, images: Any, *, seed: int, **options: Any) -> list[Generation]:
-        generations = await super().generate(prompt_ids, images, seed=seed, **options)
+    async def generate(self, prompt_ids: Any, images: Any, *, seed: int, max_tokens: int, **options: Any) -> list[Generation]:
         opened = prompt_ids[-1] == self.chat.tokens.call_open
         # A prompt opens system (the tools), user and assistant; each tool result opens the last two again.
         turn = (int((prompt_ids == self.chat.tokens.im_start).sum()) - 3) // 2
+        most = min(max_tokens, self.script.tokens(seed, turn, opened))
+        generations = await super().generate(prompt_ids, images, seed=seed, max_tokens=most, **options)
         return [self._ended(generation, self.script.ending(seed + k, turn, opened)) for k, generation in enumerate(generations)]
 
     def _ended(self, generation: Generation, ending: str) -> Generation:
@@ -161,7 +169,8 @@ class BenchWorker(RolloutWorker):
         slots = asyncio.Semaphore(IN_FLIGHT)
 
         async def one(i: int, rollout: int) -> int:
-            params = engine._sampling(derive_seed(self._run_seed, step, questions[i].id, rollout, None, 0), 10**6, 1, 1.0)
+            seed = derive_seed(self._run_seed, step, questions[i].id, rollout, None, 0)
+            params = engine._sampling(seed, engine.script.tokens(seed), 1, 1.0)
             prompt = {"prompt_token_ids": prompts[i], "multi_modal_data": {"image": images[i]}}
             tokens = 0
             async with slots:
@@ -204,11 +213,12 @@ def right(question: Question, answer: str | None) -> float:
 
 
 @contextmanager
-def engines(workers: int = 1) -> Iterator[RolloutPool]:
-    """A pool of bench workers on a Ray of its own."""
+def engines(workers: int = 1, in_flight: int = IN_FLIGHT) -> Iterator[RolloutPool]:
+    """A pool of bench workers on a Ray of its own, each with so many rollouts in flight."""
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
     try:
-        config = CONFIG.model_copy(update={"workers": workers})
+        engine = CONFIG.engine.model_copy(update={"max_num_seqs": in_flight})
+        config = CONFIG.model_copy(update={"workers": workers, "concurrency": in_flight, "engine": engine})
         pool = RolloutPool(MODEL, config, WaitingTools(), None, right, run_seed=1, actor_class=BenchWorker)
         try:
             pool.ready()
