@@ -134,7 +134,11 @@ class Recipe(Section):
         forks, credit = self.resampler, self.learner.credit
         if self.algorithm == "grpo":
             for section, settings, names in (
-                ("resampler", forks, ("fork_at", "success_above", "success_quantile", "target_recovery", "min_distinct_calls")),
+                (
+                    "resampler",
+                    forks,
+                    ("fork_at", "success_above", "success_quantile", "target_recovery", "target_cost_s", "min_distinct_calls"),
+                ),
                 ("learner.credit", credit, ("prefix", "joined")),
             ):
                 for name in names:

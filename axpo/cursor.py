@@ -72,4 +72,4 @@ def _history(record: dict[str, Any] | None) -> History | None:
         Past(batch["questions"], tuple((place, score) for place, score in batch["keys"]), tuple(batch["rewards"]))
         for batch in record["past"]
     )
-    return History(tuple(record["recoveries"]), past)
+    return History(tuple(record["recoveries"]), past, tuple(record.get("costs", ())))

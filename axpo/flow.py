@@ -31,6 +31,7 @@ from axpo.evaluate import stored
 from axpo.tasks import Task
 from learner.credit import informative
 from resampler.online import Decision
+from resampler.select import tool_cost
 from rollout_workers.fleet import Log
 from rollout_workers.pool import RolloutPool
 from rollout_workers.trajectory import EndReason, Group, Question, Resample, Trajectory, recovered
@@ -284,8 +285,8 @@ class Flow:
             self._forks_dropped += 1
             self._log("fork dropped", **fields)
             return None
-        if config.target_recovery is not None:
-            self._resampler.learn.remote(recovered(group, resample))
+        if config.adapts:
+            self._resampler.learn.remote(recovered(group, resample), tool_cost(resample, config.call_costs))
         return resample
 
     def _count_faults(self, trajectories: Sequence[Trajectory]) -> None:

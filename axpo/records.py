@@ -142,8 +142,13 @@ def trajectory_from_json(record: Mapping[str, Any], images: ImageFolder) -> Traj
         answer=record["answer"],
         reward=record["reward"],
         fork=ForkPoint(**record["fork"]) if record["fork"] else None,
-        stats=RolloutStats(**record["stats"] | {"tool_spans": tuple(map(tuple, record["stats"].get("tool_spans", ())))}),
+        stats=_stats(record["stats"]),
     )
+
+
+def _stats(record: Mapping[str, Any]) -> RolloutStats:
+    lists = {"tool_spans": tuple(map(tuple, record.get("tool_spans", ()))), "tools": tuple(record.get("tools", ()))}
+    return RolloutStats(**{**record, **lists})
 
 
 def token_texts(ids: Sequence[int], decode: Decode) -> list[str]:

@@ -199,7 +199,7 @@ class RunDirectory:
         tokens: int,
         **extra: Any,
     ) -> dict[str, Any]:
-        """End the run: held-out rates before (None: not measured) and after, steps, wall-clock seconds, tokens generated. Returns what it wrote."""
+        """End the run: held-out rates before (None: not measured) and after, steps, seconds, tokens generated. Returns what it wrote."""
         summary = {
             "pass1_start": pass1_start,
             "pass1_end": pass1_end,

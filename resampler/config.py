@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -42,10 +42,24 @@ class ResamplerConfig(BaseModel):
         le=1,
         description="recovery rate from which on the whole budget is spent; below it a share in proportion. None: always the whole budget",
     )
+    target_cost_s: float | None = Field(
+        None,
+        gt=0,
+        description="seconds of tools, `call_costs` included, that the K continuations of a prefix may take together; where the last ones "
+        "took more, a share of the budget in proportion. None: whatever they take",
+    )
+    call_costs: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        default_factory=dict, description="price of a call by the tool's name, in seconds: what it costs beside its latency"
+    )
     min_distinct_calls: int = Field(
         1, ge=1, description="distinct tool calls among the K continuations below which a prefix is given up, before the calls are run"
     )
     deadline_s: float = Field(600.0, gt=0, description="seconds for the continuations of a prefix; what is not back by then is dropped")
+
+    @property
+    def adapts(self) -> bool:
+        """Whether the budget follows what came of earlier resamples."""
+        return self.target_recovery is not None or self.target_cost_s is not None
 
     @model_validator(mode="after")
     def _consistent(self) -> ResamplerConfig:
@@ -56,6 +70,8 @@ class ResamplerConfig(BaseModel):
         for name in ("success_above", "success_quantile"):
             if self.fork_at == "observation" and (value := getattr(self, name)):
                 raise ValueError(f"resampler.{name}={value}: resampler.fork_at='observation' forks whatever the outcomes; leave it out")
+        if self.call_costs and self.target_cost_s is None:
+            raise ValueError("resampler.call_costs: means nothing without resampler.target_cost_s")
         if self.min_distinct_calls > self.k:
             raise ValueError(f"resampler.min_distinct_calls={self.min_distinct_calls}: at most resampler.k={self.k}")
         if self.min_distinct_calls > 1 and self.fork_at not in ("first_call", "every_call"):

@@ -15,8 +15,8 @@ from resampler.online import Decision, Past, Selections
 from resampler.select import adapted, budget, candidates, failed_up_to
 from rollout_workers.trajectory import Group, SpecialTokens
 
-RECOVERIES = 64
-"""Prefixes whose recovery is remembered: at a rate of 1/8 a standard error of 4 points."""
+REMEMBERED = 64
+"""Prefixes of which recovery and cost are remembered: at a rate of 1/8 a standard error of 4 points."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class History:
 
     recoveries: tuple[bool, ...] = ()  # of the last prefixes, oldest first
     past: tuple[Past, ...] = ()  # of the last batches, oldest first
+    costs: tuple[float, ...] = ()  # of the same prefixes, seconds
 
 
 class Resampler:
@@ -33,7 +34,8 @@ class Resampler:
     def __init__(self, config: ResamplerConfig, tokens: SpecialTokens, n: int, seed: int = 0) -> None:
         self._config, self._tokens, self._n, self._seed = config, tokens, n, seed
         self._selections = Selections(config.schedule)
-        self._recoveries: deque[bool] = deque(maxlen=RECOVERIES)
+        self._recoveries: deque[bool] = deque(maxlen=REMEMBERED)
+        self._costs: deque[float] = deque(maxlen=REMEMBERED)
 
     def offer(self, group: Group | None, step: int, index: int, questions: int) -> Decision:
         """Group `index` of the batch of `questions` that step `step` asked is finished; None: it was lost.
@@ -58,22 +60,23 @@ class Resampler:
             success_above=success_above,
         )
         prefixes = budget(questions, self._n, config.k, config.budget_ratio) // config.k
-        if config.target_recovery is not None:
-            prefixes = adapted(prefixes, self._recoveries, config.target_recovery)
+        prefixes = adapted(prefixes, self._recoveries, self._costs, config.target_recovery, config.target_cost_s)
         rewards = group.rewards.tolist() if group else []
         return self._selections.offer(step, index, found[0] if found else [], questions, prefixes, rewards)
 
-    def learn(self, recovered: bool) -> None:
-        """What came of a resampled prefix; the next batch's budget knows it, where the recipe adapts budgets."""
+    def learn(self, recovered: bool, cost_s: float = 0.0) -> None:
+        """What came of a resampled prefix, and what its tools cost; the next batch's budget knows it, where the recipe adapts budgets."""
         self._recoveries.append(recovered)
+        self._costs.append(cost_s)
 
     def history(self) -> History:
         """What a checkpoint keeps of it. Batches under way are not in it: a resume asks their questions again."""
-        return History(tuple(self._recoveries), self._selections.past)
+        return History(tuple(self._recoveries), self._selections.past, tuple(self._costs))
 
     def restore(self, history: History) -> None:
         """Go on from the history of an earlier process of the run."""
-        self._recoveries = deque(history.recoveries, maxlen=RECOVERIES)
+        self._recoveries = deque(history.recoveries, maxlen=REMEMBERED)
+        self._costs = deque(history.costs, maxlen=REMEMBERED)
         self._selections = Selections(self._config.schedule, history.past)
 
 

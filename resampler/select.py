@@ -6,7 +6,7 @@ A score orders candidates: lowest first.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from rollout_workers.trajectory import ForkAt, Group, Span, SpecialTokens, Trajectory, fork_points, turns, uses_tools
+from rollout_workers.trajectory import ForkAt, Group, Resample, Span, SpecialTokens, Trajectory, fork_points, turns, uses_tools
 
 START = 20
 """Tokens over which ARPO compares entropies."""
@@ -108,14 +108,30 @@ def budget(questions: int, n: int, k: int, ratio: float) -> int:
     return int(Fraction(str(ratio)) * questions * n / k) * k  # exact: in floats 0.29 * 100 is below 29
 
 
-def adapted(prefixes: int, recoveries: Sequence[bool], target: float) -> int:
-    """The part of a budget of `prefixes` that the measured recovery rate is of `target`: at most all, and one at least, to go on measuring.
+def adapted(
+    prefixes: int,
+    recoveries: Sequence[bool],
+    costs: Sequence[float],
+    target_recovery: float | None = None,
+    target_cost_s: float | None = None,
+) -> int:
+    """The part of a budget of `prefixes` that their returns are worth: one at least, to go on measuring.
 
-    [past the paper] A resample that recovers nothing teaches nothing but to avoid its prefix, at the price of K rollouts.
+    The share that the measured recovery rate is of its target, times the share that the target is of the mean cost; neither above 1, and
+    1 where nothing is measured or there is no target. `recoveries` and `costs` (seconds) are those of the last prefixes.
+    [past the paper] A resample that recovers nothing teaches nothing but to avoid its prefix, at the price of K rollouts and their tools.
     """
-    if not recoveries:
-        return prefixes
-    return min(prefixes, max(1, round(prefixes * sum(recoveries) / len(recoveries) / target)))
+    share = 1.0
+    if recoveries and target_recovery is not None:
+        share *= min(1.0, sum(recoveries) / len(recoveries) / target_recovery)
+    if sum(costs) > 0 and target_cost_s is not None:
+        share *= min(1.0, target_cost_s * len(costs) / sum(costs))
+    return min(prefixes, max(1, round(prefixes * share)))
+
+
+def tool_cost(resample: Resample, prices: Mapping[str, float]) -> float:
+    """Seconds: what the continuations of a prefix waited for tools, plus the price of each call that they made (0 where none is given)."""
+    return sum(t.stats.tool_seconds + sum(prices.get(tool, 0.0) for tool in t.stats.tools) for t in resample.continuations)
 
 
 def failed_up_to(rewards: Sequence[float], quantile: float, otherwise: float) -> float:

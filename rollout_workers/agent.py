@@ -123,6 +123,7 @@ class Rollout:
     _tool_spans: list[tuple[float, float]] = field(default_factory=list)
     _tool_calls: int = 0
     _tool_failures: int = 0
+    _tools: list[str] = field(default_factory=list)
     _generations: list[Generation] = field(default_factory=list)
 
     async def play(self, first: Generation | None = None) -> Response:
@@ -204,6 +205,7 @@ class Rollout:
             later_cached_tokens=sum(g.cached_tokens for g in later),
             tool_calls=self._tool_calls,
             tool_failures=self._tool_failures,
+            tools=tuple(self._tools),
         )
 
     async def _answer(self, calls: Sequence[Call | BadCall], earlier: Sequence[Called]) -> list[Observed] | None:
@@ -222,6 +224,7 @@ class Rollout:
         finally:
             self._tool_spans.append((started - self.begun, time.monotonic() - self.begun))
         self._tool_calls += len(calls)
+        self._tools += [call.name for call in runnable]
         if any(result.status in ("infrastructure", "deadline") for result in ran):
             return None
         self._tool_failures += len(calls) - sum(result.status == "ok" for result in ran)

@@ -151,7 +151,7 @@ def test_what_prefixes_recover_reaches_the_next_budget():
 
 
 def test_a_resume_goes_on_with_what_the_resampler_had_learned(tmp_path):
-    adaptive = {"k": 2, "budget_ratio": 0.5, "schedule": "batch", "target_recovery": 0.5, "success_quantile": 0.5}
+    adaptive = {"k": 2, "budget_ratio": 0.5, "schedule": "batch", "target_recovery": 0.5, "target_cost_s": 9.0, "success_quantile": 0.5}
     flow, _, _ = start(resampler=adaptive)
     run(flow, 2)
     cursor = flow.cursor

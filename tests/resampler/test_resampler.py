@@ -69,6 +69,13 @@ def test_an_adaptive_budget_follows_the_recovery_rate():
     assert forks(2) == 1  # never none, or the rate would be measured no more
 
 
+def test_an_adaptive_budget_follows_the_cost_of_tools():
+    resampler = Resampler(ResamplerConfig(k=2, schedule="batch", target_cost_s=1.0, budget_ratio=1), TOKENS, 8)
+    resampler.learn(False, 2.0)
+    rollouts = [calling(0.5, rollout=i) for i in range(4)]
+    assert len(resampler.offer(group("a", *rollouts), 0, 0, 1).forks) == 2  # of 4
+
+
 def test_a_quantile_of_finished_batches_says_which_outcomes_are_failures():
     resampler = Resampler(ResamplerConfig(k=2, schedule="batch", success_quantile=0.5), TOKENS, 8)
 
@@ -89,7 +96,7 @@ def test_another_resampler_goes_on_from_the_history():
     for step in range(6):
         first.offer(two_candidates("a", 0.5, 0.25), step, 0, 2)
         first.offer(group("b", direct(0.5), calling(0.1 * (step + 1), 0.2, 1)), step, 1, 2)
-        first.learn(step % 3 == 0)
+        first.learn(step % 3 == 0, 0.5 * step)
     second.restore(first.history())
     assert second.history() == first.history()
     assert len(first.history().past) == 4

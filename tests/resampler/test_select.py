@@ -5,7 +5,20 @@ import dataclasses
 import numpy as np
 import pytest
 
-from resampler.select import Candidate, adapted, allocate, budget, candidates, chance, confidence, entropy, failed_up_to, triggered
+from resampler.select import (
+    Candidate,
+    adapted,
+    allocate,
+    budget,
+    candidates,
+    chance,
+    confidence,
+    entropy,
+    failed_up_to,
+    tool_cost,
+    triggered,
+)
+from rollout_workers.trajectory import Resample, RolloutStats
 from tests.resampler.helpers import calling, direct, group, turns
 from tests.tokens import TOKENS
 
@@ -164,7 +177,26 @@ def test_budget(questions, n, k, ratio, expected):
     [(8, [], 8), (8, [True] * 8, 8), (8, [True, False, False, False], 8), (8, [True] + [False] * 7, 4), (8, [False], 1), (0, [False], 0)],
 )
 def test_a_budget_adapted_to_a_target_of_a_quarter(prefixes, rate, expected):
-    assert adapted(prefixes, rate, 0.25) == expected
+    assert adapted(prefixes, rate, (), 0.25) == expected
+
+
+def test_a_budget_shrinks_with_what_resamples_cost():
+    assert adapted(8, (), (), target_cost_s=2.0) == 8  # nothing measured
+    assert adapted(8, (True,) * 2, (1.0, 3.0), target_cost_s=2.0) == 8  # the mean is the target
+    assert adapted(8, (True,) * 2, (6.0, 2.0), target_cost_s=2.0) == 4  # twice the target
+    assert adapted(8, (True, False), (6.0, 2.0), target_recovery=1.0, target_cost_s=2.0) == 2  # and half of the recoveries
+    assert adapted(8, (True,), (1e6,), target_cost_s=2.0) == 1  # never none
+    assert adapted(8, (False,), (0.0,), target_cost_s=2.0) == 8  # tools that take no time
+    assert adapted(8, (False,), (9.0,)) == 8  # no target
+
+
+def test_the_cost_of_a_resample_is_what_its_tools_took_and_charge():
+    def continuation(seconds, *tools):
+        return dataclasses.replace(calling(0.5), stats=RolloutStats(tool_seconds=seconds, tools=tools))
+
+    resample = Resample(0, 3, (continuation(0.5, "search", "zoom"), continuation(0.25, "search"), continuation(0.0)))
+    assert tool_cost(resample, {"search": 2.0}) == 0.75 + 2 * 2.0
+    assert tool_cost(resample, {}) == 0.75
 
 
 def scores(*rows: list[float]) -> list[list[Candidate]]:

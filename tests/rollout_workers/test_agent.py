@@ -40,6 +40,7 @@ def test_call_observe_answer(chat):
     assert tools.calls == [("zoom", {"box": [1, 2]}, 1), ("zoom", {"box": [1, 2]}, 2)]
     assert [(r["images"], r["seed"], r["temperature"]) for r in engine.requests] == [(1, 100, 0.7), (2, 101, 0.7), (3, 102, 0.7)]
     assert (response.stats.tool_calls, response.stats.tool_failures, response.stats.cached_tokens) == (2, 0, 3)
+    assert response.stats.tools == ("zoom", "zoom")
     assert response.stats.prompt_tokens == len(engine.requests[0]["ids"])
 
 
