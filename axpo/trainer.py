@@ -149,7 +149,9 @@ def summarize(run: RunDirectory) -> dict[str, Any]:
     rows = run.metrics()
     start, end = rows[0], rows[-1]
     names = [name.removeprefix("eval/") for name in end if name.startswith("eval/") and name != "eval/dropped"]
-    numbers = {f"{name}_{when}": row.get(f"eval/{name}") for name in names for when, row in (("start", start), ("end", end))}
+    numbers: dict[str, Any] = {
+        f"{name}_{when}": row.get(f"eval/{name}") for name in names for when, row in (("start", start), ("end", end))
+    }
     seconds = sum(value for row in rows for name, value in row.items() if name.startswith("time/") and value)
     tokens = int(sum(row.get("generated_tokens") or 0 for row in rows))
     return run.write_summary(**numbers, steps=end["step"], seconds=round(seconds, 1), tokens=tokens)
