@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -23,22 +23,20 @@ GROUP_SECONDS: list[float] = []
 """Durations of three-turn groups, for `bench_scale`."""
 
 
-def measure() -> list[dict[str, Any]]:
+def measure() -> Iterator[dict[str, Any]]:
     with engines() as pool:
-        entries = [_worker_vs_bare(pool), _async_vs_lockstep(pool)]
+        yield _worker_vs_bare(pool)
+        yield _async_vs_lockstep(pool)
         shares = {"one engine": _fork_share(pool)}
     with engines(in_flight=STEP) as pool:
-        entries += _axpo_vs_grpo(pool)
+        yield from _axpo_vs_grpo(pool)
     with engines(workers=2) as pool:
         shares["two engines"] = _fork_share(pool)
     worst = min(share for share, _ in shares.values())
     detail = "; ".join(
         f"{name}: {share:.4f}, {home:.0%} of the forks on the engine with their prefix" for name, (share, home) in shares.items()
     )
-    return [
-        *entries,
-        _entry("fork_cache_share", worst, 0.95, "higher", "share", f"of whole blocks of {BLOCK} before the fork's first token; {detail}"),
-    ]
+    yield _entry("fork_cache_share", worst, 0.95, "higher", "share", f"of whole blocks of {BLOCK} before the fork's first token; {detail}")
 
 
 def _worker_vs_bare(pool: RolloutPool) -> dict[str, Any]:

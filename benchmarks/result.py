@@ -8,7 +8,7 @@ import os
 import platform
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, TypedDict
@@ -36,17 +36,18 @@ def met(entry: Entry) -> bool:
     return entry["value"] >= entry["target"] if entry["better"] == "higher" else entry["value"] <= entry["target"]
 
 
-def run(name: str, expected: Sequence[str], measures: Sequence[Callable[[], Sequence[Any]]], packages: Sequence[str] = ()) -> int:
+def run(name: str, expected: Sequence[str], measures: Sequence[Callable[[], Iterable[Any]]], packages: Sequence[str] = ()) -> int:
     """Measure, write `results/<name>.json` and print it as a table.
 
-    Returns an exit code: 1 where one of the `expected` names could not be measured; a missed target is no failure.
+    A measure that fails loses what it had not yet yielded. Returns an exit code: 1 where one of the `expected` names could not be measured; a missed target is no failure.
     """
     console = Console()
     entries: dict[str, Entry] = {}
     for measure in measures:
         try:
             with console.status(measure.__module__):
-                entries |= {entry["name"]: entry for entry in measure()}
+                for entry in measure():
+                    entries[entry["name"]] = entry
         except Exception:
             console.print(Text(f"{measure.__module__} could not be measured", "red"))
             traceback.print_exc()
@@ -60,10 +61,10 @@ def run(name: str, expected: Sequence[str], measures: Sequence[Callable[[], Sequ
     return 1 if missing else 0
 
 
-def imported(module: str) -> Callable[[], Sequence[Any]]:
+def imported(module: str) -> Callable[[], Iterable[Any]]:
     """`measure` of a module of this folder, imported when it is called: what cannot be imported counts as not measured."""
 
-    def measure() -> Sequence[Any]:
+    def measure() -> Iterable[Any]:
         return importlib.import_module(f"benchmarks.{module}").measure()
 
     measure.__module__ = module

@@ -39,6 +39,23 @@ def test_a_spent_budget_settles_every_question():
     assert pairs(batch.offer(0, found(0, 0.1))) == ([], [0])
 
 
+def test_the_last_question_in_sixteen_is_not_waited_for():
+    batch = Selection(questions=16, prefixes=2, schedule="streaming")
+    for place in range(13):
+        batch.offer(place, [])
+    # 14 seen: 0.5 is one of 14, rank 1 + 1 * 1/14. 15 seen: 0.9 has rank 2, whatever the last one may bring.
+    assert pairs(batch.offer(13, found(13, 0.5))) == ([(13, 0)], [13])
+    assert pairs(batch.offer(14, found(14, 0.9))) == ([(14, 0)], [14])
+    assert pairs(batch.offer(15, found(15, 0.1))) == ([], [15])
+
+
+def test_a_straggler_gets_what_is_left():
+    batch = Selection(questions=16, prefixes=2, schedule="streaming")
+    for place in range(15):
+        batch.offer(place, found(place, 0.5) if place == 3 else [])
+    assert pairs(batch.offer(15, found(15, 0.9, 0.95))) == ([(15, 0)], [15])
+
+
 def test_what_batches_teach_is_remembered():
     selections = Selections("streaming")
     for place in range(4):
