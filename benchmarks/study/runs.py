@@ -112,7 +112,7 @@ def collect(job: Job, run: Path) -> dict[str, Any]:
     return {
         "arm": job.arm,
         "seed": job.seed,
-        "recipe": directory.recipe(),
+        "recipe": {section: value for section, value in directory.recipe().items() if section != "logging"},  # no paths of this machine
         "machine": machine(),
         "versions": versions(("torch", "deepspeed", "ray", "transformers", "numpy")),
         "summary": _rounded(directory.summary() or {}),

@@ -203,6 +203,14 @@ def test_the_context_limit_is_an_end(worker):
     assert [t.end for t in get(worker.rollout.remote(long, 2, 0)).rollouts] == [EndReason.OUT_OF_TOKENS] * 2
 
 
+def test_prompts_of_more_tokens_than_one_iteration_takes(pool):
+    """Together they are some 7,000 tokens; prefilled in chunks, as vLLM would by itself, requests with a seed kill an engine on a CPU."""
+    questions = [Question(f"long-{i}", f"{i} " + "what is the digit? " * 80, QUESTION.images, "7") for i in range(12)]
+    ends = [t.end for group in pool.rollout(questions, 0, 1) for t in group.rollouts]
+    assert len(ends) == 12
+    assert EndReason.ENGINE_FAILURE not in ends
+
+
 def test_stats_count_tokens(worker):
     stats = get(worker.engine_stats.remote())
     assert stats["generated_tokens"] > 0
