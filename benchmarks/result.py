@@ -39,7 +39,8 @@ def met(entry: Entry) -> bool:
 def run(name: str, expected: Sequence[str], measures: Sequence[Callable[[], Iterable[Any]]], packages: Sequence[str] = ()) -> int:
     """Measure, write `results/<name>.json` and print it as a table.
 
-    A measure that fails loses what it had not yet yielded. Returns an exit code: 1 where one of the `expected` names could not be measured; a missed target is no failure.
+    A measure that fails loses what it had not yet yielded. Returns an exit code: 1 where one of the `expected` names could not be measured;
+    a missed target is no failure.
     """
     console = Console()
     entries: dict[str, Entry] = {}
