@@ -108,7 +108,7 @@ def _fork_share(pool: RolloutPool) -> tuple[float, float]:
 
 def _axpo_vs_grpo(pool: RolloutPool) -> list[dict[str, Any]]:
     """A generation phase, from the first question sent to the last group there, over the same questions and seeds."""
-    script = Script(mean=64, sigma=1.0, most=1024, tool_turns=1, tool_rate=0.5, right=0.25)
+    script = Script(mean=64, sigma=1.0, most=768, tool_turns=1, tool_rate=0.5, right=0.25)
     kinds: dict[str, dict[str, Any]] = {
         "grpo": {"algorithm": "grpo"},
         "streaming": {"resampler": {"schedule": "streaming"}},

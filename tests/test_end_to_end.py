@@ -85,10 +85,14 @@ def test_every_step_reports_the_papers_diagnostics_and_engine_and_learner_agree(
     assert all(row["fork_cached_share_min"] >= 0.8 for row in resampled)
 
 
-def test_eval_and_report_read_the_run(run):
+@pytest.mark.slow
+def test_eval_reads_the_run(run):
     numbers = axpo("eval", str(run))
     assert "Pass@1" in numbers
     assert "Tool use" in numbers
+
+
+def test_report_reads_the_run(run):
     (run / "report.html").unlink()
     axpo("report", str(run))
     assert "<svg" in (run / "report.html").read_text()
