@@ -1,6 +1,7 @@
 """Rollout workers on real vLLM in a Ray actor. One engine serves the tests in file order; the last ones end it."""
 
 import os
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -202,12 +203,16 @@ def test_the_context_limit_is_an_end(worker):
     assert [t.end for t in get(worker.rollout.remote(long, 2, 0)).rollouts] == [EndReason.OUT_OF_TOKENS] * 2
 
 
-def test_prompts_of_more_tokens_than_one_iteration_takes(pool):
-    """Together they are some 7,000 tokens; prefilled in chunks, as vLLM would by itself, requests with a seed kill an engine on a CPU."""
-    questions = [Question(f"long-{i}", f"{i} " + "what is the digit? " * 80, QUESTION.images, "7") for i in range(12)]
-    ends = [t.end for group in pool.rollout(questions, 0, 1) for t in group.rollouts]
-    assert len(ends) == 12
-    assert EndReason.ENGINE_FAILURE not in ends
+def test_prompts_are_prefilled_whole_and_one_process_has_scheduler_and_model(worker):
+    """On a CPU vLLM dies of requests with a seed whose prompt it prefills in chunks, and a process of the model alone costs a core."""
+    assert get(worker.__ray_call__.remote(_chunked_prefill)) is False
+    names = [process.name() for process in engine_processes(worker)]
+    assert [name for name in names if "EngineCore" in name]
+    assert not [name for name in names if "Worker" in name]
+
+
+def _chunked_prefill(worker) -> bool:
+    return bool(worker._engine._llm.vllm_config.scheduler_config.enable_chunked_prefill)
 
 
 def test_stats_count_tokens(worker):
@@ -217,24 +222,28 @@ def test_stats_count_tokens(worker):
     assert stats["running"] == 0
 
 
-def _was_torn(worker) -> bool:
-    torn, worker._torn = worker._torn, False
-    return torn
-
-
-def test_an_update_without_all_parameters_is_refused(worker, new_weights, tmp_path):
-    """The worker then says that it is not well. In this test the pool must not hear of it: it would replace the worker."""
-    get(worker.start_weight_update.remote())
-    get(worker.update_weights.remote(payload({k: v for k, v in new_weights.items() if "k_norm" not in k}, tmp_path)))
-    with pytest.raises(Exception, match=r"had no tensor for 4 parameters, first language_model\..*\.0\.self_attn\.k_norm"):
-        get(worker.finish_weight_update.remote(2))
-    assert get(worker.__ray_call__.remote(_was_torn))
-    get(worker.start_weight_update.remote())
-    get(worker.update_weights.remote(payload(new_weights, tmp_path)))
-    assert get(worker.finish_weight_update.remote(2)) == 2  # a whole one makes good for it
-
-
 def test_a_dead_engine_is_a_typed_end(worker):
     next(p for p in engine_processes(worker) if "EngineCore" in p.name()).kill()
     group = get(worker.rollout.remote(QUESTION, 2, 0))
     assert [(t.end, t.reward) for t in group.rollouts] == [(EndReason.ENGINE_FAILURE, None)] * 2
+
+
+def test_a_refused_update_and_a_killed_actor(cluster, model, new_weights, tmp_path):
+    """A second engine: an update without all parameters is refused; a killed actor leaves no engine process."""
+    worker = start(model).workers[0]
+    get(worker.init_weight_transfer.remote({}))
+    get(worker.start_weight_update.remote())
+    get(worker.update_weights.remote(payload({k: v for k, v in new_weights.items() if "k_norm" not in k}, tmp_path)))
+    with pytest.raises(Exception, match=r"had no tensor for 4 parameters, first language_model\..*\.0\.self_attn\.k_norm"):
+        get(worker.finish_weight_update.remote(2))
+    processes = engine_processes(worker)
+    assert any("EngineCore" in p.name() for p in processes)
+    ray.kill(worker)
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and any(map(alive, processes)):
+        time.sleep(0.1)
+    assert not [p for p in processes if alive(p)]
+
+
+def alive(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
