@@ -31,8 +31,8 @@ T = TypeVar("T")
 OVERLOAD = 1.25
 """A fork leaves the engine with its prefix where that has more than this times the mean load (consistent hashing with bounded loads)."""
 BACKLOG = 2.0
-"""Rollouts that a worker is given at most, over its concurrency: a group counts until its longest rollout ends, and half of the others
-have ended by then where lengths have a long tail, so with less the engine would run half empty."""
+"""Rollouts that a worker is given at most, over its concurrency: a group counts until its longest rollout ends, when most
+of the others have long left their slots."""
 _SCORING_MARGIN_S = 120.0
 
 

@@ -151,3 +151,4 @@ def test_an_evaluation_is_told_by_kind_within_a_family():
     assert before_after({"kind/control/pass1_start": 0.1, "kind/control/pass1_end": 0.2, "pass1_start": 0.3, "pass1_end": 0.4}) == [
         ("Pass@1", 0.3, 0.4)
     ]
+    assert before_after({"pass1_start": None, "pass1_end": 0.4}) == [("Pass@1", None, 0.4)]  # evaluation.start false
