@@ -176,7 +176,8 @@ class Flow:
 
     def _restored(self, kept: Kept) -> _Ticket:
         ticket = _Ticket(kept.index, kept.group.question.id, kept.version, rolled=True)
-        ticket.future.set_result(kept.group)
+        info = self._task.train(kept.index).info  # the record has none
+        ticket.future.set_result(replace(kept.group, question=replace(kept.group.question, info=info)))
         self._log("dispatched", question=ticket.question, index=kept.index, version=kept.version, restored=True)
         return ticket
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -53,6 +54,7 @@ class Learner:
         Raises ValueError where Ray cannot place the ranks.
         """
         self.config = config
+        self._order = threading.Lock()
         self._group = _reserve(config)
         actor = ray.remote(_RankActor)
         self._ranks = [
@@ -151,7 +153,9 @@ class Learner:
         return [values for _, values in sorted((pair for share in shares for pair in share), key=lambda pair: pair[0])]
 
     def _all(self, method: str, *arguments: Any) -> list[Any]:
-        return self._wait(method, [rank.call.remote(method, *arguments) for rank in self._ranks])
+        with self._order:  # collective calls of several threads must reach every rank in one order
+            calls = [rank.call.remote(method, *arguments) for rank in self._ranks]
+        return self._wait(method, calls)
 
     def _wait(self, what: str, references: list[Any]) -> list[Any]:
         try:

@@ -29,7 +29,8 @@ from rollout_workers.worker import RolloutWorker, Tools, Verify
 
 T = TypeVar("T")
 OVERLOAD = 1.25
-"""A fork leaves the engine with its prefix where that has more than this times the mean load (consistent hashing with bounded loads)."""
+"""A fork leaves the engine with its prefix where that has no slot left and more than this times the mean load (consistent hashing with
+bounded loads)."""
 BACKLOG = 2.0
 """Rollouts that a worker is given at most, over its concurrency: a group counts until its longest rollout ends, when most
 of the others have long left their slots."""
@@ -232,7 +233,8 @@ class RolloutPool:
         """The worker with the prefix, unless it is gone or overloaded. A fork waits for nothing: its prefix is in the cache now."""
         serving = [worker for worker in self._fleet.serving if not worker.lost.done()]
         for worker in serving:
-            if worker.id == worker_id and worker.load <= OVERLOAD * sum(w.load for w in serving) / len(serving) + work:
+            room = max(self._config.concurrency, OVERLOAD * sum(w.load for w in serving) / len(serving) + work)
+            if worker.id == worker_id and worker.load + work <= room:
                 worker.load += work
                 return worker
         return None

@@ -82,7 +82,7 @@ class Remote:
 
 class Task:
     def train(self, index):
-        return Question(str(index), "?", (), "7")
+        return Question(str(index), "?", (), "7", {"kind": f"kind {index}"})
 
 
 def recipe(**fields):
@@ -248,6 +248,7 @@ def test_a_resume_trains_on_what_was_finished_and_asks_again_what_was_under_way(
     again.feed(1)
     second = again.take(1)
     assert {int(q): age for q, age in second.staleness.items() if age} == dict.fromkeys(kept, 1)  # begun by version 0
+    assert all(g.question.info for g in second.groups if int(g.question.id) in kept)  # which the metrics of families read
     third, fourth = (again.feed(2), again.take(2))[1], (again.feed(3), again.take(3))[1]
     assert sorted(ids(taken) + ids(second) + ids(third) + ids(fourth)) == list(range(16))
     assert sorted(q for q, _ in pool.asked) == [2, *range(8, 16)]
