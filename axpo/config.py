@@ -115,6 +115,8 @@ class Recipe(Section):
             raise ValueError(f"max_staleness={self.max_staleness}: must be 0 with rollout.colocated, where engines sleep during an update")
         if both := sorted(set(self.tools.tools) & set(self.evaluation.tools)):
             raise ValueError(f"evaluation.tools.{both[0]}: is in tools.tools too, so it is seen in training; leave one of them out")
+        if not self.tools.mcp and (unknown := sorted(set(self.rollout.outages) - set(self.tools.tools))):
+            raise ValueError(f"rollout.outages.{unknown[0]}: no tool of that name in tools.tools ({', '.join(self.tools.tools)})")
         self._check_method()
         for stage in self.sft.stages if self.sft else ():
             self.stage_task(stage)

@@ -66,7 +66,7 @@ class ToolAnswer(Observed, Protocol):
 
     @property
     def status(self) -> str:
-        """`ok`, `tool_error` (the policy's fault), `infrastructure` or `deadline`."""
+        """`ok`, `tool_error` (the policy's fault), `unavailable` (nobody's: the rollout goes on), `infrastructure` or `deadline`."""
 
 
 Called: TypeAlias = tuple[str, dict[str, Any], int]
@@ -102,6 +102,19 @@ class _Message:
 
     text: str
     images: tuple[Pixels, ...] = ()
+
+
+@dataclass(frozen=True)
+class Unavailable:
+    """The answer of a tool that is out of service."""
+
+    name: str
+    status: str = "unavailable"
+    images: tuple[Pixels, ...] = ()
+
+    @property
+    def text(self) -> str:
+        return f"{self.name} is unavailable at present."
 
 
 @dataclass
@@ -224,10 +237,10 @@ class Rollout:
         finally:
             self._tool_spans.append((started - self.begun, time.monotonic() - self.begun))
         self._tool_calls += len(calls)
-        self._tools += [call.name for call in runnable]
+        self._tools += [call.name for call, result in zip(runnable, ran, strict=True) if result.status != "unavailable"]
         if any(result.status in ("infrastructure", "deadline") for result in ran):
             return None
-        self._tool_failures += len(calls) - sum(result.status == "ok" for result in ran)
+        self._tool_failures += len(calls) - sum(result.status in ("ok", "unavailable") for result in ran)
         answers = iter(ran)
         over = _Message(f"not run: at most {limit} tool call{'s' if limit > 1 else ''} a turn")
         left = len(runnable)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 
 class EngineConfig(BaseModel):
@@ -22,6 +22,13 @@ class EngineConfig(BaseModel):
     weight_transfer: Literal["shared_memory", "nccl", "ipc"] = Field("nccl", description="how new weights arrive; on CPU: shared_memory")
     threads: int = Field(1, ge=1, description="OpenMP threads of a CPU engine")
     options: dict[str, Any] = Field(default_factory=dict, description="further vLLM AsyncEngineArgs, by name")
+
+
+def _window(steps: tuple[int, int]) -> tuple[int, int]:
+    first, last = steps
+    if not 1 <= first <= last:
+        raise ValueError(f"[{first}, {last}]: expected the first and the last step, counted from 1")
+    return steps
 
 
 class RolloutConfig(BaseModel):
@@ -43,6 +50,11 @@ class RolloutConfig(BaseModel):
     verify_s: float = Field(
         60.0, gt=0, description="seconds until the verifier of an answer counts as failed; then it is asked `retries` times more"
     )
+    outages: dict[str, tuple[Annotated[tuple[int, int], AfterValidator(_window)], ...]] = Field(
+        default_factory=dict,
+        description="by the tool's name, [first, last] steps whose questions find it unavailable: calls are answered so. Evaluations are "
+        "spared. With dynamic_sampling every further round of questions counts as a step",
+    )
     health_s: float = Field(120.0, gt=0, description="seconds without a sign of life after which a worker is replaced")
     max_failures: int = Field(8, ge=0, description="workers that may be lost; one more ends the run")
     in_flight_updates: bool = Field(
@@ -53,6 +65,10 @@ class RolloutConfig(BaseModel):
     gpus_per_worker: float = Field(0, ge=0, description="GPUs reserved in Ray for a worker")
     cpus_per_worker: float = Field(1, ge=0, description="CPUs reserved in Ray for a worker")
     engine: EngineConfig = Field(default_factory=EngineConfig)
+
+    def out(self, tool: str, step: int) -> bool:
+        """Whether a tool is unavailable to the questions of a step, counted from 0."""
+        return any(first <= step + 1 <= last for first, last in self.outages.get(tool, ()))
 
     @model_validator(mode="after")
     def _one_gpu_a_process(self) -> RolloutConfig:

@@ -26,6 +26,7 @@ from rollout_workers.agent import (
     Response,
     Rollout,
     ToolAnswer,
+    Unavailable,
     distinct_calls,
     observed_images,
     prefix_segments,
@@ -137,7 +138,7 @@ class RolloutWorker:
                 return derive_seed(self._run_seed, step, question.id, rollout, None, turn, part)
 
             def start() -> Awaitable[Response]:
-                return self._start(question, prompt_ids, images, [], seed, temperature, evaluating=evaluating).play()
+                return self._start(question, prompt_ids, images, [], seed, temperature, self._caller(step, evaluating)).play()
 
             async with self._slots.hold():
                 response = await self._with_retries(start)
@@ -163,7 +164,7 @@ class RolloutWorker:
         async def one(fork: int, first: Generation, begun: float) -> Response:
             def start() -> Awaitable[Response]:
                 turns = partial(seed, fork)
-                return self._start(question, source.prompt_ids, images, prefix, turns, None, begun).play(first)
+                return self._start(question, source.prompt_ids, images, prefix, turns, None, self._caller(step), begun).play(first)
 
             return await self._with_retries(start)
 
@@ -249,13 +250,13 @@ class RolloutWorker:
         segments: Sequence[Segment],
         seed: Callable[[int, int], int],
         temperature: float | None,
+        call_tool: CallTool,
         begun: float | None = None,
-        evaluating: bool = False,
     ) -> Rollout:
         return Rollout(
             chat=self._chat,
             generate=self._generate,
-            call_tool=partial(self._call_tool, self._tools_for(evaluating)),
+            call_tool=call_tool,
             limits=self._limits,
             prompt_ids=prompt_ids,
             question_images=images,
@@ -282,11 +283,17 @@ class RolloutWorker:
             raise EngineFailure(str(fault)) from fault
         return await self._engine.generate(*arguments, **options)
 
-    async def _call_tool(
-        self, tools: Tools, name: str, arguments: dict[str, Any], images: Sequence[Any], earlier: Sequence[Called]
-    ) -> ToolAnswer:
-        await self._faults.reach("tool", self._index)
-        return await tools.call(name, arguments, images, earlier)
+    def _caller(self, step: int, evaluating: bool = False) -> CallTool:
+        """What calls the tools of a step's rollouts."""
+        tools = self._tools_for(evaluating)
+
+        async def call(name: str, arguments: dict[str, Any], images: Sequence[Any], earlier: Sequence[Called]) -> ToolAnswer:
+            if not evaluating and self._config.out(name, step):
+                return Unavailable(name)
+            await self._faults.reach("tool", self._index)
+            return await tools.call(name, arguments, images, earlier)
+
+        return call
 
     async def _first_turns(
         self, prompt_ids: Ids, images: Sequence[Pixels], prefix: Sequence[Segment], k: int, seed: int

@@ -76,6 +76,8 @@ def test_a_bad_field_is_one_line(override, message):
             "resampler.success_quantile=0.5: resampler.fork_at='observation' forks whatever the outcomes",
         ),
         (["resampler={fork_at: observation, ranking: entropy}"], "learner.credit.joined=False: must be True"),
+        (["rollout.outages={search: [[1, 2]]}"], "rollout.outages.search: no tool of that name in tools.tools (image_zoom_in)"),
+        (["rollout.outages={image_zoom_in: [[3, 2]]}"], "[3, 2]: expected the first and the last step, counted from 1"),
         (["evaluation.tools={image_zoom_in: {}}"], "evaluation.tools.image_zoom_in: is in tools.tools too"),
         (["evaluation.tools={finder: {kind: image_search}}"], "evaluation.tools.finder.options.index: Field required"),
     ],

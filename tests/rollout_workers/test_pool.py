@@ -186,7 +186,7 @@ def test_forks_go_home_unless_it_is_overloaded_or_gone(make):
     pool._fleet.serving.sort(key=lambda worker: worker.id)
     MockWorker.verify = staticmethod(lambda question, answer: 0.0)
     assert homes(pool.run(forks(0.0, 1)).result(30)) == [True]
-    # Home has slots for three forks; the fourth would bring it to 16, more than 1.25 times the mean (6) and the fork itself, and goes away ...
+    # Home has slots for three forks; the fourth would bring it to 16, more than 1.25 times the mean (6) plus itself, and goes away ...
     at_once = homes(pool.run(forks(0.5, 8)).result(30))
     assert at_once[:4] == [True, True, True, False]
     assert at_once.count(True) > 3  # ... but as the other fills up, home takes more than it has slots

@@ -64,6 +64,27 @@ def test_an_evaluation_has_tools_that_training_does_not_know(model):
     assert len(worker._tools.calls) == 1
 
 
+def test_a_tool_is_out_of_service_for_some_steps_and_never_in_evaluations(model):
+    def script(i):
+        return ANSWER if i % 2 else ZOOM.removeprefix("<tool_call>") if i == 10 else CALL
+
+    worker, engine = start(model, script, outages={"zoom": [[2, 3]], "search": [[1, 9]]})
+
+    async def play():
+        groups = [(await worker.rollout(question(), n=1, step=step)).rollouts[0] for step in range(4)]
+        (evaluated,) = (await worker.rollout(question(), n=1, step=1, evaluating=True)).rollouts
+        forked = await worker.fork(question(), groups[0], fork_prefix_tokens(groups[0], engine.chat.tokens), 1, step=2)
+        return [*groups, evaluated, *forked.continuations]
+
+    rollouts = asyncio.run(play())
+    said = [engine.chat.decode(t.response_ids) for t in rollouts]
+    assert ["zoom is unavailable at present." in text for text in said] == [False, True, True, False, False, True]
+    assert [t.stats.tools for t in rollouts] == [("zoom",), (), (), ("zoom",), ("zoom",), ()]
+    assert len(worker._tools.calls) == 2
+    # Nobody's fault: the rollout goes on and is scored.
+    assert {(t.stats.tool_calls, t.stats.tool_failures, t.end, t.reward) for t in rollouts} == {(1, 0, EndReason.ANSWERED, 1.0)}
+
+
 def test_an_infrastructure_failure_is_run_again_with_the_same_seeds(model):
     replies = [EngineFailure("hiccup"), ANSWER, ANSWER]
     worker, engine = start(model, lambda i: replies[i], concurrency=1)
