@@ -12,7 +12,6 @@ gives 0.84 (Pearson). The raw result is JSON; the table goes to the standard out
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -27,6 +26,7 @@ from axpo.errors import AxpoError
 from axpo.run import RunDirectory
 from benchmarks.result import machine, versions
 from benchmarks.study.intervals import Estimate
+from benchmarks.study.runs import written
 from learner.credit import TrainItem
 from resampler.select import confidence
 from rollout_workers.trajectory import Floats, Group, SpecialTokens, fork_points
@@ -133,7 +133,7 @@ def main() -> int:
         "versions": versions(("torch", "deepspeed", "ray", "transformers", "numpy")),
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    options.out.write_text(written(result), encoding="utf-8")
     try:
         print(markdown(found))
     except ValueError as error:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -28,6 +27,7 @@ from axpo.errors import AxpoError
 from axpo.metrics import pass_at_k
 from benchmarks.result import machine, versions
 from benchmarks.study.intervals import Estimate, estimate
+from benchmarks.study.runs import written
 from resampler.select import allocate, candidates
 from rollout_workers.trajectory import Group, Question, Resample, SpecialTokens, Trajectory, uses_tools
 
@@ -145,7 +145,7 @@ def main() -> int:
         "versions": versions(("torch", "ray", "transformers", "numpy")),
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    options.out.write_text(written(result), encoding="utf-8")
     print(f"{options.questions} questions, {len(prefixes)} triggered, {result['lost']} lost to infrastructure", file=sys.stderr)
     if not prefixes:
         return 1
