@@ -70,7 +70,7 @@ def evaluate_groups(groups: Sequence[Group], tokens: SpecialTokens, k: int = 4) 
 def question_counts(groups: Sequence[Group], tokens: SpecialTokens) -> dict[str, list[list[int]]]:
     """What intervals over questions need: of each question its rollouts, the right, the tool-using, and the right tool-using ones.
 
-    In the order of the groups, under their kind of question (`info["kind"]`; "" without one).
+    In the order of the groups, under their kind of question (`info["kind"]`; "" without one), of a mixed task `<family>/<kind>`.
     Raises ValueError where a rollout has no reward.
     """
     counts: dict[str, list[list[int]]] = {}
@@ -78,7 +78,8 @@ def question_counts(groups: Sequence[Group], tokens: SpecialTokens) -> dict[str,
         right = group.rewards > 0
         used = np.array([uses_tools(t, tokens) for t in group.rollouts])
         row = [len(group.rollouts), int(right.sum()), int(used.sum()), int((right & used).sum())]
-        counts.setdefault(str(group.question.info.get("kind", "")), []).append(row)
+        info = group.question.info
+        counts.setdefault("/".join(str(info[name]) for name in ("family", "kind") if name in info), []).append(row)
     return counts
 
 

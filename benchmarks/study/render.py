@@ -27,8 +27,8 @@ COLUMNS = {
     "seconds": "seconds",
 }
 """Heading of each column."""
-CONTROL = {"control/pass1": "control: Pass@1, %", "control/tool_use_rate": "control: tool use, %"}
-"""The same of questions on which the tool does not help, shown where a study has them."""
+OF_PART = ("pass1", "tool_use_rate")
+"""What is shown beside the rest of questions on which the tool does not help (kind "control"), and of each family of a mixed task."""
 
 Result: TypeAlias = dict[str, Any]
 """One run's raw result, as `benchmarks.study.runs.collect` keeps it."""
@@ -73,15 +73,16 @@ def table(arms: dict[str, list[Result]]) -> Table:
     return rows
 
 
-def held_out_parts(evaluation: dict[str, Any], kind: str | None = None) -> Array:
-    """[Q, M, 2] of a run's evaluation (`rate_parts`): of all its questions, or those of one kind."""
-    counts = [row for name, rows in evaluation["counts"].items() if kind in (None, name) for row in rows]
+def held_out_parts(evaluation: dict[str, Any], part: str | None = None) -> Array:
+    """[Q, M, 2] of a run's evaluation (`rate_parts`): of all its questions, or those of one kind or family."""
+    counts = [row for name, rows in evaluation["counts"].items() if part in (None, name, name.split("/")[0]) for row in rows]
     return rate_parts(np.array(counts, np.float64).reshape(-1, 4))
 
 
 def markdown(rows: Table) -> str:
     """One row an arm, with the number of seeds."""
-    columns = COLUMNS | {name: heading for name, heading in CONTROL.items() if any(name in row for row in rows.values())}
+    parts = dict.fromkeys(name.split("/")[0] for row in rows.values() for name in row if "/" in name)
+    columns = COLUMNS | {f"{part}/{name}": f"{part}: {COLUMNS[name]}" for part in parts for name in OF_PART}
     lines = ["| " + " | ".join(["arm", "seeds", *columns.values()]) + " |", "|" + "---|" * (len(columns) + 2)]
     for arm, row in rows.items():
         cells = [_shown(row.get(name)) for name in columns]
@@ -111,12 +112,12 @@ def figure(rows: Table, path: Path) -> None:
 
 
 def _held_out(runs: Sequence[Result], which: int) -> dict[str, Cell]:
-    """In percent, of the first (0) or last (-1) evaluation of each run; those of control questions beside them."""
+    """In percent, of the first (0) or last (-1) evaluation of each run; those of each part (`OF_PART`) beside them."""
     evaluations = [run["held_out"][which] for run in runs]
     cells = _rates([held_out_parts(evaluation) for evaluation in evaluations])
-    if all("control" in evaluation["counts"] for evaluation in evaluations):
-        control = _rates([held_out_parts(evaluation, "control") for evaluation in evaluations])
-        cells |= {f"control/{name}": cell for name, cell in control.items()}
+    for part in dict.fromkeys(kind.split("/")[0] for kind in evaluations[0]["counts"] if "/" in kind or kind == "control"):
+        of_part = _rates([held_out_parts(evaluation, part) for evaluation in evaluations])
+        cells |= {f"{part}/{name}": cell for name, cell in of_part.items()}
     return cells
 
 

@@ -127,6 +127,8 @@ def test_an_evaluations_counts_a_question():
     first, second, third = three_groups()
     third = replace(third, question=replace(third.question, info={"kind": "frame"}))
     assert question_counts([first, third, second], TOKENS) == {"": [[4, 2, 2, 0], [4, 1, 2, 1]], "frame": [[4, 2, 0, 0]]}
+    mixed = replace(third, question=replace(third.question, info={"kind": "frame", "family": "zoom"}))
+    assert list(question_counts([mixed], TOKENS)) == ["zoom/frame"]
     assert question_counts([], TOKENS) == {}
 
 

@@ -202,6 +202,19 @@ def test_controls_have_columns_where_a_study_has_them():
     assert "control" not in markdown(table(by_arm(results(), ["axpo"])))
 
 
+def test_families_of_a_mixed_task_have_columns():
+    mixed = results()[:2]
+    for of_run in mixed:
+        for evaluation in of_run["held_out"]:
+            evaluation["counts"] = {"zoom/frame": [(4, 4, 4, 4)], "zoom/larger": [(4, 2, 0, 0)], "search/easy": [(4, 1, 4, 1)]}
+    header, _, *rows = markdown(table(by_arm(mixed, ["axpo", "grpo"]))).splitlines()
+    columns = ("zoom: Pass@1", "zoom: tool use", "search: Pass@1", "search: tool use")
+    assert header.endswith("".join(f"| {column}, % " for column in columns) + "|")
+    zoom, search = zip(*[line.split(" | ")[-4:-2] for line in rows], strict=True), {line.split(" | ")[-2] for line in rows}
+    assert [{cell.split()[0] for cell in cells} for cells in zoom] == [{"75.0"}, {"50.0"}]
+    assert search == {"25.0"}
+
+
 def test_curves_are_of_training_steps_and_points_of_evaluations():
     runs = [result("axpo", 1, (4, 1, 4, 1), 3000, (0.25, 0.75), [(1, (4, 2, 2, 2))]), result("axpo", 2, (4, 3, 4, 3), 5000)]
     assert training_curves(runs, "pass1").tolist() == [[37.5, 37.5]] * 2  # 25 and 50: both within the three steps of either
