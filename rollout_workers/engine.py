@@ -152,8 +152,8 @@ class VLLMEngine:
     def _generation(self, parts: Sequence[Any], prompt_tokens: int, cached: int, version: int) -> Generation:
         sampled = [part for part in parts if len(part.token_ids)]
         token_ids = np.concatenate([np.zeros(0), *[part.token_ids for part in sampled]]).astype(np.int32)
-        table = np.concatenate([np.zeros(0), *[part.logprobs.logprobs for part in sampled]]).astype(np.float32)
-        table = table.reshape(len(token_ids), 1 + self._logprobs)
+        tables = [_logprobs(part.logprobs, self._logprobs) for part in sampled]
+        table = np.concatenate([np.zeros((0, 1 + self._logprobs), np.float32), *tables])
         reason = parts[-1].finish_reason if parts else "abort"
         return Generation(
             token_ids=token_ids,
@@ -256,6 +256,17 @@ class VLLMEngine:
             if not self._inside:
                 self._idle_since = time.monotonic()
                 self._idle.set()
+
+
+def _logprobs(flat: Any, top: int) -> Floats:
+    """[T, 1 + top] of vLLM's FlatLogprobs: the sampled token's, then the `top` largest.
+
+    A position holds the sampled token first and once more among the largest, if it is one of them; where vLLM merges outputs because
+    the consumer lags, it holds it only once, and is one shorter.
+    """
+    values, starts, ends = (np.asarray(numbers) for numbers in (flat.logprobs, flat.start_indices, flat.end_indices))
+    places = np.concatenate([starts[:, None], ends[:, None] + np.arange(-top, 0)], axis=1)
+    return values[places].astype(np.float32)
 
 
 def entropies(top_logprobs: Floats) -> Floats:

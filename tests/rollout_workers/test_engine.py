@@ -12,6 +12,7 @@ import torch
 
 from rollout_workers.agent import turn_index
 from rollout_workers.config import EngineConfig, RolloutConfig
+from rollout_workers.engine import _logprobs
 from rollout_workers.pool import RolloutPool
 from rollout_workers.trajectory import EndReason, PolicySegment, Question
 from tests.rollout_workers.helpers import Result, picture
@@ -213,6 +214,30 @@ def test_prompts_are_prefilled_whole_and_one_process_has_scheduler_and_model(wor
 
 def _chunked_prefill(worker) -> bool:
     return bool(worker._engine._llm.vllm_config.scheduler_config.enable_chunked_prefill)
+
+
+def test_outputs_that_vllm_merged_hold_the_same_logprobs():
+    """It merges them where the consumer lags, through dictionaries: a sampled token among the largest is then there once, not twice."""
+    from itertools import repeat
+
+    from vllm.logprobs import FlatLogprobs
+
+    def position(tokens, values):
+        flat = FlatLogprobs()
+        flat.append_fast(tokens, values, iter(range(4)), repeat(None))
+        return flat
+
+    # The sampled token is the second largest, the largest, and none of the three largest.
+    rows = [([7, 5, 7, 9], [-1.0, -0.5, -1.0, -3.0]), ([5, 5, 7, 9], [-0.25] * 2 + [-2.0, -3.0]), ([1, 5, 7, 9], [-6.0, -0.5, -1.0, -3.0])]
+    merged = position(*rows[0])
+    for row in rows[1:]:
+        merged.extend(position(*row))
+    assert len(merged.logprobs) == 4 + 3 + 4
+    table = _logprobs(merged, 3)
+    assert table.shape == (3, 4)
+    assert table[:, 0].tolist() == [-1.0, -0.25, -6.0]
+    assert [sorted(row[1:], reverse=True) for row in table.tolist()] == [values[1:] for _, values in rows]
+    assert _logprobs(merged, 0).tolist() == [[-1.0], [-0.25], [-6.0]]
 
 
 def test_stats_count_tokens(worker):
