@@ -79,7 +79,8 @@ def question_counts(groups: Sequence[Group], tokens: SpecialTokens) -> dict[str,
         used = np.array([uses_tools(t, tokens) for t in group.rollouts])
         row = [len(group.rollouts), int(right.sum()), int(used.sum()), int((right & used).sum())]
         info = group.question.info
-        counts.setdefault("/".join(str(info[name]) for name in ("family", "kind") if name in info), []).append(row)
+        kind = str(info.get("kind", ""))
+        counts.setdefault(f"{info['family']}/{kind}" if "family" in info else kind, []).append(row)
     return counts
 
 

@@ -108,7 +108,7 @@ def test_an_evaluation_has_both():
     task = SimpleNamespace(held_out=lambda: questions)
     numbers, counts = held_out(Pool(), task, SimpleNamespace(samples=4, temperature=1.0))
     assert (numbers["pass1"], numbers["zoom/pass1"], numbers["search/pass1"], numbers["dropped"]) == (0.5, 0.0, 1.0, 0.0)
-    assert counts == {"": [[4, 0, 0, 0], [4, 4, 0, 0]]}
+    assert counts == {"zoom/": [[4, 0, 0, 0]], "search/": [[4, 4, 0, 0]]}
 
 
 def of_kind(number, kind, *rollouts, **info):
