@@ -65,11 +65,10 @@ def load_cursor(checkpoint: Path) -> Cursor | None:
 
 
 def _history(record: dict[str, Any] | None) -> History | None:
-    """None for a checkpoint written before it was kept."""
     if record is None:
         return None
     past = tuple(
-        Past(batch["questions"], tuple((place, score) for place, score in batch["keys"]), tuple(batch["rewards"]))
+        Past(batch["questions"], tuple((place, score, price) for place, score, price in batch["entries"]), tuple(batch["rewards"]))
         for batch in record["past"]
     )
-    return History(tuple(record["recoveries"]), past, tuple(record.get("costs", ())))
+    return History(tuple(record["recoveries"]), past, tuple((tool, seconds) for tool, seconds in record["costs"]))

@@ -31,7 +31,7 @@ from axpo.evaluate import stored
 from axpo.tasks import Task
 from learner.credit import informative
 from resampler.online import Decision
-from resampler.select import tool_cost
+from resampler.select import first_tool, tool_cost
 from rollout_workers.fleet import Log
 from rollout_workers.pool import RolloutPool
 from rollout_workers.trajectory import EndReason, Group, Question, Resample, Trajectory, recovered
@@ -287,7 +287,8 @@ class Flow:
             self._log("fork dropped", **fields)
             return None
         if config.adapts:
-            self._resampler.learn.remote(recovered(group, resample), tool_cost(resample, config.call_costs))
+            source = next(t for t in group.rollouts if t.rollout == rollout)
+            self._resampler.learn.remote(recovered(group, resample), first_tool(source), tool_cost(resample, config.call_costs))
         return resample
 
     def _count_faults(self, trajectories: Sequence[Trajectory]) -> None:

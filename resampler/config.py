@@ -45,8 +45,8 @@ class ResamplerConfig(BaseModel):
     target_cost_s: float | None = Field(
         None,
         gt=0,
-        description="seconds of tools, `call_costs` included, that the K continuations of a prefix may take together; where the last ones "
-        "took more, a share of the budget in proportion. None: whatever they take",
+        description="seconds of tools, `call_costs` included, that the K continuations of a prefix may take together; where those at "
+        "a tool took more of late, a prefix at it counts for more than one of the budget, in proportion. None: whatever they take",
     )
     call_costs: dict[str, Annotated[float, Field(ge=0)]] = Field(
         default_factory=dict, description="price of a call by the tool's name, in seconds: what it costs beside its latency"

@@ -10,15 +10,16 @@ with seen(x) the candidates of key <= x of the m questions seen, rate(x) their n
 batches, and s = floor(B / STRAGGLER) stragglers. Others are held, and looked at again with every further question. When all but the
 stragglers are there the rank is that among those seen, so what is left of the budget goes where the batch rule would put it without
 them; only stragglers' candidates, and what was taken too early, can differ. A straggler still gets what nobody before it had a use for.
-P is never exceeded.
+P is never exceeded. Where tools are dear, a candidate counts in all of this for as many as its price says (`select.prices`), P at most,
+and one that what is left of P cannot pay is passed over.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal, TypeAlias
 
 from resampler.select import Candidate
@@ -31,6 +32,8 @@ STRAGGLER = 16
 would wait for them alone. The tests say how much of the choice stays the same, `make bench-rollouts` what it saves."""
 
 Key: TypeAlias = tuple[int, float]
+Entry: TypeAlias = tuple[int, float, float]
+"""A key and a price."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Past:
     """What a finished batch taught."""
 
     questions: int
-    keys: tuple[Key, ...] = ()  # of all its candidates, sorted
+    entries: tuple[Entry, ...] = ()  # of all its candidates, in the order of questions
     rewards: tuple[float, ...] = ()  # of all its scored rollouts, forks excluded, sorted
 
 
@@ -51,14 +54,21 @@ class Decision:
 
 
 class Selection:
-    """The choice of one batch of `questions`, at most `prefixes` of them; `offer` once a question."""
+    """The choice of one batch of `questions`, at most `prefixes` of them; `offer` once a question. `prices`: see `select.prices`."""
 
-    def __init__(self, questions: int, prefixes: int, schedule: Literal["batch", "streaming"], past: Sequence[Past] = ()) -> None:
-        self._questions, self._left, self._prefixes = questions, prefixes, prefixes
+    def __init__(
+        self,
+        questions: int,
+        prefixes: int,
+        schedule: Literal["batch", "streaming"],
+        past: Sequence[Past] = (),
+        prices: Mapping[str, float] = MappingProxyType({}),
+    ) -> None:
+        self._questions, self._prefixes, self._left = questions, prefixes, float(prefixes)
         self._schedule = schedule
-        self._past = past
+        self._past, self._prices = past, prices
         self._seen = 0
-        self._keys: list[Key] = []  # sorted, of all candidates seen
+        self._entries: list[Entry] = []  # of all candidates seen
         self._rewards: list[float] = []
         self._held: list[tuple[Key, Candidate]] = []
         self._unsettled: set[int] = set()
@@ -66,7 +76,7 @@ class Selection:
     @property
     def past(self) -> Past:
         """What this batch teaches the next ones."""
-        return Past(self._seen, tuple(self._keys), tuple(sorted(self._rewards)))
+        return Past(self._seen, tuple(self._entries), tuple(sorted(self._rewards)))
 
     @property
     def complete(self) -> bool:
@@ -78,10 +88,10 @@ class Selection:
         self._rewards += rewards
         self._unsettled.add(index)
         ranked = [((place, c.score), c) for place, c in enumerate(sorted(found, key=lambda c: (c.score, c.rollout)))]
-        self._keys = sorted([*self._keys, *(key for key, _ in ranked)])
+        self._entries += [(*key, self._price(c)) for key, c in ranked]
         self._held = sorted([*self._held, *ranked], key=lambda held: (held[0], held[1].group, held[1].rollout))
         forks = self._take()
-        waiting = {candidate.group for _, candidate in self._held} if self._left else set()
+        waiting = {candidate.group for _, candidate in self._held if self._price(candidate) <= self._left}
         if self._schedule == "batch":
             waiting = self._unsettled
         settled = sorted(self._unsettled) if self.complete else sorted(self._unsettled - waiting)
@@ -91,16 +101,24 @@ class Selection:
     def _take(self) -> list[Candidate]:
         if self._schedule == "batch" and not self.complete:
             return []
-        sure = [(key, c) for key, c in self._held if self.complete or self._rank(key) <= self._prefixes][: self._left]
-        taken = {id(c) for _, c in sure}
-        self._held = [held for held in self._held if id(held[1]) not in taken]
-        self._left -= len(sure)
-        return [c for _, c in sure]
+        taken, held = [], []
+        for key, candidate in self._held:
+            price = self._price(candidate)
+            if price <= self._left and (self.complete or self._rank(key) <= self._prefixes):
+                taken.append(candidate)
+                self._left -= price
+            else:
+                held.append((key, candidate))
+        self._held = held
+        return taken
+
+    def _price(self, candidate: Candidate) -> float:
+        return min(self._prices.get(candidate.tool, 1.0), max(1, self._prefixes))
 
     def _rank(self, key: Key) -> float:
-        seen = bisect_right(self._keys, key)
+        seen = _up_to(key, self._entries)
         questions = self._seen + sum(past.questions for past in self._past)
-        below = seen + sum(bisect_right(past.keys, key) for past in self._past)
+        below = seen + sum(_up_to(key, past.entries) for past in self._past)
         awaited = max(0, self._questions - self._questions // STRAGGLER - self._seen)
         return seen + awaited * below / questions
 
@@ -119,13 +137,25 @@ class Selections:
         return tuple(self._past)
 
     def offer(
-        self, step: int, index: int, found: Sequence[Candidate], questions: int, prefixes: int, rewards: Sequence[float] = ()
+        self,
+        step: int,
+        index: int,
+        found: Sequence[Candidate],
+        questions: int,
+        prefixes: int,
+        prices: Mapping[str, float] = MappingProxyType({}),
+        rewards: Sequence[float] = (),
     ) -> Decision:
-        """See `Selection.offer`; the first offer of a step opens its batch."""
+        """See `Selection.offer`; the first offer of a step opens its batch, with the budget and the prices of that moment."""
         if step not in self._open:
-            self._open[step] = Selection(questions, prefixes, self._schedule, self.past)
+            self._open[step] = Selection(questions, prefixes, self._schedule, self.past, prices)
         selection = self._open[step]
         decision = selection.offer(index, found, rewards)
         if selection.complete:
             self._past.append(self._open.pop(step).past)
         return decision
+
+
+def _up_to(key: Key, entries: Sequence[Entry]) -> float:
+    """What the candidates of these and lower keys count for."""
+    return sum(price for place, score, price in entries if (place, score) <= key)

@@ -12,7 +12,7 @@ from typing import Any
 
 from resampler.config import ResamplerConfig
 from resampler.online import Decision, Past, Selections
-from resampler.select import adapted, budget, candidates, failed_up_to
+from resampler.select import adapted, budget, candidates, failed_up_to, prices
 from rollout_workers.trajectory import Group, SpecialTokens
 
 REMEMBERED = 64
@@ -25,7 +25,7 @@ class History:
 
     recoveries: tuple[bool, ...] = ()  # of the last prefixes, oldest first
     past: tuple[Past, ...] = ()  # of the last batches, oldest first
-    costs: tuple[float, ...] = ()  # of the same prefixes, seconds
+    costs: tuple[tuple[str, float], ...] = ()  # of the same prefixes: the tool that the source called first, seconds
 
 
 class Resampler:
@@ -35,7 +35,7 @@ class Resampler:
         self._config, self._tokens, self._n, self._seed = config, tokens, n, seed
         self._selections = Selections(config.schedule)
         self._recoveries: deque[bool] = deque(maxlen=REMEMBERED)
-        self._costs: deque[float] = deque(maxlen=REMEMBERED)
+        self._costs: deque[tuple[str, float]] = deque(maxlen=REMEMBERED)
 
     def offer(self, group: Group | None, step: int, index: int, questions: int) -> Decision:
         """Group `index` of the batch of `questions` that step `step` asked is finished; None: it was lost.
@@ -60,14 +60,18 @@ class Resampler:
             success_above=success_above,
         )
         prefixes = budget(questions, self._n, config.k, config.budget_ratio) // config.k
-        prefixes = adapted(prefixes, self._recoveries, self._costs, config.target_recovery, config.target_cost_s)
+        prefixes = adapted(prefixes, self._recoveries, config.target_recovery)
+        dear = prices(self._costs, config.target_cost_s)
         rewards = group.rewards.tolist() if group else []
-        return self._selections.offer(step, index, found[0] if found else [], questions, prefixes, rewards)
+        return self._selections.offer(step, index, found[0] if found else [], questions, prefixes, dear, rewards)
 
-    def learn(self, recovered: bool, cost_s: float = 0.0) -> None:
-        """What came of a resampled prefix, and what its tools cost; the next batch's budget knows it, where the recipe adapts budgets."""
+    def learn(self, recovered: bool, tool: str = "", cost_s: float = 0.0) -> None:
+        """What came of a resampled prefix, and what its tools cost; the next batch's budget knows it, where the recipe adapts budgets.
+
+        `tool`: that the source called first.
+        """
         self._recoveries.append(recovered)
-        self._costs.append(cost_s)
+        self._costs.append((tool, cost_s))
 
     def history(self) -> History:
         """What a checkpoint keeps of it. Batches under way are not in it: a resume asks their questions again."""

@@ -28,6 +28,7 @@ class Candidate:
     rollout: int  # index in the group
     prefix_tokens: int  # response tokens that are kept
     score: float
+    tool: str = ""  # that its source called first
 
 
 def triggered(rewards_N: NDArray[np.float64], subgroup_N: NDArray[np.bool_], success_above: float = 0.0) -> bool:
@@ -98,7 +99,7 @@ def candidates(
         subgroup = np.array([uses_tools(t, tokens) == (fork_at != "answer") for t in group.rollouts], dtype=np.bool_)
         sources = group.rollouts if arpo or triggered(group.rewards, subgroup, success_above) else ()
         points = [(t, prefix, span) for t in sources for prefix, span in fork_points(t, tokens, fork_at)]
-        scored = [Candidate(index, t.rollout, prefix, score(t, prefix, span)) for t, prefix, span in points]
+        scored = [Candidate(index, t.rollout, prefix, score(t, prefix, span), first_tool(t)) for t, prefix, span in points]
         found.append([candidate for candidate in scored if candidate.score < 0] if arpo else scored)
     return found
 
@@ -108,30 +109,38 @@ def budget(questions: int, n: int, k: int, ratio: float) -> int:
     return int(Fraction(str(ratio)) * questions * n / k) * k  # exact: in floats 0.29 * 100 is below 29
 
 
-def adapted(
-    prefixes: int,
-    recoveries: Sequence[bool],
-    costs: Sequence[float],
-    target_recovery: float | None = None,
-    target_cost_s: float | None = None,
-) -> int:
+def adapted(prefixes: int, recoveries: Sequence[bool], target: float | None) -> int:
     """The part of a budget of `prefixes` that their returns are worth: one at least, to go on measuring.
 
-    The share that the measured recovery rate is of its target, times the share that the target is of the mean cost; neither above 1, and
-    1 where nothing is measured or there is no target. `recoveries` and `costs` (seconds) are those of the last prefixes.
-    [past the paper] A resample that recovers nothing teaches nothing but to avoid its prefix, at the price of K rollouts and their tools.
+    The share that the recovery rate of the last prefixes is of its target; the whole where nothing is measured or there is no target.
+    [past the paper] A resample that recovers nothing teaches nothing but to avoid its prefix, at the cost of K rollouts.
     """
-    share = 1.0
-    if recoveries and target_recovery is not None:
-        share *= min(1.0, sum(recoveries) / len(recoveries) / target_recovery)
-    if sum(costs) > 0 and target_cost_s is not None:
-        share *= min(1.0, target_cost_s * len(costs) / sum(costs))
+    share = sum(recoveries) / len(recoveries) / target if recoveries and target is not None else 1.0
     return min(prefixes, max(1, round(prefixes * share)))
 
 
-def tool_cost(resample: Resample, prices: Mapping[str, float]) -> float:
-    """Seconds: what the continuations of a prefix waited for tools, plus the price of each call that they made (0 where none is given)."""
-    return sum(t.stats.tool_seconds + sum(prices.get(tool, 0.0) for tool in t.stats.tools) for t in resample.continuations)
+def first_tool(trajectory: Trajectory) -> str:
+    """The name of the tool that a rollout's first call ran; empty where none ran."""
+    return next(iter(trajectory.stats.tools), "")
+
+
+def tool_cost(resample: Resample, call_costs: Mapping[str, float]) -> float:
+    """Seconds: what the continuations of a prefix waited for tools, plus `call_costs` of each call that they made (else 0)."""
+    return sum(t.stats.tool_seconds + sum(call_costs.get(tool, 0.0) for tool in t.stats.tools) for t in resample.continuations)
+
+
+def prices(costs: Sequence[tuple[str, float]], target_s: float | None) -> dict[str, float]:
+    """For how many prefixes of the budget one counts, by the tool that its source called first: at least 1, and 1 for tools not in it.
+
+    A tool's mean cost over its target. `costs`: (that tool, seconds that the K continuations cost) of the last prefixes.
+    [past the paper] So a batch's forks cost at most its prefixes times the target, and what is cheap does not pay for what is dear.
+    """
+    if target_s is None:
+        return {}
+    by_tool: dict[str, list[float]] = {}
+    for tool, seconds in costs:
+        by_tool.setdefault(tool, []).append(seconds)
+    return {tool: max(1.0, sum(seconds) / len(seconds) / target_s) for tool, seconds in by_tool.items()}
 
 
 def failed_up_to(rewards: Sequence[float], quantile: float, otherwise: float) -> float:

@@ -1,5 +1,7 @@
 """Choosing while groups come in: worked out by hand, then against the batch rule over many random batches."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -54,6 +56,39 @@ def test_a_straggler_gets_what_is_left():
     for place in range(15):
         batch.offer(place, found(place, 0.5) if place == 3 else [])
     assert pairs(batch.offer(15, found(15, 0.9, 0.95))) == ([(15, 0)], [15])
+
+
+def test_a_dear_candidate_counts_for_several():
+    batch = Selection(questions=4, prefixes=3, schedule="streaming", prices={"search": 2.0})
+    dear = replace(found(0, 0.5)[0], tool="search")
+    assert pairs(batch.offer(0, [dear])) == ([], [])  # rank 2 + 3 * 2/1
+    assert pairs(batch.offer(1, [])) == ([], [1])  # 2 + 2 * 2/2
+    assert pairs(batch.offer(2, [])) == ([(0, 0)], [0, 2])  # 2 + 1 * 2/3
+    assert pairs(batch.offer(3, [replace(dear, group=3)])) == ([], [3])  # 1 is left, which does not pay for it
+
+
+def test_the_dearest_tool_is_tried_once_a_batch():
+    batch = Selection(questions=1, prefixes=3, schedule="batch", prices={"search": 1e6})
+    assert pairs(batch.offer(0, [replace(c, tool="search") for c in found(0, 0.5, 0.6)])) == ([(0, 0)], [0])
+
+
+@pytest.mark.parametrize("trigger", [0.2, 0.8])
+def test_with_prices_the_budget_holds_and_the_choice_is_nearly_that_of_the_batch_rule(trigger):
+    rng = np.random.default_rng(0)
+    prices = {"search": 2.5}
+    rules = {schedule: Selections(schedule) for schedule in ("batch", "streaming")}
+    same = chosen = 0
+    for step in range(200):
+        batch = [found(i, *rng.uniform(size=rng.integers(1, 5))) if rng.uniform() < trigger else [] for i in range(16)]
+        batch = [[replace(c, tool=("search", "zoom")[i % 2]) for c in row] for i, row in enumerate(batch)]
+        taken = {schedule: set() for schedule in rules}
+        for place in map(int, rng.permutation(16)):
+            for schedule, selections in rules.items():
+                taken[schedule] |= set(selections.offer(step, place, batch[place], 16, 8, prices).forks)
+        assert all(sum(prices.get(c.tool, 1) for c in forks) <= 8 for forks in taken.values())
+        same, chosen = same + len(taken["batch"] & taken["streaming"]), chosen + len(taken["batch"])
+    print(f"\ntrigger {trigger}, prices: {same / chosen:.1%} of the batch rule's choice")
+    assert same / chosen >= 0.8
 
 
 def test_what_batches_teach_is_remembered():

@@ -1,11 +1,13 @@
 """The shell around the selection: what a finished group leads to."""
 
+import dataclasses
+
 import pytest
 
 from resampler.config import ResamplerConfig
 from resampler.online import Decision
 from resampler.resampler import Resampler, start_resampler
-from rollout_workers.trajectory import EndReason, Trajectory
+from rollout_workers.trajectory import EndReason, RolloutStats, Trajectory
 from tests.resampler.helpers import calling, direct, group, turns
 from tests.tokens import TOKENS
 
@@ -71,9 +73,16 @@ def test_an_adaptive_budget_follows_the_recovery_rate():
 
 def test_an_adaptive_budget_follows_the_cost_of_tools():
     resampler = Resampler(ResamplerConfig(k=2, schedule="batch", target_cost_s=1.0, budget_ratio=1), TOKENS, 8)
-    resampler.learn(False, 2.0)
-    rollouts = [calling(0.5, rollout=i) for i in range(4)]
-    assert len(resampler.offer(group("a", *rollouts), 0, 0, 1).forks) == 2  # of 4
+
+    def forks(step, *tools):
+        called = [dataclasses.replace(calling(0.5, rollout=i), stats=RolloutStats(tools=(tool,))) for i, tool in enumerate(tools)]
+        return [candidate.rollout for candidate in resampler.offer(group("a", *called), step, 0, 1).forks]
+
+    assert forks(0, "search", "search", "zoom", "search") == [0, 1, 2, 3]  # nothing measured: floor(1 * 8 / 2) = 4, the whole budget
+    resampler.learn(False, "search", 2.0)
+    resampler.learn(False, "zoom", 0.1)
+    assert forks(1, "search", "search", "search", "search") == [0, 1]  # each counts for two
+    assert forks(2, "search", "zoom", "search", "zoom") == [0, 1, 3]  # 2 + 1 + 1: a second search is too dear
 
 
 def test_a_quantile_of_finished_batches_says_which_outcomes_are_failures():
@@ -96,7 +105,7 @@ def test_another_resampler_goes_on_from_the_history():
     for step in range(6):
         first.offer(two_candidates("a", 0.5, 0.25), step, 0, 2)
         first.offer(group("b", direct(0.5), calling(0.1 * (step + 1), 0.2, 1)), step, 1, 2)
-        first.learn(step % 3 == 0, 0.5 * step)
+        first.learn(step % 3 == 0, "search", 0.5 * step)
     second.restore(first.history())
     assert second.history() == first.history()
     assert len(first.history().past) == 4

@@ -15,6 +15,7 @@ from resampler.select import (
     confidence,
     entropy,
     failed_up_to,
+    prices,
     tool_cost,
     triggered,
 )
@@ -177,17 +178,14 @@ def test_budget(questions, n, k, ratio, expected):
     [(8, [], 8), (8, [True] * 8, 8), (8, [True, False, False, False], 8), (8, [True] + [False] * 7, 4), (8, [False], 1), (0, [False], 0)],
 )
 def test_a_budget_adapted_to_a_target_of_a_quarter(prefixes, rate, expected):
-    assert adapted(prefixes, rate, (), 0.25) == expected
+    assert adapted(prefixes, rate, 0.25) == expected
 
 
-def test_a_budget_shrinks_with_what_resamples_cost():
-    assert adapted(8, (), (), target_cost_s=2.0) == 8  # nothing measured
-    assert adapted(8, (True,) * 2, (1.0, 3.0), target_cost_s=2.0) == 8  # the mean is the target
-    assert adapted(8, (True,) * 2, (6.0, 2.0), target_cost_s=2.0) == 4  # twice the target
-    assert adapted(8, (True, False), (6.0, 2.0), target_recovery=1.0, target_cost_s=2.0) == 2  # and half of the recoveries
-    assert adapted(8, (True,), (1e6,), target_cost_s=2.0) == 1  # never none
-    assert adapted(8, (False,), (0.0,), target_cost_s=2.0) == 8  # tools that take no time
-    assert adapted(8, (False,), (9.0,)) == 8  # no target
+def test_a_prefix_counts_for_what_its_tool_costs():
+    costs = [("search", 6.0), ("zoom", 0.5), ("search", 2.0), ("python", 2.0), ("", 0.0)]
+    assert prices(costs, 2.0) == {"search": 2.0, "zoom": 1.0, "python": 1.0, "": 1.0}  # the mean of 6 and 2 is twice the target
+    assert prices(costs, None) == {}
+    assert prices((), 2.0) == {}
 
 
 def test_the_cost_of_a_resample_is_what_its_tools_took_and_charge():
