@@ -1,12 +1,13 @@
 """Multiply the numbers: real handwritten numbers that are easily read, and products that a tiny model cannot form in its head.
 
-`python` can. An easy question, a sum of one-digit numbers, needs no tool, so that answering at once is often right. Every question is a
-pure function of (split, index).
+`python` can. An easy question, one of the numbers itself, needs no tool, so that answering at once is often right. Every question is a pure
+function of (split, index).
 """
 
 from __future__ import annotations
 
 import json
+import math
 import random
 from typing import Literal
 
@@ -37,8 +38,8 @@ class SmallProductConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["small_product"] = "small_product"
-    digits: int = Field(2, ge=2, le=4, description="digits of each factor")
-    easy_share: float = Field(0.5, ge=0, le=1, description="share of questions that ask for the sum of one-digit numbers")
+    digits: int = Field(2, ge=2, le=4, description="digits of each number")
+    easy_share: float = Field(0.5, ge=0, le=1, description="share of questions that ask for one of the numbers")
     held_out: int = Field(256, ge=1, description="number of held-out questions")
     teacher: ProductTeacherConfig = ProductTeacherConfig()
 
@@ -68,44 +69,43 @@ class SmallProduct(Generated[SmallProductConfig]):
     def _question(self, split: str, index: int) -> tuple[Question, list[Number], random.Random]:
         rng = random.Random(f"product/{split}/{index}")
         easy = rng.random() < self.config.easy_share
-        lowest, highest = (0, 9) if easy else (10 ** (self.config.digits - 1), 10**self.config.digits - 1)
+        lowest, highest = 10 ** (self.config.digits - 1), 10**self.config.digits - 1
         numbers = [Number(colour, rng.randint(lowest, highest)) for colour in rng.sample(sorted(COLOURS), 2)]
         image = draw_numbers(numbers, rng, "test" if split == "test" else "train")
-        (a, b), word = numbers, "plus" if easy else "times"
-        text = f"What is the {a.colour} number {word} the {b.colour} number?"
-        answer = a.value + b.value if easy else a.value * b.value
+        a, b = numbers
+        text = f"What is the {a.colour} number?" if easy else f"What is the {a.colour} number times the {b.colour} number?"
+        answer = a.value if easy else a.value * b.value
         return Question(f"{split}-{index}", text, (image,), str(answer), {"kind": "easy" if easy else "product"}), numbers, rng
 
     def _teach(self, question: Question, numbers: list[Number], rng: random.Random) -> Turns:
         teacher, (a, b) = self.config.teacher, numbers
         easy = question.info["kind"] == "easy"
         if rng.random() >= teacher.tool_rate:
-            rough = int(question.answer) if easy else round(a.value, 1 - len(str(a.value))) * round(b.value, 1 - len(str(b.value)))
+            if easy:
+                return [final_turn("I can read it.", question.answer)]
+            rough = round(a.value, 1 - self.config.digits) * round(b.value, 1 - self.config.digits)
             return [final_turn(f"I read {a} and {b}. I do it in my head.", str(rough))]
         careful = rng.random() < teacher.care
         if careful:
             arguments, result = _careful(question, numbers), question.answer
         else:
-            code, result = _hasty(easy, a.value, b.value, rng)
+            code, result = _hasty([a.value] if easy else [a.value, b.value], rng)
             arguments = json.dumps({"code": code})
         call = f'{{"name": "python", "arguments": {arguments}}}'
         return [calling_turn("I compute it.", call), (result, ()), final_turn("I have the result.", result)]
 
 
 def _careful(question: Question, numbers: list[Number]) -> str:
-    sign = "+" if question.info["kind"] == "easy" else "*"
-    names = [number.colour for number in numbers]
-    lines = [f"{number.colour} = {number.value}" for number in numbers]
-    return json.dumps({"code": "\n".join([*lines, f"print({f' {sign} '.join(names)})"])})
+    needed = numbers[:1] if question.info["kind"] == "easy" else numbers
+    lines = [f"{number.colour} = {number.value}" for number in needed]
+    return json.dumps({"code": "\n".join([*lines, f"print({' * '.join(number.colour for number in needed)})"])})
 
 
-def _hasty(easy: bool, a: int, b: int, rng: random.Random) -> tuple[str, str]:
+def _hasty(numbers: list[int], rng: random.Random) -> tuple[str, str]:
     """The code and what it prints: one digit of one number is another one."""
-    numbers = [a, b]
-    which = rng.randrange(2)
+    which = rng.randrange(len(numbers))
     digits = list(str(numbers[which]))
     place = rng.randrange(len(digits))
-    digits[place] = rng.choice([d for d in "0123456789" if d != digits[place]])
-    numbers[which] = int("".join(digits))
-    a, b = numbers
-    return (f"print({a} + {b})", str(a + b)) if easy else (f"print({a} * {b})", str(a * b))
+    digits[place] = rng.choice([d for d in "123456789" if d != digits[place]])
+    read = [int("".join(digits)) if i == which else number for i, number in enumerate(numbers)]
+    return f"print({' * '.join(map(str, read))})", str(math.prod(read))
