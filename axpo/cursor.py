@@ -65,7 +65,8 @@ def load_cursor(checkpoint: Path) -> Cursor | None:
 
 
 def _history(record: dict[str, Any] | None) -> History | None:
-    if record is None:
+    """None for a checkpoint written before it was kept, or kept as it is now."""
+    if record is None or any("entries" not in batch for batch in record["past"]):
         return None
     past = tuple(
         Past(batch["questions"], tuple((place, score, price) for place, score, price in batch["entries"]), tuple(batch["rewards"]))
