@@ -16,9 +16,11 @@ and one that what is left of P cannot pay is passed over.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from types import MappingProxyType
 from typing import Literal, TypeAlias
 
@@ -66,7 +68,9 @@ class Selection:
     ) -> None:
         self._questions, self._prefixes, self._left = questions, prefixes, float(prefixes)
         self._schedule = schedule
-        self._past, self._prices = past, prices
+        self._prices = prices
+        self._asked_before = sum(batch.questions for batch in past)
+        self._before = _Counts([entry for batch in past for entry in batch.entries])
         self._seen = 0
         self._entries: list[Entry] = []  # of all candidates seen
         self._rewards: list[float] = []
@@ -101,10 +105,10 @@ class Selection:
     def _take(self) -> list[Candidate]:
         if self._schedule == "batch" and not self.complete:
             return []
-        taken, held = [], []
+        taken, held, counts = [], [], _Counts(self._entries)
         for key, candidate in self._held:
             price = self._price(candidate)
-            if price <= self._left and (self.complete or self._rank(key) <= self._prefixes):
+            if price <= self._left and (self.complete or self._rank(key, counts) <= self._prefixes):
                 taken.append(candidate)
                 self._left -= price
             else:
@@ -115,12 +119,10 @@ class Selection:
     def _price(self, candidate: Candidate) -> float:
         return min(self._prices.get(candidate.tool, 1.0), max(1, self._prefixes))
 
-    def _rank(self, key: Key) -> float:
-        seen = _up_to(key, self._entries)
-        questions = self._seen + sum(past.questions for past in self._past)
-        below = seen + sum(_up_to(key, past.entries) for past in self._past)
+    def _rank(self, key: Key, counts: _Counts) -> float:
+        seen = counts.up_to(key)
         awaited = max(0, self._questions - self._questions // STRAGGLER - self._seen)
-        return seen + awaited * below / questions
+        return seen + awaited * (seen + self._before.up_to(key)) / (self._seen + self._asked_before)
 
 
 class Selections:
@@ -156,6 +158,13 @@ class Selections:
         return decision
 
 
-def _up_to(key: Key, entries: Sequence[Entry]) -> float:
-    """What the candidates of these and lower keys count for."""
-    return sum(price for place, score, price in entries if (place, score) <= key)
+class _Counts:
+    """What the candidates up to a key count for together; logarithmic, as every held candidate asks with every question."""
+
+    def __init__(self, entries: Sequence[Entry]) -> None:
+        ordered = sorted(entries)
+        self._keys = [(place, score) for place, score, _ in ordered]
+        self._totals = [0.0, *accumulate(price for *_, price in ordered)]
+
+    def up_to(self, key: Key) -> float:
+        return self._totals[bisect_right(self._keys, key)]

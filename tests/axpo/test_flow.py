@@ -161,6 +161,10 @@ def test_a_resume_goes_on_with_what_the_resampler_had_learned(tmp_path):
     assert (restored.history.recoveries, [past.questions for past in restored.history.past]) == ((True,) * 5, [4, 4])
     again, _, _ = start(cursor=restored, resampler=adaptive)
     assert again.cursor.history == cursor.history
+    # A checkpoint from before candidates had prices resumes without what was learned.
+    (file,) = tmp_path.rglob("cursor.json")
+    file.write_text(file.read_text().replace('"entries"', '"keys"'))
+    assert load_cursor(tmp_path).history is None
 
 
 def test_streaming_forks_start_while_other_questions_still_generate():
