@@ -133,7 +133,7 @@ def prices(costs: Sequence[tuple[str, float]], target_s: float | None) -> dict[s
     """For how many prefixes of the budget one counts, by the tool that its source called first: at least 1, and 1 for tools not in it.
 
     A tool's mean cost over its target. `costs`: (that tool, seconds that the K continuations cost) of the last prefixes.
-    [past the paper] So a batch's forks are expected to cost its prefixes times the target at most, and cheap tools do not pay for dear ones.
+    [past the paper] So a batch's forks are expected to cost at most its prefixes times the target; cheap tools do not pay for dear ones.
     """
     if target_s is None:
         return {}
