@@ -12,6 +12,7 @@ import json
 import random
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -82,10 +83,12 @@ class SmallFact(Generated[SmallFactConfig]):
     """Questions, verifier and teacher of the task."""
 
     def example(self, kind: str, index: int) -> tuple[Question, Turns, bool]:
-        """`demonstration` is the teacher at work; `numbers` teaches to read, with a bare prompt; `queries` to write a careful call's
-        arguments, under the prompt of calls. Raises KeyError for another kind."""
-        if kind not in ("demonstration", "numbers", "queries"):
+        """`demonstration` is the teacher at work; `queries` teaches to write a careful call's arguments, under the prompt of calls; with a
+        bare prompt `numbers` teaches to read a picture, and `results` what a search finds. Raises KeyError for another kind."""
+        if kind not in ("demonstration", "numbers", "queries", "results"):
             raise KeyError(kind)
+        if kind == "results":
+            return *_results(random.Random(f"fact/results/{index}"), index), False
         question, numbers, rng = self._question("sft" if kind == "demonstration" else kind, index)
         if kind == "demonstration":
             return question, self._teach(question, rng), True
@@ -121,14 +124,37 @@ class SmallFact(Generated[SmallFactConfig]):
             careful = rng.random() < teacher.care
             found = wines()[number if careful else FIRST]
             query = _careful(number) if careful else f"{wanted} of the wine"
-            call = f'{{"name": "search", "arguments": {_arguments(query)}}}'
-            turns += [calling_turn(f"{thought} I search.", call), (found.found(), ())]
+            turns += _searching(thought, query, found)
             if found.number != number:
                 return [*turns, final_turn("That is another wine.", "unknown")]
             if hop < hops - 1:
                 number = found.like
                 thought = f"It is most like wine {number}."
         return [*turns, final_turn(f"I have found wine {number}.", question.answer)]
+
+
+def _results(rng: random.Random, index: int) -> tuple[Question, Turns]:
+    """Careful searches for made-up wines with longer numbers than real ones: each digit of an answer is a lesson in reading results."""
+    numbers, wanted = rng.sample(range(1, 1000), 3), rng.choice(PROPERTIES)
+    asked, like = (_made_up(rng, number, other) for number, other in pairwise(numbers))
+    turns = _searching(f"It is wine {asked.number}.", _careful(asked.number), asked)
+    one_hop = rng.random() < 0.5
+    found, of = (asked, "") if one_hop else (like, "the wine most like ")
+    if not one_hop:
+        turns += _searching(f"It is most like wine {like.number}.", _careful(like.number), like)
+    question = Question(f"results-{index}", f"What is the {wanted} of {of}wine {asked.number}?", (), str(getattr(found, wanted)))
+    return question, [*turns, final_turn(f"I have found wine {found.number}.", question.answer)]
+
+
+def _made_up(rng: random.Random, number: int, like: int) -> Wine:
+    magnesium, proline = (rng.randrange(10 ** rng.randint(2, 10)) for _ in range(2))
+    text = f"Wine {number}: magnesium {magnesium}, proline {proline}, most like wine {like}"
+    return Wine(number, f"Wine {number}", f"wine-{number}", text, magnesium, proline, like)
+
+
+def _searching(thought: str, query: str, found: Wine) -> Turns:
+    call = f'{{"name": "search", "arguments": {_arguments(query)}}}'
+    return [calling_turn(f"{thought} I search.", call), (found.found(), ())]
 
 
 def _careful(number: int) -> str:

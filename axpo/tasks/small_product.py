@@ -55,10 +55,12 @@ class SmallProduct(Generated[SmallProductConfig]):
     """Questions, verifier and teacher of the task."""
 
     def example(self, kind: str, index: int) -> tuple[Question, Turns, bool]:
-        """`demonstration` is the teacher at work; `numbers` teaches to read, with a bare prompt; `codes` to write a careful call's
-        arguments, under the prompt of calls. Raises KeyError for another kind."""
-        if kind not in ("demonstration", "numbers", "codes"):
+        """`demonstration` is the teacher at work; `codes` teaches to write a careful call's arguments, under the prompt of calls; with a
+        bare prompt `numbers` teaches to read a picture, and `results` what a call prints. Raises KeyError for another kind."""
+        if kind not in ("demonstration", "numbers", "codes", "results"):
             raise KeyError(kind)
+        if kind == "results":
+            return *_results(random.Random(f"product/results/{index}"), index), False
         question, numbers, rng = self._question("sft" if kind == "demonstration" else kind, index)
         if kind == "demonstration":
             return question, self._teach(question, numbers, rng), True
@@ -91,8 +93,18 @@ class SmallProduct(Generated[SmallProductConfig]):
         else:
             code, result = _hasty([a.value] if easy else [a.value, b.value], rng)
             arguments = json.dumps({"code": code})
-        call = f'{{"name": "python", "arguments": {arguments}}}'
-        return [calling_turn("I compute it.", call), (result, ()), final_turn("I have the result.", result)]
+        return _computing(arguments, result)
+
+
+def _results(rng: random.Random, index: int) -> tuple[Question, Turns]:
+    """A call that prints more digits than a product has: each is a lesson in reading results."""
+    printed = "".join(rng.choices("0123456789", k=rng.randint(3, 24)))
+    return Question(f"results-{index}", "Compute.", (), printed), _computing('{"code": "print()"}', printed)
+
+
+def _computing(arguments: str, result: str) -> Turns:
+    call = f'{{"name": "python", "arguments": {arguments}}}'
+    return [calling_turn("I compute it.", call), (result, ()), final_turn("I have the result.", result)]
 
 
 def _careful(question: Question, numbers: list[Number]) -> str:

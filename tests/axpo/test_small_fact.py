@@ -1,6 +1,7 @@
 """Facts of real wines: the corpus is scikit-learn's data, the teacher's results are the search tool's own, its imprecision as claimed."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -91,3 +92,21 @@ def test_a_careful_teacher_always_finds_the_answer():
         assert tools
         assert f" {question.answer}," in turns[3][0]  # the second result says it
         assert task.verify(question, turns[-1].partition("</think>")[2]) == 1.0
+
+
+def test_the_lesson_of_results_finds_made_up_wines():
+    hops = set()
+    for index in range(60):
+        question, turns, tools = TASK.example("results", index)
+        assert not tools
+        assert not question.images
+        wanted, number = re.fullmatch(r"What is the (\w+) of (?:the wine most like )?wine (\d+)\?", question.text).groups()
+        for call, (found, _) in zip(turns[:-1:2], turns[1::2], strict=True):
+            assert arguments_of(call)["query"] == f"wine {number}"  # the one asked about, then the one that its result names
+            assert found.startswith(f"1. Wine {number}\n")
+            number = re.search(r"most like wine (\d+)", found)[1]
+        assert f"{wanted} {question.answer}," in turns[-2][0]
+        assert TASK.verify(question, turns[-1].partition("</think>")[2]) == 1.0
+        hops.add(len(turns) // 2)
+        assert ("most like" in question.text) == (len(turns) == 5)
+    assert hops == {1, 2}

@@ -83,3 +83,16 @@ def test_a_careful_teacher_is_always_right():
         question, turns, _ = task.example("demonstration", index)
         assert printed(code_of(turns[0])) == question.answer
         assert task.verify(question, turns[-1].partition("</think>")[2]) == 1.0
+
+
+def test_the_lesson_of_results_prints_what_the_answer_repeats():
+    lengths = set()
+    for index in range(60):
+        question, turns, tools = TASK.example("results", index)
+        assert not tools
+        assert not question.images
+        assert turns[1] == (question.answer, ())
+        assert TASK.verify(question, turns[-1].partition("</think>")[2]) == 1.0
+        lengths.add(len(question.answer))
+    assert min(lengths) == 3
+    assert max(lengths) > 20  # far more digits than a product has
