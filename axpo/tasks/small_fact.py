@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -26,7 +27,7 @@ from rollout_workers.trajectory import Question
 from tool_server.search.results import Caps, Result, render
 
 CORPUS = Path(__file__).parent / "wines.jsonl"
-PROPERTIES = ("magnesium", "proline")  # mg/l
+Property = Literal["magnesium", "proline"]  # mg/l
 FIRST = 1
 """The wine that a search without a number finds: all are alike for it, and ties go in the order of the corpus."""
 
@@ -68,6 +69,9 @@ class SmallFactConfig(BaseModel):
     kind: Literal["small_fact"] = "small_fact"
     easy_share: float = Field(0.4, ge=0, le=1, description="share of questions that ask for a number in the picture")
     two_hop_share: float = Field(0.4, ge=0, le=1, description="of the others, share that ask about the wine most like the one shown")
+    properties: tuple[Property, ...] = Field(
+        ("magnesium", "proline"), min_length=1, description="what the others ask about, one of them each"
+    )
     held_out: int = Field(256, ge=1, description="number of held-out questions")
     teacher: FactTeacherConfig = FactTeacherConfig()
 
@@ -88,7 +92,7 @@ class SmallFact(Generated[SmallFactConfig]):
         if kind not in ("demonstration", "numbers", "queries", "results"):
             raise KeyError(kind)
         if kind == "results":
-            return *_results(random.Random(f"fact/results/{index}"), index), False
+            return *_results(random.Random(f"fact/results/{index}"), index, self.config.properties), False
         question, numbers, rng = self._question("sft" if kind == "demonstration" else kind, index)
         if kind == "demonstration":
             return question, self._teach(question, rng), True
@@ -102,7 +106,7 @@ class SmallFact(Generated[SmallFactConfig]):
         numbers = [Number(colour, wine.number) for colour, wine in zip(rng.sample(sorted(COLOURS), 2), (asked, other), strict=True)]
         image = draw_numbers(numbers, rng, "test" if split == "test" else "train")
         hops = 0 if rng.random() < self.config.easy_share else 2 if rng.random() < self.config.two_hop_share else 1
-        wanted, colour = rng.choice(PROPERTIES), numbers[0].colour
+        wanted, colour = rng.choice(self.config.properties), numbers[0].colour
         if hops == 0:
             text, answer = f"What is the {colour} number?", asked.number
         elif hops == 1:
@@ -133,12 +137,12 @@ class SmallFact(Generated[SmallFactConfig]):
         return [*turns, final_turn(f"I have found wine {number}.", question.answer)]
 
 
-def _results(rng: random.Random, index: int) -> tuple[Question, Turns]:
+def _results(rng: random.Random, index: int, properties: Sequence[Property]) -> tuple[Question, Turns]:
     """Careful searches for made-up wines with longer numbers than real ones: each digit of an answer is a lesson in reading results."""
-    numbers, wanted = rng.sample(range(1, 1000), 3), rng.choice(PROPERTIES)
+    numbers, wanted = rng.sample(range(1, 1000), 3), rng.choice(properties)
     asked, like = (_made_up(rng, number, other) for number, other in pairwise(numbers))
     turns = _searching(f"It is wine {asked.number}.", _careful(asked.number), asked)
-    one_hop = rng.random() < 0.5
+    one_hop = rng.random() < 0.75
     found, of = (asked, "") if one_hop else (like, "the wine most like ")
     if not one_hop:
         turns += _searching(f"It is most like wine {like.number}.", _careful(like.number), like)
@@ -147,7 +151,7 @@ def _results(rng: random.Random, index: int) -> tuple[Question, Turns]:
 
 
 def _made_up(rng: random.Random, number: int, like: int) -> Wine:
-    magnesium, proline = (rng.randrange(10 ** rng.randint(2, 10)) for _ in range(2))
+    magnesium, proline = (rng.randrange(10 ** rng.randint(2, 16)) for _ in range(2))
     text = f"Wine {number}: magnesium {magnesium}, proline {proline}, most like wine {like}"
     return Wine(number, f"Wine {number}", f"wine-{number}", text, magnesium, proline, like)
 

@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 from sklearn.datasets import load_wine
 
 from axpo.tasks.small_fact import CORPUS, FIRST, FactTeacherConfig, SmallFact, SmallFactConfig, shown, wines
@@ -110,3 +111,11 @@ def test_the_lesson_of_results_finds_made_up_wines():
         hops.add(len(turns) // 2)
         assert ("most like" in question.text) == (len(turns) == 5)
     assert hops == {1, 2}
+
+
+def test_one_property_alone_can_be_asked_about():
+    task = SmallFact(SmallFactConfig(easy_share=0, properties=("proline",)))
+    assert {task.train(index).info["wanted"] for index in range(40)} == {"proline"}
+    assert {TASK.train(index).info["wanted"] for index in range(40)} == {"magnesium", "proline"}
+    with pytest.raises(ValidationError, match="properties"):
+        SmallFactConfig(properties=())
