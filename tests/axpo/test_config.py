@@ -96,6 +96,12 @@ def test_tools_of_evaluations_are_opened_and_not_part_of_training():
     assert recipe.all_tools.servers == recipe.tools.servers
 
 
+@pytest.mark.parametrize("name", ["demo", "debug", "mixed"])
+def test_the_start_model_of_a_small_recipe_comes_along(name):
+    model = Path(load_recipe(f"deploy/recipes/{name}.yaml").model)
+    assert {"model.safetensors", "config.json", "tokenizer.json", "README.md"} <= {file.name for file in model.iterdir()}
+
+
 def test_missing_field_and_missing_file():
     with pytest.raises(AxpoError, match="steps: required, but not given"):
         parse_recipe({"name": "x", "model": "m", "task": {"kind": "small_digit"}, "questions_per_step": 1})
