@@ -120,7 +120,7 @@ def main() -> int:
     """Exit code 2 where a run is not what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run directories that kept all groups")
-    parser.add_argument("--out", type=Path, default=HERE / "push.json", help="file of the raw result")
+    parser.add_argument("--out", type=Path, default=HERE / "control" / "push.json", help="file of the raw result")
     options = parser.parse_args()
     try:
         found = [push for path in options.runs for push in measure(path)]
