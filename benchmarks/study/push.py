@@ -37,7 +37,7 @@ STREAMS = ("calling", "prefix", "answering")
 
 @dataclass(frozen=True)
 class Push:
-    """What one run's credit put before the decision, for the questions of one kind, summed over its steps."""
+    """What a run's credit put before the decision: means over its questions of one kind."""
 
     run: str
     kind: str
@@ -54,7 +54,7 @@ class Push:
 
 
 def decided(item: TrainItem, tokens: SpecialTokens) -> float:
-    """The part of an entry's weighted advantage, weight one, that falls on tokens up to the decision; 0 where it never decided."""
+    """The part of an entry's advantage that falls on tokens up to the decision; 0 where there was none."""
     found = [*fork_points(item.trajectory, tokens, "first_call"), *fork_points(item.trajectory, tokens, "answer")]
     if not found:
         return 0.0
