@@ -83,7 +83,7 @@ def pushes(run: str, groups: Sequence[tuple[str, Group]], tokens: SpecialTokens,
 
 
 def measure(path: Path) -> list[Push]:
-    """Of one run. Raises AxpoError where it did not keep all groups of its steps."""
+    """Of one run. Raises AxpoError where it did not keep all groups of its steps, or its task does not number its questions."""
     from axpo.actors import local_path
     from rollout_workers.chat import Chat
 
@@ -97,8 +97,11 @@ def measure(path: Path) -> list[Push]:
             raise AxpoError(f"{path}: step {step} kept {len(records)} groups (logging.groups_kept={recipe.questions_per_step} keeps all)")
         for record in records:
             group = group_from_json(record, directory.images)
-            question = task.train(int(group.question.id.rpartition("-")[2]))
-            pairs.append((str(question.info.get("kind", "all")), group))
+            number = group.question.id.rpartition("-")[2]
+            if not number.isdecimal() or (question := task.train(int(number))).id != group.question.id:
+                raise AxpoError(f"{path}: question {group.question.id} is not found again by its number, so its kind is not known")
+            info = question.info
+            pairs.append(("/".join(str(info[name]) for name in ("family", "kind") if name in info) or "all", group))
     return pushes(directory.path.name, pairs, tokens, recipe)
 
 

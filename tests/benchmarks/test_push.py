@@ -8,6 +8,7 @@ import pytest
 from axpo.config import load_recipe
 from axpo.errors import AxpoError
 from axpo.run import RunDirectory
+from axpo.tasks import load_task
 from benchmarks.study import push
 from benchmarks.study.push import Push, decided, markdown, measure, pushes
 from learner.credit import credit
@@ -70,5 +71,14 @@ def test_kept_groups_of_a_run_are_measured(tmp_path):
     with RunDirectory.create("axpo-1", recipe.model_dump(mode="json"), tmp_path) as run:
         run.save_groups(1, [group([zooming(0, 1.0), direct(1, 0.0)], question="train-3")], lambda ids: "", limit=1)
     (found,) = measure(run.path)
-    assert (found.run, found.questions) == ("axpo-1", 1)
+    assert (found.run, found.kind, found.questions) == ("axpo-1", load_task(RECIPE.task).train(3).info["kind"], 1)
     assert np.isfinite(found.net)
+
+
+def test_a_question_that_its_number_does_not_find_is_refused(tmp_path):
+    recipe = RECIPE.model_copy(update={"questions_per_step": 1})
+    for number, name in enumerate(("row-3", "train")):
+        with RunDirectory.create(f"run-{number}", recipe.model_dump(mode="json"), tmp_path) as run:
+            run.save_groups(1, [group([direct(0, 1.0)], question=name)], lambda ids: "", limit=1)
+        with pytest.raises(AxpoError, match=f"question {name} is not found again"):
+            measure(run.path)
