@@ -31,7 +31,8 @@ def diagnostics(groups: Sequence[Group], tokens: SpecialTokens, success_above: f
 
     Rollouts (N a question, forks excluded): `pass1` (mean reward), `tool_use_rate`, `pass1_given_tool`, `pass1_given_no_tool`,
     `turns_per_rollout`, `policy_tokens_per_rollout`, `tool_calls_per_rollout`, `call_failure_rate` (calls answered with an
-    error that is the policy's fault, a call), `end/<reason>` (share of rollouts).
+    error that is the policy's fault, a call), `end/<reason>` (share of rollouts), and where several tools ran `use/<tool>` (share of
+    rollouts in which that tool ran at least once).
     Questions: `tool_all_wrong_rate` and `no_tool_all_wrong_rate` (share of the questions whose tool-using / no-tool
     subgroup is not empty where that whole subgroup is wrong: no reward above `success_above`), `trigger_rate` (share of all questions).
     Resampled prefixes: `resampled_prefixes` (count), `recovery_rate` (share with a continuation better than the source),
@@ -51,7 +52,8 @@ def diagnostics(groups: Sequence[Group], tokens: SpecialTokens, success_above: f
 
 
 def evaluate_groups(groups: Sequence[Group], tokens: SpecialTokens, k: int = 4) -> dict[str, float]:
-    """Held-out summary: `pass1`, `pass<k>`, `tool_use`, `pass1_given_...` and `..._all_wrong_rate` of both subgroups; `{}` for no group.
+    """Held-out summary: `pass1`, `pass<k>`, `tool_use`, `use/<tool>` of several, `pass1_given_...` and `..._all_wrong_rate` of both
+    subgroups; `{}` for no group.
 
     Raises ValueError where a group has fewer than k rollouts or a rollout has no reward.
     """
@@ -60,11 +62,8 @@ def evaluate_groups(groups: Sequence[Group], tokens: SpecialTokens, k: int = 4) 
     shared = diagnostics(groups, tokens)
     chances = [pass_at_k(int((g.rewards > 0).sum()), len(g.rollouts), k) for g in groups]
     summary = {"pass1": shared["pass1"], f"pass{k}": float(np.mean(chances)), "tool_use": shared["tool_use_rate"]}
-    return summary | {
-        name: shared[name]
-        for name in ("pass1_given_tool", "pass1_given_no_tool", "tool_all_wrong_rate", "no_tool_all_wrong_rate")
-        if name in shared
-    }
+    others = ("pass1_given_tool", "pass1_given_no_tool", "tool_all_wrong_rate", "no_tool_all_wrong_rate")
+    return summary | {name: value for name, value in shared.items() if name in others or name.startswith("use/")}
 
 
 def question_counts(groups: Sequence[Group], tokens: SpecialTokens) -> dict[str, list[list[int]]]:
@@ -160,6 +159,7 @@ def _rollout_diagnostics(groups: Sequence[Group], tokens: SpecialTokens) -> dict
     rollouts = [(t, float(r), uses_tools(t, tokens)) for g in groups for t, r in zip(g.rollouts, g.rewards, strict=True)]
     calls = sum(t.stats.tool_calls for t, _, _ in rollouts)
     ends = Counter(t.end for t, _, _ in rollouts)
+    ran = sorted({tool for t, _, _ in rollouts for tool in t.stats.tools})
     return {
         "pass1": [r for _, r, _ in rollouts],
         "tool_use_rate": [used for _, _, used in rollouts],
@@ -169,6 +169,7 @@ def _rollout_diagnostics(groups: Sequence[Group], tokens: SpecialTokens) -> dict
         "policy_tokens_per_rollout": [t.policy_tokens for t, _, _ in rollouts],
         "tool_calls_per_rollout": [t.stats.tool_calls for t, _, _ in rollouts],
         "call_failure_rate": [sum(t.stats.tool_failures for t, _, _ in rollouts) / calls] if calls else [],
+        **{f"use/{tool}": [tool in t.stats.tools for t, _, _ in rollouts] for tool in ran if len(ran) > 1},
         **{f"end/{end}": [ends[end] / len(rollouts)] for end in EndReason if not end.infrastructure},
     }
 

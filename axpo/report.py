@@ -132,6 +132,7 @@ def _charts(metrics: Sequence[Record]) -> list[str]:
         return Series(text, _points(metrics, name), color, measured)
 
     tools = dict.fromkeys(name.split("/")[1] for row in metrics for name in row if name.startswith("tool/"))
+    used = sorted({name for row in metrics for name in row if name.startswith("use/")})
     idle = {name.split("/")[1]: name for row in metrics for name in row if name.startswith("engine/") and name.endswith("/idle_share")}
     ages = sorted({name for row in metrics for name in row if name.startswith("staleness/")})
     phases = dict.fromkeys(name for row in metrics for name in row if name.startswith("time/"))
@@ -146,6 +147,12 @@ def _charts(metrics: Sequence[Record]) -> list[str]:
             "Tool use",
             "share of rollouts with a tool call",
             [series("tool_use_rate", "training", 1), series("eval/tool_use", "held-out", 2, True)],
+            percent=True,
+        ),
+        line_chart(
+            "Each tool",
+            "share of rollouts in which it ran",
+            [series(name, name.removeprefix("use/"), 1 + i % 8) for i, name in enumerate(used)],
             percent=True,
         ),
         line_chart(

@@ -46,6 +46,18 @@ def test_all_wrong_rates_count_only_questions_that_have_the_subgroup():
     assert d["trigger_rate"] == pytest.approx(1 / 3)  # of all questions
 
 
+def test_each_of_several_tools_has_its_share_of_the_rollouts():
+    def ran(trajectory, *tools):
+        return replace(trajectory, stats=replace(trajectory.stats, tools=tools))
+
+    searched = ran(zooming(0, 1.0), "search", "search")
+    groups = [group([searched, ran(zooming(1, 0.0), "search", "python"), direct(2, 0.0), direct(3, 0.0)])]
+    for numbers in (diagnostics(groups, TOKENS), evaluate_groups(groups, TOKENS)):
+        assert (numbers["use/search"], numbers["use/python"]) == (2 / 4, 1 / 4)
+    alone = [group([searched, *(direct(i, 0.0) for i in range(1, 4))])]
+    assert not any(name.startswith("use/") for name in diagnostics(alone, TOKENS))
+
+
 def test_resamples():
     groups = three_groups()
     second = zooming(1, 0.0)

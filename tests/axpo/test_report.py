@@ -144,6 +144,16 @@ def test_a_killed_run_shows_what_it_wrote(tmp_path):
     assert Page(html).open == []
 
 
+def test_each_of_several_tools_is_drawn(tmp_path):
+    with RunDirectory.create("a", {}, tmp_path) as run:
+        for step in (1, 2):
+            run.log_metrics(step, {"use/python": 0.25 * step, "use/search": 0.5})
+    html = render(tmp_path / "a").read_text()
+    assert re.findall(r"<h3>(.*?)</h3>", html) == ["Each tool"]
+    assert "python" in html
+    assert "search" in html
+
+
 def test_a_run_without_a_step_renders(tmp_path):
     RunDirectory.create("a", {"seed": 1}, tmp_path).close()
     assert "no step finished yet" in render(tmp_path / "a").read_text()
