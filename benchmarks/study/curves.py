@@ -41,7 +41,8 @@ def held_out_points(runs: list[Result]) -> tuple[list[int], Array]:
 def curves(arms: dict[str, list[Result]], path: Path) -> None:
     """Two rows of panels, against steps and against tokens (mean over seeds at each step), written to `path`. Needs matplotlib.
 
-    Lines: training, mean over seeds; bands of `THICK` arms: 95 % over seeds, where there are several. Points: held-out evaluations.
+    Lines: training, mean over seeds; bands of `THICK` arms: 95 % over seeds, where there are several. Points: held-out evaluations,
+    joined by dots where there are more than two.
     """
     import matplotlib
 
@@ -64,7 +65,8 @@ def curves(arms: dict[str, list[Result]], path: Path) -> None:
                     axis.fill_between(places[1:], low, high, color=style["color"], alpha=0.15, linewidth=0)
                 if name in RATES:
                     size, above = (6, 5) if main else (3, 3)
-                    axis.plot(places[evaluated], points[:, RATES.index(name)], "o", color=style["color"], markersize=size, zorder=above)
+                    held_out = {"marker": "o", "linestyle": ":" if len(evaluated) > 2 else "none", "markersize": size, "zorder": above}
+                    axis.plot(places[evaluated], points[:, RATES.index(name)], color=style["color"], **held_out)
     for name, column in zip(PANELS, axes.T, strict=False):
         for axis, against in zip(column, ("step", "generated tokens, thousands"), strict=True):
             axis.set(xlabel=against, ylabel=f"{COLUMNS[name]}\n({'held-out only' if name == 'pass4' else f'mean of {WINDOW} steps'})")
