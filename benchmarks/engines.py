@@ -118,6 +118,7 @@ class Waited:
     status: str = "ok"
     text: str = "done."
     images: tuple[Any, ...] = ()
+    tool: str = "wait"
 
 
 class WaitingTools:

@@ -68,6 +68,10 @@ class ToolAnswer(Observed, Protocol):
     def status(self) -> str:
         """`ok`, `tool_error` (the policy's fault), `unavailable` (nobody's: the rollout goes on), `infrastructure` or `deadline`."""
 
+    @property
+    def tool(self) -> str:
+        """The tool that the call reached; empty where it reached none: never a name that the policy made up."""
+
 
 Called: TypeAlias = tuple[str, dict[str, Any], int]
 """Name and arguments of a call, as the policy wrote them, and how many images there were."""
@@ -110,6 +114,7 @@ class Unavailable:
 
     name: str
     status: str = "unavailable"
+    tool: str = ""
     images: tuple[Pixels, ...] = ()
 
     @property
@@ -237,7 +242,7 @@ class Rollout:
         finally:
             self._tool_spans.append((started - self.begun, time.monotonic() - self.begun))
         self._tool_calls += len(calls)
-        self._tools += [call.name for call, result in zip(runnable, ran, strict=True) if result.status != "unavailable"]
+        self._tools += [result.tool for result in ran if result.tool]
         if any(result.status in ("infrastructure", "deadline") for result in ran):
             return None
         self._tool_failures += len(calls) - sum(result.status in ("ok", "unavailable") for result in ran)

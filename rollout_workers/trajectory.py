@@ -122,7 +122,7 @@ class RolloutStats:
     later_cached_tokens: int = 0
     tool_calls: int = 0
     tool_failures: int = 0  # calls answered with an error that is the policy's fault
-    tools: tuple[str, ...] = ()  # names of those that ran, a call each
+    tools: tuple[str, ...] = ()  # those that its calls reached, one each
     fault: str = ""  # of a verifier that failed: why
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tool_server.arguments import MAX_SIZE, echo, too_large
@@ -63,7 +63,7 @@ class ToolServer:
             return oversized()
         if not isinstance(name, str) or name not in runners:
             return unknown(name, runners)
-        return await runners[name].run(arguments, images, [EarlierCall(*call) for call in earlier])
+        return replace(await runners[name].run(arguments, images, [EarlierCall(*call) for call in earlier]), tool=name)
 
     async def take_stats(self) -> dict[str, ToolStats]:
         """Numbers of every tool since they were last taken."""

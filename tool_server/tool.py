@@ -33,6 +33,7 @@ class ToolResult:
     text: str
     images: tuple[Pixels, ...] = ()
     seconds: float = 0.0  # running time, waiting for a free slot not included
+    tool: str = ""  # that the call reached; empty where there is none of that name, or the call was refused unread
 
 
 class ToolError(Exception):

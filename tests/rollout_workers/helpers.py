@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -22,6 +22,7 @@ class Result:
     status: str
     text: str
     images: tuple[Pixels, ...] = ()
+    tool: str = ""
 
 
 class MockEngine:
@@ -78,7 +79,7 @@ class MockTools:
     async def call(self, name, arguments, images, earlier):
         self.calls.append((name, arguments, len(images)))
         self.earlier.append(list(earlier))
-        return self.answer(name, arguments)
+        return replace(self.answer(name, arguments), tool=name if name in self.names else "")
 
 
 def zoomed(name: str, arguments: dict) -> Result:

@@ -114,6 +114,12 @@ def test_a_tool_error_is_the_policys_to_read(chat):
     assert (response.end, response.stats.tool_failures) == (EndReason.ANSWERED, 1)
 
 
+def test_a_name_that_the_policy_made_up_is_no_tool_that_ran(chat):
+    response, _, tools = play(chat, [CALL.replace("zoom", "wythong"), CALL, ANSWER], lambda *_: Result("tool_error", "no"))
+    assert [call[0] for call in tools.calls] == ["wythong", "zoom"]
+    assert (response.stats.tool_calls, response.stats.tool_failures, response.stats.tools) == (2, 2, ("zoom",))
+
+
 def test_ends(chat):
     assert play(chat, [CALL, CALL, CALL])[0].end == EndReason.OUT_OF_TURNS
     assert play(chat, [CALL, CALL, BAD])[0].end == EndReason.MALFORMED_CALL

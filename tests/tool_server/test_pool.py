@@ -97,7 +97,7 @@ def test_a_tool_of_evaluations_alone_is_neither_offered_nor_answered_elsewhere()
         assert (refused.status, refused.text) == (ToolStatus.TOOL_ERROR, "unknown tool 'whose', known: echo")
         assert pool.take_stats() == {}
         offered, answered = asyncio.run(asked(training.evaluating()))
-        assert (offered, answered.status) == (["echo", "whose"], ToolStatus.OK)
+        assert (offered, answered.status, answered.tool) == (["echo", "whose"], ToolStatus.OK, "whose")
         assert pool.take_stats()["whose"]["calls"] == 1
     finally:
         pool.shutdown()

@@ -44,7 +44,7 @@ def test_schema_is_qwen_s_zoom_tool():
 
 def test_good_call():
     result = asyncio.run(ToolServer(ToolServerConfig()).call("image_zoom_in", {"bbox_2d": [0, 0, 500, 1000]}, [IMAGE]))
-    assert (result.status, result.text) == (ToolStatus.OK, "")
+    assert (result.status, result.text, result.tool) == (ToolStatus.OK, "", "image_zoom_in")
     assert np.array_equal(result.images[0], IMAGE[:, :32])
     assert 0 <= result.seconds < 5
 
@@ -58,7 +58,7 @@ def test_whatever_the_policy_writes_is_answered(arguments):
 
 def test_unknown_tool():
     result = asyncio.run(ToolServer(ToolServerConfig()).call("python", {"code": "1"}, []))
-    assert (result.status, result.text) == (ToolStatus.TOOL_ERROR, "unknown tool 'python', known: image_zoom_in")
+    assert (result.status, result.text, result.tool) == (ToolStatus.TOOL_ERROR, "unknown tool 'python', known: image_zoom_in", "")
 
 
 def test_arguments_of_100_mb_are_refused_without_a_look_at_them():
