@@ -1,4 +1,4 @@
-"""Credit: the verified outcomes of groups and their resamples become advantages on tokens (AXPO, sections 5 and 6).
+"""Credit: the verified outcomes of groups and their resamples become advantages on tokens (docs/method.md, rules 5 and 6).
 
 Three streams, and no token is in two of them:
 

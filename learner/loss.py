@@ -5,7 +5,7 @@
 S_t is the objective's surrogate of the ratio rho_t = exp(logprob_t - old_t), w_t the token's weight, c_t the correction for
 what the engine sampled with other numerics than the learner's (1 without). An objective is one row of `OBJECTIVES`:
 
-    clip     min(rho A, clip(rho, 1 - low, 1 + high) A), mean over each trajectory's tokens: GRPO, and AXPO's section 6
+    clip     min(rho A, clip(rho, 1 - low, 1 + high) A), mean over each trajectory's tokens: GRPO, and AXPO's (docs/method.md, rule 6)
     dr_grpo  the same, sums over tokens divided by one constant (arXiv 2503.20783); advantages without the std (LearnerConfig.baseline)
     dapo     the same as clip, mean over all tokens of the batch (arXiv 2503.14476, equation 8)
     rloo     rho A: REINFORCE (its baseline is the mean of the other rollouts; arXiv 2402.14740), sums like dr_grpo's

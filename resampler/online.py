@@ -1,6 +1,6 @@
 """When prefixes are chosen: for a whole batch at once, or while its groups still come in. Pure: groups' candidates in, choices out.
 
-The batch rule (axpo.md section 3, `select.allocate`) takes the P candidates of lowest *key* of the B questions, a key being
+The batch rule (docs/method.md, rule 3, `select.allocate`) takes the P candidates of lowest *key* of the B questions, a key being
 (place among its question's candidates, score). The streaming rule sees the questions one by one, in order of completion. It takes a
 candidate of key x as soon as the rank that x is expected to have in the whole batch is at most P:
 

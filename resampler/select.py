@@ -1,4 +1,4 @@
-"""Which prefixes are resampled: trigger, ranking and budget (axpo.md sections 1-3), as pure functions.
+"""Which prefixes are resampled: trigger, ranking and budget (docs/method.md, rules 1 to 3), as pure functions.
 
 A score orders candidates: lowest first.
 """
@@ -32,7 +32,7 @@ class Candidate:
 
 
 def triggered(rewards_N: NDArray[np.float64], subgroup_N: NDArray[np.bool_], success_above: float = 0.0) -> bool:
-    """True where the subgroup (section 1: T, the tool-using rollouts) is not empty and none of its rewards is above `success_above`.
+    """True where the subgroup (rule 1: T, the tool-using rollouts) is not empty and none of its rewards is above `success_above`.
 
     The others of the group do not matter.
     """
@@ -40,7 +40,7 @@ def triggered(rewards_N: NDArray[np.float64], subgroup_N: NDArray[np.bool_], suc
 
 
 def confidence(trajectory: Trajectory, span: Span) -> float:
-    """Mean probability, as sampled, over a span: of a whole tool call with both its tags (section 2); in (0, 1]."""
+    """Mean probability, as sampled, over a span: of a whole tool call with both its tags (rule 2); in (0, 1]."""
     return float(np.exp(trajectory.logprobs[slice(*span)].astype(np.float64)).mean())
 
 
@@ -105,7 +105,7 @@ def candidates(
 
 
 def budget(questions: int, n: int, k: int, ratio: float) -> int:
-    """R = floor(ratio * B * N / K) * K extra rollouts for B questions of N (section 3): within the budget, in whole K."""
+    """R = floor(ratio * B * N / K) * K extra rollouts for B questions of N (rule 3): within the budget, in whole K."""
     return int(Fraction(str(ratio)) * questions * n / k) * k  # exact: in floats 0.29 * 100 is below 29
 
 
@@ -146,7 +146,7 @@ def prices(costs: Sequence[tuple[str, float]], target_s: float | None) -> dict[s
 def failed_up_to(rewards: Sequence[float], quantile: float, otherwise: float) -> float:
     """The reward up to which a rollout failed: the lower `quantile` of the rewards seen, but never the best of them.
 
-    [past the paper] So outcomes of 0 and 1 trigger as in section 1, whatever their quantile; graded ones where no tool-using rollout
+    [past the paper] So outcomes of 0 and 1 trigger as in rule 1, whatever their quantile; graded ones where no tool-using rollout
     is better than that share of what was seen. `otherwise` where fewer than two different rewards were.
     """
     levels = np.unique(np.asarray(rewards, np.float64))
@@ -156,7 +156,7 @@ def failed_up_to(rewards: Sequence[float], quantile: float, otherwise: float) ->
 
 
 def allocate(candidates_B: Sequence[Sequence[Candidate]], prefixes: int) -> list[Candidate]:
-    """At most `prefixes` candidates, breadth first (section 3).
+    """At most `prefixes` candidates, breadth first (rule 3).
 
     Every question gives its lowest score first, questions in the order of that score; only when all have one, the second
     ones (in the order of their own scores: our reading), and so on. Ties go to the earlier group, then the earlier rollout.

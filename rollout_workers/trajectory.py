@@ -215,7 +215,7 @@ def turns(trajectory: Trajectory) -> list[Span]:
 def tool_call_spans(trajectory: Trajectory, tokens: SpecialTokens) -> list[Span]:
     """Whole serialized tool calls, both tags included, in order.
 
-    Only after a turn's `</think>`: a literal `<tool_call>` inside thinking is no call (paper, section 2). A call that
+    Only after a turn's `</think>`: a literal `<tool_call>` inside thinking is no call (docs/method.md, rule 2). A call that
     is never closed runs to the end of its turn without its end-of-turn token; it is an attempt, so it counts as tool use (our reading).
     """
     return [span for start, stop in turns(trajectory) for span in call_spans_in_turn(trajectory.response_ids[start:stop], tokens, start)]
@@ -257,7 +257,7 @@ def fork_prefix_tokens(trajectory: Trajectory, tokens: SpecialTokens) -> int:
 def fork_points(trajectory: Trajectory, tokens: SpecialTokens, at: ForkAt) -> list[tuple[int, Span]]:
     """(prefix length in response tokens, span whose uncertainty ranks it) of each place where a rollout can be forked, in order.
 
-    first_call  up to and including the first opening `<tool_call>`; the span is the whole call (axpo.md, sections 0 and 2)
+    first_call  up to and including the first opening `<tool_call>`; the span is the whole call (docs/method.md, rule 2)
     every_call  the same of every call
     prompt      nothing of a rollout that calls a tool is kept; the span is its first call
     answer      a rollout without a call, up to and including its `</think>`; the span is the answer without its end of turn

@@ -3,7 +3,7 @@
     axpo train RECIPE --rollouts-only --run NAME        # records rollouts of one policy, exactly
     python -m benchmarks.study.confidence RUN [--out FILE]
 
-For the first tool call of each recorded rollout, both tags included (axpo.md section 2): the mean probability of its tokens as the
+For the first tool call of each recorded rollout, both tags included (docs/method.md, rule 2): the mean probability of its tokens as the
 engine sampled them (`resampler.select.confidence`), and the mean entropy in nats of the distributions they were sampled from, over the
 whole vocabulary, which the learner computes from the same weights. Both correlations are of 1 - confidence with the entropy; the paper
 gives 0.84 (Pearson). The raw result is JSON; the table goes to the standard output.

@@ -3,7 +3,7 @@ the thinking that a failed call came out of, or K more rollouts?
 
     python -m benchmarks.study.proposition RECIPE|RUN [--questions Q] [--samples K] [--out FILE] [--set KEY=VALUE ...]
 
-Q training questions are rolled out as a step does. Of each that triggers (axpo.md section 1) the least confident prefix (section 2) is
+Q training questions are rolled out as a step does. Of each that triggers (docs/method.md, rule 1) the least confident prefix (rule 2) is
 continued K times, and the question is asked K times anew. With p the share of right continuations, q the tool-use rate of the new
 rollouts and p_tool the share of right ones among those that call, 1 - (1 - p)^k >= 1 - (1 - q * p_tool)^k wherever p >= q * p_tool.
 Here neither side is modelled: of K samples with c right, 1 - C(K - c, k) / C(K, k) is, without bias, the chance that k hold a right one.
