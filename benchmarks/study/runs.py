@@ -20,8 +20,10 @@ from benchmarks.result import machine, versions
 GRACE_S = 900.0
 """Seconds for a run that was asked to end to finish its step and write a checkpoint."""
 
-METRICS = ("step", "pass1", "tool_use_rate", "pass1_given_tool", "tool_all_wrong_rate", "recovery_rate", "generated_tokens")
-"""What a raw result keeps of each training step."""
+METRICS = (
+    "step", "pass1", "tool_use_rate", "pass1_given_tool", "tool_all_wrong_rate", "resampled_prefixes", "recovery_rate", "generated_tokens",
+)  # fmt: skip
+"""What a raw result keeps of each training step, of a mixed task also of each family (`family/<name>/...`)."""
 
 Launch = Callable[[Sequence[str], float], int]
 """Runs a command for at most so many seconds; its exit code."""
@@ -117,7 +119,7 @@ def collect(job: Job, run: Path) -> dict[str, Any]:
         "versions": versions(("torch", "deepspeed", "ray", "transformers", "numpy")),
         "summary": _rounded(directory.summary() or {}),
         "held_out": directory.held_out(),
-        "metrics": [_rounded({name: row[name] for name in METRICS if name in row}) for row in directory.metrics() if row["step"]],
+        "metrics": [_rounded({name: value for name, value in row.items() if _kept(name)}) for row in directory.metrics() if row["step"]],
     }
 
 
@@ -137,6 +139,11 @@ def _compact(value: Any) -> str:
 def _rounded(numbers: dict[str, Any]) -> dict[str, Any]:
     """To six significant digits."""
     return {name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in numbers.items()}
+
+
+def _kept(metric: str) -> bool:
+    family, _, name = metric.rpartition("/")
+    return name in METRICS and (not family or family.startswith("family/"))
 
 
 def _summary(run: Path) -> dict[str, Any] | None:

@@ -57,7 +57,7 @@ class Trainer:
             if name not in self.unfinished:
                 run.log_metrics(0, {"eval/pass1": 0.5})
                 run.log_held_out(0, {"frame": [[4, 2, 2, 0]]})
-                run.log_metrics(1, {"pass1": 2 / 3, "loss": 0.1})
+                run.log_metrics(1, {"pass1": 2 / 3, "loss": 0.1, "family/zoom/pass1": 0.5, "family/zoom/loss": 0.1, "other/pass1": 0.5})
                 run.write_summary(**SUMMARY, steps=1, seconds=1.0, tokens=10)
         self.unfinished.discard(name)
         return 0
@@ -74,7 +74,7 @@ def test_a_study_goes_on_where_it_stopped(tmp_path):
     assert trainer.asked == [("a-1", False), ("b-1", False), ("c-1", False), ("b-1", True), ("c-1", False)]
     kept = json.loads((results / "b-1.json").read_text())
     assert (kept["arm"], kept["seed"], kept["recipe"], kept["summary"]["pass1_end"]) == ("b", 1, {"name": "b-1"}, 0.5)
-    assert kept["metrics"] == [{"step": 1, "pass1": 0.666667}]  # what is rendered, to six digits
+    assert kept["metrics"] == [{"step": 1, "pass1": 0.666667, "family/zoom/pass1": 0.5}]  # what is rendered, to six digits
     assert kept["held_out"] == [{"step": 0, "counts": {"frame": [[4, 2, 2, 0]]}}]
 
 
