@@ -31,9 +31,16 @@ app.add_typer(index_app, name="index")
 app.add_typer(tools_app, name="tools")
 console = Console()
 
-RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="recipe, a YAML file (see deploy/recipes/)")]
+RecipeFile = Annotated[
+    Path, typer.Argument(metavar="RECIPE", help="recipe, a YAML file (see deploy/recipes/)")
+]
 Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change one field of the recipe, e.g. learner.lr=1e-5; repeatable")
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="change one field of the recipe, e.g. learner.lr=1e-5; repeatable",
+    ),
 ]
 
 
@@ -41,7 +48,9 @@ Overrides = Annotated[
 def check(
     recipe: RecipeFile,
     overrides: Overrides = None,
-    gpu_memory: Annotated[float, typer.Option(metavar="GIB", help="memory of one GPU, for the estimate's warnings")] = 80,
+    gpu_memory: Annotated[
+        float, typer.Option(metavar="GIB", help="memory of one GPU, for the estimate's warnings")
+    ] = 80,
 ) -> None:
     """Validate a recipe, print the resolved run and estimate its memory. Starts nothing."""
     import yaml
@@ -51,9 +60,19 @@ def check(
     from resampler.select import budget
 
     loaded = _load(recipe, overrides)
-    console.print(Syntax(yaml.safe_dump(loaded.model_dump(mode="json"), sort_keys=False), "yaml", background_color="default"))
+    console.print(
+        Syntax(
+            yaml.safe_dump(loaded.model_dump(mode="json"), sort_keys=False),
+            "yaml",
+            background_color="default",
+        )
+    )
     n, resampler = loaded.rollout.n, loaded.resampler
-    forks = budget(loaded.questions_per_step, n, resampler.k, resampler.budget_ratio) if loaded.algorithm == "axpo" else 0
+    forks = (
+        budget(loaded.questions_per_step, n, resampler.k, resampler.budget_ratio)
+        if loaded.algorithm == "axpo"
+        else 0
+    )
     learner, rollout = loaded.learner, loaded.rollout
     console.print(
         f"[green]ok[/] {loaded.name}: {loaded.algorithm}, {loaded.steps} steps of {loaded.questions_per_step} questions x {n} rollouts"
@@ -63,7 +82,10 @@ def check(
     )
     config = read_config(loaded.model)
     if config is None:
-        console.print(f"[yellow]no memory estimate[/]: the hub does not give {escape(loaded.model)}'s config.json", highlight=False)
+        console.print(
+            f"[yellow]no memory estimate[/]: the hub does not give {escape(loaded.model)}'s config.json",
+            highlight=False,
+        )
         return
     lines, warnings = estimate(loaded, shape_of(config), gpu_memory)
     for line in lines:
@@ -76,18 +98,32 @@ def check(
 def train(
     recipe: RecipeFile,
     overrides: Overrides = None,
-    run: Annotated[str | None, typer.Option(help="name of the run directory; must not exist. Default: recipe, algorithm and time")] = None,
-    resume: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="continue this run from its last checkpoint, with its own recipe")
+    run: Annotated[
+        str | None,
+        typer.Option(
+            help="name of the run directory; must not exist. Default: recipe, algorithm and time"
+        ),
     ] = None,
-    rollouts_only: Annotated[bool, typer.Option("--rollouts-only", help="write every step's rollouts, exactly; no learner")] = False,
-    replay: Annotated[Path | None, typer.Option(metavar="RUN", help="train on what --rollouts-only wrote there; no engine")] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN", help="continue this run from its last checkpoint, with its own recipe"
+        ),
+    ] = None,
+    rollouts_only: Annotated[
+        bool,
+        typer.Option("--rollouts-only", help="write every step's rollouts, exactly; no learner"),
+    ] = False,
+    replay: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="train on what --rollouts-only wrote there; no engine"),
+    ] = None,
 ) -> None:
     """Train with AXPO (or plain GRPO: --set algorithm=grpo) and write a run directory with metrics, checkpoints and a report.
 
     With --resume the run's own recipe is used; RECIPE is ignored and --set is refused.
     """
-    from axpo.run import RunDirectory
+    from axpo.record.run import RunDirectory
 
     if sum(map(bool, (resume, replay, rollouts_only))) > 1:
         raise AxpoError("--resume, --replay and --rollouts-only: at most one of them")
@@ -100,7 +136,9 @@ def train(
         loaded, first = _load(recipe, overrides), 0
         name = run or f"{loaded.name}-{loaded.algorithm}-{time.strftime('%Y%m%d-%H%M%S')}"
         resolved = loaded.model_dump(mode="json")
-        directory = RunDirectory.create(name, resolved, loaded.logging.root, tensorboard=loaded.logging.tensorboard)
+        directory = RunDirectory.create(
+            name, resolved, loaded.logging.root, tensorboard=loaded.logging.tensorboard
+        )
     with directory:
         if rollouts_only:
             _record(loaded, directory)
@@ -111,14 +149,15 @@ def train(
 
 
 def _train(recipe: Recipe, run: Any, first: int) -> None:
-    from axpo.actors import local_path, ray_session, training_actors
-    from axpo.cursor import Cursor, load_cursor
-    from axpo.flow import Flow
-    from axpo.ledger import Ledger
-    from axpo.progress import Progress, summary_table
-    from axpo.report import render
+    from axpo.record.ledger import Ledger
+    from axpo.report.page import render
+    from axpo.session import local_path, ray_session
     from axpo.tasks import load_task
-    from axpo.trainer import train
+    from axpo.training.actors import training_actors
+    from axpo.training.cursor import Cursor, load_cursor
+    from axpo.training.flow import Flow
+    from axpo.training.progress import Progress, summary_table
+    from axpo.training.trainer import train
     from rollout_workers.chat import Chat
 
     task, ledger = load_task(recipe.task), Ledger(run.path / "rollouts.jsonl")
@@ -134,46 +173,66 @@ def _train(recipe: Recipe, run: Any, first: int) -> None:
                 if first:
                     actors.learner.load(str(run.checkpoint(first)))
             run.log_event("resume" if first else "start", step=first)
-            cursor = load_cursor(run.checkpoint(first)) or Cursor(first * recipe.questions_per_step, first)
+            cursor = load_cursor(run.checkpoint(first)) or Cursor(
+                first * recipe.questions_per_step, first
+            )
             flow = Flow(recipe, task, actors.pool, actors.resampler, cursor, ledger.log)
             stack.callback(flow.close)
             summary = train(recipe, task, actors, flow, run, progress, decode, first)
     report = render(run.path)
     if summary is None:
-        console.print(f"stopped with a checkpoint; continue with --resume {run.path}", highlight=False)
+        console.print(
+            f"stopped with a checkpoint; continue with --resume {run.path}", highlight=False
+        )
         return
-    console.print(summary_table(summary, f"{recipe.name} · {recipe.algorithm}", {"run": run.path, "report": report}))
+    console.print(
+        summary_table(
+            summary, f"{recipe.name} · {recipe.algorithm}", {"run": run.path, "report": report}
+        )
+    )
 
 
 def _record(recipe: Recipe, run: Any) -> None:
-    from axpo.actors import local_path, ray_session, rollout_actors
-    from axpo.flow import Flow
-    from axpo.ledger import Ledger
-    from axpo.progress import Progress
-    from axpo.replay import record
+    from axpo.record.ledger import Ledger
+    from axpo.session import local_path, ray_session, rollout_actors
     from axpo.tasks import load_task
+    from axpo.training.flow import Flow
+    from axpo.training.progress import Progress
+    from axpo.training.replay import record
     from resampler.resampler import start_resampler
     from rollout_workers.chat import Chat
 
     task, ledger = load_task(recipe.task), Ledger(run.path / "rollouts.jsonl")
     ledger.log("started", step=0)
-    with Progress(recipe.steps, 0, console) as progress, ray_session(recipe, learner=False), ExitStack() as stack:
+    with (
+        Progress(recipe.steps, 0, console) as progress,
+        ray_session(recipe, learner=False),
+        ExitStack() as stack,
+    ):
         with progress.phase("start"):
-            pool, tools = stack.enter_context(rollout_actors(recipe, task, recipe.model, ledger.log))
-            resampler = start_resampler(recipe.resampler, pool.ready(), recipe.rollout.n, recipe.seed)
+            pool, tools = stack.enter_context(
+                rollout_actors(recipe, task, recipe.model, ledger.log)
+            )
+            resampler = start_resampler(
+                recipe.resampler, pool.ready(), recipe.rollout.n, recipe.seed
+            )
         flow = Flow(recipe, task, pool, resampler, log=ledger.log)
         record(recipe, pool, tools, flow, run, progress, Chat.load(local_path(recipe.model)).decode)
     console.print(f"rollouts {run.path / 'rollouts'}")
 
 
 def _replay(recipe: Recipe, source: Any, run: Any) -> None:
-    from axpo.actors import learner_ranks, local_path, ray_session
-    from axpo.progress import Progress
-    from axpo.replay import replay
+    from axpo.session import learner_ranks, local_path, ray_session
+    from axpo.training.progress import Progress
+    from axpo.training.replay import replay
     from rollout_workers.chat import Chat
 
     tokens = Chat.load(local_path(recipe.model)).tokens
-    with Progress(recipe.steps, 0, console) as progress, ray_session(recipe, workers=False), ExitStack() as stack:
+    with (
+        Progress(recipe.steps, 0, console) as progress,
+        ray_session(recipe, workers=False),
+        ExitStack() as stack,
+    ):
         with progress.phase("start"):
             learner = stack.enter_context(learner_ranks(recipe))
         steps = replay(recipe, source, learner, tokens, run, progress)
@@ -184,26 +243,35 @@ def _replay(recipe: Recipe, source: Any, run: Any) -> None:
 
 @app.command(name="eval")
 def evaluate(
-    target: Annotated[Path, typer.Argument(metavar="RECIPE|RUN", help="a recipe (its model) or a run directory (its last checkpoint)")],
+    target: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RECIPE|RUN",
+            help="a recipe (its model) or a run directory (its last checkpoint)",
+        ),
+    ],
     overrides: Overrides = None,
 ) -> None:
     """Held-out Pass@1, Pass@4 and tool use of a model."""
-    from axpo.actors import ray_session
-    from axpo.evaluate import evaluate_model, load_target
-    from axpo.progress import label
+    from axpo.evaluation.held_out import evaluate_model, load_target
+    from axpo.record.summary import label
+    from axpo.session import ray_session
 
     recipe, model = load_target(target, overrides or ())
     with ray_session(recipe, learner=False), console.status("evaluating"):
         numbers = evaluate_model(recipe, model)
     for name, value in numbers.items():
-        console.print(f"{label(name):<22} " + (f"{value:.0f}" if name == "dropped" else f"{value:.1%}"), highlight=False)
+        console.print(
+            f"{label(name):<22} " + (f"{value:.0f}" if name == "dropped" else f"{value:.1%}"),
+            highlight=False,
+        )
 
 
 @app.command()
 def sft(recipe: RecipeFile, overrides: Overrides = None) -> None:
     """Supervised fine-tuning on the task's demonstrations or your own, with the same learner; writes the `sft.output` model folder."""
-    from axpo.actors import ray_session
-    from axpo.sft import fine_tune
+    from axpo.session import ray_session
+    from axpo.sft.fine_tune import fine_tune
 
     loaded = _load(recipe, overrides)
     with ray_session(loaded):
@@ -212,9 +280,11 @@ def sft(recipe: RecipeFile, overrides: Overrides = None) -> None:
 
 
 @model_app.command()
-def build(recipe: RecipeFile = Path("deploy/recipes/embedded.yaml"), overrides: Overrides = None) -> None:
+def build(
+    recipe: RecipeFile = Path("deploy/recipes/embedded.yaml"), overrides: Overrides = None
+) -> None:
     """Build the embedded model from nothing: tokenizer, random weights, SFT stages, measurements, model card."""
-    from axpo.sft import build_embedded
+    from axpo.sft.fine_tune import build_embedded
 
     folder = build_embedded(_load(recipe, overrides, inputs=False), console)
     console.print(f"model {folder}")
@@ -223,7 +293,7 @@ def build(recipe: RecipeFile = Path("deploy/recipes/embedded.yaml"), overrides: 
 @app.command()
 def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="a run directory")]) -> None:
     """Write RUN/report.html: curves, and trajectories a person can read."""
-    from axpo.report import render
+    from axpo.report.page import render
 
     console.print(f"report {render(run)}")
 
@@ -250,7 +320,9 @@ def main() -> None:
     try:
         app()
     except AxpoError as error:
-        Console(stderr=True, soft_wrap=True).print(f"[red]error[/] {escape(str(error))}", highlight=False, markup=True)
+        Console(stderr=True, soft_wrap=True).print(
+            f"[red]error[/] {escape(str(error))}", highlight=False, markup=True
+        )
         sys.exit(2)
 
 

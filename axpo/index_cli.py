@@ -22,8 +22,15 @@ def _group() -> None:
 
 @app.command()
 def build(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="JSONL, text file, or a folder of them")],
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="folder of the index. Default: beside PATH, named PATH.index")] = None,
+    path: Annotated[
+        Path, typer.Argument(metavar="PATH", help="JSONL, text file, or a folder of them")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="folder of the index. Default: beside PATH, named PATH.index"
+        ),
+    ] = None,
 ) -> None:
     """Index PATH for the tool `search`, or for `image_search` where its rows are captioned images. Does nothing when nothing changed.
 
@@ -38,10 +45,16 @@ def build(
     try:
         with Progress(*columns, console=console, transient=True) as progress:
             task = progress.add_task("indexing", total=None)
-            manifest, built = build(path, folder, lambda done, total: progress.update(task, completed=done, total=total))
+            manifest, built = build(
+                path, folder, lambda done, total: progress.update(task, completed=done, total=total)
+            )
     except (CorpusError, OSError) as error:
         raise AxpoError(str(error)) from None
     size = sum(size for size, _ in manifest.files.values()) / 1e6
     state = f"built in {time.monotonic() - started:.1f} s" if built else "up to date"
     kind = "documents" if manifest.kind == "texts" else "captioned images"
-    console.print(f"index {folder}: {manifest.documents:,} {kind}, {size:.1f} MB, {state}", highlight=False, soft_wrap=True)
+    console.print(
+        f"index {folder}: {manifest.documents:,} {kind}, {size:.1f} MB, {state}",
+        highlight=False,
+        soft_wrap=True,
+    )

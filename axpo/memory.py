@@ -17,7 +17,9 @@ from axpo.config import Recipe, looks_local
 from learner.config import LearnerConfig
 
 GIB = 2**30
-LIVE_PARAMETERS = 1_000_000_000  # DeepSpeed's stage3_max_live_parameters: gathered at a time, at most
+LIVE_PARAMETERS = (
+    1_000_000_000  # DeepSpeed's stage3_max_live_parameters: gathered at a time, at most
+)
 HEAD_CHUNK = 1 << 24  # learner.head.CHUNK, float32 logits, about four tensors of that size at once
 BYTES = {"float32": 4, "bfloat16": 2}
 
@@ -58,16 +60,29 @@ def shape_of(config: Mapping[str, Any]) -> Shape:
     }
     layer = sum(a * b for a, b in linear.values()) + 2 * h + 2 * d
     embedding = text["vocab_size"] * h
-    v, vi, merged = vision["hidden_size"], vision["intermediate_size"], vision["hidden_size"] * vision["spatial_merge_size"] ** 2
+    v, vi, merged = (
+        vision["hidden_size"],
+        vision["intermediate_size"],
+        vision["hidden_size"] * vision["spatial_merge_size"] ** 2,
+    )
     patch = vision["in_channels"] * vision["temporal_patch_size"] * vision["patch_size"] ** 2
     block = 4 * v * v + 4 * v + 2 * v * vi + vi + v + 4 * v
-    merger = merged * merged + merged + merged * vision["out_hidden_size"] + vision["out_hidden_size"]
+    merger = (
+        merged * merged + merged + merged * vision["out_hidden_size"] + vision["out_hidden_size"]
+    )
     deep = len(vision["deepstack_visual_indexes"])
     tower = (
-        patch * v + v + vision["num_position_embeddings"] * v + vision["depth"] * block + (merger + 2 * v) + deep * (merger + 2 * merged)
+        patch * v
+        + v
+        + vision["num_position_embeddings"] * v
+        + vision["depth"] * block
+        + (merger + 2 * v)
+        + deep * (merger + 2 * merged)
     )
     tied = config.get("tie_word_embeddings", text.get("tie_word_embeddings", False))
-    return Shape(embedding + n * layer + h, tower, 0 if tied else embedding, n, h, inner, q, kv, linear)
+    return Shape(
+        embedding + n * layer + h, tower, 0 if tied else embedding, n, h, inner, q, kv, linear
+    )
 
 
 def learner_bytes(shape: Shape, config: LearnerConfig, own_reference: bool) -> dict[str, float]:
@@ -80,12 +95,22 @@ def learner_bytes(shape: Shape, config: LearnerConfig, own_reference: bool) -> d
     whole = shape.parameters + (trained if config.lora is not None else 0)
     tokens = config.micro_batch_tokens
     # Kept for the backward pass of a layer: two norms' inputs and outputs, queries, keys, values, attention's output, the MLP's three.
-    kept = tokens * b * (4 * shape.hidden + 2 * shape.attention + 2 * shape.kv + 3 * shape.intermediate)
-    activations = shape.layers * tokens * b * shape.hidden + kept if config.gradient_checkpointing else shape.layers * kept
+    kept = (
+        tokens
+        * b
+        * (4 * shape.hidden + 2 * shape.attention + 2 * shape.kv + 3 * shape.intermediate)
+    )
+    activations = (
+        shape.layers * tokens * b * shape.hidden + kept
+        if config.gradient_checkpointing
+        else shape.layers * kept
+    )
     models = whole * (2 if own_reference else 1)
     return {
         "weights": 0 if config.offload_parameters else models * b / ranks,
-        "gathered layers": min(whole, LIVE_PARAMETERS) * b if ranks > 1 or config.offload_parameters else 0,
+        "gathered layers": min(whole, LIVE_PARAMETERS) * b
+        if ranks > 1 or config.offload_parameters
+        else 0,
         "gradients": trained * 4 / ranks,
         "optimizer": 0 if config.offload_optimizer else trained * 12 / ranks,
         "activations": activations,
@@ -97,18 +122,25 @@ def engine_bytes(shape: Shape, recipe: Recipe) -> tuple[float, float]:
     """Bytes on each GPU of one engine: its weights, and the keys and values of one sequence of full length."""
     engine = recipe.rollout.engine
     b, split = BYTES[engine.dtype], engine.tensor_parallel_size
-    return shape.parameters * b / split, 2 * shape.layers * shape.kv * b * recipe.rollout.max_context_tokens / split
+    return (
+        shape.parameters * b / split,
+        2 * shape.layers * shape.kv * b * recipe.rollout.max_context_tokens / split,
+    )
 
 
 def estimate(recipe: Recipe, shape: Shape, device_gib: float) -> tuple[list[str], list[str]]:
     """Lines to print, and warnings where a rank or an engine cannot fit a device of `device_gib`."""
     learner, rollout = recipe.learner, recipe.rollout
-    own_reference = learner.kl_beta > 0 and not (learner.lora and recipe.reference in (None, recipe.model))
+    own_reference = learner.kl_beta > 0 and not (
+        learner.lora and recipe.reference in (None, recipe.model)
+    )
     parts = learner_bytes(shape, learner, own_reference)
     rank = sum(parts.values())
     weights, sequence = engine_bytes(shape, recipe)
     budget = device_gib * GIB * rollout.engine.gpu_memory_utilization
-    cache = budget - weights if rollout.engine.kv_cache_gb is None else rollout.engine.kv_cache_gb * GIB
+    cache = (
+        budget - weights if rollout.engine.kv_cache_gb is None else rollout.engine.kv_cache_gb * GIB
+    )
     fits = max(0, math.floor(cache / sequence))
     lines = [
         f"model: {shape.parameters / 1e6:,.1f} million parameters",
@@ -149,7 +181,12 @@ def read_config(model: str) -> dict[str, Any] | None:
         return json.loads(Path(cached).read_text(encoding="utf-8"))
     try:
         # Not hf_hub_download: without a network that retries for 25 s.
-        answer = httpx.get(hf_hub_url(model, "config.json"), headers=build_hf_headers(), timeout=5, follow_redirects=True)
+        answer = httpx.get(
+            hf_hub_url(model, "config.json"),
+            headers=build_hf_headers(),
+            timeout=5,
+            follow_redirects=True,
+        )
         return answer.raise_for_status().json()
     except (httpx.HTTPError, ValueError):
         return None

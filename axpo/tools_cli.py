@@ -27,7 +27,10 @@ console = Console()
 
 RecipeFile = Annotated[
     Path | None,
-    typer.Argument(metavar="[RECIPE]", help="recipe whose `tools` and `evaluation.tools` are meant. Default: tools as they come"),
+    typer.Argument(
+        metavar="[RECIPE]",
+        help="recipe whose `tools` and `evaluation.tools` are meant. Default: tools as they come",
+    ),
 ]
 
 
@@ -42,7 +45,10 @@ def list_tools(recipe: RecipeFile = None) -> None:
             table.add_column(column, overflow="fold")
         for name, kind in KINDS.items():
             fields = kind.options.model_fields.items()
-            shown = [f"{field}={f.default}" if isinstance(f.default, str | int | float) else field for field, f in fields]
+            shown = [
+                f"{field}={f.default}" if isinstance(f.default, str | int | float) else field
+                for field, f in fields
+            ]
             table.add_row(name, Text(", ".join(shown)))
         console.print(table)
         return
@@ -56,18 +62,29 @@ def list_tools(recipe: RecipeFile = None) -> None:
     for name, offer in _with_server(config, offers).items():
         function = offer.schema["function"]
         required = function["parameters"].get("required", [])
-        arguments = [field if field in required else f"[{field}]" for field in function["parameters"].get("properties", {})]
+        arguments = [
+            field if field in required else f"[{field}]"
+            for field in function["parameters"].get("properties", {})
+        ]
         table.add_row(name, Text(" ".join(arguments)), Text(function["description"]))
     console.print(table)
 
 
 @app.command()
 def call(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="the tool, as the policy would name it")],
-    arguments: Annotated[str, typer.Argument(metavar="JSON", help='its arguments, e.g. \'{"code": "1 + 1"}\'')],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="the tool, as the policy would name it")
+    ],
+    arguments: Annotated[
+        str, typer.Argument(metavar="JSON", help='its arguments, e.g. \'{"code": "1 + 1"}\'')
+    ],
     recipe: RecipeFile = None,
-    image: Annotated[list[Path] | None, typer.Option(metavar="FILE", help="an image of the question; repeatable")] = None,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="folder for the images of the answer")] = Path("."),
+    image: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="an image of the question; repeatable")
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="folder for the images of the answer")
+    ] = Path("."),
 ) -> None:
     """Call one tool once, print its text, save its images. Exit code 1 where the answer is not `ok`."""
     from PIL import Image
@@ -89,7 +106,9 @@ def call(
     config = _config(recipe, None if recipe else name)
     # Opening takes time and keys: only what the call may need.
     wanted = {"mcp": ()} if name in config.tools else {}
-    config = config.model_copy(update=wanted | {"tools": {n: entry for n, entry in config.tools.items() if n == name}})
+    config = config.model_copy(
+        update=wanted | {"tools": {n: entry for n, entry in config.tools.items() if n == name}}
+    )
     if not config.tools and not config.mcp:
         known = ", ".join(_config(recipe).tools if recipe else KINDS)
         raise AxpoError(f"unknown tool {name!r}, known: {known}")
@@ -104,7 +123,9 @@ def call(
     for index, pixels in enumerate(result.images):
         file = out / f"{name}_{index}.png"
         Image.fromarray(pixels).save(file)
-        console.print(f"image {file}: {pixels.shape[1]} x {pixels.shape[0]}", highlight=False, soft_wrap=True)
+        console.print(
+            f"image {file}: {pixels.shape[1]} x {pixels.shape[0]}", highlight=False, soft_wrap=True
+        )
     if result.status is not ToolStatus.OK or result.text == "":
         console.print(f"{result.status} after {result.seconds:.2f} s", style="dim", highlight=False)
     if result.status is not ToolStatus.OK:
@@ -138,19 +159,30 @@ async def _attack(options: PythonOptions) -> int:
     from tool_server.tool import ToolUnavailable
 
     failed = 0
-    columns = TextColumn("attack"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}")
+    columns = (
+        TextColumn("attack"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.description}"),
+    )
     try:
         with Progress(*columns, console=console, transient=True) as progress:
             task = progress.add_task("", total=len(ATTACKS))
             async for result in run_attacks(attack_options(options)):
                 failed += not result.held
                 verdict = Text("held", "green") if result.held else Text("FAILED", "red")
-                line = Text.assemble(f"{result.number:>3}  ", verdict, f"  {result.name}: ", (result.outcome, "dim"))
+                line = Text.assemble(
+                    f"{result.number:>3}  ", verdict, f"  {result.name}: ", (result.outcome, "dim")
+                )
                 progress.console.print(line, overflow="ellipsis", no_wrap=result.held)
                 progress.update(task, advance=1, description=result.name)
     except ToolUnavailable as error:
         raise AxpoError(str(error).splitlines()[0]) from None  # the rest is the table above
-    console.print(f"{len(ATTACKS) - failed} of {len(ATTACKS)} attacks held", style="red" if failed else "green", highlight=False)
+    console.print(
+        f"{len(ATTACKS) - failed} of {len(ATTACKS)} attacks held",
+        style="red" if failed else "green",
+        highlight=False,
+    )
     return failed
 
 
@@ -195,7 +227,11 @@ def _python_options(recipe: Path | None) -> PythonOptions:
     if recipe is None:
         return PythonOptions()
     tools = _config(recipe).tools
-    entries = [entry for name, entry in tools.items() if (entry.kind or name) == "python" and entry.function is None]
+    entries = [
+        entry
+        for name, entry in tools.items()
+        if (entry.kind or name) == "python" and entry.function is None
+    ]
     if not entries:
         raise AxpoError(f"{recipe}: tools.tools has no python tool to check")
     return PythonOptions.model_validate(entries[0].options)

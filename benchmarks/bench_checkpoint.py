@@ -25,7 +25,9 @@ def measure() -> list[Entry]:
         folder = Path(root)
         model = _larger_model(folder / "model")
         ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="warning")
-        learner = Learner(str(model), LearnerConfig(ranks=2, cpus_per_rank=1, kl_beta=0, deadline_s=300))
+        learner = Learner(
+            str(model), LearnerConfig(ranks=2, cpus_per_rank=1, kl_beta=0, deadline_s=300)
+        )
         try:
             target = folder / "checkpoint"
 
@@ -33,8 +35,13 @@ def measure() -> list[Entry]:
                 shutil.rmtree(target, ignore_errors=True)
                 return _seconds(lambda: learner.save(str(target)))
 
-            saving = medians({"save": save, "torch": lambda: _torch_save(target, folder / "plain.pt")}, 3)
-            loads = {"load": lambda: _seconds(lambda: learner.load(str(target))), "torch": lambda: _torch_load(folder / "plain.pt")}
+            saving = medians(
+                {"save": save, "torch": lambda: _torch_save(target, folder / "plain.pt")}, 3
+            )
+            loads = {
+                "load": lambda: _seconds(lambda: learner.load(str(target))),
+                "torch": lambda: _torch_load(folder / "plain.pt"),
+            }
             loading = medians(loads, 3)
         finally:
             learner.shutdown()
@@ -42,7 +49,9 @@ def measure() -> list[Entry]:
         size = _bytes(target)
     what = f"{size / 1e6:.0f} MB from two ranks"
     save_detail = f"{what}, hashed, flushed to disk and renamed: {saving['save']:.2f} s against {saving['torch']:.2f} s unflushed"
-    load_detail = f"{what}, hashes checked: {loading['load']:.2f} s against {loading['torch']:.2f} s"
+    load_detail = (
+        f"{what}, hashes checked: {loading['load']:.2f} s against {loading['torch']:.2f} s"
+    )
     return [
         _entry("checkpoint_vs_torch_save", saving["save"] / saving["torch"], save_detail),
         _entry("resume_vs_torch_load", loading["load"] / loading["torch"], load_detail),
@@ -50,7 +59,14 @@ def measure() -> list[Entry]:
 
 
 def _entry(name: str, value: float, detail: str) -> Entry:
-    return {"name": name, "value": value, "target": 3, "better": "lower", "unit": "x", "detail": detail}
+    return {
+        "name": name,
+        "value": value,
+        "target": 3,
+        "better": "lower",
+        "unit": "x",
+        "detail": detail,
+    }
 
 
 def _larger_model(folder: Path) -> Path:
@@ -60,10 +76,16 @@ def _larger_model(folder: Path) -> Path:
 
     shutil.copytree(MODEL, folder)
     config = json.loads((folder / "config.json").read_text())
-    config["text_config"] |= {"hidden_size": HIDDEN, "num_hidden_layers": LAYERS, "intermediate_size": 3 * HIDDEN}
+    config["text_config"] |= {
+        "hidden_size": HIDDEN,
+        "num_hidden_layers": LAYERS,
+        "intermediate_size": 3 * HIDDEN,
+    }
     config["vision_config"] |= {"out_hidden_size": HIDDEN}
     torch.manual_seed(0)
-    Qwen3VLForConditionalGeneration(Qwen3VLConfig(**config)).to(torch.bfloat16).save_pretrained(folder)
+    Qwen3VLForConditionalGeneration(Qwen3VLConfig(**config)).to(torch.bfloat16).save_pretrained(
+        folder
+    )
     return folder
 
 

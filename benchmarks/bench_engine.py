@@ -9,8 +9,8 @@ from functools import partial
 from typing import Any
 
 from axpo.config import Recipe, parse_recipe
-from axpo.flow import Flow
-from axpo.tasks.small_digit import SmallDigit, SmallDigitConfig
+from axpo.tasks.embedded.small_digit import SmallDigit, SmallDigitConfig
+from axpo.training.flow import Flow
 from benchmarks.engines import BLOCK, CONFIG, IN_FLIGHT, MODEL, Script, ask, each, engines
 from resampler.resampler import start_resampler
 from rollout_workers.pool import RolloutPool
@@ -36,9 +36,17 @@ def measure() -> Iterator[dict[str, Any]]:
         shares["two engines"] = _fork_share(pool)
     worst = min(share for share, _ in shares.values())
     detail = "; ".join(
-        f"{name}: {share:.4f}, {home:.0%} of the forks on the engine with their prefix" for name, (share, home) in shares.items()
+        f"{name}: {share:.4f}, {home:.0%} of the forks on the engine with their prefix"
+        for name, (share, home) in shares.items()
     )
-    yield _entry("fork_cache_share", worst, 0.95, "higher", "share", f"of whole blocks of {BLOCK} before the fork's first token; {detail}")
+    yield _entry(
+        "fork_cache_share",
+        worst,
+        0.95,
+        "higher",
+        "share",
+        f"of whole blocks of {BLOCK} before the fork's first token; {detail}",
+    )
 
 
 def _worker_vs_bare(pool: RolloutPool) -> dict[str, Any]:
@@ -85,9 +93,7 @@ def _async_vs_lockstep(pool: RolloutPool) -> dict[str, Any]:
         _, theirs = _timed(partial(_lockstep, pool, questions, step))
         ratios.append(theirs / ours)
         GROUP_SECONDS.extend(max(t.stats.seconds for t in g.rollouts) for g in groups)
-    detail = (
-        f"{len(questions) * CONFIG.n} rollouts of 3 turns of about 48 tokens, 2 tool calls each, {IN_FLIGHT} in flight on both sides; tool "
-    )
+    detail = f"{len(questions) * CONFIG.n} rollouts of 3 turns of about 48 tokens, 2 tool calls each, {IN_FLIGHT} in flight on both sides; tool "
     detail += f"latency log-normal (sigma 1), mean {turn_s:.2f} s = a turn's; ratios {', '.join(f'{r:.2f}' for r in ratios)}"
     return _entry("async_vs_lockstep", statistics.median(ratios), 2.06, "higher", "x", detail)
 
@@ -102,7 +108,11 @@ def _fork_share(pool: RolloutPool) -> tuple[float, float]:
     pool.take_stats()
     questions = ask(8 * len(pool.workers), 200)
     groups = list(pool.rollout(questions, 0))
-    futures = [pool.run(pool.fork(group, t.rollout, _prefix(pool, t), 4, 0)) for group in groups for t in group.rollouts[:2]]
+    futures = [
+        pool.run(pool.fork(group, t.rollout, _prefix(pool, t), 4, 0))
+        for group in groups
+        for t in group.rollouts[:2]
+    ]
     stats = [c.stats for future in futures for c in future.result(600).continuations[:1]]
     served = [s.cached_tokens / max((s.prompt_tokens - 1) // BLOCK * BLOCK, 1) for s in stats]
     return statistics.mean(served), pool.take_stats()["forks_home_share"]
@@ -128,13 +138,23 @@ def _axpo_vs_grpo(pool: RolloutPool) -> list[dict[str, Any]]:
             taken = flows[name].take(step)
             if step:
                 seconds[name].append(time.monotonic() - begun)
-                forks[name].append({(g.question.id, r.source) for g in taken.groups for r in g.resamples})
-                recovered[name] += [max(c.reward or 0.0 for c in r.continuations) > 0 for g in taken.groups for r in g.resamples]
-    overlap = sum(len(a & b) for a, b in zip(forks["streaming"], forks["batch"], strict=True)) / max(sum(map(len, forks["batch"])), 1)
+                forks[name].append(
+                    {(g.question.id, r.source) for g in taken.groups for r in g.resamples}
+                )
+                recovered[name] += [
+                    max(c.reward or 0.0 for c in r.continuations) > 0
+                    for g in taken.groups
+                    for r in g.resamples
+                ]
+    overlap = sum(
+        len(a & b) for a, b in zip(forks["streaming"], forks["batch"], strict=True)
+    ) / max(sum(map(len, forks["batch"])), 1)
     return [_wall(name, seconds, recovered, overlap) for name in ("streaming", "batch")]
 
 
-def _wall(name: str, seconds: dict[str, list[float]], recovered: dict[str, list[bool]], overlap: float) -> dict[str, Any]:
+def _wall(
+    name: str, seconds: dict[str, list[float]], recovered: dict[str, list[bool]], overlap: float
+) -> dict[str, Any]:
     ratios = [ours / grpo for ours, grpo in zip(seconds[name], seconds["grpo"], strict=True)]
     detail = f"16 questions x 8, r = 0.25, K = 4, {STEP} in flight at most; thoughts log-normal (sigma 1) around 64 tokens, calls of 32; "
     detail += f"GRPO {statistics.median(seconds['grpo']):.1f} s; "
@@ -142,7 +162,9 @@ def _wall(name: str, seconds: dict[str, list[float]], recovered: dict[str, list[
     if name == "streaming":
         detail += f"; {overlap:.0%} of the prefixes that the batch rule chose"
     detail += f"; median of {', '.join(f'{r:.2f}' for r in sorted(ratios))}"
-    return _entry(f"axpo_vs_grpo_wall_{name}", statistics.median(ratios), 1.08, "lower", "x", detail)
+    return _entry(
+        f"axpo_vs_grpo_wall_{name}", statistics.median(ratios), 1.08, "lower", "x", detail
+    )
 
 
 def _flow(pool: RolloutPool, recipe: Recipe) -> Flow:
@@ -158,8 +180,16 @@ class _Later(SmallDigit):
 
 
 def _recipe(**fields: Any) -> Recipe:
-    base = {"name": "bench", "model": MODEL, "task": {"kind": "small_digit"}, "steps": WALL_ROUNDS + 1, "questions_per_step": 16}
-    return parse_recipe(base | {"rollout": {"n": 8, "engine": {"weight_transfer": "shared_memory"}}} | fields)
+    base = {
+        "name": "bench",
+        "model": MODEL,
+        "task": {"kind": "small_digit"},
+        "steps": WALL_ROUNDS + 1,
+        "questions_per_step": 16,
+    }
+    return parse_recipe(
+        base | {"rollout": {"n": 8, "engine": {"weight_transfer": "shared_memory"}}} | fields
+    )
 
 
 def _prefix(pool: RolloutPool, trajectory: Trajectory) -> int:
@@ -181,5 +211,14 @@ def _share(values: Sequence[bool]) -> float:
     return sum(values) / max(len(values), 1)
 
 
-def _entry(name: str, value: float, target: float, better: str, unit: str, detail: str) -> dict[str, Any]:
-    return {"name": name, "value": round(value, 4), "target": target, "better": better, "unit": unit, "detail": detail}
+def _entry(
+    name: str, value: float, target: float, better: str, unit: str, detail: str
+) -> dict[str, Any]:
+    return {
+        "name": name,
+        "value": round(value, 4),
+        "target": target,
+        "better": better,
+        "unit": unit,
+        "detail": detail,
+    }

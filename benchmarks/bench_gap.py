@@ -17,14 +17,30 @@ def measure() -> list[Entry]:
 
 
 def _measure(dtype: str) -> Entry:
-    from axpo.run import RunDirectory
+    from axpo.record.run import RunDirectory
 
-    small = (f"steps={STEPS}", "questions_per_step=2", "rollout.n=4", "resampler.k=2", "task.held_out=4", "checkpoint_every=1000")
+    small = (
+        f"steps={STEPS}",
+        "questions_per_step=2",
+        "rollout.n=4",
+        "resampler.k=2",
+        "task.held_out=4",
+        "checkpoint_every=1000",
+    )
     types = (f"rollout.engine.dtype={dtype}", f"learner.dtype={dtype}")
     with tempfile.TemporaryDirectory() as root:
-        rows = RunDirectory.open(run_recipe(Path(root), "gap", *small, *types, "logging.groups_kept=0")).metrics()
+        rows = RunDirectory.open(
+            run_recipe(Path(root), "gap", *small, *types, "logging.groups_kept=0")
+        ).metrics()
     values = [row["engine_kl"] for row in rows if row.get("engine_kl") is not None]
     gaps = [row["logprob_gap_max"] for row in rows if row.get("logprob_gap_max") is not None]
     name, target = TARGETS[dtype]
     detail = f"largest of {len(values)} steps' means over tokens (k3), weights updated each step; largest |gap| of a token {max(gaps):.2g}"
-    return {"name": name, "value": max(values), "target": target, "better": "lower", "unit": "nats", "detail": detail}
+    return {
+        "name": name,
+        "value": max(values),
+        "target": target,
+        "better": "lower",
+        "unit": "nats",
+        "detail": detail,
+    }

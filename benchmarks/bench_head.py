@@ -13,7 +13,13 @@ VOCABULARY, TOKENS, HIDDEN = 151_936, 4_096, 256
 
 def peak(kind: str) -> float:
     """Bytes that forward and backward hold at most beyond what was there before."""
-    done = subprocess.run([sys.executable, "-m", "benchmarks.bench_head", kind], capture_output=True, text=True, check=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.bench_head", kind],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
+    )
     return float(done.stdout)
 
 

@@ -34,10 +34,19 @@ class Step:
 
         torch.set_num_threads(THREADS)
         attention.register()
-        network = Qwen3VLForConditionalGeneration.from_pretrained(model, dtype=torch.float32, attn_implementation=ATTENTION)
+        network = Qwen3VLForConditionalGeneration.from_pretrained(
+            model, dtype=torch.float32, attn_implementation=ATTENTION
+        )
         config = network.config
-        self.vision = VisionTokens(config.image_token_id, config.vision_start_token_id, config.vision_end_token_id)
-        banned = (config.vision_start_token_id, config.vision_end_token_id, config.image_token_id, config.video_token_id)
+        self.vision = VisionTokens(
+            config.image_token_id, config.vision_start_token_id, config.vision_end_token_id
+        )
+        banned = (
+            config.vision_start_token_id,
+            config.vision_end_token_id,
+            config.image_token_id,
+            config.video_token_id,
+        )
         self.policy = Policy(network, banned, 1.0)
         self.processor = AutoProcessor.from_pretrained(model).image_processor
         self.config = LearnerConfig()
@@ -56,7 +65,12 @@ class Step:
             parts = in_order([len(row.ids) for row in rows], BUDGET)
         else:
             questions = [item.question.id for item in items]
-            parts = [step[0] for step in plan_rows(rows, questions, lambda key: float(images.patches(key)), 1, BUDGET, layout)]
+            parts = [
+                step[0]
+                for step in plan_rows(
+                    rows, questions, lambda key: float(images.patches(key)), 1, BUDGET, layout
+                )
+            ]
         for part in parts:
             self._backward([rows[i] for i in part], images, layout)
         return time.perf_counter() - started
@@ -69,12 +83,25 @@ class Step:
 
         batch = collate(rows, images, self.vision, "padded" if layout == "plain" else layout)
         if layout == "plain":
-            pixel_values, image_grid_thw = images.tensors([key for row in rows for key in row.images])
+            pixel_values, image_grid_thw = images.tensors(
+                [key for row in rows for key in row.images]
+            )
             index = torch.arange(len(image_grid_thw))
-            batch = replace(batch, pixel_values=pixel_values, image_grid_thw=image_grid_thw, image_index=index)
+            batch = replace(
+                batch, pixel_values=pixel_values, image_grid_thw=image_grid_thw, image_index=index
+            )
         logprobs, _ = self.policy(batch)
         ones = torch.ones_like(logprobs.detach())
-        out = policy_loss(logprobs, batch.old_logprobs, batch.advantages, batch.weights, batch.items, None, ones, self.config)
+        out = policy_loss(
+            logprobs,
+            batch.old_logprobs,
+            batch.advantages,
+            batch.weights,
+            batch.items,
+            None,
+            ones,
+            self.config,
+        )
         out.loss.backward()
 
 
@@ -110,17 +137,28 @@ def measure() -> list[Entry]:
         f"(sorted by length, images shared: {t['padded']:.2f} s): {t['plain']:.2f} s"
     )
     entries = [
-        _entry("packed_vs_padded", t["plain"] / t["packed"], 1.5, f"{what}, packed {t['packed']:.2f} s"),
+        _entry(
+            "packed_vs_padded", t["plain"] / t["packed"], 1.5, f"{what}, packed {t['packed']:.2f} s"
+        ),
         _entry("tree_vs_padded_demo", t["plain"] / t["tree"], 2, f"{what}, tree {t['tree']:.2f} s"),
     ]
     with tempfile.TemporaryDirectory() as folder:
         large, model = with_large_images(train_items(1), Path(folder))
         step = Step(model)
         step(large, "tree")  # warm-up
-        t = {layout: step(large, layout) for layout in ("tree", "plain")}  # a minute and more: one turn
+        t = {
+            layout: step(large, layout) for layout in ("tree", "plain")
+        }  # a minute and more: one turn
     detail = f"{len(large)} trajectories of one question with an image of 1,024 tokens: {t['plain']:.2f} s padded, {t['tree']:.2f} s tree"
     return [*entries, _entry("tree_vs_padded_1024", t["plain"] / t["tree"], 4, detail)]
 
 
 def _entry(name: str, value: float, target: float, detail: str) -> Entry:
-    return {"name": name, "value": value, "target": target, "better": "higher", "unit": "x", "detail": detail}
+    return {
+        "name": name,
+        "value": value,
+        "target": target,
+        "better": "higher",
+        "unit": "x",
+        "detail": detail,
+    }

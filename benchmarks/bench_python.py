@@ -26,7 +26,9 @@ def measure() -> list[dict[str, Any]]:
     layers, toolbox = isolation(options)
     cold = [_cold(toolbox) for _ in range(COLD)]
     boxed = JailPool(options, layers, toolbox)
-    bare = JailPool(options, Isolation(namespaces=False, landlock=0, seccomp=False, bare=True), toolbox)
+    bare = JailPool(
+        options, Isolation(namespaces=False, landlock=0, seccomp=False, bare=True), toolbox
+    )
     loop = asyncio.new_event_loop()
 
     def hello(pool: JailPool) -> None:
@@ -43,7 +45,11 @@ def measure() -> list[dict[str, Any]]:
         boxed.close()
         bare.close()
         loop.close()
-    warm, fork, start = statistics.median(one["boxed"]), statistics.median(one["bare"]), statistics.median(cold)
+    warm, fork, start = (
+        statistics.median(one["boxed"]),
+        statistics.median(one["bare"]),
+        statistics.median(cold),
+    )
     rate, bare_rate = (LOAD / statistics.median(many[name]) for name in ("boxed", "bare"))
     p99 = statistics.quantiles(one["boxed"], n=100)[98]
     return [
@@ -78,7 +84,11 @@ def measure() -> list[dict[str, Any]]:
 def _cold(toolbox: Toolbox) -> float:
     """Seconds of an interpreter of its own for the hello, with the imports that the zygote has made."""
     started = time.perf_counter()
-    subprocess.run([toolbox.python, "-c", f"import {', '.join(_imports())}\n{HELLO}"], check=True, capture_output=True)
+    subprocess.run(
+        [toolbox.python, "-c", f"import {', '.join(_imports())}\n{HELLO}"],
+        check=True,
+        capture_output=True,
+    )
     return time.perf_counter() - started
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import ray
 
 from axpo.config import parse_recipe
-from axpo.flow import Flow
+from axpo.training.flow import Flow
 from benchmarks import bench_engine
 from benchmarks.engines import IN_FLIGHT, MODEL
 from resampler.resampler import start_resampler
@@ -44,9 +44,13 @@ TOKENS = SpecialTokens(*range(10))
 class WaitingWorker:
     """A rollout worker that waits as long as a group takes, and answers with trajectories of the usual size."""
 
-    def __init__(self, index: int, model: str, config: RolloutConfig, tools: tuple[float, float], *rest: Any) -> None:
+    def __init__(
+        self, index: int, model: str, config: RolloutConfig, tools: tuple[float, float], *rest: Any
+    ) -> None:
         self.index, (self.mu, self.sigma) = index, tools
-        self.room = asyncio.Semaphore(IN_FLIGHT // N)  # groups that are generated at once; others wait here, as in a real worker
+        self.room = asyncio.Semaphore(
+            IN_FLIGHT // N
+        )  # groups that are generated at once; others wait here, as in a real worker
 
     async def ready(self) -> SpecialTokens:
         return TOKENS
@@ -54,34 +58,75 @@ class WaitingWorker:
     async def ping(self) -> None:
         pass
 
-    async def rollout(self, question: Question, n: int, step: int, temperature: float | None = None, evaluating: bool = False) -> Group:
+    async def rollout(
+        self,
+        question: Question,
+        n: int,
+        step: int,
+        temperature: float | None = None,
+        evaluating: bool = False,
+    ) -> Group:
         rng = np.random.default_rng([int(question.id), step])
         async with self.room:
             await asyncio.sleep(_seconds(question.id, step, (self.mu, self.sigma)))
-        rollouts = [self._trajectory(question, i, rng, float(rng.uniform() < 0.3)) for i in range(n)]
+        rollouts = [
+            self._trajectory(question, i, rng, float(rng.uniform() < 0.3)) for i in range(n)
+        ]
         return Group(question, tuple(rollouts), self.index)
 
     async def fork(
-        self, question: Question, source: Trajectory, prefix_tokens: int, k: int, step: int, min_distinct_calls: int
+        self,
+        question: Question,
+        source: Trajectory,
+        prefix_tokens: int,
+        k: int,
+        step: int,
+        min_distinct_calls: int,
     ) -> Resample:
         rng = np.random.default_rng([int(question.id), step, source.rollout])
         await asyncio.sleep(rng.lognormal(self.mu, self.sigma) / 2)
         forks = [
-            self._trajectory(question, source.rollout, rng, float(i == 0), ForkPoint(source.rollout, i, prefix_tokens)) for i in range(k)
+            self._trajectory(
+                question,
+                source.rollout,
+                rng,
+                float(i == 0),
+                ForkPoint(source.rollout, i, prefix_tokens),
+            )
+            for i in range(k)
         ]
         return Resample(source.rollout, prefix_tokens, tuple(forks))
 
     async def shutdown(self) -> None:
         pass
 
-    def _trajectory(self, question: Question, rollout: int, rng: Any, reward: float, fork: ForkPoint | None = None) -> Trajectory:
+    def _trajectory(
+        self,
+        question: Question,
+        rollout: int,
+        rng: Any,
+        reward: float,
+        fork: ForkPoint | None = None,
+    ) -> Trajectory:
         call = rng.integers(20, 300, 48).astype(np.int32)
         call[8], call[16], call[40] = TOKENS.think_close, TOKENS.call_open, TOKENS.call_close
         first = PolicySegment(call, -rng.uniform(size=48).astype(np.float32), 0)
         crop = rng.integers(0, 255, (64, 64, 3)).astype(np.uint8)
-        last = PolicySegment(rng.integers(20, 300, 48).astype(np.int32), -rng.uniform(size=48).astype(np.float32), 0)
+        last = PolicySegment(
+            rng.integers(20, 300, 48).astype(np.int32), -rng.uniform(size=48).astype(np.float32), 0
+        )
         segments = (first, ObservationSegment(call, (crop,)), last)
-        return Trajectory(question.id, rollout, call, segments, EndReason.ANSWERED, "7", reward, fork, RolloutStats(seconds=1.0))
+        return Trajectory(
+            question.id,
+            rollout,
+            call,
+            segments,
+            EndReason.ANSWERED,
+            "7",
+            reward,
+            fork,
+            RolloutStats(seconds=1.0),
+        )
 
 
 def _seconds(question: str, step: int, fit: tuple[float, float]) -> float:
@@ -101,7 +146,13 @@ def measure() -> list[dict[str, Any]]:
     logs = np.log(durations)
     fit = float(logs.mean()), float(logs.std())
     rates, costs = {}, {}
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="error",
+    )
     try:
         for count in ENGINES:
             rates[count], costs[count] = _run(count, fit)
@@ -131,7 +182,9 @@ def _run(count: int, fit: tuple[float, float]) -> tuple[float, tuple[float, floa
     Groups under way: the durations of the groups that finished, over the time they finished in. By Little's law the rate a group of
     mean duration would have, without the noise of which durations were drawn.
     """
-    config = RolloutConfig(workers=count, n=N, concurrency=IN_FLIGHT, cpus_per_worker=0.001, health_s=300)
+    config = RolloutConfig(
+        workers=count, n=N, concurrency=IN_FLIGHT, cpus_per_worker=0.001, health_s=300
+    )
     recipe = parse_recipe(
         {
             "name": "scale",
@@ -151,16 +204,24 @@ def _run(count: int, fit: tuple[float, float]) -> tuple[float, tuple[float, floa
     pool = RolloutPool("", config, fit, None, lambda q, a: 0.0, 0, actor_class=WaitingWorker)  # type: ignore[arg-type]
     try:
         resampler = start_resampler(recipe.resampler, pool.ready(), N)
-        before, spent = ray.get(resampler.__ray_call__.remote(lambda self: time.process_time()), timeout=60), time.process_time()
+        before, spent = (
+            ray.get(resampler.__ray_call__.remote(lambda self: time.process_time()), timeout=60),
+            time.process_time(),
+        )
         flow = Flow(recipe, _Task(), pool, resampler, log=log)  # type: ignore[arg-type]
         flow.feed(0)
         flow.take(0)
         trajectories = len(finished) * N
         driver = (time.process_time() - spent) / trajectories
-        forked = (ray.get(resampler.__ray_call__.remote(lambda self: time.process_time()), timeout=60) - before) / trajectories
+        forked = (
+            ray.get(resampler.__ray_call__.remote(lambda self: time.process_time()), timeout=60)
+            - before
+        ) / trajectories
         ray.kill(resampler)
     finally:
         pool.shutdown()
     wave = count * IN_FLIGHT // N
     steady = finished[wave:-wave]
-    return sum(_seconds(question, 0, fit) for _, question in steady[1:]) / (steady[-1][0] - steady[0][0]), (driver, forked)
+    return sum(_seconds(question, 0, fit) for _, question in steady[1:]) / (
+        steady[-1][0] - steady[0][0]
+    ), (driver, forked)

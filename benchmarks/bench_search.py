@@ -34,7 +34,10 @@ def measure() -> list[dict[str, Any]]:
         started = time.perf_counter()
         manifest, _ = build(corpus, out)
         build_s = time.perf_counter() - started
-        tool = open_search("search", SearchOptions.model_validate({"provider": {"kind": "local", "index": str(out)}}))
+        tool = open_search(
+            "search",
+            SearchOptions.model_validate({"provider": {"kind": "local", "index": str(out)}}),
+        )
         size = sum(size for size, _ in manifest.files.values()) / 1e6
         calls = [(ToolCall(tool.parse({"query": query})), address) for query, address in queries]
         for call, _ in calls[:50]:
@@ -84,18 +87,30 @@ def _write(file: Path, rng: np.random.Generator) -> list[tuple[str, str]]:
         start = int(rng.integers(0, LENGTH - 6))
         text[row, start : start + 6] = sentence
         asked = [*rng.choice(sentence, 3, replace=False), *rng.integers(0, 50, rng.integers(2, 7))]
-        queries.append((" ".join(vocabulary[i] for i in rng.permutation(asked)), f"https://corpus.example/{row}"))
+        queries.append(
+            (
+                " ".join(vocabulary[i] for i in rng.permutation(asked)),
+                f"https://corpus.example/{row}",
+            )
+        )
     with file.open("w", encoding="utf-8") as out:
         for row, words in enumerate(text):
             title, body = (" ".join(vocabulary[i] for i in part) for part in (words[:5], words))
-            out.write(json.dumps({"title": title, "text": body, "url": f"https://corpus.example/{row}"}) + "\n")
+            out.write(
+                json.dumps({"title": title, "text": body, "url": f"https://corpus.example/{row}"})
+                + "\n"
+            )
     return queries
 
 
 def _vocabulary() -> list[str]:
     """Distinct pronounceable words, the frequent ones short. No English ending, so that the stemmer merges none."""
     syllables = ["".join(pair) for pair in itertools.product("bdfgklmnprtvz", "aou")]
-    words = ["".join(word) for length in (1, 2, 3) for word in itertools.product(syllables, repeat=length)][:WORDS]
+    words = [
+        "".join(word)
+        for length in (1, 2, 3)
+        for word in itertools.product(syllables, repeat=length)
+    ][:WORDS]
     short, long = words[:1500], words[1500:]
     random.Random(0).shuffle(short)
     random.Random(1).shuffle(long)

@@ -19,13 +19,17 @@ CALLS, LOADS = 2000, 5
 IN_FLIGHT = 32
 TEXT = "hello"
 ARGUMENTS: tuple[Any, ...] = ("echo", {"text": TEXT}, [], ())
-CONFIG = ToolServerConfig.model_validate({"tools": {"echo": {"function": "benchmarks.echo:echo", "concurrency": IN_FLIGHT}}})
+CONFIG = ToolServerConfig.model_validate(
+    {"tools": {"echo": {"function": "benchmarks.echo:echo", "concurrency": IN_FLIGHT}}}
+)
 
 
 class Bare:
     """A Ray actor that does what the echo tool does, and nothing else."""
 
-    async def call(self, name: str, arguments: dict[str, Any], images: list[Any], earlier: tuple[Any, ...]) -> str:
+    async def call(
+        self, name: str, arguments: dict[str, Any], images: list[Any], earlier: tuple[Any, ...]
+    ) -> str:
         return arguments["text"]
 
 
@@ -37,7 +41,13 @@ def measure() -> list[dict[str, Any]]:
     """
     ours = not ray.is_initialized()
     if ours:
-        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+        ray.init(
+            address="local",
+            num_cpus=2,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="error",
+        )
     loop = asyncio.new_event_loop()
     pool, server = start_tool_servers(CONFIG), ToolServer(CONFIG)
     try:
@@ -56,7 +66,12 @@ def measure() -> list[dict[str, Any]]:
         def load(call: Callable[[], Awaitable[str]], count: int = CALLS) -> Callable[[], None]:
             return lambda: loop.run_until_complete(_load(call, count))
 
-        calls = {"pool": through_pool, "ray": through_ray, "process": in_process, "direct": lambda: echo(TEXT)}
+        calls = {
+            "pool": through_pool,
+            "ray": through_ray,
+            "process": in_process,
+            "direct": lambda: echo(TEXT),
+        }
         interleaved(1, **{name: load(call, 500) for name, call in calls.items()})
         seconds = interleaved(LOADS, **{name: load(call) for name, call in calls.items()})
     finally:

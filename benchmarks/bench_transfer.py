@@ -23,22 +23,46 @@ from rollout_workers.pool import RolloutPool
 
 ROUNDS = 3
 LAYERS = 22
-LARGE = {"hidden_size": 768, "intermediate_size": 2304, "num_attention_heads": 12, "num_key_value_heads": 4, "head_dim": 64}
-SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+LARGE = {
+    "hidden_size": 768,
+    "intermediate_size": 2304,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 4,
+    "head_dim": 64,
+}
+SMALL = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+}
 LEARNER = LearnerConfig(ranks=2, cpus_per_rank=0.1, kl_beta=0.0, bucket_mb=64, deadline_s=900)
 ROLLOUT = RolloutConfig(
     max_context_tokens=256,
     cpus_per_worker=0.1,
     health_s=300,
     engine=EngineConfig(
-        dtype="float32", block_size=32, max_num_seqs=4, enforce_eager=True, kv_cache_gb=0.25, threads=2, weight_transfer="shared_memory"
+        dtype="float32",
+        block_size=32,
+        max_num_seqs=4,
+        enforce_eager=True,
+        kv_cache_gb=0.25,
+        threads=2,
+        weight_transfer="shared_memory",
     ),
 )
 
 
 def measure() -> list[dict[str, Any]]:
     """Entries `transfer_vs_copy` (a large model) and `transfer_vs_per_parameter` (as many tensors, small)."""
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="error",
+    )
     try:
         with _connected(LARGE) as (learner, pool, tensors, size):
             sync = statistics.median(_sync(learner, pool, step) for step in range(ROUNDS))
@@ -100,7 +124,11 @@ def _model(folder: Path, sizes: dict[str, int]) -> tuple[int, int]:
     data["text_config"].pop("layer_types", None)
     data["vision_config"]["out_hidden_size"] = sizes["hidden_size"]
     section = sizes["head_dim"] // 2
-    data["text_config"]["rope_parameters"]["mrope_section"] = [section - 2 * (section // 3), section // 3, section // 3]
+    data["text_config"]["rope_parameters"]["mrope_section"] = [
+        section - 2 * (section // 3),
+        section // 3,
+        section // 3,
+    ]
     torch.manual_seed(0)
     model = Qwen3VLForConditionalGeneration(Qwen3VLConfig.from_dict(data)).float()
     model.save_pretrained(folder)
@@ -125,7 +153,10 @@ def _bucket_bytes(learner: Learner, megabytes: int) -> None:
 
 class _Reader:
     def read(self, file: str) -> int:
-        with open(file, "rb") as source, mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        with (
+            open(file, "rb") as source,
+            mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
+        ):
             return len(bytearray(mapped))
 
 

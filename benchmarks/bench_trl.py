@@ -23,7 +23,9 @@ class TRL:
         from trl import GRPOConfig, GRPOTrainer
 
         torch.set_num_threads(THREADS)
-        network = Qwen3VLForConditionalGeneration.from_pretrained(MODEL, dtype=torch.float32, attn_implementation="sdpa")
+        network = Qwen3VLForConditionalGeneration.from_pretrained(
+            MODEL, dtype=torch.float32, attn_implementation="sdpa"
+        )
         processor = AutoProcessor.from_pretrained(MODEL)
         self.images = processor.image_processor
         self.pad = network.config.image_token_id
@@ -54,8 +56,13 @@ class TRL:
         rows = []
         for item in items:
             t = item.trajectory
-            pictures = self.images([Image.fromarray(i) for i in (*item.question.images, *t.images)], return_tensors="pt")
-            features = iter((pictures["image_grid_thw"].prod(-1) // self.images.merge_size**2).tolist())
+            pictures = self.images(
+                [Image.fromarray(i) for i in (*item.question.images, *t.images)],
+                return_tensors="pt",
+            )
+            features = iter(
+                (pictures["image_grid_thw"].prod(-1) // self.images.merge_size**2).tolist()
+            )
             prompt, _ = self._expand(t.prompt_ids, [False] * len(t.prompt_ids), features)
             completion, mask = self._expand(t.response_ids, item.mask, features)
             rows.append((prompt, completion, mask, float(item.advantages[item.mask][0]), pictures))
@@ -77,7 +84,10 @@ class TRL:
 
         def padded(parts: list[list[int]], left: bool) -> tuple[Any, Any]:
             width = max(map(len, parts))
-            values, mask = torch.zeros(len(parts), width, dtype=torch.long), torch.zeros(len(parts), width, dtype=torch.long)
+            values, mask = (
+                torch.zeros(len(parts), width, dtype=torch.long),
+                torch.zeros(len(parts), width, dtype=torch.long),
+            )
             for b, part in enumerate(parts):
                 where = slice(width - len(part), width) if left else slice(0, len(part))
                 values[b, where], mask[b, where] = torch.tensor(part), 1
@@ -110,4 +120,13 @@ def measure() -> list[Entry]:
         f"GRPOTrainer of TRL {metadata.version('trl')} (no reference, no checkpointing), same model, tokens, budget and thread: "
         f"{t['trl']:.2f} s against {t['ours']:.2f} s"
     )
-    return [{"name": "step_vs_trl", "value": t["trl"] / t["ours"], "target": 2, "better": "higher", "unit": "x", "detail": detail}]
+    return [
+        {
+            "name": "step_vs_trl",
+            "value": t["trl"] / t["ours"],
+            "target": 2,
+            "better": "higher",
+            "unit": "x",
+            "detail": detail,
+        }
+    ]

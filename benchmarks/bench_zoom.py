@@ -28,7 +28,11 @@ def measure() -> list[dict[str, Any]]:
     size = (out.shape[1], out.shape[0])
     if not np.array_equal(out, np.asarray(image.crop(box).resize(size, Image.Resampling.LANCZOS))):
         raise AssertionError("the tool and Pillow disagree")
-    timed = interleaved(REPETITIONS, zoom=lambda: tool.run(call), pillow=lambda: image.crop(box).resize(size, Image.Resampling.LANCZOS))
+    timed = interleaved(
+        REPETITIONS,
+        zoom=lambda: tool.run(call),
+        pillow=lambda: image.crop(box).resize(size, Image.Resampling.LANCZOS),
+    )
     zoom_ms, pillow_ms = (statistics.median(seconds) * 1e3 for seconds in timed.values())
     return [
         {

@@ -17,7 +17,7 @@ import numpy as np
 import ray
 
 from axpo.tasks import load_task
-from axpo.tasks.small_digit import SmallDigitConfig
+from axpo.tasks.embedded.small_digit import SmallDigitConfig
 from rollout_workers.agent import Generation
 from rollout_workers.chat import Chat
 from rollout_workers.config import EngineConfig, RolloutConfig
@@ -69,14 +69,20 @@ class Script:
     def tokens(self, seed: int, turn: int = 0, opened: bool = False) -> int:
         if opened:
             return self.call
-        draw = np.random.default_rng(seed).lognormal(math.log(self.mean) - self.sigma**2 / 2, self.sigma)
+        draw = np.random.default_rng(seed).lognormal(
+            math.log(self.mean) - self.sigma**2 / 2, self.sigma
+        )
         return int(np.clip(draw, 4, self.most)) + (self.call if self.calls(seed, turn) else 0)
 
     def calls(self, seed: int, turn: int) -> bool:
-        return turn < self.tool_turns and (turn > 0 or np.random.default_rng([seed, 1]).uniform() < self.tool_rate)
+        return turn < self.tool_turns and (
+            turn > 0 or np.random.default_rng([seed, 1]).uniform() < self.tool_rate
+        )
 
     def ending(self, seed: int, turn: int, opened: bool) -> str:
-        call = f'{{"name": "wait", "arguments": {{"seed": {seed % 2**31}}}}}\n</tool_call><|im_end|>'
+        call = (
+            f'{{"name": "wait", "arguments": {{"seed": {seed % 2**31}}}}}\n</tool_call><|im_end|>'
+        )
         if opened:
             return call
         if self.calls(seed, turn):
@@ -97,19 +103,31 @@ class ScriptedEngine(VLLMEngine):
         params.stop_token_ids = []
         return params
 
-    async def generate(self, prompt_ids: Any, images: Any, *, seed: int, max_tokens: int, **options: Any) -> list[Generation]:
+    async def generate(
+        self, prompt_ids: Any, images: Any, *, seed: int, max_tokens: int, **options: Any
+    ) -> list[Generation]:
         opened = prompt_ids[-1] == self.chat.tokens.call_open
         # A prompt opens system (the tools), user and assistant; each tool result opens the last two again.
         turn = (int((prompt_ids == self.chat.tokens.im_start).sum()) - 3) // 2
         most = min(max_tokens, self.script.tokens(seed, turn, opened))
-        generations = await super().generate(prompt_ids, images, seed=seed, max_tokens=most, **options)
-        return [self._ended(generation, self.script.ending(seed + k, turn, opened)) for k, generation in enumerate(generations)]
+        generations = await super().generate(
+            prompt_ids, images, seed=seed, max_tokens=most, **options
+        )
+        return [
+            self._ended(generation, self.script.ending(seed + k, turn, opened))
+            for k, generation in enumerate(generations)
+        ]
 
     def _ended(self, generation: Generation, ending: str) -> Generation:
-        special = [getattr(self.chat.tokens, name) for name in ("think_close", "call_open", "call_close", "im_end")]
+        special = [
+            getattr(self.chat.tokens, name)
+            for name in ("think_close", "call_open", "call_close", "im_end")
+        ]
         sampled = np.where(np.isin(generation.token_ids, special), 20, generation.token_ids)
         ids = np.concatenate([sampled, self.chat.encode_policy(ending)]).astype(np.int32)
-        logprobs = np.concatenate([generation.logprobs, np.full(len(ids) - len(sampled), -0.5)]).astype(np.float32)
+        logprobs = np.concatenate(
+            [generation.logprobs, np.full(len(ids) - len(sampled), -0.5)]
+        ).astype(np.float32)
         return replace(generation, token_ids=ids, logprobs=logprobs, finished=True)
 
 
@@ -133,14 +151,24 @@ class WaitingTools:
     def evaluating(self) -> WaitingTools:
         return self
 
-    async def call(self, name: str, arguments: dict[str, Any], images: Sequence[Any], earlier: Sequence[Any] = ()) -> Waited:
+    async def call(
+        self,
+        name: str,
+        arguments: dict[str, Any],
+        images: Sequence[Any],
+        earlier: Sequence[Any] = (),
+    ) -> Waited:
         await asyncio.sleep(self.seconds(arguments["seed"]))
         return Waited()
 
     def seconds(self, seed: int) -> float:
         if not self.mean_s:
             return 0.0
-        return float(np.random.default_rng([seed, 2]).lognormal(math.log(self.mean_s) - self.sigma**2 / 2, self.sigma))
+        return float(
+            np.random.default_rng([seed, 2]).lognormal(
+                math.log(self.mean_s) - self.sigma**2 / 2, self.sigma
+            )
+        )
 
 
 class BenchWorker(RolloutWorker):
@@ -175,11 +203,17 @@ class BenchWorker(RolloutWorker):
             prompt = {"prompt_token_ids": prompts[i], "multi_modal_data": {"image": images[i]}}
             tokens = 0
             async with slots:
-                async for output in engine._llm.generate(prompt, params, request_id=f"bare-{step}-{i}-{rollout}"):
+                async for output in engine._llm.generate(
+                    prompt, params, request_id=f"bare-{step}-{i}-{rollout}"
+                ):
                     tokens += sum(len(part.token_ids) for part in output.outputs)
             return tokens
 
-        return sum(await asyncio.gather(*[one(i, rollout) for i in range(len(questions)) for rollout in range(n)]))
+        return sum(
+            await asyncio.gather(
+                *[one(i, rollout) for i in range(len(questions)) for rollout in range(n)]
+            )
+        )
 
     async def lockstep(self, questions: Sequence[Question], n: int, step: int, turns: int) -> int:
         """The same rollouts batch by batch of IN_FLIGHT: all generate a turn, then all call their tool, and so on; returns tokens."""
@@ -197,15 +231,25 @@ class BenchWorker(RolloutWorker):
                 seeds = [derive_seed(self._run_seed, step, q.id, r, None, turn) for q, r in batch]
                 answers = await asyncio.gather(
                     *[
-                        engine.generate(ids, pics, seed=seed, max_tokens=self._config.max_turn_tokens)
+                        engine.generate(
+                            ids, pics, seed=seed, max_tokens=self._config.max_turn_tokens
+                        )
                         for ids, pics, seed in zip(histories, images, seeds, strict=True)
                     ]
                 )
                 tokens += sum(len(a.token_ids) for (a,) in answers)
                 if turn + 1 < turns:
-                    results = await asyncio.gather(*[self._tools.call("wait", {"seed": seed % 2**31}, [], ()) for seed in seeds])
+                    results = await asyncio.gather(
+                        *[
+                            self._tools.call("wait", {"seed": seed % 2**31}, [], ())
+                            for seed in seeds
+                        ]
+                    )
                     seen = [self._chat.observation([(result.text, 0)]) for result in results]
-                    histories = [np.concatenate([h, a.token_ids, o]) for h, (a,), o in zip(histories, answers, seen, strict=True)]
+                    histories = [
+                        np.concatenate([h, a.token_ids, o])
+                        for h, (a,), o in zip(histories, answers, seen, strict=True)
+                    ]
         return tokens
 
 
@@ -216,11 +260,21 @@ def right(question: Question, answer: str | None) -> float:
 @contextmanager
 def engines(workers: int = 1, in_flight: int = IN_FLIGHT) -> Iterator[RolloutPool]:
     """A pool of bench workers on a Ray of its own, each with so many rollouts in flight."""
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="error",
+    )
     try:
         engine = CONFIG.engine.model_copy(update={"max_num_seqs": in_flight})
-        config = CONFIG.model_copy(update={"workers": workers, "concurrency": in_flight, "engine": engine})
-        pool = RolloutPool(MODEL, config, WaitingTools(), None, right, run_seed=1, actor_class=BenchWorker)
+        config = CONFIG.model_copy(
+            update={"workers": workers, "concurrency": in_flight, "engine": engine}
+        )
+        pool = RolloutPool(
+            MODEL, config, WaitingTools(), None, right, run_seed=1, actor_class=BenchWorker
+        )
         try:
             pool.ready()
             yield pool
@@ -232,7 +286,7 @@ def engines(workers: int = 1, in_flight: int = IN_FLIGHT) -> Iterator[RolloutPoo
 
 def ask(count: int, start: int = 0) -> list[Question]:
     """Questions of the embedded task, images in the object store."""
-    from axpo.evaluate import stored
+    from rollout_workers.trajectory import stored
 
     task = load_task(SmallDigitConfig())
     return [stored(task.train(index)) for index in range(start, start + count)]
@@ -240,4 +294,6 @@ def ask(count: int, start: int = 0) -> list[Question]:
 
 def each(pool: RolloutPool, method: str, *arguments: Any) -> list[Any]:
     """Call a method on every worker and wait."""
-    return ray.get([getattr(worker, method).remote(*arguments) for worker in pool.workers], timeout=900)
+    return ray.get(
+        [getattr(worker, method).remote(*arguments) for worker in pool.workers], timeout=900
+    )

@@ -36,12 +36,14 @@ def run_recipe(root: Path, name: str, *settings: str) -> Path:
 @functools.cache
 def recorded() -> tuple[Any, ...]:
     """The groups of one step of the demo: 16 questions, N = 8, K = 4."""
-    from axpo.records import trajectory_from_json
-    from axpo.run import RunDirectory
+    from axpo.record.records import trajectory_from_json
+    from axpo.record.run import RunDirectory
     from rollout_workers.trajectory import Group, Question, Resample
 
     with tempfile.TemporaryDirectory() as root:
-        path = run_recipe(Path(root), "record", "steps=1", "task.held_out=4", "logging.groups_kept=1000")
+        path = run_recipe(
+            Path(root), "record", "steps=1", "task.held_out=4", "logging.groups_kept=1000"
+        )
         run = RunDirectory.open(path)
         groups = []
         for record in run.groups(1):
@@ -49,10 +51,21 @@ def recorded() -> tuple[Any, ...]:
             images = tuple(run.images.load(name) for name in asked["images"])
             rollouts = tuple(trajectory_from_json(r, run.images) for r in record["rollouts"])
             resamples = tuple(
-                Resample(r["source"], r["prefix_tokens"], tuple(trajectory_from_json(c, run.images) for c in r["continuations"]))
+                Resample(
+                    r["source"],
+                    r["prefix_tokens"],
+                    tuple(trajectory_from_json(c, run.images) for c in r["continuations"]),
+                )
                 for r in record["resamples"]
             )
-            groups.append(Group(Question(asked["id"], asked["text"], images, asked["answer"]), rollouts, 0, resamples))
+            groups.append(
+                Group(
+                    Question(asked["id"], asked["text"], images, asked["answer"]),
+                    rollouts,
+                    0,
+                    resamples,
+                )
+            )
     return tuple(groups)
 
 
@@ -75,12 +88,17 @@ def with_large_images(items: list[Any], folder: Path, tokens: int = 1024) -> tup
     for file in model.glob("*processor_config.json"):
         config = json.loads(file.read_text())
         sizes = config.get("image_processor", config)
-        sizes["size"] = {"shortest_edge": sizes["size"]["shortest_edge"], "longest_edge": side * side}
+        sizes["size"] = {
+            "shortest_edge": sizes["size"]["shortest_edge"],
+            "longest_edge": side * side,
+        }
         file.write_text(json.dumps(config))
     scaled: dict[str, Any] = {}
     for item in items:
         question = item.question
         if question.id not in scaled:
-            images = tuple(np.asarray(Image.fromarray(image).resize((side, side))) for image in question.images)
+            images = tuple(
+                np.asarray(Image.fromarray(image).resize((side, side))) for image in question.images
+            )
             scaled[question.id] = replace(question, images=images)
     return [replace(item, question=scaled[item.question.id]) for item in items], str(model)

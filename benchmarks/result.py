@@ -33,10 +33,19 @@ class Entry(TypedDict):
 
 def met(entry: Entry) -> bool:
     """Whether the value reaches its target."""
-    return entry["value"] >= entry["target"] if entry["better"] == "higher" else entry["value"] <= entry["target"]
+    return (
+        entry["value"] >= entry["target"]
+        if entry["better"] == "higher"
+        else entry["value"] <= entry["target"]
+    )
 
 
-def run(name: str, expected: Sequence[str], measures: Sequence[Callable[[], Iterable[Any]]], packages: Sequence[str] = ()) -> int:
+def run(
+    name: str,
+    expected: Sequence[str],
+    measures: Sequence[Callable[[], Iterable[Any]]],
+    packages: Sequence[str] = (),
+) -> int:
     """Measure, write `results/<name>.json` and print it as a table.
 
     A measure that fails loses what it had not yet yielded. Returns an exit code: 1 where one of the `expected` names could not be measured;
@@ -54,7 +63,11 @@ def run(name: str, expected: Sequence[str], measures: Sequence[Callable[[], Iter
             traceback.print_exc()
     missing = [name for name in expected if name not in entries]
     RESULTS.mkdir(exist_ok=True)
-    result = {"machine": machine(), "versions": versions(packages), "entries": list(entries.values())}
+    result = {
+        "machine": machine(),
+        "versions": versions(packages),
+        "entries": list(entries.values()),
+    }
     (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     console.print(table(list(entries.values())))
     for absent in missing:
@@ -82,7 +95,12 @@ def table(entries: Sequence[Entry]) -> Table:
     for entry in entries:
         good = met(entry)
         value = Text(f"{entry['value']:.4g} {entry['unit']}", "green" if good else "red")
-        shown.add_row(entry["name"], value, f"{'>=' if entry['better'] == 'higher' else '<='} {entry['target']:g}", entry["detail"])
+        shown.add_row(
+            entry["name"],
+            value,
+            f"{'>=' if entry['better'] == 'higher' else '<='} {entry['target']:g}",
+            entry["detail"],
+        )
     return shown
 
 
@@ -101,7 +119,9 @@ def machine() -> dict[str, Any]:
 
 def versions(packages: Sequence[str]) -> dict[str, str]:
     """Of Python, and of packages that a number depends on."""
-    return {"python": platform.python_version()} | {package: metadata.version(package) for package in packages}
+    return {"python": platform.python_version()} | {
+        package: metadata.version(package) for package in packages
+    }
 
 
 def _cpu() -> str:

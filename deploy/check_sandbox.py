@@ -16,7 +16,9 @@ def main() -> int:
         PYTHON.open("python", options).close()
     except ToolUnavailable as error:
         print(f"setup: the python tool does not start here: {str(error).splitlines()[0]}")
-        print("       Everything else works without it; recipes that offer it refuse to start. SECURITY.md says what each layer is for.")
+        print(
+            "       Everything else works without it; recipes that offer it refuse to start. SECURITY.md says what each layer is for."
+        )
         return 1
     print("  ok    a call ran inside, and no escape of the self-test got out")
     return 0

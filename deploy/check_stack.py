@@ -68,10 +68,18 @@ ADVICE = {
 
 
 def main() -> int:
-    print("setup: checking vLLM, Ray, DeepSpeed and the Qwen3-VL processor, one process each (a minute or two)", flush=True)
+    print(
+        "setup: checking vLLM, Ray, DeepSpeed and the Qwen3-VL processor, one process each (a minute or two)",
+        flush=True,
+    )
     scripts = {"vLLM": VLLM, "Ray": RAY, "DeepSpeed": DEEPSPEED, "Qwen3-VL processor": PROCESSOR}
     started = {
-        name: subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        name: subprocess.Popen(
+            [sys.executable, "-c", script],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
         for name, script in scripts.items()
     }
     deadline = time.monotonic() + TIMEOUT_S
@@ -92,7 +100,9 @@ def main() -> int:
                 + f"\n        -> {ADVICE[name]}"
             )
     if failed:
-        print("setup: the stack is not usable. Remove .venv and run `make setup` again if its packages were changed by hand.")
+        print(
+            "setup: the stack is not usable. Remove .venv and run `make setup` again if its packages were changed by hand."
+        )
     return int(failed)
 
 

@@ -43,7 +43,9 @@ def tree_attention(
     if tree is None:
         return sdpa_attention_forward(module, query, key, value, None, scaling=scaling, **kwargs)
     if block_mask is not None:
-        return flex_attention_forward(module, query, key, value, block_mask, scaling=scaling, **kwargs)
+        return flex_attention_forward(
+            module, query, key, value, block_mask, scaling=scaling, **kwargs
+        )
     groups = query.shape[1] // key.shape[1]
     lengths = [stop - start for start, stop in tree.spans]
     queries, keys, values = query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2)
@@ -53,6 +55,14 @@ def tree_attention(
         k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
         above = k.shape[2] - lengths[node]
         # A root is plainly causal; below it every query sees the whole way down and the node itself up to its own place.
-        mask = torch.ones(lengths[node], k.shape[2], dtype=torch.bool, device=k.device).tril(above) if above else None
-        out.append(F.scaled_dot_product_attention(queries[node], k, v, attn_mask=mask, scale=scaling, is_causal=mask is None))
+        mask = (
+            torch.ones(lengths[node], k.shape[2], dtype=torch.bool, device=k.device).tril(above)
+            if above
+            else None
+        )
+        out.append(
+            F.scaled_dot_product_attention(
+                queries[node], k, v, attn_mask=mask, scale=scaling, is_causal=mask is None
+            )
+        )
     return torch.cat(out, 2).transpose(1, 2).contiguous(), None

@@ -46,7 +46,9 @@ class Row:
     """One item as the model reads it: L input ids (images expanded), M trained tokens."""
 
     ids: NDArray[np.int64]  # [L]
-    keys: NDArray[np.int64]  # [L] ids, with a number of its own for each distinct image in place of its tokens
+    keys: NDArray[
+        np.int64
+    ]  # [L] ids, with a number of its own for each distinct image in place of its tokens
     images: tuple[ImageKey, ...]
     image_starts: NDArray[np.int64]  # [images] input position of each image's first token
     positions: NDArray[np.int64]  # [M] input position whose logits predict the trained token
@@ -77,7 +79,12 @@ class MicroBatch:
 
     def to(self, device: torch.device) -> MicroBatch:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return MicroBatch(**{name: value.to(device) if isinstance(value, Tensor) else value for name, value in values.items()})
+        return MicroBatch(
+            **{
+                name: value.to(device) if isinstance(value, Tensor) else value
+                for name, value in values.items()
+            }
+        )
 
 
 class StepImages:
@@ -131,10 +138,16 @@ class StepImages:
 
         missing = [key for key in keys if key not in self._processed]
         if missing:
-            out = self._processor([Image.fromarray(self._pixels[key]) for key in missing], return_tensors="pt")
+            out = self._processor(
+                [Image.fromarray(self._pixels[key]) for key in missing], return_tensors="pt"
+            )
             values = out["pixel_values"].split(out["image_grid_thw"].prod(-1).tolist())
-            self._processed.update(zip(missing, zip(values, out["image_grid_thw"], strict=True), strict=True))
-        return torch.cat([self._processed[key][0] for key in keys]), torch.stack([self._processed[key][1] for key in keys])
+            self._processed.update(
+                zip(missing, zip(values, out["image_grid_thw"], strict=True), strict=True)
+            )
+        return torch.cat([self._processed[key][0] for key in keys]), torch.stack(
+            [self._processed[key][1] for key in keys]
+        )
 
 
 def make_row(
@@ -181,7 +194,9 @@ def make_row(
     )
 
 
-def rotary_positions(length: int, image_starts: Sequence[int], grids: Sequence[tuple[int, int]]) -> NDArray[np.int64]:
+def rotary_positions(
+    length: int, image_starts: Sequence[int], grids: Sequence[tuple[int, int]]
+) -> NDArray[np.int64]:
     """[3, length] time, height and width positions of Qwen3-VL (`get_rope_index` of transformers, still images).
 
     Text counts up on all three. An image of h x w tokens at position p takes time p, heights p..p+h-1 and widths p..p+w-1;
@@ -201,15 +216,24 @@ def rotary_positions(length: int, image_starts: Sequence[int], grids: Sequence[t
     return out
 
 
-def collate(rows: Sequence[Row], images: StepImages, vision: VisionTokens, layout: Layout) -> MicroBatch:
+def collate(
+    rows: Sequence[Row], images: StepImages, vision: VisionTokens, layout: Layout
+) -> MicroBatch:
     """One micro-batch; of no rows: the blank image alone."""
     rows = list(rows)
     trained = len(rows)
     if not any(row.images for row in rows):
         rows.append(_blank_row(images, vision))
-    distinct = {key: u for u, key in enumerate(dict.fromkeys(key for row in rows for key in row.images))}
+    distinct = {
+        key: u for u, key in enumerate(dict.fromkeys(key for row in rows for key in row.images))
+    }
     pixel_values, image_grid_thw = images.tensors(list(distinct))
-    rotary = [rotary_positions(len(row.ids), row.image_starts.tolist(), [images.grid(key) for key in row.images]) for row in rows]
+    rotary = [
+        rotary_positions(
+            len(row.ids), row.image_starts.tolist(), [images.grid(key) for key in row.images]
+        )
+        for row in rows
+    ]
     if layout == "padded":
         tree, length = None, max(len(row.ids) for row in rows)
         index = [b * length + np.arange(len(row.ids)) for b, row in enumerate(rows)]
@@ -225,7 +249,10 @@ def collate(rows: Sequence[Row], images: StepImages, vision: VisionTokens, layou
         input_ids[index[b][first:]] = rows[b].ids[first:]
         position_ids[:, index[b][first:]] = rotary[b][:, first:]
     shown = [
-        distinct[key] for b, first in pieces for key, start in zip(rows[b].images, rows[b].image_starts, strict=True) if start >= first
+        distinct[key]
+        for b, first in pieces
+        for key, start in zip(rows[b].images, rows[b].image_starts, strict=True)
+        if start >= first
     ]
     return MicroBatch(
         input_ids=torch.from_numpy(input_ids).view(shape),
@@ -234,7 +261,9 @@ def collate(rows: Sequence[Row], images: StepImages, vision: VisionTokens, layou
         pixel_values=pixel_values,
         image_grid_thw=image_grid_thw,
         image_index=torch.tensor(shown),
-        items=_cat((np.full(len(row.targets), b) for b, row in enumerate(rows[:trained])), np.int64),
+        items=_cat(
+            (np.full(len(row.targets), b) for b, row in enumerate(rows[:trained])), np.int64
+        ),
         positions=_cat((index[b][row.positions] for b, row in enumerate(rows[:trained])), np.int64),
         targets=_cat((row.targets for row in rows[:trained]), np.int64),
         engine_logprobs=_cat((row.engine_logprobs for row in rows[:trained]), np.float32),
@@ -245,7 +274,9 @@ def collate(rows: Sequence[Row], images: StepImages, vision: VisionTokens, layou
 
 
 def _blank_row(images: StepImages, vision: VisionTokens) -> Row:
-    ids = np.array([vision.vision_start, *[vision.image_pad] * images.features(BLANK), vision.vision_end])
+    ids = np.array(
+        [vision.vision_start, *[vision.image_pad] * images.features(BLANK), vision.vision_end]
+    )
     keys = np.where(ids == vision.image_pad, -1 - images.number(BLANK), ids)
     none, nothing = np.zeros(0, np.int64), np.zeros(0, np.float32)
     return Row(ids, keys, (BLANK,), np.array([1]), none, none, nothing, nothing, nothing, 0.0)

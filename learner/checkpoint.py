@@ -71,7 +71,14 @@ def in_memory(checkpoint_engine: Any, later: Callable[[Write], object]) -> Itera
         del checkpoint_engine.save
 
 
-def save_hf(model: nn.Module, source: Path, folder: Path, dtype: torch.dtype, rank: int, write: Callable[[Write], object]) -> None:
+def save_hf(
+    model: nn.Module,
+    source: Path,
+    folder: Path,
+    dtype: torch.dtype,
+    rank: int,
+    write: Callable[[Write], object],
+) -> None:
     """Weights as `dtype`, with config, tokenizer and processor files of the model folder `source`. Collective.
 
     `write` gets a write for each file of weights, and may call it at once or later.
@@ -82,26 +89,41 @@ def save_hf(model: nn.Module, source: Path, folder: Path, dtype: torch.dtype, ra
     where: dict[str, str] = {}
     for i, tensors in enumerate(gathered(model, SHARD_BYTES)):
         if rank == 0:
-            file = "model.safetensors" if shards == 1 else f"model-{i + 1:05d}-of-{shards:05d}.safetensors"
+            file = (
+                "model.safetensors"
+                if shards == 1
+                else f"model-{i + 1:05d}-of-{shards:05d}.safetensors"
+            )
             folder.mkdir(parents=True, exist_ok=True)
-            copies = {name: tensor.to("cpu", dtype, copy=True).contiguous() for name, tensor in tensors}
+            copies = {
+                name: tensor.to("cpu", dtype, copy=True).contiguous() for name, tensor in tensors
+            }
             write(partial(save_file, copies, folder / file, {"format": "pt"}))
             where |= {name: file for name, _ in tensors}
     if rank != 0:
         return
     if shards > 1:
-        (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}, indent=2))
+        (folder / "model.safetensors.index.json").write_text(
+            json.dumps({"metadata": {}, "weight_map": where}, indent=2)
+        )
     for file_ in source.iterdir():
         if file_.is_file() and not file_.name.endswith(WEIGHT_FILES):
             shutil.copyfile(file_, folder / file_.name)
     config = json.loads((source / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(_with_dtype(config, str(dtype).split(".")[-1]), indent=2))
+    (folder / "config.json").write_text(
+        json.dumps(_with_dtype(config, str(dtype).split(".")[-1]), indent=2)
+    )
 
 
 def random_states() -> dict[str, Any]:
     """Of every generator that this process has."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {"torch": torch.get_rng_state(), "cuda": cuda, "numpy": np.random.get_state(), "python": random.getstate()}
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": cuda,
+        "numpy": np.random.get_state(),
+        "python": random.getstate(),
+    }
 
 
 def set_random_states(states: dict[str, Any]) -> None:
@@ -150,5 +172,8 @@ def load_other_ranks(engine: Any, state: Path, rank: int) -> dict[str, Any]:
 
 def _with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
     """The config with every stated dtype (its sub-configs may have their own) replaced."""
-    out = {key: _with_dtype(value, dtype) if isinstance(value, dict) else value for key, value in config.items()}
+    out = {
+        key: _with_dtype(value, dtype) if isinstance(value, dict) else value
+        for key, value in config.items()
+    }
     return out | {key: dtype for key in ("dtype", "torch_dtype") if key in out}

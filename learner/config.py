@@ -15,7 +15,9 @@ class LoraSettings(BaseModel):
     rank: int = Field(16, ge=1, description="rank of each adapter")
     alpha: int = Field(32, ge=1, description="adapters are scaled by alpha / rank")
     targets: tuple[str, ...] = Field(
-        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"), min_length=1, description="names of linear layers"
+        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        min_length=1,
+        description="names of linear layers",
     )
 
 
@@ -25,19 +27,24 @@ class CreditConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     prefix: bool = Field(
-        True, description="the prefix of a resampled rollout is credited with what came of it; False (ablation): it trains nothing"
+        True,
+        description="the prefix of a resampled rollout is credited with what came of it; False (ablation): it trains nothing",
     )
     joined: bool = Field(
-        False, description="ablation: a question's rollouts and continuations are one group with one mean and std, not separate streams"
+        False,
+        description="ablation: a question's rollouts and continuations are one group with one mean and std, not separate streams",
     )
     tool_bonus: float = Field(
-        0.0, description="added to the reward of every rollout and continuation that calls a tool, right or wrong; below 0: a tool penalty"
+        0.0,
+        description="added to the reward of every rollout and continuation that calls a tool, right or wrong; below 0: a tool penalty",
     )
 
     @model_validator(mode="after")
     def _consistent(self) -> CreditConfig:
         if self.joined and not self.prefix:
-            raise ValueError("learner.credit.prefix=False: with learner.credit.joined=True there is no separate prefix credit to leave out")
+            raise ValueError(
+                "learner.credit.prefix=False: with learner.credit.joined=True there is no separate prefix credit to leave out"
+            )
         return self
 
 
@@ -48,49 +55,99 @@ class LearnerConfig(BaseModel):
     gpus_per_rank: int = Field(0, ge=0, le=1, description="0: CPU with gloo; 1: one GPU with NCCL")
     cpus_per_rank: float = Field(1, gt=0, description="CPUs that Ray reserves for a rank")
     threads: int = Field(1, ge=1, description="torch threads of a rank")
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="of forward and backward; the optimizer keeps float32")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of forward and backward; the optimizer keeps float32"
+    )
 
     lr: float = Field(1e-6, gt=0, description="AdamW learning rate after warm-up")
     betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW betas")
     weight_decay: float = Field(0.0, ge=0, description="AdamW decoupled weight decay")
-    warmup_steps: int = Field(0, ge=0, description="optimizer steps over which the learning rate rises linearly to lr")
-    schedule: Literal["constant", "cosine"] = Field("constant", description="after warm-up: constant, or cosine to 0 at total_steps")
-    total_steps: int = Field(0, ge=0, description="optimizer steps of the whole run; only read by the cosine schedule")
-    max_grad_norm: float = Field(1.0, gt=0, description="gradients with a larger global norm are scaled down to it")
+    warmup_steps: int = Field(
+        0, ge=0, description="optimizer steps over which the learning rate rises linearly to lr"
+    )
+    schedule: Literal["constant", "cosine"] = Field(
+        "constant", description="after warm-up: constant, or cosine to 0 at total_steps"
+    )
+    total_steps: int = Field(
+        0, ge=0, description="optimizer steps of the whole run; only read by the cosine schedule"
+    )
+    max_grad_norm: float = Field(
+        1.0, gt=0, description="gradients with a larger global norm are scaled down to it"
+    )
 
     objective: Literal["clip", "dr_grpo", "dapo", "rloo", "gspo", "cispo"] = Field(
         "clip", description="policy loss; clip is the paper's. See learner/loss.py"
     )
-    credit: CreditConfig = Field(default_factory=CreditConfig, description="advantages of rollouts, prefixes and continuations")
-    loss_length: int = Field(0, ge=0, description="tokens by which dr_grpo and rloo divide a trajectory's sum: its longest response")
-    epochs: int = Field(1, ge=1, description="passes over a batch")
-    mini_batches: int = Field(1, ge=1, description="optimizer steps a pass; the questions are dealt out at random")
-    correction: Literal["none", "truncate", "mask"] = Field(
-        "none", description="for engine and learner computing different log-probabilities; with it the ratio is to the learner's own"
+    credit: CreditConfig = Field(
+        default_factory=CreditConfig,
+        description="advantages of rollouts, prefixes and continuations",
     )
-    correction_level: Literal["token", "sequence"] = Field("token", description="whose probability the correction compares")
-    correction_cap: float = Field(2.0, gt=1, description="largest importance weight; mask: also the inverse of the smallest")
+    loss_length: int = Field(
+        0,
+        ge=0,
+        description="tokens by which dr_grpo and rloo divide a trajectory's sum: its longest response",
+    )
+    epochs: int = Field(1, ge=1, description="passes over a batch")
+    mini_batches: int = Field(
+        1, ge=1, description="optimizer steps a pass; the questions are dealt out at random"
+    )
+    correction: Literal["none", "truncate", "mask"] = Field(
+        "none",
+        description="for engine and learner computing different log-probabilities; with it the ratio is to the learner's own",
+    )
+    correction_level: Literal["token", "sequence"] = Field(
+        "token", description="whose probability the correction compares"
+    )
+    correction_cap: float = Field(
+        2.0, gt=1, description="largest importance weight; mask: also the inverse of the smallest"
+    )
 
     clip_low: float = Field(0.2, gt=0, lt=1, description="the ratio is clipped below 1 - clip_low")
     clip_high: float = Field(0.4, gt=0, description="the ratio is clipped above 1 + clip_high")
-    kl_beta: float = Field(1e-3, ge=0, description="weight of KL(policy || reference); 0 loads no reference")
-    temperature: float = Field(1.0, gt=0, description="sampling temperature of the rollouts, applied to the learner's logits too")
+    kl_beta: float = Field(
+        1e-3, ge=0, description="weight of KL(policy || reference); 0 loads no reference"
+    )
+    temperature: float = Field(
+        1.0,
+        gt=0,
+        description="sampling temperature of the rollouts, applied to the learner's logits too",
+    )
 
     layout: Literal["tree", "packed", "padded"] = Field(
-        "tree", description="tree: shared prefixes are computed once; packed: sequences side by side; padded: one row each. Same result"
+        "tree",
+        description="tree: shared prefixes are computed once; packed: sequences side by side; padded: one row each. Same result",
     )
-    micro_batch_tokens: int = Field(16384, ge=1, description="tokens of one micro-batch of one rank, as laid out")
+    micro_batch_tokens: int = Field(
+        16384, ge=1, description="tokens of one micro-batch of one rank, as laid out"
+    )
     lora: LoraSettings | None = Field(None, description="train adapters only; None: all parameters")
-    gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
+    gradient_checkpointing: bool = Field(
+        False, description="recompute activations in the backward pass"
+    )
     offload_optimizer: bool = Field(False, description="optimizer states in host memory")
     offload_parameters: bool = Field(False, description="parameters in host memory")
 
-    weight_transfer: Literal["shared_memory", "nccl", "ipc"] = Field("shared_memory", description="must be the engines' own")
+    weight_transfer: Literal["shared_memory", "nccl", "ipc"] = Field(
+        "shared_memory", description="must be the engines' own"
+    )
     bucket_mb: int = Field(256, ge=1, description="weights gathered and sent at a time, MB")
-    receiver_ranks: int = Field(1, ge=1, description="processes of one engine (its tensor parallel size); sizes the nccl group")
-    check_sync: bool = Field(False, description="after each weight update compare the engines' weights with the learner's")
-    max_skipped: int = Field(5, ge=1, description="updates in a row that were not finite, and so skipped, until the run stops")
-    deadline_s: float = Field(1800, gt=0, description="seconds until start, update, weight sync, save or load is given up")
+    receiver_ranks: int = Field(
+        1,
+        ge=1,
+        description="processes of one engine (its tensor parallel size); sizes the nccl group",
+    )
+    check_sync: bool = Field(
+        False,
+        description="after each weight update compare the engines' weights with the learner's",
+    )
+    max_skipped: int = Field(
+        5,
+        ge=1,
+        description="updates in a row that were not finite, and so skipped, until the run stops",
+    )
+    deadline_s: float = Field(
+        1800, gt=0, description="seconds until start, update, weight sync, save or load is given up"
+    )
 
     @property
     def baseline(self) -> Literal["group", "centered", "leave_one_out"]:
@@ -102,9 +159,15 @@ class LearnerConfig(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> LearnerConfig:
         if self.schedule == "cosine" and self.total_steps <= self.warmup_steps:
-            raise ValueError(f"total_steps={self.total_steps}: the cosine schedule needs more than warmup_steps={self.warmup_steps}")
+            raise ValueError(
+                f"total_steps={self.total_steps}: the cosine schedule needs more than warmup_steps={self.warmup_steps}"
+            )
         if self.objective in ("dr_grpo", "rloo") and not self.loss_length:
-            raise ValueError(f"loss_length=0: objective={self.objective!r} divides by it; expected the longest response in tokens")
+            raise ValueError(
+                f"loss_length=0: objective={self.objective!r} divides by it; expected the longest response in tokens"
+            )
         if self.gpus_per_rank == 0 and self.weight_transfer != "shared_memory":
-            raise ValueError(f"weight_transfer={self.weight_transfer!r} needs gpus_per_rank=1; CPU ranks send through 'shared_memory'")
+            raise ValueError(
+                f"weight_transfer={self.weight_transfer!r} needs gpus_per_rank=1; CPU ranks send through 'shared_memory'"
+            )
         return self

@@ -70,12 +70,18 @@ def group_advantages(rewards: Rewards, baseline: Baseline = "group", eps: float 
     centered = rewards - rewards.mean()
     if baseline == "group":
         return centered / (rewards.std() + eps)
-    return centered * (len(rewards) / (len(rewards) - 1)) if baseline == "leave_one_out" else centered
+    return (
+        centered * (len(rewards) / (len(rewards) - 1)) if baseline == "leave_one_out" else centered
+    )
 
 
-def shaped_rewards(trajectories: Sequence[Trajectory], tokens: SpecialTokens, tool_bonus: float) -> Rewards:
+def shaped_rewards(
+    trajectories: Sequence[Trajectory], tokens: SpecialTokens, tool_bonus: float
+) -> Rewards:
     """The verified outcome of each, and `tool_bonus` for those that call a tool. Raises ValueError if one has no outcome."""
-    return rewards_of(trajectories) + tool_bonus * np.array([uses_tools(t, tokens) for t in trajectories])
+    return rewards_of(trajectories) + tool_bonus * np.array(
+        [uses_tools(t, tokens) for t in trajectories]
+    )
 
 
 def credit(
@@ -95,11 +101,18 @@ def credit(
     for group in groups:
         _check(group, tokens)
         rewards_N = shaped_rewards(group.rollouts, tokens, settings.tool_bonus)
-        rewards_K = [shaped_rewards(resample.continuations, tokens, settings.tool_bonus) for resample in group.resamples]
+        rewards_K = [
+            shaped_rewards(resample.continuations, tokens, settings.tool_bonus)
+            for resample in group.resamples
+        ]
         streams = _joined if settings.joined else partial(_separate, prefix=settings.prefix)
         size = len(rewards_N) + (sum(map(len, rewards_K)) if settings.joined else 0)
-        for trajectory, advantages, mask in streams(group, rewards_N, rewards_K, partial(group_advantages, baseline=baseline, eps=eps)):
-            items.append(_item(group.question, trajectory, advantages, mask, 1.0 / (size * len(groups))))
+        for trajectory, advantages, mask in streams(
+            group, rewards_N, rewards_K, partial(group_advantages, baseline=baseline, eps=eps)
+        ):
+            items.append(
+                _item(group.question, trajectory, advantages, mask, 1.0 / (size * len(groups)))
+            )
     return [item for item in items if item.mask.any()]
 
 
@@ -112,29 +125,50 @@ def informative(group: Group) -> bool:
 def sft_items(pairs: Sequence[tuple[Question, Trajectory]]) -> list[TrainItem]:
     """Supervised items on all policy tokens, weighted so that the summed loss is the mean over the batch's tokens."""
     tokens = [int(trajectory.policy_mask.sum()) for _, trajectory in pairs]
-    return [_item(question, t, 1.0, t.policy_mask, n / sum(tokens)) for (question, t), n in zip(pairs, tokens, strict=True) if n]
+    return [
+        _item(question, t, 1.0, t.policy_mask, n / sum(tokens))
+        for (question, t), n in zip(pairs, tokens, strict=True)
+        if n
+    ]
 
 
 def _separate(
-    group: Group, rewards_N: Rewards, rewards_K: Sequence[Rewards], advantages_of: Callable[[Rewards], Rewards], prefix: bool
+    group: Group,
+    rewards_N: Rewards,
+    rewards_K: Sequence[Rewards],
+    advantages_of: Callable[[Rewards], Rewards],
+    prefix: bool,
 ) -> Iterator[Entry]:
     """The three streams; without the second where `prefix` is False."""
-    for i, (rollout, plain) in enumerate(zip(group.rollouts, advantages_of(rewards_N), strict=True)):
+    for i, (rollout, plain) in enumerate(
+        zip(group.rollouts, advantages_of(rewards_N), strict=True)
+    ):
         own = _longest_first(group, i, rewards_K)
         advantages, replaced = np.full(len(rollout.response_ids), plain), rewards_N.copy()
         for resample, rewards in own:
             replaced[i] = max(replaced[i], rewards.max())
             advantages[: resample.prefix_tokens] = advantages_of(replaced)[i]
         frozen = own[0][0].prefix_tokens if own else 0
-        yield rollout, advantages, rollout.policy_mask & (prefix & ~_after(rollout, frozen) if frozen else True)
+        yield (
+            rollout,
+            advantages,
+            rollout.policy_mask & (prefix & ~_after(rollout, frozen) if frozen else True),
+        )
         for resample, rewards in own:
             yield from _continuations(resample, advantages_of(rewards))
 
 
-def _joined(group: Group, rewards_N: Rewards, rewards_K: Sequence[Rewards], advantages_of: Callable[[Rewards], Rewards]) -> Iterator[Entry]:
+def _joined(
+    group: Group,
+    rewards_N: Rewards,
+    rewards_K: Sequence[Rewards],
+    advantages_of: Callable[[Rewards], Rewards],
+) -> Iterator[Entry]:
     """One group of N + M."""
     together = advantages_of(np.concatenate([rewards_N, *rewards_K]))
-    advantages_N, *advantages_K = np.split(together, np.cumsum([len(rewards_N), *map(len, rewards_K)])[:-1])
+    advantages_N, *advantages_K = np.split(
+        together, np.cumsum([len(rewards_N), *map(len, rewards_K)])[:-1]
+    )
     for i, (rollout, plain) in enumerate(zip(group.rollouts, advantages_N, strict=True)):
         advantages, sharing = np.full(len(rollout.response_ids), plain), [plain]
         for resample, after in _longest_first(group, i, advantages_K):
@@ -150,9 +184,15 @@ def _continuations(resample: Resample, advantages_K: Rewards) -> Iterator[Entry]
         yield continuation, np.full(len(mask), advantage), mask
 
 
-def _longest_first(group: Group, source: int, values: Sequence[Rewards]) -> list[tuple[Resample, Rewards]]:
+def _longest_first(
+    group: Group, source: int, values: Sequence[Rewards]
+) -> list[tuple[Resample, Rewards]]:
     """The resamples of a source, each with its entry of `values`: those of longer prefixes share the tokens of shorter ones."""
-    own = [(resample, value) for resample, value in zip(group.resamples, values, strict=True) if resample.source == source]
+    own = [
+        (resample, value)
+        for resample, value in zip(group.resamples, values, strict=True)
+        if resample.source == source
+    ]
     return sorted(own, key=lambda pair: -pair[0].prefix_tokens)
 
 
@@ -160,8 +200,16 @@ def _after(trajectory: Trajectory, position: int) -> NDArray[np.bool_]:
     return np.arange(len(trajectory.response_ids)) >= position
 
 
-def _item(question: Question, trajectory: Trajectory, advantages: Rewards | float, mask: NDArray[np.bool_], weight: float) -> TrainItem:
-    return TrainItem(question, trajectory, np.where(mask, advantages, 0.0).astype(np.float32), mask, weight)
+def _item(
+    question: Question,
+    trajectory: Trajectory,
+    advantages: Rewards | float,
+    mask: NDArray[np.bool_],
+    weight: float,
+) -> TrainItem:
+    return TrainItem(
+        question, trajectory, np.where(mask, advantages, 0.0).astype(np.float32), mask, weight
+    )
 
 
 def _check(group: Group, tokens: SpecialTokens) -> None:
@@ -170,10 +218,18 @@ def _check(group: Group, tokens: SpecialTokens) -> None:
         source, cut = group.rollouts[resample.source], resample.prefix_tokens
         where = f"rollout {source.rollout} of question {source.question_id}"
         if (resample.source, cut) in seen:
-            raise ValueError(f"{where}: resampled twice at token {cut}, its prefix would get two signals")
+            raise ValueError(
+                f"{where}: resampled twice at token {cut}, its prefix would get two signals"
+            )
         seen.add((resample.source, cut))
-        if cut not in {prefix for at in get_args(ForkAt) for prefix, _ in fork_points(source, tokens, at)}:
-            raise ValueError(f"{where}: a prefix of {cut} tokens ends at no fork point, such as the opening tag of a tool call")
+        if cut not in {
+            prefix for at in get_args(ForkAt) for prefix, _ in fork_points(source, tokens, at)
+        }:
+            raise ValueError(
+                f"{where}: a prefix of {cut} tokens ends at no fork point, such as the opening tag of a tool call"
+            )
         for k, continuation in enumerate(resample.continuations):
             if not np.array_equal(continuation.response_ids[:cut], source.response_ids[:cut]):
-                raise ValueError(f"{where}: continuation {k} does not start with its source's prefix")
+                raise ValueError(
+                    f"{where}: continuation {k} does not start with its source's prefix"
+                )

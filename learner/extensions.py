@@ -23,9 +23,13 @@ def prepare(offload_optimizer: bool = False) -> None:
     if offload_optimizer:
         from deepspeed.ops.op_builder import CPUAdamBuilder
 
-        folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path(sys.prefix, "torch_extensions"), "axpo")
+        folder = Path(
+            os.environ.get("TORCH_EXTENSIONS_DIR") or Path(sys.prefix, "torch_extensions"), "axpo"
+        )
         os.environ["TORCH_EXTENSIONS_DIR"] = str(folder)
-        os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])  # ninja is there
+        os.environ["PATH"] = os.pathsep.join(
+            [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
+        )  # ninja is there
         build(CPUAdamBuilder().load, folder)
 
 
@@ -39,7 +43,9 @@ def build(load: Callable[[], Any], folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         held = (folder / "axpo.lock").open("w")
     except OSError as error:
-        raise RuntimeError(f"no place to build DeepSpeed's extensions: {error}; name another one in TORCH_EXTENSIONS_DIR") from error
+        raise RuntimeError(
+            f"no place to build DeepSpeed's extensions: {error}; name another one in TORCH_EXTENSIONS_DIR"
+        ) from error
     with held:
         fcntl.flock(held, fcntl.LOCK_EX)
         for stale in folder.glob("*/lock"):

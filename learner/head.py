@@ -14,13 +14,17 @@ import torch
 from torch import Tensor, nn
 
 BAN_BIAS = -100.0  # the engine's logit bias on tokens that must not be sampled
-CHUNK = 1 << 24  # logits of one chunk: 64 MB in float32, and about four times that while it is worked on
+CHUNK = (
+    1 << 24
+)  # logits of one chunk: 64 MB in float32, and about four times that while it is worked on
 
 
 class Head(nn.Module):
     """The language model's head and the distribution that the engine samples from: bans first, then temperature."""
 
-    def __init__(self, weight: nn.Parameter, banned: Sequence[int], temperature: float, chunk: int = CHUNK) -> None:
+    def __init__(
+        self, weight: nn.Parameter, banned: Sequence[int], temperature: float, chunk: int = CHUNK
+    ) -> None:
         """`weight` [V, H], the model's own parameter; `banned`: token ids; `chunk`: logits held at a time."""
         super().__init__()
         self.weight = weight
@@ -30,13 +34,21 @@ class Head(nn.Module):
 
     def forward(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """[M, H], [M] -> [M] log-probabilities and [M] entropies in nats (without gradient), float32."""
-        return _Logprobs.apply(hidden, self.weight, targets, self.banned, self.temperature, self.chunk)
+        return _Logprobs.apply(
+            hidden, self.weight, targets, self.banned, self.temperature, self.chunk
+        )
 
 
 class _Logprobs(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, banned: list[int], temperature: float, chunk: int
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        banned: list[int],
+        temperature: float,
+        chunk: int,
     ) -> tuple[Tensor, Tensor]:
         logprobs = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
         entropies, normalizers = torch.empty_like(logprobs), torch.empty_like(logprobs)
@@ -63,7 +75,9 @@ class _Logprobs(torch.autograd.Function):
             by_logits = _logits(hidden[part], weight, banned, temperature)
             by_logits -= normalizers[part, None]
             by_logits.exp_().neg_()
-            by_logits.scatter_add_(-1, targets[part, None], torch.ones_like(targets[part, None], dtype=by_logits.dtype))
+            by_logits.scatter_add_(
+                -1, targets[part, None], torch.ones_like(targets[part, None], dtype=by_logits.dtype)
+            )
             by_logits *= grad[part, None] / temperature
             scaled = by_logits.to(weight.dtype)
             by_hidden[part] = scaled @ weight

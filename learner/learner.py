@@ -32,7 +32,16 @@ class _RankActor:
             probe.bind(("", 0))
             return ray.util.get_node_ip_address(), probe.getsockname()[1]
 
-    def start(self, model: str, config: LearnerConfig, seed: int, reference: str | None, rank: int, address: str, port: int) -> None:
+    def start(
+        self,
+        model: str,
+        config: LearnerConfig,
+        seed: int,
+        reference: str | None,
+        rank: int,
+        address: str,
+        port: int,
+    ) -> None:
         # Both are read once, when torch and DeepSpeed are imported.
         os.environ["OMP_NUM_THREADS"] = str(config.threads)
         if config.gpus_per_rank == 0:
@@ -48,7 +57,9 @@ class _RankActor:
 class Learner:
     """The policy under training. Every call waits at most `config.deadline_s` (TimeoutError); a failed rank raises."""
 
-    def __init__(self, model: str, config: LearnerConfig, seed: int = 0, reference: str | None = None) -> None:
+    def __init__(
+        self, model: str, config: LearnerConfig, seed: int = 0, reference: str | None = None
+    ) -> None:
         """`model`: a Hugging Face folder; `reference`: that of the KL's reference policy, by default `model`.
 
         Raises ValueError where Ray cannot place the ranks.
@@ -61,20 +72,27 @@ class Learner:
             actor.options(
                 num_cpus=config.cpus_per_rank,
                 num_gpus=config.gpus_per_rank,
-                scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=i),
+                scheduling_strategy=PlacementGroupSchedulingStrategy(
+                    self._group, placement_group_bundle_index=i
+                ),
             ).remote()
             for i in range(config.ranks)
         ]
         folders = os.path.abspath(model), os.path.abspath(reference or model)
         try:
             address, port = self._wait("start", [self._ranks[0].address.remote()])[0]
-            starts = [rank.start.remote(folders[0], config, seed, folders[1], i, address, port) for i, rank in enumerate(self._ranks)]
+            starts = [
+                rank.start.remote(folders[0], config, seed, folders[1], i, address, port)
+                for i, rank in enumerate(self._ranks)
+            ]
             self._wait("start", starts)
         except BaseException:
             self.shutdown()
             raise
 
-    def update(self, items: Sequence[TrainItem], loss: Literal["policy", "nll"] = "policy") -> dict[str, float]:
+    def update(
+        self, items: Sequence[TrainItem], loss: Literal["policy", "nll"] = "policy"
+    ) -> dict[str, float]:
         """Optimizer steps on the sum over items of weight * (mean of the token loss over the item's trained tokens).
 
         "policy": the configured objective and KL, in `epochs` x `mini_batches` steps; "nll": -log pi, one step. A step whose loss
@@ -107,7 +125,9 @@ class Learner:
         if self.config.check_sync:
             different = self._all("check_weights")[0]
             if different:
-                raise RuntimeError(f"after weight update {version} engine and learner differ in {len(different)} parameters: {different}")
+                raise RuntimeError(
+                    f"after weight update {version} engine and learner differ in {len(different)} parameters: {different}"
+                )
 
     def save(
         self,
@@ -150,7 +170,12 @@ class Learner:
         if not all(item.mask.any() for item in items):
             raise ValueError(f"{method}: an item has no token under its mask")
         shares = self._all(method, ray.put(list(items))) if items else []
-        return [values for _, values in sorted((pair for share in shares for pair in share), key=lambda pair: pair[0])]
+        return [
+            values
+            for _, values in sorted(
+                (pair for share in shares for pair in share), key=lambda pair: pair[0]
+            )
+        ]
 
     def _all(self, method: str, *arguments: Any) -> list[Any]:
         with self._order:  # collective calls of several threads must reach every rank in one order
@@ -161,13 +186,19 @@ class Learner:
         try:
             return ray.get(references, timeout=self.config.deadline_s)
         except ray.exceptions.GetTimeoutError as error:
-            raise TimeoutError(f"learner: {what} did not finish within deadline_s={self.config.deadline_s:g}") from error
+            raise TimeoutError(
+                f"learner: {what} did not finish within deadline_s={self.config.deadline_s:g}"
+            ) from error
 
 
 def _reserve(config: LearnerConfig) -> Any:
     """A placement group with one bundle a rank; ValueError with what there is where it cannot be had in time."""
-    bundle = {"CPU": config.cpus_per_rank} | ({"GPU": config.gpus_per_rank} if config.gpus_per_rank else {})
-    group = placement_group([bundle] * config.ranks, strategy="PACK", name=f"learner-{uuid.uuid4().hex[:8]}")
+    bundle = {"CPU": config.cpus_per_rank} | (
+        {"GPU": config.gpus_per_rank} if config.gpus_per_rank else {}
+    )
+    group = placement_group(
+        [bundle] * config.ranks, strategy="PACK", name=f"learner-{uuid.uuid4().hex[:8]}"
+    )
     if not group.wait(min(config.deadline_s, 60)):
         remove_placement_group(group)
         raise ValueError(

@@ -33,11 +33,21 @@ def inject(model: nn.Module, settings: LoraSettings) -> None:
     """
     from peft import LoraConfig, inject_adapter_in_model
 
-    names = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    names = {
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+    }
     if missing := set(settings.targets) - names:
-        raise ValueError(f"lora.targets: the model has no layers named {sorted(missing)}; it has {sorted(names)}")
+        raise ValueError(
+            f"lora.targets: the model has no layers named {sorted(missing)}; it has {sorted(names)}"
+        )
     pattern = rf".*language_model.*\.({'|'.join(settings.targets)})"
-    inject_adapter_in_model(LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=pattern), model, ADAPTER)
+    inject_adapter_in_model(
+        LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=pattern),
+        model,
+        ADAPTER,
+    )
 
 
 def exported(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
@@ -64,7 +74,9 @@ def merged(weight: Tensor, adapter: Adapter | None) -> Tensor:
     """W + scaling * B A in float32, as W's dtype; W itself without an adapter. All gathered."""
     if adapter is None:
         return weight
-    return (weight.float() + adapter.scaling * (adapter.b.data.float() @ adapter.a.data.float())).to(weight.dtype)
+    return (
+        weight.float() + adapter.scaling * (adapter.b.data.float() @ adapter.a.data.float())
+    ).to(weight.dtype)
 
 
 @contextmanager

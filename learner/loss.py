@@ -26,7 +26,9 @@ from torch import Tensor
 from learner.config import LearnerConfig
 
 
-def clipped_surrogate(ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float) -> Tensor:
+def clipped_surrogate(
+    ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float
+) -> Tensor:
     """[M] -> [M]: min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A), to be maximised."""
     return torch.minimum(ratio * advantages, ratio.clamp(1 - clip_low, 1 + clip_high) * advantages)
 
@@ -41,17 +43,23 @@ def sequence_ratio(logprobs: Tensor, old: Tensor, items: Tensor) -> Tensor:
     return item_means(logprobs - old, items)[items].exp()
 
 
-def clip(logprobs: Tensor, ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float) -> Tensor:
+def clip(
+    logprobs: Tensor, ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float
+) -> Tensor:
     """[M] PPO's surrogate with asymmetric bounds."""
     return clipped_surrogate(ratio, advantages, clip_low, clip_high)
 
 
-def reinforce(logprobs: Tensor, ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float) -> Tensor:
+def reinforce(
+    logprobs: Tensor, ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float
+) -> Tensor:
     """[M] importance-weighted policy gradient, unclipped; at ratio 1 its gradient is A grad log pi."""
     return ratio * advantages
 
 
-def cispo(logprobs: Tensor, ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float) -> Tensor:
+def cispo(
+    logprobs: Tensor, ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float
+) -> Tensor:
     """[M] policy gradient weighted by the ratio, which is bounded from above and carries no gradient."""
     return ratio.detach().clamp(max=1 + clip_high) * advantages * logprobs
 
@@ -62,7 +70,9 @@ class Objective:
 
     surrogate: Callable[[Tensor, Tensor, Tensor, float, float], Tensor] = clip
     ratio: Callable[[Tensor, Tensor, Tensor], Tensor] = token_ratio
-    length: Literal["own", "mean", "constant"] = "own"  # by which a trajectory's sum over tokens is divided
+    length: Literal["own", "mean", "constant"] = (
+        "own"  # by which a trajectory's sum over tokens is divided
+    )
 
 
 OBJECTIVES: dict[str, Objective] = {
@@ -81,7 +91,9 @@ def k3(logprobs: Tensor, reference: Tensor) -> Tensor:
     return d.exp() - d - 1
 
 
-def gap_correction(learner: Tensor, engine: Tensor, items: Tensor, mode: str, level: str, cap: float) -> Tensor:
+def gap_correction(
+    learner: Tensor, engine: Tensor, items: Tensor, mode: str, level: str, cap: float
+) -> Tensor:
     """[M] weights for tokens that the engine sampled with `engine` log-probabilities where the learner computes `learner`.
 
     w = exp(learner - engine), of the token or of its whole trajectory (the product over its tokens). "truncate": min(w, cap)
@@ -127,8 +139,14 @@ def policy_loss(
     policy = -(weights * correction * surrogate).sum()
     loss = policy + config.kl_beta * (weights * kl).sum()
     with torch.no_grad():
-        clipped = ratio > 1 + config.clip_high if objective.surrogate is cispo else surrogate < ratio * advantages
-        return TokenLoss(loss, policy.detach(), ratio.detach(), kl.detach(), clipped.to(ratio.dtype), correction)
+        clipped = (
+            ratio > 1 + config.clip_high
+            if objective.surrogate is cispo
+            else surrogate < ratio * advantages
+        )
+        return TokenLoss(
+            loss, policy.detach(), ratio.detach(), kl.detach(), clipped.to(ratio.dtype), correction
+        )
 
 
 def nll_loss(logprobs: Tensor, weights: Tensor) -> Tensor:

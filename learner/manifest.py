@@ -45,7 +45,11 @@ def clean(parent: Path) -> None:
 
 def files(folder: Path) -> list[Path]:
     """All files of a checkpoint but its manifest, in a fixed order, relative to it."""
-    return sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file() and path.name != NAME)
+    return sorted(
+        path.relative_to(folder)
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != NAME
+    )
 
 
 def digests(folder: Path, names: Sequence[Path]) -> dict[str, dict[str, Any]]:
@@ -54,7 +58,10 @@ def digests(folder: Path, names: Sequence[Path]) -> dict[str, dict[str, Any]]:
     def digest(name: Path) -> dict[str, Any]:
         with (folder / name).open("rb") as file:
             os.fsync(file.fileno())
-            return {"bytes": os.fstat(file.fileno()).st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+            return {
+                "bytes": os.fstat(file.fileno()).st_size,
+                "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
+            }
 
     return dict(zip(map(str, names), _side_by_side(digest, names), strict=True))
 
@@ -73,7 +80,11 @@ def seal(folder: Path, entries: Mapping[str, Mapping[str, Any]], about: Mapping[
 
 
 def finish(
-    folder: Path, writes: Sequence[Callable[[], object]], about: Mapping[str, Any], rank: int, gather: Callable[[Any], list[Any]]
+    folder: Path,
+    writes: Sequence[Callable[[], object]],
+    about: Mapping[str, Any],
+    rank: int,
+    gather: Callable[[Any], list[Any]],
 ) -> None:
     """Do the writes that a rank has left in the partial folder, hash the rank's share of its files, and seal it. Collective.
 
@@ -122,7 +133,9 @@ def verify(folder: Path) -> dict[str, Any]:
         if not path.is_file():
             raise DamagedCheckpoint(f"{path}: missing")
         if path.stat().st_size != entry["bytes"]:
-            raise DamagedCheckpoint(f"{path}: {path.stat().st_size} bytes, {entry['bytes']} were written")
+            raise DamagedCheckpoint(
+                f"{path}: {path.stat().st_size} bytes, {entry['bytes']} were written"
+            )
         with path.open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != entry["sha256"]:
                 raise DamagedCheckpoint(f"{path}: its content has changed")

@@ -39,7 +39,10 @@ def plan_rows(
         tokens = [tree_size([rows[i].keys for i in unit]) for unit in units]
     shown = [{key for i in unit for key in rows[i].images} for unit in units]
     costs = [t + sum(map(image_cost, keys)) for t, keys in zip(tokens, shown, strict=True)]
-    return [[[i for u in bin_ for i in units[u]] for bin_ in step] for step in plan_even(tokens, costs, ranks, budget)]
+    return [
+        [[i for u in bin_ for i in units[u]] for bin_ in step]
+        for step in plan_even(tokens, costs, ranks, budget)
+    ]
 
 
 def plan_even(tokens: Sequence[int], costs: Sequence[float], ranks: int, budget: int) -> Steps:

@@ -31,11 +31,15 @@ class Policy(nn.Module):
     def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """[M] log-probabilities and [M] entropies of the trained tokens, float32. Only the former carry a gradient."""
         inner = self.model.model
-        vision = inner.get_image_features(batch.pixel_values, batch.image_grid_thw, return_dict=True)
+        vision = inner.get_image_features(
+            batch.pixel_values, batch.image_grid_thw, return_dict=True
+        )
         # Each distinct image is encoded once, then handed to every place that shows it.
         index = batch.image_index.tolist()
         vision.pooler_output = [vision.pooler_output[i] for i in index]
-        vision.deepstack_features = [[layer[i] for i in index] for layer in vision.deepstack_features]
+        vision.deepstack_features = [
+            [layer[i] for i in index] for layer in vision.deepstack_features
+        ]
         device = batch.input_ids.device
         hidden = inner(
             input_ids=batch.input_ids,
@@ -43,13 +47,20 @@ class Policy(nn.Module):
             mm_encoder_outputs={"image": vision},
             use_cache=False,
             tree=batch.tree,
-            block_mask=batch.tree.block_mask(device) if batch.tree is not None and device.type == "cuda" else None,
+            block_mask=batch.tree.block_mask(device)
+            if batch.tree is not None and device.type == "cuda"
+            else None,
         ).last_hidden_state
         return self.head(hidden.flatten(0, 1)[batch.positions], batch.targets)
 
 
 def load_policy(
-    folder: str, zero_config: dict[str, Any], *, temperature: float, checkpointing: bool, adapters: LoraSettings | None = None
+    folder: str,
+    zero_config: dict[str, Any],
+    *,
+    temperature: float,
+    checkpointing: bool,
+    adapters: LoraSettings | None = None,
 ) -> Policy:
     """The model of a Hugging Face folder, partitioned over the ranks while it loads (one tensor whole at a time), and its adapters.
 
@@ -64,7 +75,9 @@ def load_policy(
     dtype = torch.bfloat16 if "bf16" in zero_config else torch.float32
     # Without `dtype`: DeepSpeed 0.19.8 reads dtype=float32 as bfloat16 on CPU; from its configuration it takes the right one.
     with deepspeed.zero.Init(config_dict_or_path=zero_config), no_init_weights():
-        model = Qwen3VLForConditionalGeneration._from_config(config, dtype=dtype, attn_implementation=ATTENTION)
+        model = Qwen3VLForConditionalGeneration._from_config(
+            config, dtype=dtype, attn_implementation=ATTENTION
+        )
     model.tie_weights()
     parameters = dict(model.named_parameters())
     missing = set(parameters)
@@ -80,7 +93,12 @@ def load_policy(
         lora.inject(model, adapters)
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    banned = (config.vision_start_token_id, config.vision_end_token_id, config.image_token_id, config.video_token_id)
+    banned = (
+        config.vision_start_token_id,
+        config.vision_end_token_id,
+        config.image_token_id,
+        config.video_token_id,
+    )
     return Policy(model, banned, temperature)
 
 

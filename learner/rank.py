@@ -17,7 +17,15 @@ import torch
 import torch.distributed as dist
 
 from learner import extensions, manifest
-from learner.checkpoint import Saving, Write, in_memory, load_other_ranks, random_states, save_hf, set_random_states
+from learner.checkpoint import (
+    Saving,
+    Write,
+    in_memory,
+    load_other_ranks,
+    random_states,
+    save_hf,
+    set_random_states,
+)
 from learner.config import LearnerConfig, LoraSettings
 from learner.credit import TrainItem
 from learner.policy import Policy, load_policy
@@ -30,7 +38,16 @@ from rollout_workers.trajectory import Floats
 class LearnerRank:
     """Every method is collective: all ranks are called with the same arguments."""
 
-    def __init__(self, model: str, config: LearnerConfig, seed: int, reference: str | None, rank: int, address: str, port: int) -> None:
+    def __init__(
+        self,
+        model: str,
+        config: LearnerConfig,
+        seed: int,
+        reference: str | None,
+        rank: int,
+        address: str,
+        port: int,
+    ) -> None:
         """Joins the process group at address:port and loads the policy; `reference` is loaded where the KL term needs it."""
         from transformers import AutoProcessor
 
@@ -49,16 +66,24 @@ class LearnerRank:
         self.device = torch.device("cuda", 0) if config.gpus_per_rank else torch.device("cpu")
         backend = "nccl" if config.gpus_per_rank else "gloo"
         extensions.prepare(config.offload_optimizer)
-        deepspeed.init_distributed(backend, timeout=timedelta(seconds=config.deadline_s), verbose=False)
+        deepspeed.init_distributed(
+            backend, timeout=timedelta(seconds=config.deadline_s), verbose=False
+        )
         policy = self._policy(model, config.lora)
         self.engine = deepspeed.initialize(
             model=policy,
-            model_parameters=[parameter for parameter in policy.parameters() if parameter.requires_grad],
+            model_parameters=[
+                parameter for parameter in policy.parameters() if parameter.requires_grad
+            ],
             config=zero_config(config),
-            lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, config)),
+            lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.LambdaLR(
+                optimizer, lambda step: lr_factor(step, config)
+            ),
         )[0]
         processor = AutoProcessor.from_pretrained(model).image_processor
-        self.updater = Updater(self.engine, self._reference(model, reference), processor, config, rank, seed)
+        self.updater = Updater(
+            self.engine, self._reference(model, reference), processor, config, rank, seed
+        )
         self._receivers: Receivers | None = None
         self._sender: Any = None
         self._saving = Saving()
@@ -83,7 +108,9 @@ class LearnerRank:
             self._receivers = Receivers(handles, self.config.receiver_ranks, self.config.deadline_s)
             if self.config.weight_transfer != "shared_memory":
                 model, bucket = self.engine.module.model, self.config.bucket_mb << 20
-                self._sender = vllm_sender(self.config.weight_transfer, model, self._receivers, self.rank, address, bucket)
+                self._sender = vllm_sender(
+                    self.config.weight_transfer, model, self._receivers, self.rank, address, bucket
+                )
             elif self.rank == 0:
                 self._receivers.init_weight_transfer_engine({})
         self._receivers.version = version
@@ -113,7 +140,14 @@ class LearnerRank:
         dtype = getattr(torch, hf_dtype or self.config.dtype)
         self._check_space(target.parent, dtype)
         write = (lambda work: work()) if wait else writes.append
-        save_hf(self.engine.module.model, Path(self.model_folder), temporary / "hf", dtype, self.rank, write)
+        save_hf(
+            self.engine.module.model,
+            Path(self.model_folder),
+            temporary / "hf",
+            dtype,
+            self.rank,
+            write,
+        )
         state = {"rng": random_states(), "skipped_in_a_row": self.updater.skipped_in_a_row}
         with nullcontext() if wait else in_memory(self.engine.checkpoint_engine, writes.append):
             self.engine.save_checkpoint(str(temporary / "state"), tag="learner", client_state=state)
@@ -123,8 +157,12 @@ class LearnerRank:
             return
         if self._files is None:
             # Of its own, and on the CPU: the training's collectives go on beside it.
-            self._files = dist.new_group(backend="gloo", timeout=timedelta(seconds=self.config.deadline_s))
-        self._saving.start(manifest.finish, target, writes, about, self.rank, partial(_gather, self._files))
+            self._files = dist.new_group(
+                backend="gloo", timeout=timedelta(seconds=self.config.deadline_s)
+            )
+        self._saving.start(
+            manifest.finish, target, writes, about, self.rank, partial(_gather, self._files)
+        )
 
     def finish_save(self) -> None:
         """Wait for a save under way. Raises what it raised."""
@@ -148,7 +186,10 @@ class LearnerRank:
         free = [shutil.disk_usage(folder).free if self.rank == 0 else 0]
         dist.broadcast_object_list(free, 0)
         if free[0] < needed:
-            raise OSError(errno.ENOSPC, f"a checkpoint takes about {needed / 1e6:.0f} MB, {free[0] / 1e6:.0f} MB are free in {folder}")
+            raise OSError(
+                errno.ENOSPC,
+                f"a checkpoint takes about {needed / 1e6:.0f} MB, {free[0] / 1e6:.0f} MB are free in {folder}",
+            )
 
     def _policy(self, folder: str, adapters: LoraSettings | None = None) -> Policy:
         return load_policy(
@@ -166,11 +207,15 @@ class LearnerRank:
         if self.config.lora is not None and reference == model:
             return without_adapters(self.engine)
         frozen = self._policy(reference).requires_grad_(False).eval()
-        return without_gradient(deepspeed.initialize(model=frozen, config=zero_config(self.config, train=False))[0])
+        return without_gradient(
+            deepspeed.initialize(model=frozen, config=zero_config(self.config, train=False))[0]
+        )
 
     def _stream(self, method: str) -> list[list[Any]]:
         receivers = self._receivers if self.rank == 0 else None
-        return stream_shared_memory(self.engine.module.model, receivers, method, self.config.bucket_mb << 20)
+        return stream_shared_memory(
+            self.engine.module.model, receivers, method, self.config.bucket_mb << 20
+        )
 
 
 def _gather(group: Any, mine: Any) -> list[Any]:
@@ -203,6 +248,13 @@ def zero_config(config: LearnerConfig, train: bool = True) -> dict[str, Any]:
         if config.offload_optimizer:
             zero["offload_optimizer"] = {"device": "cpu", "pin_memory": config.gpus_per_rank > 0}
         # Offloaded states need DeepSpeed's own CPU Adam; elsewhere torch's needs no compiler.
-        parameters = {"lr": config.lr, "betas": list(config.betas), "weight_decay": config.weight_decay}
-        out["optimizer"] = {"type": "AdamW", "params": parameters | ({} if config.offload_optimizer else {"torch_adam": True})}
+        parameters = {
+            "lr": config.lr,
+            "betas": list(config.betas),
+            "weight_decay": config.weight_decay,
+        }
+        out["optimizer"] = {
+            "type": "AdamW",
+            "params": parameters | ({} if config.offload_optimizer else {"torch_adam": True}),
+        }
     return out

@@ -26,7 +26,10 @@ class TokenStats:
         mine = {name: np.concatenate(parts) for name, parts in self._parts.items()}
         shares: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(shares, mine)
-        whole = {name: np.concatenate([share[name] for share in shares]).astype(np.float64) for name in mine}
+        whole = {
+            name: np.concatenate([share[name] for share in shares]).astype(np.float64)
+            for name in mine
+        }
         return summarize(whole)
 
 
@@ -42,7 +45,11 @@ def summarize(values: dict[str, NDArray[np.float64]]) -> dict[str, float]:
             out |= {"entropy_mean": x.mean()} | _percentiles(name, x)
         elif name == "gap":
             # k3 over the engine's own samples: KL(engine || learner), never negative (schulman.dev/blog/kl-approx).
-            out |= {"logprob_gap_mean": np.abs(x).mean(), "logprob_gap_max": np.abs(x).max(), "engine_kl": (np.expm1(x) - x).mean()}
+            out |= {
+                "logprob_gap_mean": np.abs(x).mean(),
+                "logprob_gap_max": np.abs(x).max(),
+                "engine_kl": (np.expm1(x) - x).mean(),
+            }
         elif name == "clipped":
             out["clip_fraction"] = x.mean()
         elif name == "correction":

@@ -67,7 +67,11 @@ def lay_out(rows: Sequence[Ints], share: bool) -> tuple[Tree, list[Ints], list[t
     Returns the tree, per row [L_i] the flat position of each of its tokens, and the (row, first token) pieces of which
     the flat axis is the concatenation: rows[row][first:].
     """
-    order = sorted(range(len(rows)), key=lambda i: _sortable(rows[i])) if share else list(range(len(rows)))
+    order = (
+        sorted(range(len(rows)), key=lambda i: _sortable(rows[i]))
+        if share
+        else list(range(len(rows)))
+    )
     index: list[Ints] = [np.zeros(0, np.int64)] * len(rows)
     pieces: list[tuple[int, int]] = []
     ends = np.zeros(sum(map(len, rows)), np.int64)

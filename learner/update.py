@@ -75,7 +75,15 @@ class Outcome:
 class Updater:
     """Every method is collective: all ranks are called with the same arguments."""
 
-    def __init__(self, engine: Any, reference: Reference | None, processor: Any, config: LearnerConfig, rank: int, seed: int) -> None:
+    def __init__(
+        self,
+        engine: Any,
+        reference: Reference | None,
+        processor: Any,
+        config: LearnerConfig,
+        rank: int,
+        seed: int,
+    ) -> None:
         """`engine`: DeepSpeed's, of a `Policy`; `processor`: the image processor of the model folder."""
         self.skipped_in_a_row = 0
         self._engine = engine
@@ -85,7 +93,11 @@ class Updater:
         self._rank = rank
         self._seed = seed
         model = engine.module.model
-        self._vision = VisionTokens(model.config.image_token_id, model.config.vision_start_token_id, model.config.vision_end_token_id)
+        self._vision = VisionTokens(
+            model.config.image_token_id,
+            model.config.vision_start_token_id,
+            model.config.vision_end_token_id,
+        )
         # A patch costs the vision tower about what a token costs the language model, in the ratio of their parameters.
         self._patch_cost = _parameters(model.model.visual) / _parameters(model.model.language_model)
 
@@ -97,13 +109,22 @@ class Updater:
         rounds = [items]
         old: dict[int, Floats] = {}
         if loss == "policy":
-            rounds = list(deal(items, config.epochs, config.mini_batches, [self._seed, self._engine.global_steps]))
+            rounds = list(
+                deal(
+                    items,
+                    config.epochs,
+                    config.mini_batches,
+                    [self._seed, self._engine.global_steps],
+                )
+            )
             if config.correction != "none" and len(rounds) > 1:
                 old = self._gathered_logprobs(items)
         stats = TokenStats()
         outcomes = []
         for number, part in enumerate(rounds):
-            outcomes.append(self._step(part, old, loss, stats, first=number == 0, only=len(rounds) == 1))
+            outcomes.append(
+                self._step(part, old, loss, stats, first=number == 0, only=len(rounds) == 1)
+            )
             self.skipped_in_a_row = 0 if outcomes[-1].applied else self.skipped_in_a_row + 1
         return {
             "loss": float(np.mean([o.loss for o in outcomes])),
@@ -142,11 +163,25 @@ class Updater:
                 out.append((i, whole))
         return out
 
-    def _step(self, items: list[TrainItem], old: dict[int, Floats], loss: str, stats: TokenStats, first: bool, only: bool) -> Outcome:
+    def _step(
+        self,
+        items: list[TrainItem],
+        old: dict[int, Floats],
+        loss: str,
+        stats: TokenStats,
+        first: bool,
+        only: bool,
+    ) -> Outcome:
         """One optimizer step on the sum of the items' losses. `first`: the policy is still the one that sampled; `only`: and stays so."""
         engine, config = self._engine, self._config
         length = OBJECTIVES[config.objective].length if loss == "policy" else "own"
-        run = self._plan(items, {"own": None, "mean": _mean_length(items), "constant": float(config.loss_length)}[length], old)
+        run = self._plan(
+            items,
+            {"own": None, "mean": _mean_length(items), "constant": float(config.loss_length)}[
+                length
+            ],
+            old,
+        )
         sums = torch.zeros(3, dtype=torch.float64)
         for s, step in enumerate(run.steps):
             # gradient_accumulation_steps is 1: the boundary is ours, so the number of micro-batches may change each step.
@@ -171,18 +206,36 @@ class Updater:
         else:
             engine.optimizer.zero_grad()
         tokens = sum(len(row.ids) for row in run.rows)
-        return Outcome(float(sums[0]), float(sums[1]), norm, applied, len(run.steps), tokens, int(sums[2]))
+        return Outcome(
+            float(sums[0]), float(sums[1]), norm, applied, len(run.steps), tokens, int(sums[2])
+        )
 
-    def _policy_loss(self, batch: MicroBatch, stats: TokenStats, first: bool, only: bool) -> tuple[Tensor, Tensor]:
+    def _policy_loss(
+        self, batch: MicroBatch, stats: TokenStats, first: bool, only: bool
+    ) -> tuple[Tensor, Tensor]:
         config = self._config
         reference = self._reference(batch) if self._reference is not None else None
         logprobs, entropies = self._engine(batch)
         now = logprobs.detach()
         old = now if only and config.correction != "none" else batch.old_logprobs
         correction = gap_correction(
-            old, batch.engine_logprobs, batch.items, config.correction, config.correction_level, config.correction_cap
+            old,
+            batch.engine_logprobs,
+            batch.items,
+            config.correction,
+            config.correction_level,
+            config.correction_cap,
         )
-        out = policy_loss(logprobs, old, batch.advantages, batch.weights, batch.items, reference, correction, config)
+        out = policy_loss(
+            logprobs,
+            old,
+            batch.advantages,
+            batch.weights,
+            batch.items,
+            reference,
+            correction,
+            config,
+        )
         stats.add(ratio=out.ratio, kl=out.kl, clipped=out.clipped, entropy=entropies)
         if config.correction != "none":
             stats.add(correction=out.correction)
@@ -190,16 +243,35 @@ class Updater:
             stats.add(gap=now - batch.engine_logprobs)
         return out.loss, out.policy_loss
 
-    def _plan(self, items: list[TrainItem], length: float | None = None, old: dict[int, Floats] | None = None) -> Pass:
+    def _plan(
+        self,
+        items: list[TrainItem],
+        length: float | None = None,
+        old: dict[int, Floats] | None = None,
+    ) -> Pass:
         """The same plan on every rank; each then builds its own micro-batches only."""
         config = self._config
         images = StepImages(self._processor)
         rows = [
-            make_row(item, images.add(item), images, self._vision.image_pad, length, (old or {}).get(id(item.trajectory))) for item in items
+            make_row(
+                item,
+                images.add(item),
+                images,
+                self._vision.image_pad,
+                length,
+                (old or {}).get(id(item.trajectory)),
+            )
+            for item in items
         ]
         questions = [item.question.id for item in items]
         cost = lambda key: self._patch_cost * images.patches(key)  # noqa: E731
-        return Pass(plan_rows(rows, questions, cost, config.ranks, config.micro_batch_tokens, config.layout), rows, images)
+        return Pass(
+            plan_rows(
+                rows, questions, cost, config.ranks, config.micro_batch_tokens, config.layout
+            ),
+            rows,
+            images,
+        )
 
     def _micro_batch(self, run: Pass, step: list[list[int]]) -> MicroBatch:
         """This rank's micro-batch."""
@@ -213,7 +285,9 @@ class Updater:
         return {id(items[i].trajectory): values for share in shares for i, values in share}
 
 
-def deal(items: Sequence[TrainItem], epochs: int, mini_batches: int, seed: Sequence[int]) -> Iterator[list[TrainItem]]:
+def deal(
+    items: Sequence[TrainItem], epochs: int, mini_batches: int, seed: Sequence[int]
+) -> Iterator[list[TrainItem]]:
     """The items of each optimizer step: every epoch deals the questions out at random, all items of a question together.
 
     Weights grow by questions / questions of the mini-batch, so that each step is a mean over its own questions.
@@ -221,11 +295,19 @@ def deal(items: Sequence[TrainItem], epochs: int, mini_batches: int, seed: Seque
     questions = list(dict.fromkeys(item.question.id for item in items))
     parts = min(mini_batches, len(questions))
     for epoch in range(epochs):
-        order = np.random.default_rng([*seed, epoch]).permutation(len(questions)) if parts > 1 else np.arange(len(questions))
+        order = (
+            np.random.default_rng([*seed, epoch]).permutation(len(questions))
+            if parts > 1
+            else np.arange(len(questions))
+        )
         for chosen in np.array_split(order, parts):
             names = {questions[i] for i in chosen}
             scale = len(questions) / len(names)
-            yield [replace(item, weight=item.weight * scale) for item in items if item.question.id in names]
+            yield [
+                replace(item, weight=item.weight * scale)
+                for item in items
+                if item.question.id in names
+            ]
 
 
 def _mean_length(items: Sequence[TrainItem]) -> float:
@@ -238,4 +320,7 @@ def _parameters(model: torch.nn.Module) -> int:
 
 
 def _scalars(*values: Tensor | int) -> Tensor:
-    return torch.tensor([float(v.detach()) if isinstance(v, Tensor) else float(v) for v in values], dtype=torch.float64)
+    return torch.tensor(
+        [float(v.detach()) if isinstance(v, Tensor) else float(v) for v in values],
+        dtype=torch.float64,
+    )

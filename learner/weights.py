@@ -27,7 +27,9 @@ SETTLE_S = 10.0
 """Seconds that receivers get to end a call after another one's has failed."""
 
 
-def plan_buckets(parameters: Iterable[tuple[str, nn.Parameter]], bucket_bytes: int) -> list[list[tuple[str, nn.Parameter]]]:
+def plan_buckets(
+    parameters: Iterable[tuple[str, nn.Parameter]], bucket_bytes: int
+) -> list[list[tuple[str, nn.Parameter]]]:
     """Consecutive parameters in buckets of at most `bucket_bytes` when whole (a larger parameter stands alone)."""
     buckets: list[list[tuple[str, nn.Parameter]]] = []
     size = 0
@@ -56,9 +58,14 @@ def gathered(model: nn.Module, bucket_bytes: int) -> Iterator[Named]:
     adapters = lora.adapters(model)
     for bucket in plan_buckets(lora.exported(model), bucket_bytes):
         on_these = [adapters[name] for name, _ in bucket if name in adapters]
-        needed = [parameter for _, parameter in bucket] + [p for adapter in on_these for p in (adapter.a, adapter.b)]
+        needed = [parameter for _, parameter in bucket] + [
+            p for adapter in on_these for p in (adapter.a, adapter.b)
+        ]
         with deepspeed.zero.GatheredParameters(needed):
-            yield [(name, lora.merged(parameter.data, adapters.get(name))) for name, parameter in bucket]
+            yield [
+                (name, lora.merged(parameter.data, adapters.get(name)))
+                for name, parameter in bucket
+            ]
 
 
 class Receivers:
@@ -97,7 +104,9 @@ class Receivers:
         """RuntimeError where an engine does not confirm the version."""
         confirmed = self.wait(self.call("finish_weight_update", self.version))
         if wrong := [version for version in confirmed if version != self.version]:
-            raise RuntimeError(f"after weight update {self.version} {len(wrong)} engines confirm version {wrong[0]}")
+            raise RuntimeError(
+                f"after weight update {self.version} {len(wrong)} engines confirm version {wrong[0]}"
+            )
 
     def call(self, method: str, *arguments: Any) -> list[Any]:
         """Start `method` on all receivers; returns the references."""
@@ -114,7 +123,9 @@ class Receivers:
             raise
 
 
-def stream_shared_memory(model: nn.Module, receivers: Receivers | None, method: str, bucket_bytes: int) -> list[list[Any]]:
+def stream_shared_memory(
+    model: nn.Module, receivers: Receivers | None, method: str, bucket_bytes: int
+) -> list[list[Any]]:
     """Call `method(payload)` on all receivers for every bucket, each call overlapping the next gather.
 
     Collective; `receivers` is None on all ranks but the one that sends. Returns per bucket what each receiver answered.
@@ -145,7 +156,14 @@ def write_bucket(tensors: Named, file: Path) -> dict[str, Any]:
     entries = []
     with file.open("xb") as out:
         for name, tensor in tensors:
-            entries.append({"name": name, "dtype": str(tensor.dtype).split(".")[-1], "shape": list(tensor.shape), "offset": out.tell()})
+            entries.append(
+                {
+                    "name": name,
+                    "dtype": str(tensor.dtype).split(".")[-1],
+                    "shape": list(tensor.shape),
+                    "offset": out.tell(),
+                }
+            )
             out.write(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return {"file": str(file), "tensors": entries}
 
@@ -160,14 +178,24 @@ class ParameterSource:
     def metadata(self) -> list[Any]:
         from vllm.distributed.weight_transfer.base import ParamMeta
 
-        return [ParamMeta(name, parameter.dtype, full_shape(parameter)) for name, parameter in lora.exported(self._model)]
+        return [
+            ParamMeta(name, parameter.dtype, full_shape(parameter))
+            for name, parameter in lora.exported(self._model)
+        ]
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         for tensors in gathered(self._model, self._bucket_bytes):
             yield from tensors
 
 
-def vllm_sender(backend: str, model: nn.Module, receivers: Receivers, rank: int, address: tuple[str, int], bucket_bytes: int) -> Any:
+def vllm_sender(
+    backend: str,
+    model: nn.Module,
+    receivers: Receivers,
+    rank: int,
+    address: tuple[str, int],
+    bucket_bytes: int,
+) -> Any:
     """vLLM's trainer-side engine ("nccl" between GPUs, "ipc" on one GPU), connected; `send_weights()` drives a whole update.
 
     Collective. `address`: host and free port of rank 0 for the nccl rendezvous.
@@ -178,7 +206,12 @@ def vllm_sender(backend: str, model: nn.Module, receivers: Receivers, rank: int,
 
     info: Any
     if backend == "nccl":
-        info = NCCLTrainerInitInfo(rank=rank, master_address=address[0], master_port=address[1], world_size=1 + receivers.ranks)
+        info = NCCLTrainerInitInfo(
+            rank=rank,
+            master_address=address[0],
+            master_port=address[1],
+            world_size=1 + receivers.ranks,
+        )
     else:
         info = IPCTrainerInitInfo(rank=rank, packed=True, packed_buffer_size_bytes=bucket_bytes)
     source: Any = ParameterSource(model, bucket_bytes)

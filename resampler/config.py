@@ -12,8 +12,12 @@ from rollout_workers.trajectory import ForkAt
 class ResamplerConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    k: int = Field(4, ge=2, description="continuations of a selected prefix (K); one alone has no advantage")
-    budget_ratio: float = Field(0.25, ge=0, description="extra rollouts a batch, relative to its own")
+    k: int = Field(
+        4, ge=2, description="continuations of a selected prefix (K); one alone has no advantage"
+    )
+    budget_ratio: float = Field(
+        0.25, ge=0, description="extra rollouts a batch, relative to its own"
+    )
     fork_at: ForkAt = Field(
         "first_call",
         description="what a continuation keeps of its source: all up to the opening of its first tool call, or of any of its calls; "
@@ -21,13 +25,16 @@ class ResamplerConfig(BaseModel):
         "rival: all up to a tool's result after which the entropy is higher than at the start, in any question (observation: ARPO)",
     )
     ranking: Literal["confidence", "entropy", "random"] = Field(
-        "confidence", description="which prefixes first: least confident call, highest entropy, or by chance (ablation)"
+        "confidence",
+        description="which prefixes first: least confident call, highest entropy, or by chance (ablation)",
     )
     schedule: Literal["batch", "streaming"] = Field(
-        "streaming", description="when forks are chosen: while groups still come in, or when the whole batch is there (exactly the paper)"
+        "streaming",
+        description="when forks are chosen: while groups still come in, or when the whole batch is there (exactly the paper)",
     )
     success_above: float = Field(
-        0.0, description="a rollout failed where its reward is not above this; for outcomes that are not only 0 and 1"
+        0.0,
+        description="a rollout failed where its reward is not above this; for outcomes that are not only 0 and 1",
     )
     success_quantile: float | None = Field(
         None,
@@ -49,12 +56,19 @@ class ResamplerConfig(BaseModel):
         "a tool took more of late, a prefix at it counts for more than one of the budget, in proportion. None: whatever they take",
     )
     call_costs: dict[str, Annotated[float, Field(ge=0)]] = Field(
-        default_factory=dict, description="price of a call by the tool's name, in seconds: what it costs beside its latency"
+        default_factory=dict,
+        description="price of a call by the tool's name, in seconds: what it costs beside its latency",
     )
     min_distinct_calls: int = Field(
-        1, ge=1, description="distinct tool calls among the K continuations below which a prefix is given up, before the calls are run"
+        1,
+        ge=1,
+        description="distinct tool calls among the K continuations below which a prefix is given up, before the calls are run",
     )
-    deadline_s: float = Field(600.0, gt=0, description="seconds for the continuations of a prefix; what is not back by then is dropped")
+    deadline_s: float = Field(
+        600.0,
+        gt=0,
+        description="seconds for the continuations of a prefix; what is not back by then is dropped",
+    )
 
     @property
     def adapts(self) -> bool:
@@ -69,11 +83,15 @@ class ResamplerConfig(BaseModel):
             )
         for name in ("success_above", "success_quantile"):
             if self.fork_at == "observation" and (value := getattr(self, name)):
-                raise ValueError(f"resampler.{name}={value}: resampler.fork_at='observation' forks whatever the outcomes; leave it out")
+                raise ValueError(
+                    f"resampler.{name}={value}: resampler.fork_at='observation' forks whatever the outcomes; leave it out"
+                )
         if self.call_costs and self.target_cost_s is None:
             raise ValueError("resampler.call_costs: means nothing without resampler.target_cost_s")
         if self.min_distinct_calls > self.k:
-            raise ValueError(f"resampler.min_distinct_calls={self.min_distinct_calls}: at most resampler.k={self.k}")
+            raise ValueError(
+                f"resampler.min_distinct_calls={self.min_distinct_calls}: at most resampler.k={self.k}"
+            )
         if self.min_distinct_calls > 1 and self.fork_at not in ("first_call", "every_call"):
             raise ValueError(
                 f"resampler.min_distinct_calls={self.min_distinct_calls}: continuations of resampler.fork_at={self.fork_at!r} "

@@ -51,7 +51,9 @@ class Past:
 class Decision:
     """What one more question of a batch led to. Indices are places in the batch."""
 
-    forks: tuple[Candidate, ...] = ()  # prefixes to resample now, of this question or of earlier ones
+    forks: tuple[
+        Candidate, ...
+    ] = ()  # prefixes to resample now, of this question or of earlier ones
     settled: tuple[int, ...] = ()  # questions seen for which no further fork will come
 
 
@@ -86,16 +88,25 @@ class Selection:
     def complete(self) -> bool:
         return self._seen == self._questions
 
-    def offer(self, index: int, found: Sequence[Candidate], rewards: Sequence[float] = ()) -> Decision:
+    def offer(
+        self, index: int, found: Sequence[Candidate], rewards: Sequence[float] = ()
+    ) -> Decision:
         """Question `index` of the batch is there; `found` are its candidates (none: not triggered, or lost), `rewards` its rollouts'."""
         self._seen += 1
         self._rewards += rewards
         self._unsettled.add(index)
-        ranked = [((place, c.score), c) for place, c in enumerate(sorted(found, key=lambda c: (c.score, c.rollout)))]
+        ranked = [
+            ((place, c.score), c)
+            for place, c in enumerate(sorted(found, key=lambda c: (c.score, c.rollout)))
+        ]
         self._entries += [(*key, self._price(c)) for key, c in ranked]
-        self._held = sorted([*self._held, *ranked], key=lambda held: (held[0], held[1].group, held[1].rollout))
+        self._held = sorted(
+            [*self._held, *ranked], key=lambda held: (held[0], held[1].group, held[1].rollout)
+        )
         forks = self._take()
-        waiting = {candidate.group for _, candidate in self._held if self._price(candidate) <= self._left}
+        waiting = {
+            candidate.group for _, candidate in self._held if self._price(candidate) <= self._left
+        }
         if self._schedule == "batch":
             waiting = self._unsettled
         settled = sorted(self._unsettled) if self.complete else sorted(self._unsettled - waiting)

@@ -25,13 +25,17 @@ class History:
 
     recoveries: tuple[bool, ...] = ()  # of the last prefixes, oldest first
     past: tuple[Past, ...] = ()  # of the last batches, oldest first
-    costs: tuple[tuple[str, float], ...] = ()  # of the same prefixes: the tool that the source called first, seconds
+    costs: tuple[
+        tuple[str, float], ...
+    ] = ()  # of the same prefixes: the tool that the source called first, seconds
 
 
 class Resampler:
     """A plain class; `start_resampler` makes it an actor."""
 
-    def __init__(self, config: ResamplerConfig, tokens: SpecialTokens, n: int, seed: int = 0) -> None:
+    def __init__(
+        self, config: ResamplerConfig, tokens: SpecialTokens, n: int, seed: int = 0
+    ) -> None:
         self._config, self._tokens, self._n, self._seed = config, tokens, n, seed
         self._selections = Selections(config.schedule)
         self._recoveries: deque[bool] = deque(maxlen=REMEMBERED)
@@ -63,7 +67,9 @@ class Resampler:
         prefixes = adapted(prefixes, self._recoveries, config.target_recovery)
         dear = prices(self._costs, config.target_cost_s)
         rewards = group.rewards.tolist() if group else []
-        return self._selections.offer(step, index, found[0] if found else [], questions, prefixes, dear, rewards)
+        return self._selections.offer(
+            step, index, found[0] if found else [], questions, prefixes, dear, rewards
+        )
 
     def learn(self, recovered: bool, tool: str = "", cost_s: float = 0.0) -> None:
         """What came of a resampled prefix, and what its tools cost; the next batch's budget knows it, where the recipe adapts budgets.

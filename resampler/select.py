@@ -14,7 +14,17 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from rollout_workers.trajectory import ForkAt, Group, Resample, Span, SpecialTokens, Trajectory, fork_points, turns, uses_tools
+from rollout_workers.trajectory import (
+    ForkAt,
+    Group,
+    Resample,
+    Span,
+    SpecialTokens,
+    Trajectory,
+    fork_points,
+    turns,
+    uses_tools,
+)
 
 START = 20
 """Tokens over which ARPO compares entropies."""
@@ -31,7 +41,9 @@ class Candidate:
     tool: str = ""  # that its source called first
 
 
-def triggered(rewards_N: NDArray[np.float64], subgroup_N: NDArray[np.bool_], success_above: float = 0.0) -> bool:
+def triggered(
+    rewards_N: NDArray[np.float64], subgroup_N: NDArray[np.bool_], success_above: float = 0.0
+) -> bool:
     """True where the subgroup (rule 1: T, the tool-using rollouts) is not empty and none of its rewards is above `success_above`.
 
     The others of the group do not matter.
@@ -47,7 +59,9 @@ def confidence(trajectory: Trajectory, span: Span) -> float:
 def entropy(trajectory: Trajectory, span: Span) -> float:
     """Mean token entropy in nats over a span. Raises ValueError where the engine was not asked for entropies."""
     if trajectory.entropies is None:
-        raise ValueError(f"rollout {trajectory.rollout} of question {trajectory.question_id} has no entropies, which this ranking needs")
+        raise ValueError(
+            f"rollout {trajectory.rollout} of question {trajectory.question_id} has no entropies, which this ranking needs"
+        )
     return float(trajectory.entropies[slice(*span)].astype(np.float64).mean())
 
 
@@ -57,12 +71,16 @@ def entropy_rise(trajectory: Trajectory, span: Span) -> float:
     ARPO's Delta H (arXiv 2507.19849, section 3.1) up to its constant log of the vocabulary's size. Raises as `entropy`.
     """
     (first, stop), (start, end) = turns(trajectory)[0], span
-    return entropy(trajectory, (start, min(end, start + START))) - entropy(trajectory, (first, min(stop, first + START)))
+    return entropy(trajectory, (start, min(end, start + START))) - entropy(
+        trajectory, (first, min(stop, first + START))
+    )
 
 
 def chance(seed: int, step: int, question_id: str, rollout: int, prefix_tokens: int) -> float:
     """A number in [0, 1) that depends on nothing but its arguments: the order of groups in the batch does not matter."""
-    key = f"{seed}\0{step}\0{question_id}\0{rollout}\0{prefix_tokens}".encode("utf-8", "surrogatepass")
+    key = f"{seed}\0{step}\0{question_id}\0{rollout}\0{prefix_tokens}".encode(
+        "utf-8", "surrogatepass"
+    )
     return int.from_bytes(hashlib.blake2b(key, digest_size=4).digest(), "big") / 2**32
 
 
@@ -96,17 +114,28 @@ def candidates(
 
     found = []
     for index, group in enumerate(groups, first):
-        subgroup = np.array([uses_tools(t, tokens) == (fork_at != "answer") for t in group.rollouts], dtype=np.bool_)
-        sources = group.rollouts if arpo or triggered(group.rewards, subgroup, success_above) else ()
-        points = [(t, prefix, span) for t in sources for prefix, span in fork_points(t, tokens, fork_at)]
-        scored = [Candidate(index, t.rollout, prefix, score(t, prefix, span), first_tool(t)) for t, prefix, span in points]
+        subgroup = np.array(
+            [uses_tools(t, tokens) == (fork_at != "answer") for t in group.rollouts], dtype=np.bool_
+        )
+        sources = (
+            group.rollouts if arpo or triggered(group.rewards, subgroup, success_above) else ()
+        )
+        points = [
+            (t, prefix, span) for t in sources for prefix, span in fork_points(t, tokens, fork_at)
+        ]
+        scored = [
+            Candidate(index, t.rollout, prefix, score(t, prefix, span), first_tool(t))
+            for t, prefix, span in points
+        ]
         found.append([candidate for candidate in scored if candidate.score < 0] if arpo else scored)
     return found
 
 
 def budget(questions: int, n: int, k: int, ratio: float) -> int:
     """R = floor(ratio * B * N / K) * K extra rollouts for B questions of N (rule 3): within the budget, in whole K."""
-    return int(Fraction(str(ratio)) * questions * n / k) * k  # exact: in floats 0.29 * 100 is below 29
+    return (
+        int(Fraction(str(ratio)) * questions * n / k) * k
+    )  # exact: in floats 0.29 * 100 is below 29
 
 
 def adapted(prefixes: int, recoveries: Sequence[bool], target: float | None) -> int:
@@ -126,7 +155,10 @@ def first_tool(trajectory: Trajectory) -> str:
 
 def tool_cost(resample: Resample, call_costs: Mapping[str, float]) -> float:
     """Seconds: what the continuations of a prefix waited for tools, plus `call_costs` of each call that they made (else 0)."""
-    return sum(t.stats.tool_seconds + sum(call_costs.get(tool, 0.0) for tool in t.stats.tools) for t in resample.continuations)
+    return sum(
+        t.stats.tool_seconds + sum(call_costs.get(tool, 0.0) for tool in t.stats.tools)
+        for t in resample.continuations
+    )
 
 
 def prices(costs: Sequence[tuple[str, float]], target_s: float | None) -> dict[str, float]:
@@ -140,7 +172,9 @@ def prices(costs: Sequence[tuple[str, float]], target_s: float | None) -> dict[s
     by_tool: dict[str, list[float]] = {}
     for tool, seconds in costs:
         by_tool.setdefault(tool, []).append(seconds)
-    return {tool: max(1.0, sum(seconds) / len(seconds) / target_s) for tool, seconds in by_tool.items()}
+    return {
+        tool: max(1.0, sum(seconds) / len(seconds) / target_s) for tool, seconds in by_tool.items()
+    }
 
 
 def failed_up_to(rewards: Sequence[float], quantile: float, otherwise: float) -> float:

@@ -56,7 +56,14 @@ class Generation:
 
 class Generate(Protocol):
     async def __call__(
-        self, prompt_ids: Ids, images: Sequence[Pixels], *, seed: int, max_tokens: int, n: int = 1, temperature: float = 1.0
+        self,
+        prompt_ids: Ids,
+        images: Sequence[Pixels],
+        *,
+        seed: int,
+        max_tokens: int,
+        n: int = 1,
+        temperature: float = 1.0,
     ) -> list[Generation]:
         """Sample n continuations, the k-th with seed + k. Raises EngineFailure or ContextFull."""
 
@@ -78,7 +85,9 @@ Called: TypeAlias = tuple[str, dict[str, Any], int]
 
 
 class CallTool(Protocol):
-    async def __call__(self, name: str, arguments: dict[str, Any], images: Sequence[Any], earlier: Sequence[Called]) -> ToolAnswer:
+    async def __call__(
+        self, name: str, arguments: dict[str, Any], images: Sequence[Any], earlier: Sequence[Called]
+    ) -> ToolAnswer:
         """Run a tool on the images seen so far; `earlier` are the rollout's calls before it. An exception is an infrastructure failure."""
 
 
@@ -132,7 +141,9 @@ class Rollout:
     limits: Limits
     prompt_ids: Ids
     question_images: Sequence[Pixels]
-    tool_images: Sequence[Any]  # the question's images as tools get them: pixels or object references
+    tool_images: Sequence[
+        Any
+    ]  # the question's images as tools get them: pixels or object references
     seed: Callable[[int, int], int]  # turn, part of the turn -> seed
     temperature: float
     segments: list[Segment] = field(default_factory=list)
@@ -173,8 +184,14 @@ class Rollout:
             results = await self._answer(parsed.calls, earlier)
             if results is None:
                 return EndReason.TOOL_ERROR, None
-            ids = await in_chat_thread(self.chat.observation, [(result.text, len(result.images)) for result in results])
-            self.segments.append(ObservationSegment(ids, tuple(image for result in results for image in result.images)))
+            ids = await in_chat_thread(
+                self.chat.observation, [(result.text, len(result.images)) for result in results]
+            )
+            self.segments.append(
+                ObservationSegment(
+                    ids, tuple(image for result in results for image in result.images)
+                )
+            )
         raise ValueError(f"no turn left of {self.limits.max_turns}: nothing to sample")
 
     async def _turn(self, turn: int, first: Generation | None) -> bool:
@@ -186,7 +203,12 @@ class Rollout:
             self._generations.append(generation)
             if len(generation.token_ids):
                 self.segments.append(
-                    PolicySegment(generation.token_ids, generation.logprobs, generation.policy_version, generation.entropies)
+                    PolicySegment(
+                        generation.token_ids,
+                        generation.logprobs,
+                        generation.policy_version,
+                        generation.entropies,
+                    )
                 )
             left -= len(generation.token_ids)
             if not generation.cut or left <= 0:
@@ -197,7 +219,13 @@ class Rollout:
         started = time.monotonic()
         ids = np.concatenate([self.prompt_ids, *[s.token_ids for s in self.segments]])
         images = [*self.question_images, *observed_images(self.segments)]
-        (generation,) = await self.generate(ids, images, seed=self.seed(turn, part), max_tokens=max_tokens, temperature=self.temperature)
+        (generation,) = await self.generate(
+            ids,
+            images,
+            seed=self.seed(turn, part),
+            max_tokens=max_tokens,
+            temperature=self.temperature,
+        )
         self._engine_seconds += time.monotonic() - started
         return generation
 
@@ -226,16 +254,26 @@ class Rollout:
             tools=tuple(self._tools),
         )
 
-    async def _answer(self, calls: Sequence[Call | BadCall], earlier: Sequence[Called]) -> list[Observed] | None:
+    async def _answer(
+        self, calls: Sequence[Call | BadCall], earlier: Sequence[Called]
+    ) -> list[Observed] | None:
         """One result per block, in order; None where the tool server failed."""
         limit = self.limits.max_calls_per_turn
         runnable = _run_of(calls, limit)
         images = [*self.tool_images, *observed_images(self.segments)]
         # Calls of one turn run side by side, and yet a tool with state must find it as if they had run in order.
-        before = [(*earlier, *((c.name, c.arguments, len(images)) for c in runnable[:i])) for i in range(len(runnable))]
+        before = [
+            (*earlier, *((c.name, c.arguments, len(images)) for c in runnable[:i]))
+            for i in range(len(runnable))
+        ]
         started = time.monotonic()
         try:
-            ran = await asyncio.gather(*[self.call_tool(c.name, c.arguments, images, b) for c, b in zip(runnable, before, strict=True)])
+            ran = await asyncio.gather(
+                *[
+                    self.call_tool(c.name, c.arguments, images, b)
+                    for c, b in zip(runnable, before, strict=True)
+                ]
+            )
         except Exception:  # whatever the tool server died of, it is not the policy's fault
             log.exception("the tool server failed")
             return None
@@ -245,7 +283,9 @@ class Rollout:
         self._tools += [result.tool for result in ran if result.tool]
         if any(result.status in ("infrastructure", "deadline") for result in ran):
             return None
-        self._tool_failures += len(calls) - sum(result.status in ("ok", "unavailable") for result in ran)
+        self._tool_failures += len(calls) - sum(
+            result.status in ("ok", "unavailable") for result in ran
+        )
         answers = iter(ran)
         over = _Message(f"not run: at most {limit} tool call{'s' if limit > 1 else ''} a turn")
         left = len(runnable)
@@ -259,7 +299,9 @@ class Rollout:
         return results
 
 
-def earlier_calls(segments: Sequence[Segment], chat: Chat, max_calls_per_turn: int, images: int) -> list[Called]:
+def earlier_calls(
+    segments: Sequence[Segment], chat: Chat, max_calls_per_turn: int, images: int
+) -> list[Called]:
     """The calls of every turn that was answered, in order: a function of the segments, so a fork has those of its prefix.
 
     `images` is the number of the question's.
@@ -268,7 +310,10 @@ def earlier_calls(segments: Sequence[Segment], chat: Chat, max_calls_per_turn: i
     for index, segment in enumerate(segments):
         if isinstance(segment, ObservationSegment):
             turn = parse_turn(_open_turn(segments[:index]), chat.tokens, chat.decode)
-            called += [(call.name, call.arguments, images) for call in _run_of(turn.calls, max_calls_per_turn)]
+            called += [
+                (call.name, call.arguments, images)
+                for call in _run_of(turn.calls, max_calls_per_turn)
+            ]
             images += len(segment.images)
     return called
 
@@ -294,11 +339,15 @@ def prefix_segments(segments: Sequence[Segment], prefix_tokens: int) -> list[Seg
             if isinstance(segment, ObservationSegment):
                 break
             entropies = None if segment.entropies is None else segment.entropies[:left]
-            segment = PolicySegment(segment.token_ids[:left], segment.logprobs[:left], segment.policy_version, entropies)
+            segment = PolicySegment(
+                segment.token_ids[:left], segment.logprobs[:left], segment.policy_version, entropies
+            )
         kept.append(segment)
         left -= len(segment.token_ids)
     if left != 0:
-        raise ValueError(f"a prefix of {prefix_tokens} tokens does not end where the policy can go on")
+        raise ValueError(
+            f"a prefix of {prefix_tokens} tokens does not end where the policy can go on"
+        )
     return kept
 
 

@@ -41,7 +41,9 @@ _SPECIAL = {
 _IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 _THREAD = ThreadPoolExecutor(1, "chat")
 """Tokenizing and parsing happen here, off the engine's event loop. One thread: Hugging Face's tokenizers are not to be shared."""
-_PROBE = "\ue000"  # a private-use character: marks where a tool's text stands in the rendered template
+_PROBE = (
+    "\ue000"  # a private-use character: marks where a tool's text stands in the rendered template
+)
 
 
 async def in_chat_thread(function: Callable[..., T], *arguments: Any) -> T:
@@ -83,8 +85,14 @@ class Chat:
             raise ValueError(f"{model}: the tokenizer has no {', '.join(missing)}")
         plain = json.loads(tokenizer.backend_tokenizer.to_str())
         plain["added_tokens"] = []
-        probe = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}, *[{"role": "tool", "content": _PROBE}] * 2]
-        before, between, tail = tokenizer.apply_chat_template(probe, add_generation_prompt=True, tokenize=False).split(_PROBE)
+        probe = [
+            {"role": "user", "content": "?"},
+            {"role": "assistant", "content": "!"},
+            *[{"role": "tool", "content": _PROBE}] * 2,
+        ]
+        before, between, tail = tokenizer.apply_chat_template(
+            probe, add_generation_prompt=True, tokenize=False
+        ).split(_PROBE)
         return cls(
             tokenizer=tokenizer,
             plain=Tokenizer.from_str(json.dumps(plain)),
@@ -94,7 +102,9 @@ class Chat:
             tail=tail,
         )
 
-    def prompt(self, text: str, images: int, tools: list[dict[str, Any]], system: str | None) -> Ids:
+    def prompt(
+        self, text: str, images: int, tools: list[dict[str, Any]], system: str | None
+    ) -> Ids:
         """[P] system message and tools' schemas, the question's images (one `<|image_pad|>` each) and text, the assistant's opening.
 
         ValueError where the text itself contains a placeholder.
@@ -103,10 +113,14 @@ class Chat:
         messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
         if system is not None:
             messages.insert(0, {"role": "system", "content": system})
-        rendered = self.tokenizer.apply_chat_template(messages, tools=tools or None, add_generation_prompt=True, tokenize=False)
+        rendered = self.tokenizer.apply_chat_template(
+            messages, tools=tools or None, add_generation_prompt=True, tokenize=False
+        )
         ids = self.encode_policy(rendered)
         if np.isin(ids, (self.tokens.image_pad, self.tokens.video_pad)).sum() != images:
-            raise ValueError(f"the question's text contains an image or video placeholder: {text[:80]!r}")
+            raise ValueError(
+                f"the question's text contains an image or video placeholder: {text[:80]!r}"
+            )
         return ids
 
     def observation(self, results: Sequence[tuple[str, int]]) -> Ids:
@@ -116,7 +130,11 @@ class Chat:
         """
         parts: list[tuple[str, bool]] = []  # (text, trusted)
         for i, (text, images) in enumerate(results):
-            parts += [(self.between if i else self.head, True), (text, False), (_IMAGE * images, True)]
+            parts += [
+                (self.between if i else self.head, True),
+                (text, False),
+                (_IMAGE * images, True),
+            ]
         return self._encode([*parts, (self.tail, True)])
 
     def encode_policy(self, text: str) -> Ids:
@@ -125,10 +143,20 @@ class Chat:
 
     def decode(self, ids: Ids) -> str:
         """Text with special tokens visible."""
-        return str(self.tokenizer.decode(np.asarray(ids).tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        return str(
+            self.tokenizer.decode(
+                np.asarray(ids).tolist(),
+                skip_special_tokens=False,
+                clean_up_tokenization_spaces=False,
+            )
+        )
 
     def trajectory(
-        self, question: Question, tools: list[dict[str, Any]], system: str | None, turns: Sequence[str | Sequence[Observed]]
+        self,
+        question: Question,
+        tools: list[dict[str, Any]],
+        system: str | None,
+        turns: Sequence[str | Sequence[Observed]],
     ) -> Trajectory:
         """A scripted trajectory (SFT): the policy's texts, each from after the template's opening, and the tool results between them.
 
@@ -143,7 +171,11 @@ class Chat:
                 segments.append(PolicySegment(ids, np.zeros(len(ids), np.float32), 0))
             else:
                 ids = self.observation([(result.text, len(result.images)) for result in turn])
-                segments.append(ObservationSegment(ids, tuple(image for result in turn for image in result.images)))
+                segments.append(
+                    ObservationSegment(
+                        ids, tuple(image for result in turn for image in result.images)
+                    )
+                )
         return Trajectory(
             question_id=question.id,
             rollout=0,
@@ -160,14 +192,21 @@ class Chat:
         a tool's "done." and the template's newline may share a token.
         """
         vocabulary = self.tokenizer.get_added_vocab()
-        pattern = re.compile("(" + "|".join(re.escape(t) for t in sorted(vocabulary, key=len, reverse=True)) + ")")
+        pattern = re.compile(
+            "(" + "|".join(re.escape(t) for t in sorted(vocabulary, key=len, reverse=True)) + ")"
+        )
         ids: list[int] = []
         text = ""
         for part, trusted in parts:
             for piece in pattern.split(part) if trusted else [part]:
                 if trusted and piece in vocabulary:
-                    ids += [*self.plain.encode(text, add_special_tokens=False).ids, vocabulary[piece]]
+                    ids += [
+                        *self.plain.encode(text, add_special_tokens=False).ids,
+                        vocabulary[piece],
+                    ]
                     text = ""
                 else:
                     text += piece
-        return np.asarray(ids + self.plain.encode(text, add_special_tokens=False).ids, dtype=np.int32)
+        return np.asarray(
+            ids + self.plain.encode(text, add_special_tokens=False).ids, dtype=np.int32
+        )

@@ -12,16 +12,33 @@ class EngineConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="type of weights and activations")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "bfloat16", description="type of weights and activations"
+    )
     tensor_parallel_size: int = Field(1, ge=1, description="GPUs that share one copy of the model")
     max_num_seqs: int = Field(64, ge=1, description="sequences decoded at once")
-    block_size: int | None = Field(None, ge=1, description="tokens of a KV block; None: vLLM's choice. On CPU a multiple of 32")
-    enforce_eager: bool = Field(False, description="skip compilation: on CPU 15 s instead of 58 s to start, about 1.2x slower after")
-    gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="share of the device's memory vLLM may use")
-    kv_cache_gb: float | None = Field(None, gt=0, description="size of the KV cache in GiB; None: what gpu_memory_utilization leaves")
-    weight_transfer: Literal["shared_memory", "nccl", "ipc"] = Field("nccl", description="how new weights arrive; on CPU: shared_memory")
+    block_size: int | None = Field(
+        None, ge=1, description="tokens of a KV block; None: vLLM's choice. On CPU a multiple of 32"
+    )
+    enforce_eager: bool = Field(
+        False,
+        description="skip compilation: on CPU 15 s instead of 58 s to start, about 1.2x slower after",
+    )
+    gpu_memory_utilization: float = Field(
+        0.9, gt=0, le=1, description="share of the device's memory vLLM may use"
+    )
+    kv_cache_gb: float | None = Field(
+        None,
+        gt=0,
+        description="size of the KV cache in GiB; None: what gpu_memory_utilization leaves",
+    )
+    weight_transfer: Literal["shared_memory", "nccl", "ipc"] = Field(
+        "nccl", description="how new weights arrive; on CPU: shared_memory"
+    )
     threads: int = Field(1, ge=1, description="OpenMP threads of a CPU engine")
-    options: dict[str, Any] = Field(default_factory=dict, description="further vLLM AsyncEngineArgs, by name")
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="further vLLM AsyncEngineArgs, by name"
+    )
 
 
 def _window(steps: tuple[int, int]) -> tuple[int, int]:
@@ -40,28 +57,54 @@ class RolloutConfig(BaseModel):
     n: int = Field(8, ge=2, description="rollouts a question (N); a group of one has no advantage")
     max_turns: int = Field(3, ge=1, description="policy turns a rollout")
     max_turn_tokens: int = Field(256, ge=1, description="tokens sampled in one turn at most")
-    max_context_tokens: int = Field(4096, ge=1, description="prompt, images and response together; the engine's max_model_len")
+    max_context_tokens: int = Field(
+        4096, ge=1, description="prompt, images and response together; the engine's max_model_len"
+    )
     temperature: float = Field(1.0, gt=0, description="sampling temperature in training")
-    max_calls_per_turn: int = Field(1, ge=1, description="tool calls run in one turn; further ones are answered with a message")
+    max_calls_per_turn: int = Field(
+        1, ge=1, description="tool calls run in one turn; further ones are answered with a message"
+    )
     concurrency: int = Field(64, ge=1, description="rollouts in flight on one worker at most")
-    concurrency_min: int = Field(8, ge=1, description="rollouts in flight below which a worker does not go, however full its engine")
-    deadline_s: float = Field(300.0, gt=0, description="seconds until a rollout in flight ends as `deadline`")
-    retries: int = Field(1, ge=0, description="times a rollout that ended by an infrastructure failure is run again, with the same seeds")
+    concurrency_min: int = Field(
+        8,
+        ge=1,
+        description="rollouts in flight below which a worker does not go, however full its engine",
+    )
+    deadline_s: float = Field(
+        300.0, gt=0, description="seconds until a rollout in flight ends as `deadline`"
+    )
+    retries: int = Field(
+        1,
+        ge=0,
+        description="times a rollout that ended by an infrastructure failure is run again, with the same seeds",
+    )
     verify_s: float = Field(
-        60.0, gt=0, description="seconds until the verifier of an answer counts as failed; then it is asked `retries` times more"
+        60.0,
+        gt=0,
+        description="seconds until the verifier of an answer counts as failed; then it is asked `retries` times more",
     )
     outages: dict[str, tuple[Annotated[tuple[int, int], AfterValidator(_window)], ...]] = Field(
         default_factory=dict,
         description="by the tool's name, [first, last] steps whose questions find it unavailable: calls are answered so. Evaluations are "
         "spared. With dynamic_sampling every further round of questions counts as a step",
     )
-    health_s: float = Field(120.0, gt=0, description="seconds without a sign of life after which a worker is replaced")
-    max_failures: int = Field(8, ge=0, description="workers that may be lost; one more ends the run")
-    in_flight_updates: bool = Field(
-        False, description="a weight update cuts the turns being sampled, and the new policy goes on with them; else it waits for their end"
+    health_s: float = Field(
+        120.0, gt=0, description="seconds without a sign of life after which a worker is replaced"
     )
-    colocated: bool = Field(False, description="engines sleep while the learner trains, on the same GPUs (vLLM's sleep mode)")
-    placement: Literal["PACK", "SPREAD"] = Field("PACK", description="how Ray lays the workers out over the nodes")
+    max_failures: int = Field(
+        8, ge=0, description="workers that may be lost; one more ends the run"
+    )
+    in_flight_updates: bool = Field(
+        False,
+        description="a weight update cuts the turns being sampled, and the new policy goes on with them; else it waits for their end",
+    )
+    colocated: bool = Field(
+        False,
+        description="engines sleep while the learner trains, on the same GPUs (vLLM's sleep mode)",
+    )
+    placement: Literal["PACK", "SPREAD"] = Field(
+        "PACK", description="how Ray lays the workers out over the nodes"
+    )
     gpus_per_worker: float = Field(0, ge=0, description="GPUs reserved in Ray for a worker")
     cpus_per_worker: float = Field(1, ge=0, description="CPUs reserved in Ray for a worker")
     engine: EngineConfig = Field(default_factory=EngineConfig)

@@ -29,14 +29,25 @@ then wait for in busy loops, a core each; the reason, threads bound to cores, do
 class VLLMEngine:
     """One engine in a process of its own; the methods belong to one event loop."""
 
-    def __init__(self, model: str, config: RolloutConfig, tokens: SpecialTokens, seed: int, want_entropies: bool = False) -> None:
+    def __init__(
+        self,
+        model: str,
+        config: RolloutConfig,
+        tokens: SpecialTokens,
+        seed: int,
+        want_entropies: bool = False,
+    ) -> None:
         """Start the engine and load `model` (about 15 s on a CPU with enforce_eager). Sets vLLM's environment in this process only."""
         engine = config.engine
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # threads of several engines must not be pinned to the same cores
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = (
+            "nobind"  # threads of several engines must not be pinned to the same cores
+        )
         os.environ["OMP_NUM_THREADS"] = str(engine.threads)
-        os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"  # as vLLM does in a Ray actor anyway: a fork would copy running threads
+        os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = (
+            "spawn"  # as vLLM does in a Ray actor anyway: a fork would copy running threads
+        )
         from vllm import AsyncEngineArgs
         from vllm.config import WeightTransferConfig
         from vllm.platforms import current_platform
@@ -53,11 +64,15 @@ class VLLMEngine:
             "max_model_len": config.max_context_tokens,
             "max_num_seqs": engine.max_num_seqs,
             "tensor_parallel_size": engine.tensor_parallel_size,
-            "distributed_executor_backend": "mp" if engine.tensor_parallel_size > 1 else _ONE_PROCESS,
+            "distributed_executor_backend": "mp"
+            if engine.tensor_parallel_size > 1
+            else _ONE_PROCESS,
             "block_size": engine.block_size,
             "enforce_eager": engine.enforce_eager,
             "gpu_memory_utilization": engine.gpu_memory_utilization,
-            "kv_cache_memory_bytes": None if engine.kv_cache_gb is None else int(engine.kv_cache_gb * 2**30),
+            "kv_cache_memory_bytes": None
+            if engine.kv_cache_gb is None
+            else int(engine.kv_cache_gb * 2**30),
             "enable_prefix_caching": True,
             # vLLM 0.32 on CPU dies of a seeded request whose prompt it prefills in chunks ("CPU Generator does not use offset").
             "enable_chunked_prefill": False if current_platform.is_cpu() else None,
@@ -71,7 +86,9 @@ class VLLMEngine:
             "worker_extension_cls": f"{weight_transfer.__name__}.{weight_transfer.EngineProcess.__name__}",
         }
         self._reports: list[Any] = []
-        self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments | engine.options), stat_loggers=[_reporter(self._reports)])
+        self._llm = AsyncLLM.from_engine_args(
+            AsyncEngineArgs(**arguments | engine.options), stat_loggers=[_reporter(self._reports)]
+        )
         self._tokens = tokens
         self._in_flight_updates = config.in_flight_updates
         self._logprobs = _TOP if want_entropies else 0
@@ -82,11 +99,23 @@ class VLLMEngine:
         self._open.set()
         self._idle = asyncio.Event()
         self._idle.set()
-        self._stats = {"generated_tokens": 0, "prompt_tokens": 0, "cached_tokens": 0, "idle_seconds": 0.0}
+        self._stats = {
+            "generated_tokens": 0,
+            "prompt_tokens": 0,
+            "cached_tokens": 0,
+            "idle_seconds": 0.0,
+        }
         self._idle_since = time.monotonic()
 
     async def generate(
-        self, prompt_ids: Ids, images: Sequence[Pixels], *, seed: int, max_tokens: int, n: int = 1, temperature: float = 1.0
+        self,
+        prompt_ids: Ids,
+        images: Sequence[Pixels],
+        *,
+        seed: int,
+        max_tokens: int,
+        n: int = 1,
+        temperature: float = 1.0,
     ) -> list[Generation]:
         """Sample n continuations of `prompt_ids` (one `<|image_pad|>` per image), the k-th with seed + k.
 
@@ -98,18 +127,25 @@ class VLLMEngine:
         params = self._sampling(seed, max_tokens, n, temperature)
         async with self._serving():
             version = self._version
-            prompt: dict[str, Any] = {"prompt_token_ids": prompt_ids.tolist(), "cache_salt": f"policy-{version}"}
+            prompt: dict[str, Any] = {
+                "prompt_token_ids": prompt_ids.tolist(),
+                "cache_salt": f"policy-{version}",
+            }
             if images:
                 prompt["multi_modal_data"] = {"image": await asyncio.to_thread(_to_pil, images)}
             parts: list[list[Any]] = [[] for _ in range(n)]
             first: Any = None
             try:
-                async for output in self._llm.generate(prompt, params, request_id=str(next(self._requests))):
+                async for output in self._llm.generate(
+                    prompt, params, request_id=str(next(self._requests))
+                ):
                     first = first or output
                     for part in output.outputs:
                         parts[part.index].append(part)
             except VLLMClientError as error:
-                if "longer than the maximum" in str(error) or "maximum context length" in str(error):
+                if "longer than the maximum" in str(error) or "maximum context length" in str(
+                    error
+                ):
                     raise ContextFull(str(error)) from error
                 raise
             except VLLMServerError as error:
@@ -120,7 +156,9 @@ class VLLMEngine:
             raise EngineFailure(f"finish reasons {reasons}")
         # The first output is the first continuation's, so its cached tokens are what earlier requests left there. FINAL_ONLY would give
         # the number of whichever ended last: its siblings' blocks are hits too.
-        prompt_tokens, cached = (len(first.prompt_token_ids), first.num_cached_tokens or 0) if first else (0, 0)
+        prompt_tokens, cached = (
+            (len(first.prompt_token_ids), first.num_cached_tokens or 0) if first else (0, 0)
+        )
         generations = [self._generation(part, prompt_tokens, cached, version) for part in parts]
         self._stats["generated_tokens"] += sum(len(g.token_ids) for g in generations)
         self._stats["prompt_tokens"] += prompt_tokens
@@ -149,9 +187,13 @@ class VLLMEngine:
             stream_interval=2**31,  # of each continuation the first token, then all the rest
         )
 
-    def _generation(self, parts: Sequence[Any], prompt_tokens: int, cached: int, version: int) -> Generation:
+    def _generation(
+        self, parts: Sequence[Any], prompt_tokens: int, cached: int, version: int
+    ) -> Generation:
         sampled = [part for part in parts if len(part.token_ids)]
-        token_ids = np.concatenate([np.zeros(0), *[part.token_ids for part in sampled]]).astype(np.int32)
+        token_ids = np.concatenate([np.zeros(0), *[part.token_ids for part in sampled]]).astype(
+            np.int32
+        )
         tables = [_logprobs(part.logprobs, self._logprobs) for part in sampled]
         table = np.concatenate([np.zeros((0, 1 + self._logprobs), np.float32), *tables])
         reason = parts[-1].finish_reason if parts else "abort"
@@ -236,7 +278,11 @@ class VLLMEngine:
     def stats(self) -> dict[str, float]:
         """Since the start: tokens (an n=K request counts its prompt once) and `idle_seconds` without a request; now: requests `running`."""
         idle = 0.0 if self._inside else time.monotonic() - self._idle_since
-        return {**self._stats, "idle_seconds": self._stats["idle_seconds"] + idle, "running": self._inside}
+        return {
+            **self._stats,
+            "idle_seconds": self._stats["idle_seconds"] + idle,
+            "running": self._inside,
+        }
 
     def shutdown(self) -> None:
         """End the engine process. A killed actor needs no call: the engine process ends with its parent."""
@@ -264,7 +310,9 @@ def _logprobs(flat: Any, top: int) -> Floats:
     A position holds the sampled token first and once more among the largest, if it is one of them; where vLLM merges outputs because
     the consumer lags, it holds it only once, and is one shorter.
     """
-    values, starts, ends = (np.asarray(numbers) for numbers in (flat.logprobs, flat.start_indices, flat.end_indices))
+    values, starts, ends = (
+        np.asarray(numbers) for numbers in (flat.logprobs, flat.start_indices, flat.end_indices)
+    )
     places = np.concatenate([starts[:, None], ends[:, None] + np.arange(-top, 0)], axis=1)
     return values[places].astype(np.float32)
 
@@ -287,7 +335,13 @@ def _reporter(reports: list[Any]) -> Any:
         def __init__(self, vllm_config: Any, engine_indexes: list[int] | None = None) -> None:
             self.engine_indexes = engine_indexes or [0]
 
-        def record(self, scheduler_stats: Any, iteration_stats: Any, mm_cache_stats: Any = None, engine_idx: int = 0) -> None:
+        def record(
+            self,
+            scheduler_stats: Any,
+            iteration_stats: Any,
+            mm_cache_stats: Any = None,
+            engine_idx: int = 0,
+        ) -> None:
             if scheduler_stats is not None:
                 reports[:] = [scheduler_stats]
 

@@ -50,7 +50,17 @@ class FaultPlan:
         """`count` faults of any kind, at any point, within the first `visits` of workers 0 to `workers` - 1."""
         rng = random.Random(seed)
         kinds: tuple[Kind, ...] = ("kill", "freeze", "raise", "hang")
-        return cls([Fault(rng.randrange(workers), rng.choice(POINTS), rng.randint(1, visits), rng.choice(kinds)) for _ in range(count)])
+        return cls(
+            [
+                Fault(
+                    rng.randrange(workers),
+                    rng.choice(POINTS),
+                    rng.randint(1, visits),
+                    rng.choice(kinds),
+                )
+                for _ in range(count)
+            ]
+        )
 
     async def reach(self, point: str, worker: int) -> None:
         """Kill or freeze this process, raise InjectedFault, or never return, where the plan says so."""

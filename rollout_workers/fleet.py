@@ -13,7 +13,10 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.util.placement_group import placement_group, remove_placement_group
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
+from ray.util.scheduling_strategies import (
+    NodeAffinitySchedulingStrategy,
+    PlacementGroupSchedulingStrategy,
+)
 
 from rollout_workers.config import RolloutConfig
 
@@ -49,7 +52,13 @@ class Worker:
 class Fleet:
     """Lives on one event loop. `serving` holds the workers that have the current weights; `changed` is called when it changes."""
 
-    def __init__(self, make: Callable[[Any, int], Any], config: RolloutConfig, changed: Callable[[], None], log: Log) -> None:
+    def __init__(
+        self,
+        make: Callable[[Any, int], Any],
+        config: RolloutConfig,
+        changed: Callable[[], None],
+        log: Log,
+    ) -> None:
         """`make(options, id)` creates an actor. Raises ValueError where Ray cannot place the workers."""
         self.serving: list[Worker] = []
         self.failures = 0
@@ -66,11 +75,17 @@ class Fleet:
         """Start all workers side by side; call on the loop."""
         loop = asyncio.get_running_loop()
         self._first = [loop.create_future() for _ in range(self._config.workers)]
-        self._keepers = [asyncio.create_task(self._keep(place)) for place in range(self._config.workers)]
+        self._keepers = [
+            asyncio.create_task(self._keep(place)) for place in range(self._config.workers)
+        ]
 
     async def ready(self) -> Any:
         """What the workers' `ready` gives, once all serve. Raises what a worker's start raised, or TimeoutError."""
-        return (await asyncio.wait_for(asyncio.gather(*[asyncio.shield(first) for first in self._first]), START_DEADLINE_S))[0]
+        return (
+            await asyncio.wait_for(
+                asyncio.gather(*[asyncio.shield(first) for first in self._first]), START_DEADLINE_S
+            )
+        )[0]
 
     async def check(self) -> None:
         """Ask every serving worker for a sign of life; those without one serve no more."""
@@ -84,7 +99,9 @@ class Fleet:
         for keeper in self._keepers:
             keeper.cancel()
         workers = list(self.serving)
-        asked = [asyncio.ensure_future(within(worker.actor.shutdown.remote(), 20)) for worker in workers]
+        asked = [
+            asyncio.ensure_future(within(worker.actor.shutdown.remote(), 20)) for worker in workers
+        ]
         await asyncio.gather(*asked, *self._keepers, return_exceptions=True)
         for worker in workers:
             ray.kill(worker.actor)
@@ -96,10 +113,14 @@ class Fleet:
             worker = self._create(place)
             try:
                 why = await self._live(worker)
-            except Exception as error:  # whatever kept it from serving: one more failure, and too many end the run
+            except (
+                Exception
+            ) as error:  # whatever kept it from serving: one more failure, and too many end the run
                 why = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no answer in time'}"
                 if not self._first[place].done():
-                    self._first[place].set_exception(error.cause if isinstance(error, RayTaskError) else error)
+                    self._first[place].set_exception(
+                        error.cause if isinstance(error, RayTaskError) else error
+                    )
                     await self._kill(worker)
                     return
             except asyncio.CancelledError:
@@ -152,9 +173,16 @@ class Fleet:
             "num_cpus": config.cpus_per_worker,
             "num_gpus": config.gpus_per_worker,
             "max_concurrency": 10_000,
-            "scheduling_strategy": PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=place),
+            "scheduling_strategy": PlacementGroupSchedulingStrategy(
+                self._group, placement_group_bundle_index=place
+            ),
         }
-        return Worker(worker_id, place, self._make(options, worker_id), asyncio.get_running_loop().create_future())
+        return Worker(
+            worker_id,
+            place,
+            self._make(options, worker_id),
+            asyncio.get_running_loop().create_future(),
+        )
 
     async def _kill(self, worker: Worker) -> None:
         """Returns when the process is gone: its place is free for the next one. A stopped process ignores Ray, not SIGKILL."""
@@ -164,7 +192,9 @@ class Fleet:
         node, pid = worker.process
         here = NodeAffinitySchedulingStrategy(node, soft=True)
         try:
-            await within(ray.remote(_end).options(num_cpus=0, scheduling_strategy=here).remote(node, pid), 60)
+            await within(
+                ray.remote(_end).options(num_cpus=0, scheduling_strategy=here).remote(node, pid), 60
+            )
         except (RayError, TimeoutError):
             self._log("worker not ended", worker=worker.id, node=node, pid=pid)
 
@@ -198,9 +228,13 @@ def _end(node: str, pid: int) -> None:
 
 
 def _reserve(config: RolloutConfig) -> Any:
-    bundle = {"CPU": max(config.cpus_per_worker, 0.001)} | ({"GPU": config.gpus_per_worker} if config.gpus_per_worker else {})
+    bundle = {"CPU": max(config.cpus_per_worker, 0.001)} | (
+        {"GPU": config.gpus_per_worker} if config.gpus_per_worker else {}
+    )
     group = placement_group([bundle] * config.workers, strategy=config.placement)
     if not group.wait(PLACEMENT_S):
         remove_placement_group(group)
-        raise ValueError(f"rollout.workers={config.workers} of {bundle} do not fit into Ray's {ray.available_resources()}")
+        raise ValueError(
+            f"rollout.workers={config.workers} of {bundle} do not fit into Ray's {ray.available_resources()}"
+        )
     return group

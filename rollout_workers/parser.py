@@ -45,7 +45,9 @@ def parse_turn(ids: Ids, tokens: SpecialTokens, decode: Callable[[Ids], str]) ->
     """Read one turn (its tokens from the end of the template's opening to `<|im_end|>`, which may be missing)."""
     spans = call_spans_in_turn(ids, tokens)
     if spans:
-        return Turn(None, tuple(_parse_block(ids[start:stop], tokens, decode) for start, stop in spans))
+        return Turn(
+            None, tuple(_parse_block(ids[start:stop], tokens, decode) for start, stop in spans)
+        )
     closes = np.flatnonzero(ids == tokens.think_close)
     if len(closes) == 0:
         return Turn(None, ())
@@ -57,14 +59,20 @@ def _parse_block(ids: Ids, tokens: SpecialTokens, decode: Callable[[Ids], str]) 
     """`ids` runs from `<tool_call>` to `</tool_call>`, or to the end of the turn."""
     if ids[-1] != tokens.call_close:
         return _bad("<tool_call> is never closed by </tool_call>")
-    if len(ids) > 4 * MAX_CHARACTERS:  # a character takes at most four byte tokens: not worth decoding
+    if (
+        len(ids) > 4 * MAX_CHARACTERS
+    ):  # a character takes at most four byte tokens: not worth decoding
         return _bad(f"{len(ids)} tokens, at most {MAX_CHARACTERS} characters are allowed")
     text = decode(ids[1:-1]).strip()
     if len(text) > MAX_CHARACTERS:
         return _bad(f"{len(text)} characters, at most {MAX_CHARACTERS} are allowed")
     try:
-        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite)
-        json.dumps(value, ensure_ascii=False).encode()  # a lone surrogate passes json.loads and breaks every later writer
+        value = json.loads(
+            text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite
+        )
+        json.dumps(
+            value, ensure_ascii=False
+        ).encode()  # a lone surrogate passes json.loads and breaks every later writer
     except RecursionError:
         return _bad(f"nested deeper than {MAX_DEPTH} levels")
     except ValueError as error:

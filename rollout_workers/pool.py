@@ -23,8 +23,24 @@ from ray.exceptions import RayActorError, RayError
 from rollout_workers.agent import prefix_segments
 from rollout_workers.config import RolloutConfig
 from rollout_workers.faults import FaultPlan
-from rollout_workers.fleet import START_DEADLINE_S, Fleet, Log, Worker, WorkersFailed, answer, within
-from rollout_workers.trajectory import EndReason, Group, PolicySegment, Question, Resample, SpecialTokens, Trajectory
+from rollout_workers.fleet import (
+    START_DEADLINE_S,
+    Fleet,
+    Log,
+    Worker,
+    WorkersFailed,
+    answer,
+    within,
+)
+from rollout_workers.trajectory import (
+    EndReason,
+    Group,
+    PolicySegment,
+    Question,
+    Resample,
+    SpecialTokens,
+    Trajectory,
+)
 from rollout_workers.worker import RolloutWorker, Tools, Verify
 
 T = TypeVar("T")
@@ -65,7 +81,9 @@ class RolloutPool:
         extra = {"faults": faults} if faults else {}
         self.loop = asyncio.new_event_loop()
         self._fleet = Fleet(
-            lambda options, worker_id: ray.remote(actor_class).options(**options).remote(worker_id, *arguments, **extra),
+            lambda options, worker_id: (
+                ray.remote(actor_class).options(**options).remote(worker_id, *arguments, **extra)
+            ),
             config,
             self._place_waiting,
             log,
@@ -82,7 +100,9 @@ class RolloutPool:
     @property
     def workers(self) -> list[Any]:
         """Handles of the workers that serve, in the order of their places."""
-        return [worker.actor for worker in sorted(self._fleet.serving, key=lambda worker: worker.place)]
+        return [
+            worker.actor for worker in sorted(self._fleet.serving, key=lambda worker: worker.place)
+        ]
 
     def join_with(self, bring: Callable[[Any], None]) -> None:
         """`bring(handle)` gives a replacement the current policy before it serves; it may block."""
@@ -115,7 +135,10 @@ class RolloutPool:
         Raises WorkersFailed where too many workers were lost, or what a worker's code raised.
         """
         self.ready()
-        futures = [self.run(self.group(question, step, n, temperature, evaluating)) for question in questions]
+        futures = [
+            self.run(self.group(question, step, n, temperature, evaluating))
+            for question in questions
+        ]
         try:
             for future in concurrent.futures.as_completed(futures):
                 yield future.result()[0]
@@ -124,7 +147,12 @@ class RolloutPool:
                 future.cancel()
 
     async def group(
-        self, question: Question, step: int, n: int | None = None, temperature: float | None = None, evaluating: bool = False
+        self,
+        question: Question,
+        step: int,
+        n: int | None = None,
+        temperature: float | None = None,
+        evaluating: bool = False,
     ) -> tuple[Group, Any]:
         """The n scored rollouts of a question, and the object reference they came in (for another actor to read).
 
@@ -134,14 +162,24 @@ class RolloutPool:
         while True:
             worker = await self._any(n)
             try:
-                group, reference = await self._ask(worker, n, "rollout", question, n, step, temperature, evaluating)
+                group, reference = await self._ask(
+                    worker, n, "rollout", question, n, step, temperature, evaluating
+                )
                 await self._trust(worker, question, group, n)
                 return group, reference
             except _Lost:
                 self._counts["requeued"] += 1
                 self._log("requeued", question=question.id, step=step, worker=worker.id)
 
-    async def fork(self, group: Group, rollout: int, prefix_tokens: int, k: int, step: int, min_distinct_calls: int = 1) -> Resample:
+    async def fork(
+        self,
+        group: Group,
+        rollout: int,
+        prefix_tokens: int,
+        k: int,
+        step: int,
+        min_distinct_calls: int = 1,
+    ) -> Resample:
         """K scored continuations of a rollout's first `prefix_tokens` response tokens; see `RolloutWorker.fork`. Raises as `group`."""
         source = next(t for t in group.rollouts if t.rollout == rollout)
         source = replace(source, segments=tuple(prefix_segments(source.segments, prefix_tokens)))
@@ -150,10 +188,28 @@ class RolloutPool:
             self._counts["forks"] += 1
             self._counts["forks_home"] += worker.id == group.worker
             try:
-                return (await self._ask(worker, k, "fork", group.question, source, prefix_tokens, k, step, min_distinct_calls))[0]
+                return (
+                    await self._ask(
+                        worker,
+                        k,
+                        "fork",
+                        group.question,
+                        source,
+                        prefix_tokens,
+                        k,
+                        step,
+                        min_distinct_calls,
+                    )
+                )[0]
             except _Lost:
                 self._counts["requeued"] += 1
-                self._log("fork requeued", question=group.question.id, step=step, worker=worker.id, rollout=rollout)
+                self._log(
+                    "fork requeued",
+                    question=group.question.id,
+                    step=step,
+                    worker=worker.id,
+                    rollout=rollout,
+                )
 
     def take_stats(self) -> dict[str, float]:
         """Since the last call: `requeued` questions and forks, `workers_lost`, `forks_home_share` (forks that ran on the engine with their
@@ -170,7 +226,8 @@ class RolloutPool:
             seconds = since["seconds"] or 1.0
             out |= {
                 f"engine/{worker}/generated_per_s": since["generated_tokens"] / seconds,
-                f"engine/{worker}/prompt_per_s": (since["prompt_tokens"] - since["cached_tokens"]) / seconds,
+                f"engine/{worker}/prompt_per_s": (since["prompt_tokens"] - since["cached_tokens"])
+                / seconds,
                 f"engine/{worker}/idle_share": since["idle_seconds"] / seconds,
                 f"engine/{worker}/queue_depth": now["queued"],
                 f"engine/{worker}/slots": now["slots"],
@@ -192,13 +249,22 @@ class RolloutPool:
         self.loop.call_soon_threadsafe(self.loop.stop)
 
     def _all(self, method: str, *arguments: Any) -> None:
-        ray.get([getattr(actor, method).remote(*arguments) for actor in self.workers], timeout=START_DEADLINE_S)
+        ray.get(
+            [getattr(actor, method).remote(*arguments) for actor in self.workers],
+            timeout=START_DEADLINE_S,
+        )
 
     async def _worker_stats(self) -> dict[int, dict[str, float]]:
         workers = list(self._fleet.serving)
-        asked = [within(worker.actor.engine_stats.remote(), self._config.health_s) for worker in workers]
+        asked = [
+            within(worker.actor.engine_stats.remote(), self._config.health_s) for worker in workers
+        ]
         answers = await asyncio.gather(*asked, return_exceptions=True)
-        return {worker.id: answer for worker, answer in zip(workers, answers, strict=True) if not isinstance(answer, BaseException)}
+        return {
+            worker.id: answer
+            for worker, answer in zip(workers, answers, strict=True)
+            if not isinstance(answer, BaseException)
+        }
 
     async def _any(self, work: int) -> Worker:
         """The least loaded worker, when it has room; questions wait in the order they came."""
@@ -233,21 +299,30 @@ class RolloutPool:
         """The worker with the prefix, unless it is gone or overloaded. A fork waits for nothing: its prefix is in the cache now."""
         serving = [worker for worker in self._fleet.serving if not worker.lost.done()]
         for worker in serving:
-            room = max(self._config.concurrency, OVERLOAD * sum(w.load for w in serving) / len(serving) + work)
+            room = max(
+                self._config.concurrency,
+                OVERLOAD * sum(w.load for w in serving) / len(serving) + work,
+            )
             if worker.id == worker_id and worker.load + work <= room:
                 worker.load += work
                 return worker
         return None
 
-    async def _ask(self, worker: Worker, work: int, method: str, *arguments: Any) -> tuple[Any, Any]:
+    async def _ask(
+        self, worker: Worker, work: int, method: str, *arguments: Any
+    ) -> tuple[Any, Any]:
         """The worker's answer and its reference; _Lost where the worker is lost first. `work` was added to its load."""
         config = self._config
         waves = math.ceil((worker.load + work) / config.concurrency_min)
-        patience = waves * (1 + config.retries) * (config.deadline_s + config.verify_s) + _SCORING_MARGIN_S
+        patience = (
+            waves * (1 + config.retries) * (config.deadline_s + config.verify_s) + _SCORING_MARGIN_S
+        )
         reference = getattr(worker.actor, method).remote(*arguments)
         value = answer(reference)
         try:
-            await asyncio.wait([value, worker.lost], timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(
+                [value, worker.lost], timeout=patience, return_when=asyncio.FIRST_COMPLETED
+            )
             if not value.done():
                 worker.lose(f"{method} gave no answer for {patience:.0f} s")
                 raise _Lost
@@ -286,10 +361,14 @@ def _sound(group: Any, question: Question, n: int) -> bool:
 
 
 def _sound_trajectory(trajectory: Trajectory, question: Question) -> bool:
-    if trajectory.question_id != question.id or (trajectory.reward is not None and not math.isfinite(trajectory.reward)):
+    if trajectory.question_id != question.id or (
+        trajectory.reward is not None and not math.isfinite(trajectory.reward)
+    ):
         return False
     return all(
-        len(s.token_ids) == len(s.logprobs) and bool(np.isfinite(s.logprobs).all()) and bool((s.logprobs <= 0).all())
+        len(s.token_ids) == len(s.logprobs)
+        and bool(np.isfinite(s.logprobs).all())
+        and bool((s.logprobs <= 0).all())
         for s in trajectory.segments
         if isinstance(s, PolicySegment)
     )

@@ -31,7 +31,13 @@ class Slots:
     nothing waits it rises by a sixteenth (additive increase, multiplicative decrease). It starts at `most`.
     """
 
-    def __init__(self, least: int, most: int, load: Callable[[], EngineLoad], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        least: int,
+        most: int,
+        load: Callable[[], EngineLoad],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.limit = most
         self.in_use = 0
         self._least, self._most, self._load, self._clock = min(least, most), most, load, clock

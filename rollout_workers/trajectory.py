@@ -9,7 +9,7 @@ axis; engine and learner expand it to the image's own number of features.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
 from typing import Any, Literal, TypeAlias
@@ -63,7 +63,12 @@ class EndReason(StrEnum):
     @property
     def infrastructure(self) -> bool:
         """True where the policy is not at fault: such a rollout has no reward and is never trained on."""
-        return self in (EndReason.TOOL_ERROR, EndReason.DEADLINE, EndReason.ENGINE_FAILURE, EndReason.VERIFIER_FAILURE)
+        return self in (
+            EndReason.TOOL_ERROR,
+            EndReason.DEADLINE,
+            EndReason.ENGINE_FAILURE,
+            EndReason.VERIFIER_FAILURE,
+        )
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,9 @@ class PolicySegment:
     token_ids: Ids  # [T]
     logprobs: Floats  # [T]
     policy_version: int
-    entropies: Floats | None = None  # [T], nats, from top-k logprobs; only where the ranking asks for it
+    entropies: Floats | None = (
+        None  # [T], nats, from top-k logprobs; only where the ranking asks for it
+    )
 
 
 @dataclass(frozen=True)
@@ -104,7 +111,9 @@ class ForkPoint:
 
     source: int  # rollout index of the source in its group
     index: int  # k of K
-    prefix_tokens: int  # response tokens that are the source's; those of AXPO end with an opening <tool_call>
+    prefix_tokens: (
+        int  # response tokens that are the source's; those of AXPO end with an opening <tool_call>
+    )
 
 
 @dataclass(frozen=True)
@@ -115,7 +124,9 @@ class RolloutStats:
     seconds: float = 0.0
     tool_seconds: float = 0.0
     engine_seconds: float = 0.0
-    tool_spans: tuple[tuple[float, float], ...] = ()  # of each wait for tools, seconds since the start
+    tool_spans: tuple[
+        tuple[float, float], ...
+    ] = ()  # of each wait for tools, seconds since the start
     prompt_tokens: int = 0  # of the first request, images expanded
     cached_tokens: int = 0  # of these, served from the prefix cache
     later_prompt_tokens: int = 0  # of all further requests
@@ -146,7 +157,13 @@ class Trajectory:
     @cached_property
     def logprobs(self) -> Floats:
         """[R] as sampled; 0 on observations."""
-        return _concat([s.logprobs if isinstance(s, PolicySegment) else np.zeros(len(s.token_ids)) for s in self.segments], np.float32)
+        return _concat(
+            [
+                s.logprobs if isinstance(s, PolicySegment) else np.zeros(len(s.token_ids))
+                for s in self.segments
+            ],
+            np.float32,
+        )
 
     @cached_property
     def entropies(self) -> Floats | None:
@@ -164,17 +181,24 @@ class Trajectory:
     @cached_property
     def policy_mask(self) -> NDArray[np.bool_]:
         """[R] True on tokens the policy sampled."""
-        return _concat([np.full(len(s.token_ids), isinstance(s, PolicySegment)) for s in self.segments], np.bool_)
+        return _concat(
+            [np.full(len(s.token_ids), isinstance(s, PolicySegment)) for s in self.segments],
+            np.bool_,
+        )
 
     @property
     def images(self) -> tuple[Pixels, ...]:
         """Images of observations, in order of appearance (the question's own images are not here)."""
-        return tuple(image for s in self.segments if isinstance(s, ObservationSegment) for image in s.images)
+        return tuple(
+            image for s in self.segments if isinstance(s, ObservationSegment) for image in s.images
+        )
 
     @property
     def policy_tokens(self) -> int:
         """Tokens this rollout generated itself (a fork's prefix is its source's)."""
-        return int(self.policy_mask.sum()) - (int(self.policy_mask[: self.fork.prefix_tokens].sum()) if self.fork else 0)
+        return int(self.policy_mask.sum()) - (
+            int(self.policy_mask[: self.fork.prefix_tokens].sum()) if self.fork else 0
+        )
 
 
 @dataclass(frozen=True)
@@ -208,7 +232,9 @@ def rewards_of(trajectories: Sequence[Trajectory]) -> NDArray[np.float64]:
 
 def turns(trajectory: Trajectory) -> list[Span]:
     """The policy's turns: maximal runs of policy tokens (a fork's prefix and continuation are one turn)."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], trajectory.policy_mask.astype(np.int8), [0]])))
+    edges = np.flatnonzero(
+        np.diff(np.concatenate([[0], trajectory.policy_mask.astype(np.int8), [0]]))
+    )
     return [(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True)]
 
 
@@ -218,10 +244,16 @@ def tool_call_spans(trajectory: Trajectory, tokens: SpecialTokens) -> list[Span]
     Only after a turn's `</think>`: a literal `<tool_call>` inside thinking is no call (docs/method.md, rule 2). A call that
     is never closed runs to the end of its turn without its end-of-turn token; it is an attempt, so it counts as tool use (our reading).
     """
-    return [span for start, stop in turns(trajectory) for span in call_spans_in_turn(trajectory.response_ids[start:stop], tokens, start)]
+    return [
+        span
+        for start, stop in turns(trajectory)
+        for span in call_spans_in_turn(trajectory.response_ids[start:stop], tokens, start)
+    ]
 
 
-def call_spans_in_turn(ids: Sequence[int] | Ids, tokens: SpecialTokens, offset: int = 0) -> list[Span]:
+def call_spans_in_turn(
+    ids: Sequence[int] | Ids, tokens: SpecialTokens, offset: int = 0
+) -> list[Span]:
     """The tool-call spans of one turn's token ids, shifted by `offset`."""
     ids = np.asarray(ids)
     closes = np.flatnonzero(ids == tokens.think_close)
@@ -250,11 +282,15 @@ def fork_prefix_tokens(trajectory: Trajectory, tokens: SpecialTokens) -> int:
     """Length of the source prefix t1 in response tokens: up to and including the first opening `<tool_call>`."""
     spans = tool_call_spans(trajectory, tokens)
     if not spans:
-        raise ValueError(f"rollout {trajectory.rollout} of question {trajectory.question_id} has no tool call to fork at")
+        raise ValueError(
+            f"rollout {trajectory.rollout} of question {trajectory.question_id} has no tool call to fork at"
+        )
     return spans[0][0] + 1
 
 
-def fork_points(trajectory: Trajectory, tokens: SpecialTokens, at: ForkAt) -> list[tuple[int, Span]]:
+def fork_points(
+    trajectory: Trajectory, tokens: SpecialTokens, at: ForkAt
+) -> list[tuple[int, Span]]:
     """(prefix length in response tokens, span whose uncertainty ranks it) of each place where a rollout can be forked, in order.
 
     first_call  up to and including the first opening `<tool_call>`; the span is the whole call (docs/method.md, rule 2)
@@ -302,9 +338,22 @@ def _answers(trajectory: Trajectory, tokens: SpecialTokens) -> list[tuple[int, S
 
 def _reward(trajectory: Trajectory) -> float:
     if trajectory.reward is None:
-        raise ValueError(f"rollout {trajectory.rollout} of question {trajectory.question_id} ended in {trajectory.end} and has no reward")
+        raise ValueError(
+            f"rollout {trajectory.rollout} of question {trajectory.question_id} ended in {trajectory.end} and has no reward"
+        )
     return trajectory.reward
 
 
 def _concat(parts: Sequence[Any], dtype: Any) -> NDArray[Any]:
-    return np.concatenate([np.asarray(p, dtype=dtype) for p in parts]) if parts else np.zeros(0, dtype=dtype)
+    return (
+        np.concatenate([np.asarray(p, dtype=dtype) for p in parts])
+        if parts
+        else np.zeros(0, dtype=dtype)
+    )
+
+
+def stored(question: Question) -> Question:
+    """The question with its images in Ray's object store: one copy, however many rollouts and forks read it."""
+    import ray
+
+    return replace(question, images=tuple(ray.put(image) for image in question.images))

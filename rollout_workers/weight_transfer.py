@@ -19,10 +19,20 @@ from typing import Any
 
 import torch
 from vllm.config import set_current_vllm_config
-from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
-from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
-from vllm.model_executor.model_loader.reload.layerwise import _get_original_loader, get_layerwise_info
+from vllm.model_executor.model_loader.reload import (
+    finalize_layerwise_reload,
+    initialize_layerwise_reload,
+)
+from vllm.model_executor.model_loader.reload.layerwise import (
+    _get_original_loader,
+    get_layerwise_info,
+)
 from vllm.model_executor.model_loader.reload.meta import materialize_meta_tensor, to_meta_tensor
 from vllm.model_executor.model_loader.reload.sanitize import restore_layer_refs
 
@@ -64,7 +74,9 @@ class SharedMemoryWeightTransfer(WeightTransferEngine[SharedMemoryInit, SharedMe
         self._missing = set(self._names)
         for module in self.model.modules():
             info = get_layerwise_info(module)
-            if info.can_load():  # an update before this one was cut: its tensors must not mix with the new ones
+            if (
+                info.can_load()
+            ):  # an update before this one was cut: its tensors must not mix with the new ones
                 info.loaded_weights.clear()
                 info.load_numel = 0
         initialize_layerwise_reload(self.model)
@@ -77,7 +89,9 @@ class SharedMemoryWeightTransfer(WeightTransferEngine[SharedMemoryInit, SharedMe
         finalize_layerwise_reload(self.model, self.model_config)
         _repack_tied(self.model)
         if self._missing:
-            raise RuntimeError(f"the weight update had no tensor for {len(self._missing)} parameters, first {min(self._missing)}")
+            raise RuntimeError(
+                f"the weight update had no tensor for {len(self._missing)} parameters, first {min(self._missing)}"
+            )
 
     def shutdown(self) -> None:
         pass
@@ -89,7 +103,11 @@ def _repack_tied(model: torch.nn.Module) -> None:
     owners: dict[int, torch.nn.Module] = {}
     for module in model.modules():
         for parameter in module._parameters.values():
-            if parameter is not None and owners.setdefault(id(parameter), module) is not module and hasattr(module, "cpu_linear"):
+            if (
+                parameter is not None
+                and owners.setdefault(id(parameter), module) is not module
+                and hasattr(module, "cpu_linear")
+            ):
                 module.quant_method.process_weights_after_loading(module)
 
 
@@ -119,7 +137,10 @@ def read_tensors(update: SharedMemoryUpdate) -> Iterator[tuple[str, torch.Tensor
     for entry in update.tensors:
         dtype, shape = getattr(torch, entry["dtype"]), tuple(entry["shape"])
         count = torch.Size(shape).numel()
-        yield entry["name"], torch.frombuffer(mapped, dtype=dtype, count=count, offset=entry["offset"]).view(shape)
+        yield (
+            entry["name"],
+            torch.frombuffer(mapped, dtype=dtype, count=count, offset=entry["offset"]).view(shape),
+        )
 
 
 def _differing(model: torch.nn.Module, update: SharedMemoryUpdate) -> list[str]:
@@ -134,11 +155,19 @@ def _differing(model: torch.nn.Module, update: SharedMemoryUpdate) -> list[str]:
                 if parameter is None:
                     continue
                 if id(parameter) not in blanks:
-                    meta = restore_layer_refs(recorded[name], module) if name in recorded else to_meta_tensor(parameter)
+                    meta = (
+                        restore_layer_refs(recorded[name], module)
+                        if name in recorded
+                        else to_meta_tensor(parameter)
+                    )
                     blank = materialize_meta_tensor(meta)
-                    if hasattr(blank, "weight_loader"):  # an update before this left its own wrapper, which loads nothing now
+                    if hasattr(
+                        blank, "weight_loader"
+                    ):  # an update before this left its own wrapper, which loads nothing now
                         blank.weight_loader = _get_original_loader(blank)
-                    blanks[id(parameter)] = blank.fill_(torch.nan) if blank.is_floating_point() else blank
+                    blanks[id(parameter)] = (
+                        blank.fill_(torch.nan) if blank.is_floating_point() else blank
+                    )
                 module._parameters[name] = blanks[id(parameter)]
         loaded = model.load_weights(read_tensors(update))
         expected = {module: dict(module._parameters) for module in live}
@@ -168,7 +197,9 @@ def _live(module: torch.nn.Module, name: str, like: torch.Tensor) -> torch.Tenso
     parameter = module._parameters[name]
     assert parameter is not None
     if name == "weight" and hasattr(module, "cpu_linear"):
-        parameter = module.cpu_linear(torch.eye(like.shape[1], dtype=like.dtype), parameter, None).t()
+        parameter = module.cpu_linear(
+            torch.eye(like.shape[1], dtype=like.dtype), parameter, None
+        ).t()
     return parameter.detach().to("cpu", like.dtype)
 
 
@@ -181,7 +212,9 @@ def register() -> None:
     logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").setLevel(logging.ERROR)
     owner = os.environ.get(OWNER)
     if owner is not None and int(owner) != os.getpid():
-        threading.Thread(target=_end_with, args=(int(owner),), daemon=True, name="end-with-owner").start()
+        threading.Thread(
+            target=_end_with, args=(int(owner),), daemon=True, name="end-with-owner"
+        ).start()
 
 
 def _end_with(owner: int) -> None:

@@ -115,18 +115,29 @@ class RolloutWorker:
         self._run_seed = run_seed
         self._chat = Chat.load(model)
         self._engine = engine_factory(model, config, self._chat.tokens, run_seed, want_entropies)
-        self._limits = Limits(config.max_turns, config.max_turn_tokens, config.max_calls_per_turn, config.deadline_s)
+        self._limits = Limits(
+            config.max_turns, config.max_turn_tokens, config.max_calls_per_turn, config.deadline_s
+        )
         self._slots = Slots(config.concurrency_min, config.concurrency, self._engine.load)
         self._faults = faults or FaultPlan()
         self._torn = False
         self._started = time.monotonic()
-        self._schemas: dict[bool, list[dict[str, Any]]] = {}  # of training (False) and of evaluations (True)
+        self._schemas: dict[
+            bool, list[dict[str, Any]]
+        ] = {}  # of training (False) and of evaluations (True)
 
     async def ready(self) -> SpecialTokens:
         """Returns once the engine serves."""
         return self._chat.tokens
 
-    async def rollout(self, question: Question, n: int, step: int, temperature: float | None = None, evaluating: bool = False) -> Group:
+    async def rollout(
+        self,
+        question: Question,
+        n: int,
+        step: int,
+        temperature: float | None = None,
+        evaluating: bool = False,
+    ) -> Group:
         """N scored rollouts of a question. One that ends by an infrastructure failure after all retries has no reward.
 
         `evaluating`: with the tools that evaluations alone offer.
@@ -138,16 +149,34 @@ class RolloutWorker:
                 return derive_seed(self._run_seed, step, question.id, rollout, None, turn, part)
 
             def start() -> Awaitable[Response]:
-                return self._start(question, prompt_ids, images, [], seed, temperature, self._caller(step, evaluating)).play()
+                return self._start(
+                    question,
+                    prompt_ids,
+                    images,
+                    [],
+                    seed,
+                    temperature,
+                    self._caller(step, evaluating),
+                ).play()
 
             async with self._slots.hold():
                 response = await self._with_retries(start)
             return await self._scored(question, rollout, prompt_ids, response, None)
 
-        return Group(question=question, rollouts=tuple(await _all([one(i) for i in range(n)])), worker=self._index)
+        return Group(
+            question=question,
+            rollouts=tuple(await _all([one(i) for i in range(n)])),
+            worker=self._index,
+        )
 
     async def fork(
-        self, question: Question, source: Trajectory, prefix_tokens: int, k: int, step: int, min_distinct_calls: int = 1
+        self,
+        question: Question,
+        source: Trajectory,
+        prefix_tokens: int,
+        k: int,
+        step: int,
+        min_distinct_calls: int = 1,
     ) -> Resample:
         """K scored continuations of the source's first `prefix_tokens` response tokens; none where they begin with fewer distinct calls
         than `min_distinct_calls`, which is seen before any is run.
@@ -159,29 +188,54 @@ class RolloutWorker:
         prefix = prefix_segments(source.segments, prefix_tokens)
 
         def seed(fork: int, turn: int, part: int = 0) -> int:
-            return derive_seed(self._run_seed, step, question.id, source.rollout, (prefix_tokens, fork), turn, part)
+            return derive_seed(
+                self._run_seed, step, question.id, source.rollout, (prefix_tokens, fork), turn, part
+            )
 
         async def one(fork: int, first: Generation, begun: float) -> Response:
             def start() -> Awaitable[Response]:
                 turns = partial(seed, fork)
-                return self._start(question, source.prompt_ids, images, prefix, turns, None, self._caller(step), begun).play(first)
+                return self._start(
+                    question,
+                    source.prompt_ids,
+                    images,
+                    prefix,
+                    turns,
+                    None,
+                    self._caller(step),
+                    begun,
+                ).play(first)
 
             return await self._with_retries(start)
 
         async with self._slots.hold(k, urgent=True):
             begun = time.monotonic()
-            first = await self._first_turns(source.prompt_ids, images, prefix, k, seed(0, turn_index(prefix)))
+            first = await self._first_turns(
+                source.prompt_ids, images, prefix, k, seed(0, turn_index(prefix))
+            )
             if isinstance(first, EndReason):
                 responses = [Response(tuple(prefix), first, None, RolloutStats())] * k
             elif distinct_calls(first, self._chat.tokens) < min_distinct_calls:
                 responses = []
             else:
-                responses = await _all([one(i, generation, begun) for i, generation in enumerate(first)])
+                responses = await _all(
+                    [one(i, generation, begun) for i, generation in enumerate(first)]
+                )
         continuations = [
-            self._scored(question, source.rollout, source.prompt_ids, response, ForkPoint(source.rollout, i, prefix_tokens))
+            self._scored(
+                question,
+                source.rollout,
+                source.prompt_ids,
+                response,
+                ForkPoint(source.rollout, i, prefix_tokens),
+            )
             for i, response in enumerate(responses)
         ]
-        return Resample(source=source.rollout, prefix_tokens=prefix_tokens, continuations=tuple(await _all(continuations)))
+        return Resample(
+            source=source.rollout,
+            prefix_tokens=prefix_tokens,
+            continuations=tuple(await _all(continuations)),
+        )
 
     async def init_weight_transfer(self, info: dict[str, Any]) -> None:
         """Connect the engine to the learner; `info` is the transfer backend's own."""
@@ -216,7 +270,11 @@ class RolloutWorker:
     async def engine_stats(self) -> dict[str, float]:
         """Since the start: generated_tokens, prompt_tokens, cached_tokens, idle_seconds, seconds; now: requests running, rollouts
         queued for one of the `slots`."""
-        own = {"seconds": time.monotonic() - self._started, "queued": self._slots.queued, "slots": self._slots.limit}
+        own = {
+            "seconds": time.monotonic() - self._started,
+            "queued": self._slots.queued,
+            "slots": self._slots.limit,
+        }
         return self._engine.stats() | own
 
     async def sleep(self) -> None:
@@ -233,8 +291,16 @@ class RolloutWorker:
 
     async def _prompt(self, question: Question, evaluating: bool) -> Ids:
         if evaluating not in self._schemas:
-            self._schemas[evaluating] = await asyncio.wait_for(self._tools_for(evaluating).schemas(), self._config.deadline_s)
-        return await in_chat_thread(self._chat.prompt, question.text, len(question.images), self._schemas[evaluating], self._system)
+            self._schemas[evaluating] = await asyncio.wait_for(
+                self._tools_for(evaluating).schemas(), self._config.deadline_s
+            )
+        return await in_chat_thread(
+            self._chat.prompt,
+            question.text,
+            len(question.images),
+            self._schemas[evaluating],
+            self._system,
+        )
 
     def _tools_for(self, evaluating: bool) -> Tools:
         if not evaluating:
@@ -287,7 +353,9 @@ class RolloutWorker:
         """What calls the tools of a step's rollouts."""
         tools = self._tools_for(evaluating)
 
-        async def call(name: str, arguments: dict[str, Any], images: Sequence[Any], earlier: Sequence[Called]) -> ToolAnswer:
+        async def call(
+            name: str, arguments: dict[str, Any], images: Sequence[Any], earlier: Sequence[Called]
+        ) -> ToolAnswer:
             if not evaluating and self._config.out(name, step):
                 return Unavailable(name)
             await self._faults.reach("tool", self._index)
@@ -296,7 +364,12 @@ class RolloutWorker:
         return call
 
     async def _first_turns(
-        self, prompt_ids: Ids, images: Sequence[Pixels], prefix: Sequence[Segment], k: int, seed: int
+        self,
+        prompt_ids: Ids,
+        images: Sequence[Pixels],
+        prefix: Sequence[Segment],
+        k: int,
+        seed: int,
     ) -> list[Generation] | EndReason:
         """The first turns of a fork's K continuations, or why there are none."""
         ids = np.concatenate([prompt_ids, *[s.token_ids for s in prefix]])
@@ -329,7 +402,14 @@ class RolloutWorker:
             response = await attempt()
         return response
 
-    async def _scored(self, question: Question, rollout: int, prompt_ids: Ids, response: Response, fork: ForkPoint | None) -> Trajectory:
+    async def _scored(
+        self,
+        question: Question,
+        rollout: int,
+        prompt_ids: Ids,
+        response: Response,
+        fork: ForkPoint | None,
+    ) -> Trajectory:
         trajectory = Trajectory(
             question_id=question.id,
             rollout=rollout,
@@ -346,13 +426,19 @@ class RolloutWorker:
         for _ in range(1 + self._config.retries):
             try:
                 async with asyncio.timeout(self._config.verify_s):
-                    reward = float(await _in_own_thread(partial(self._verify, question, response.answer)))
+                    reward = float(
+                        await _in_own_thread(partial(self._verify, question, response.answer))
+                    )
                 if math.isfinite(reward):
                     return replace(trajectory, reward=reward)
                 fault = f"gave {reward}"
             except Exception as error:  # a verifier is the user's: anything may happen in it
                 fault = f"{type(error).__name__}: {error}"
-        return replace(trajectory, end=EndReason.VERIFIER_FAILURE, stats=replace(trajectory.stats, fault=" ".join(fault.split())[:500]))
+        return replace(
+            trajectory,
+            end=EndReason.VERIFIER_FAILURE,
+            stats=replace(trajectory.stats, fault=" ".join(fault.split())[:500]),
+        )
 
 
 def _in_own_thread(function: Callable[[], T]) -> asyncio.Future[T]:

@@ -23,13 +23,22 @@ import pytest
 import ray
 from PIL import Image
 
-from axpo.actors import Actors, ray_session, training_actors
 from axpo.config import Recipe, load_recipe
-from axpo.evaluate import stored
+from axpo.session import ray_session
 from axpo.tasks import load_task
+from axpo.training.actors import Actors, training_actors
 from learner.credit import sft_items
 from rollout_workers.chat import Chat
-from rollout_workers.trajectory import EndReason, ObservationSegment, PolicySegment, Question, Segment, Trajectory, pixels
+from rollout_workers.trajectory import (
+    EndReason,
+    ObservationSegment,
+    PolicySegment,
+    Question,
+    Segment,
+    Trajectory,
+    pixels,
+    stored,
+)
 from tool_server.search.index import build
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
@@ -40,7 +49,12 @@ FIGURE = "import matplotlib.pyplot as plt\nplt.figure(figsize=(1, 1))\nplt.plot(
 CALLS = [
     # name, arguments, what the observation's text holds, the shapes of its images
     ("image_zoom_in", {"bbox_2d": [0, 0, 500, 500]}, "", [(128, 128, 3)]),
-    ("python", {"code": "side = images[1].size[0]\nside"}, "\n128\n", []),  # the crop is the second image
+    (
+        "python",
+        {"code": "side = images[1].size[0]\nside"},
+        "\n128\n",
+        [],
+    ),  # the crop is the second image
     ("python", {"code": FIGURE}, "\n256", [(100, 100, 3)]),  # the variable of the call before
     ("python", {"code": "1 / 0"}, "ZeroDivisionError", []),
     ("tavily-search", {"query": "where do puffins nest", "max_results": 2}, "https://e.org/1", []),
@@ -49,7 +63,10 @@ CALLS = [
     ("mcp-picture", {"side": 40}, "a square", [(40, 40, 3)]),
     ("telepathy", {}, "unknown tool 'telepathy'", []),
 ]
-TURNS = [f"Next.\n</think>\n\n<tool_call>\n{json.dumps({'name': n, 'arguments': a})}\n</tool_call>" for n, a, _, _ in CALLS]
+TURNS = [
+    f"Next.\n</think>\n\n<tool_call>\n{json.dumps({'name': n, 'arguments': a})}\n</tool_call>"
+    for n, a, _, _ in CALLS
+]
 
 
 @pytest.fixture(scope="module")
@@ -61,23 +78,43 @@ def recipe(tmp_path_factory) -> Recipe:
     )
     (folder / "images").mkdir()
     Image.new("RGB", (50, 50), "red").save(folder / "images" / "red.png")
-    (folder / "images" / "captions.jsonl").write_text('{"file": "red.png", "caption": "a red square"}\n')
+    (folder / "images" / "captions.jsonl").write_text(
+        '{"file": "red.png", "caption": "a red square"}\n'
+    )
     build(folder / "birds.jsonl", folder / "birds.index")
     build(folder / "images" / "captions.jsonl", folder / "images.index")
     tools = {
         "tools": {
             "image_zoom_in": {},
             "python": {"options": {"session": "rollout"}},
-            "tavily-search": {"kind": "search", "options": {"provider": {"kind": "local", "index": str(folder / "birds.index")}}},
+            "tavily-search": {
+                "kind": "search",
+                "options": {"provider": {"kind": "local", "index": str(folder / "birds.index")}},
+            },
             "image_search": {"options": {"index": str(folder / "images.index")}},
             "darken": {"function": "tests.tool_server.user_tools:darken"},
         },
-        "mcp": [{"command": [sys.executable, "tests/tool_server/mcp_server.py"], "tools": ["picture"], "prefix": "mcp-"}],
+        "mcp": [
+            {
+                "command": [sys.executable, "tests/tool_server/mcp_server.py"],
+                "tools": ["picture"],
+                "prefix": "mcp-",
+            }
+        ],
     }
     longer = {"hf_overrides": {"text_config": {"max_position_embeddings": 4096}}}
-    rollout = [f"max_turns={len(CALLS) + 1}", "max_context_tokens=4096", "max_turn_tokens=48", f"engine.options={json.dumps(longer)}"]
+    rollout = [
+        f"max_turns={len(CALLS) + 1}",
+        "max_context_tokens=4096",
+        "max_turn_tokens=48",
+        f"engine.options={json.dumps(longer)}",
+    ]
     learner = ["ranks=1", "lr=0.001", "warmup_steps=0", "kl_beta=0", "check_sync=true"]
-    settings = [f"tools={json.dumps(tools)}", *(f"rollout.{s}" for s in rollout), *(f"learner.{s}" for s in learner)]
+    settings = [
+        f"tools={json.dumps(tools)}",
+        *(f"rollout.{s}" for s in rollout),
+        *(f"learner.{s}" for s in learner),
+    ]
     return load_recipe("deploy/recipes/demo.yaml", settings)
 
 
@@ -106,14 +143,19 @@ def script(recipe: Recipe, actors: Actors, question: Question) -> Trajectory:
         return await actors.tools.schemas(), [*turns, "</think>\n\nunknown"]
 
     schemas, written = asyncio.run(turns())
-    return Chat.load(recipe.model).trajectory(question, schemas, load_task(recipe.task).system, written)
+    return Chat.load(recipe.model).trajectory(
+        question, schemas, load_task(recipe.task).system, written
+    )
 
 
 @pytest.fixture(scope="module")
 def closing(actors: Actors, question: Question, script: Trajectory) -> None:
     """The learner and the engine hold a policy that closes its turn after `</tool_call>`."""
     (item,) = sft_items([(question, script)])
-    after_call = np.concatenate([[False], script.response_ids[:-1] == actors.tokens.call_close]) & script.policy_mask
+    after_call = (
+        np.concatenate([[False], script.response_ids[:-1] == actors.tokens.call_close])
+        & script.policy_mask
+    )
     assert after_call.sum() == len(CALLS)
     item = replace(item, mask=after_call, advantages=np.where(after_call, item.advantages, 0))
     for _ in range(12):
@@ -125,22 +167,32 @@ def closing(actors: Actors, question: Question, script: Trajectory) -> None:
 
 
 @pytest.fixture(scope="module")
-def rollout(recipe: Recipe, actors: Actors, question: Question, script: Trajectory, closing: None) -> Trajectory:
+def rollout(
+    recipe: Recipe, actors: Actors, question: Question, script: Trajectory, closing: None
+) -> Trajectory:
     """Its odd policy segments are written here, all else is real."""
     encode = Chat.load(recipe.model).encode_policy
     segments: tuple[Segment, ...] = ()
     for turn, text in enumerate(TURNS):
         ids = encode(text)
         call = PolicySegment(ids, np.zeros(len(ids), np.float32), SCRIPTED)
-        source = Trajectory(question.id, 0, script.prompt_ids, (*segments, call), EndReason.OUT_OF_TOKENS)
-        asked = actors.pool.workers[0].fork.remote(question, source, len(source.response_ids), 2, turn)
+        source = Trajectory(
+            question.id, 0, script.prompt_ids, (*segments, call), EndReason.OUT_OF_TOKENS
+        )
+        asked = actors.pool.workers[0].fork.remote(
+            question, source, len(source.response_ids), 2, turn
+        )
         forks = ray.get(asked, timeout=240).continuations
-        whole = next(fork for fork in forks if len(fork.segments) > len(segments) + 2)  # closed, answered, gone on
+        whole = next(
+            fork for fork in forks if len(fork.segments) > len(segments) + 2
+        )  # closed, answered, gone on
         segments = whole.segments[: len(segments) + 3]
     return whole
 
 
-def test_every_tool_is_called_and_answers_as_it_does_when_asked_directly(recipe, question, script, rollout):
+def test_every_tool_is_called_and_answers_as_it_does_when_asked_directly(
+    recipe, question, script, rollout
+):
     decode = Chat.load(recipe.model).decode
     seen = [s for s in rollout.segments if isinstance(s, ObservationSegment)][: len(CALLS)]
     direct = [s for s in script.segments if isinstance(s, ObservationSegment)]
@@ -158,9 +210,15 @@ def test_every_tool_is_called_and_answers_as_it_does_when_asked_directly(recipe,
 
 
 def test_the_engine_sampled_what_was_not_written_here(actors, rollout):
-    written = [isinstance(s, PolicySegment) and s.policy_version == SCRIPTED for s in rollout.segments]
+    written = [
+        isinstance(s, PolicySegment) and s.policy_version == SCRIPTED for s in rollout.segments
+    ]
     assert sum(written) == len(CALLS)
-    sampled = [s for s, w in zip(rollout.segments, written, strict=True) if isinstance(s, PolicySegment) and not w]
+    sampled = [
+        s
+        for s, w in zip(rollout.segments, written, strict=True)
+        if isinstance(s, PolicySegment) and not w
+    ]
     assert {s.policy_version for s in sampled} == {1}
     assert all(s.token_ids[-1] == actors.tokens.im_end for s in sampled[: len(CALLS)])
     assert len(sampled) > len(CALLS)  # and the turn after the last observation
@@ -168,11 +226,18 @@ def test_the_engine_sampled_what_was_not_written_here(actors, rollout):
 
 def test_the_learner_sees_the_rollout_as_the_engine_did(actors, question, rollout):
     """Log-probabilities of what was sampled, behind ten turns and six images, are equal; and an update takes the whole."""
-    real = [np.full(len(s.token_ids), isinstance(s, PolicySegment) and s.policy_version != SCRIPTED) for s in rollout.segments]
+    real = [
+        np.full(len(s.token_ids), isinstance(s, PolicySegment) and s.policy_version != SCRIPTED)
+        for s in rollout.segments
+    ]
     (item,) = sft_items([(question, rollout)])
-    item = replace(item, mask=np.concatenate(real), advantages=np.concatenate(real).astype(np.float32))
+    item = replace(
+        item, mask=np.concatenate(real), advantages=np.concatenate(real).astype(np.float32)
+    )
     gap = np.abs(actors.learner.logprobs([item])[0] - rollout.logprobs)[item.mask]
-    print(f"\n{item.mask.sum()} sampled tokens, logprob gap: mean {gap.mean():.1e}, max {gap.max():.1e}")
+    print(
+        f"\n{item.mask.sum()} sampled tokens, logprob gap: mean {gap.mean():.1e}, max {gap.max():.1e}"
+    )
     assert gap.max() < 1e-3
     numbers = actors.learner.update([item])
     assert numbers["skipped"] == 0

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from axpo.config import load_recipe
-from axpo.ledger import balance, read
+from axpo.record.ledger import balance, read
 from axpo.tasks import load_task
 
 DEBUG = "deploy/recipes/debug.yaml"
@@ -30,7 +30,12 @@ def killed_after_first_checkpoint(root: Path) -> Path:
     run = root / "e2e"
     settings = [f"--set=logging.root={root}", "--set=logging.groups_kept=4", "--set=steps=3"]
     with (root / "log.txt").open("w") as log:
-        process = subprocess.Popen([*AXPO, "train", DEBUG, "--run", "e2e", *settings], stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(
+            [*AXPO, "train", DEBUG, "--run", "e2e", *settings],
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
         deadline = time.monotonic() + 500
         while not (run / "checkpoints" / "step_0001").exists():
             assert process.poll() is None, (root / "log.txt").read_text()[-3000:]
@@ -53,16 +58,31 @@ def lines(file: Path) -> list[dict]:
 
 
 def test_a_killed_run_goes_on_with_the_same_questions(run):
-    assert [row["event"] for row in lines(run / "events.jsonl") if row["event"] in ("start", "resume")] == ["start", "resume"]
+    assert [
+        row["event"] for row in lines(run / "events.jsonl") if row["event"] in ("start", "resume")
+    ] == ["start", "resume"]
     task = load_task(load_recipe(DEBUG).task)
     for step in (1, 2, 3):
-        asked = {group["question"]["id"] for group in lines(run / "trajectories" / f"step_{step:04d}.jsonl")}
+        asked = {
+            group["question"]["id"]
+            for group in lines(run / "trajectories" / f"step_{step:04d}.jsonl")
+        }
         assert asked == {task.train(index).id for index in range(4 * (step - 1), 4 * step)}
 
 
 def test_the_summary_holds_what_it_promises(run):
     summary = json.loads((run / "summary.json").read_text())
-    names = {"pass1_start", "pass1_end", "pass4_start", "pass4_end", "tool_use_start", "tool_use_end", "steps", "seconds", "tokens"}
+    names = {
+        "pass1_start",
+        "pass1_end",
+        "pass4_start",
+        "pass4_end",
+        "tool_use_start",
+        "tool_use_end",
+        "steps",
+        "seconds",
+        "tokens",
+    }
     assert names <= set(summary)
     assert summary["steps"] == 3
     assert summary["tokens"] > 0
@@ -76,7 +96,15 @@ def test_every_step_reports_the_papers_diagnostics_and_engine_and_learner_agree(
     assert sorted(merged) == [0, 1, 2, 3]
     for step in (1, 2, 3):
         row = merged[step]
-        assert {"pass1", "tool_use_rate", "trigger_rate", "tokens_per_second", "time/rollout", "time/learn", "time/sync"} <= set(row)
+        assert {
+            "pass1",
+            "tool_use_rate",
+            "trigger_rate",
+            "tokens_per_second",
+            "time/rollout",
+            "time/learn",
+            "time/sync",
+        } <= set(row)
         assert row["logprob_gap_mean"] < 1e-3  # float32; bans and temperature accounted for
         assert abs(row["ratio_mean"] - 1) < 1e-3  # sampled by the very policy that is updated
         assert row["skipped"] == 0
@@ -100,7 +128,10 @@ def test_report_reads_the_run(run):
 
 def test_a_run_directory_is_never_overwritten(run):
     done = subprocess.run(
-        [*AXPO, "train", DEBUG, "--run", run.name, f"--set=logging.root={run.parent}"], capture_output=True, text=True, timeout=60
+        [*AXPO, "train", DEBUG, "--run", run.name, f"--set=logging.root={run.parent}"],
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert done.returncode == 2
     assert "already exists" in done.stderr
@@ -121,7 +152,12 @@ def test_each_half_runs_alone(tmp_path):
 
 @pytest.mark.slow
 def test_asynchronous_training_is_the_same_command(tmp_path):
-    settings = [f"--set=logging.root={tmp_path}", "--set=steps=3", "--set=max_staleness=1", "--set=rollout.in_flight_updates=true"]
+    settings = [
+        f"--set=logging.root={tmp_path}",
+        "--set=steps=3",
+        "--set=max_staleness=1",
+        "--set=rollout.in_flight_updates=true",
+    ]
     axpo("train", DEBUG, "--run", "async", *settings)
     balanced = balance(read(tmp_path / "async" / "rollouts.jsonl"))
     assert (balanced.dispatched, balanced.in_flight) == (12, 0)
@@ -134,5 +170,7 @@ def test_asynchronous_training_is_the_same_command(tmp_path):
 
 def test_a_run_keeps_account_of_every_question(run):
     balanced = balance(read(run / "rollouts.jsonl"))
-    assert balanced.trained + balanced.dropped == balanced.dispatched  # of the process that ended the run
+    assert (
+        balanced.trained + balanced.dropped == balanced.dispatched
+    )  # of the process that ended the run
     assert balanced.in_flight == 0

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from pydantic import BaseModel, BeforeValidator, ValidationError
 from pydantic_core import PydanticCustomError
 
-from tool_server.tool import ToolError
+from tool_server.tool import Output, Tool, ToolCall, ToolError
 
 MAX_ECHO = 40
 """Characters of the policy's own text that a message repeats: enough to recognise, too few to flood the context."""
@@ -19,9 +20,17 @@ MAX_SIZE = 131_072
 def parameters(model: type[BaseModel]) -> dict[str, Any]:
     """JSON schema of an argument model. Pydantic's titles and `additionalProperties` cost prompt tokens and tell the policy nothing."""
     schema = model.model_json_schema()
-    properties = {name: {k: v for k, v in p.items() if k != "title"} for name, p in schema["properties"].items()}
+    properties = {
+        name: {k: v for k, v in p.items() if k != "title"}
+        for name, p in schema["properties"].items()
+    }
     definitions = {"$defs": schema["$defs"]} if "$defs" in schema else {}
-    return {"type": "object", "properties": properties, "required": schema.get("required", []), **definitions}
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": schema.get("required", []),
+        **definitions,
+    }
 
 
 def parse(model: type[BaseModel], written: Any, *, as_json: bool = False) -> BaseModel:
@@ -32,7 +41,11 @@ def parse(model: type[BaseModel], written: Any, *, as_json: bool = False) -> Bas
     if not isinstance(written, dict):
         raise ToolError("arguments must be an object")
     try:
-        return model.model_validate_json(json.dumps(written, allow_nan=False), strict=True) if as_json else model.model_validate(written)
+        return (
+            model.model_validate_json(json.dumps(written, allow_nan=False), strict=True)
+            if as_json
+            else model.model_validate(written)
+        )
     except ValidationError as error:
         fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
     except (TypeError, ValueError, RecursionError):
@@ -54,7 +67,11 @@ def too_large(written: Any) -> bool:
         if isinstance(value, dict | list | tuple):
             if len(value) > MAX_SIZE:
                 return True
-            pending += [part for item in value.items() for part in item] if isinstance(value, dict) else value
+            pending += (
+                [part for item in value.items() for part in item]
+                if isinstance(value, dict)
+                else value
+            )
         elif isinstance(value, int) and value.bit_length() > MAX_SIZE:
             return True
     return size > MAX_SIZE
@@ -70,8 +87,34 @@ def integer(least: int, most: float = float("inf")) -> BeforeValidator:
     expected = f"expected an integer from {least}" + (f" to {most}" if most < float("inf") else "")
 
     def check(value: Any) -> int:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most or value % 1 != 0:
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not least <= value <= most
+            or value % 1 != 0
+        ):
             raise PydanticCustomError("integer", expected)
         return int(value)
 
     return BeforeValidator(check)
+
+
+def define(
+    name: str,
+    description: str,
+    arguments: type[BaseModel],
+    run: Callable[[ToolCall], Output | Awaitable[Output]],
+    *,
+    pure: bool = False,
+    close: Callable[[], None] = lambda: None,
+) -> Tool:
+    """A tool whose argument model gives both the schema the policy sees and the checks on what it wrote."""
+    return Tool(
+        name,
+        description,
+        parameters(arguments),
+        lambda written: parse(arguments, written),
+        run,
+        pure,
+        close,
+    )

@@ -21,43 +21,94 @@ class Section(BaseModel):
 class Breaker(Section):
     """A tool that fails again and again is not asked for a while: its calls are answered as infrastructure at once."""
 
-    failures: int = Field(default=10, ge=1, description="infrastructure failures and deadlines in a row that open the circuit")
-    seconds: float = Field(default=10.0, gt=0, description="seconds until one call is let through again")
+    failures: int = Field(
+        default=10,
+        ge=1,
+        description="infrastructure failures and deadlines in a row that open the circuit",
+    )
+    seconds: float = Field(
+        default=10.0, gt=0, description="seconds until one call is let through again"
+    )
 
 
 class Limits(Section):
     """The limits of one tool on one server."""
 
-    deadline_s: float = Field(default=10.0, gt=0, description="seconds one call may run; waiting for a free slot does not count")
-    concurrency: int = Field(default=8, ge=1, description="calls of this tool that run at once on a server")
-    queue: int = Field(default=1024, ge=0, description="calls that may wait for a slot; the client of a further one waits and asks again")
-    rate_per_s: float | None = Field(default=None, gt=0, description="calls started a second, all servers together; None: no limit")
-    retries: int = Field(
-        default=1, ge=0, description="times a call that infrastructure failed is run again; 0 for a tool that must not run twice"
+    deadline_s: float = Field(
+        default=10.0,
+        gt=0,
+        description="seconds one call may run; waiting for a free slot does not count",
     )
-    breaker: Breaker = Field(default_factory=Breaker, description="when the tool is left alone for a while")
-    cache_mb: float = Field(default=0.0, ge=0, description="results of a pure tool kept by arguments and images, in MiB; 0: none")
-    max_characters: int = Field(default=20_000, ge=1, description="characters of a result's text; the rest is cut, and said to be cut")
-    max_images: int = Field(default=8, ge=0, description="images of a result; the rest is left out, and said to be")
+    concurrency: int = Field(
+        default=8, ge=1, description="calls of this tool that run at once on a server"
+    )
+    queue: int = Field(
+        default=1024,
+        ge=0,
+        description="calls that may wait for a slot; the client of a further one waits and asks again",
+    )
+    rate_per_s: float | None = Field(
+        default=None,
+        gt=0,
+        description="calls started a second, all servers together; None: no limit",
+    )
+    retries: int = Field(
+        default=1,
+        ge=0,
+        description="times a call that infrastructure failed is run again; 0 for a tool that must not run twice",
+    )
+    breaker: Breaker = Field(
+        default_factory=Breaker, description="when the tool is left alone for a while"
+    )
+    cache_mb: float = Field(
+        default=0.0,
+        ge=0,
+        description="results of a pure tool kept by arguments and images, in MiB; 0: none",
+    )
+    max_characters: int = Field(
+        default=20_000,
+        ge=1,
+        description="characters of a result's text; the rest is cut, and said to be cut",
+    )
+    max_images: int = Field(
+        default=8, ge=0, description="images of a result; the rest is left out, and said to be"
+    )
 
 
 class ToolConfig(Limits):
     """One tool of this project (`kind`) or of the user (`function`)."""
 
-    kind: str | None = Field(default=None, description="implementation; None: the one of the tool's own name")
-    function: str | None = Field(default=None, description="a Python function as package.module:name")
-    pure: bool = Field(default=False, description="of a function: equal arguments and images give equal results")
+    kind: str | None = Field(
+        default=None, description="implementation; None: the one of the tool's own name"
+    )
+    function: str | None = Field(
+        default=None, description="a Python function as package.module:name"
+    )
+    pure: bool = Field(
+        default=False, description="of a function: equal arguments and images give equal results"
+    )
     options: dict[str, Any] = Field(default_factory=dict, description="the tool's own settings")
 
 
 class MCPConfig(Limits):
     """A Model Context Protocol server whose tools are offered: a command that speaks it on stdin and stdout, or an address."""
 
-    command: tuple[str, ...] = Field(default=(), description="program and arguments, started once per tool server")
-    env: tuple[str, ...] = Field(default=(), description="environment variables that the command gets beside HOME, PATH and the like")
-    url: str | None = Field(default=None, pattern=r"^https?://", description="address of a streamable HTTP server")
-    token_env: str | None = Field(default=None, description="environment variable with the bearer token of `url`")
-    tools: tuple[str, ...] | None = Field(default=None, min_length=1, description="tools offered; None: all")
+    command: tuple[str, ...] = Field(
+        default=(), description="program and arguments, started once per tool server"
+    )
+    env: tuple[str, ...] = Field(
+        default=(),
+        description="environment variables that the command gets beside HOME, PATH and the like",
+    )
+    url: str | None = Field(
+        default=None, pattern=r"^https?://", description="address of a streamable HTTP server"
+    )
+    token_env: str | None = Field(
+        default=None, description="environment variable with the bearer token of `url`"
+    )
+    tools: tuple[str, ...] | None = Field(
+        default=None, min_length=1, description="tools offered; None: all"
+    )
     prefix: str = Field(default="", description="put before each tool's name")
 
     @model_validator(mode="after")
@@ -99,14 +150,21 @@ def _faults(name: str, tool: ToolConfig) -> Iterator[tuple[str, str]]:
         yield ".pure", "only of a function; the other tools know"
     kind = tool.kind or name
     if kind not in KINDS:
-        yield ".kind" if tool.kind else "", f"no kind of tool named {kind!r}; there are: {', '.join(KINDS)}"
+        yield (
+            ".kind" if tool.kind else "",
+            f"no kind of tool named {kind!r}; there are: {', '.join(KINDS)}",
+        )
         return
     try:
         KINDS[kind].options.model_validate(tool.options)
     except ValidationError as error:
         fault = error.errors(include_url=False, include_context=False)[0]
         at = ".".join(str(part) for part in fault["loc"])
-        given = "unknown key" if fault["type"] == "extra_forbidden" else f"{fault['msg'].removeprefix('Value error, ')}"
+        given = (
+            "unknown key"
+            if fault["type"] == "extra_forbidden"
+            else f"{fault['msg'].removeprefix('Value error, ')}"
+        )
         yield f".options{'.' + at if at else ''}", given
 
 
@@ -114,9 +172,18 @@ class ToolServerConfig(Section):
     """The tools of a run and the actors that serve them."""
 
     tools: Annotated[dict[str, ToolConfig], AfterValidator(checked)] = Field(
-        default_factory=lambda: {"image_zoom_in": ToolConfig()}, description="name that the policy sees -> tool, in the order of the prompt"
+        default_factory=lambda: {"image_zoom_in": ToolConfig()},
+        description="name that the policy sees -> tool, in the order of the prompt",
     )
-    mcp: tuple[MCPConfig, ...] = Field(default=(), description="MCP servers whose tools are offered after these")
-    servers: int = Field(default=1, ge=1, description="tool server actors, spread over the nodes; any of them answers any call")
+    mcp: tuple[MCPConfig, ...] = Field(
+        default=(), description="MCP servers whose tools are offered after these"
+    )
+    servers: int = Field(
+        default=1,
+        ge=1,
+        description="tool server actors, spread over the nodes; any of them answers any call",
+    )
     cpus_per_server: float = Field(default=0.1, ge=0, description="CPUs reserved in Ray for one")
-    start_deadline_s: float = Field(default=120.0, gt=0, description="seconds for all tools of a server to open")
+    start_deadline_s: float = Field(
+        default=120.0, gt=0, description="seconds for all tools of a server to open"
+    )

@@ -41,7 +41,9 @@ def find(path: str) -> Any:
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # the module is the user's: anything may happen in it
-        raise ValueError(f"cannot import {module_name}: {type(error).__name__}: {' '.join(str(error).split())}") from error
+        raise ValueError(
+            f"cannot import {module_name}: {type(error).__name__}: {' '.join(str(error).split())}"
+        ) from error
     if not hasattr(module, name):
         raise ValueError(f"{module_name} has no {name}")
     return getattr(module, name)
@@ -60,7 +62,9 @@ def understand(function: Callable[..., Any]) -> UserFunction:
     from docstring_parser import parse
 
     docstring = parse(inspect.getdoc(function) or "")
-    described = {param.arg_name: " ".join((param.description or "").split()) for param in docstring.params}
+    described = {
+        param.arg_name: " ".join((param.description or "").split()) for param in docstring.params
+    }
     description = " ".join((docstring.short_description or "").split())
     if not description:
         raise ValueError("needs a docstring: its first paragraph is what the policy reads")
@@ -84,7 +88,9 @@ def understand(function: Callable[..., Any]) -> UserFunction:
         arguments = create_model(f"{function.__name__}_arguments", __config__=config, **fields)  # type: ignore[call-overload]
         parameters(arguments)
     except (PydanticSchemaGenerationError, PydanticUserError, NameError) as error:
-        raise ValueError(f"its type hints give no JSON schema: {str(error).splitlines()[0]}") from error
+        raise ValueError(
+            f"its type hints give no JSON schema: {str(error).splitlines()[0]}"
+        ) from error
     return UserFunction(function, description, arguments, call_parameter)
 
 
@@ -93,7 +99,9 @@ def open_function(name: str, path: str, pure: bool = False) -> Tool:
     user = load(path)
 
     def keywords(call: ToolCall) -> dict[str, Any]:
-        given = {field: getattr(call.arguments, field) for field in type(call.arguments).model_fields}
+        given = {
+            field: getattr(call.arguments, field) for field in type(call.arguments).model_fields
+        }
         return given | ({user.call_parameter: call} if user.call_parameter else {})
 
     def plain(call: ToolCall) -> Output:
@@ -103,7 +111,14 @@ def open_function(name: str, path: str, pure: bool = False) -> Tool:
         return observation(await user.function(**keywords(call)))
 
     run = coroutine if inspect.iscoroutinefunction(user.function) else plain
-    return Tool(name, user.description, parameters(user.arguments), lambda written: parse(user.arguments, written, as_json=True), run, pure)
+    return Tool(
+        name,
+        user.description,
+        parameters(user.arguments),
+        lambda written: parse(user.arguments, written, as_json=True),
+        run,
+        pure,
+    )
 
 
 def observation(returned: Any) -> Output:
@@ -117,12 +132,16 @@ def observation(returned: Any) -> Output:
     if isinstance(returned, np.ndarray):
         return "", (_image(returned),)
     match returned:
-        case (str(text), list() | tuple() as images) if all(isinstance(image, np.ndarray) for image in images):
+        case (str(text), list() | tuple() as images) if all(
+            isinstance(image, np.ndarray) for image in images
+        ):
             return text, tuple(_image(image) for image in images)
     return to_json(returned).decode(), ()
 
 
 def _image(array: np.ndarray) -> np.ndarray:
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or array.size == 0:
-        raise TypeError(f"an image is a uint8 array [h, w, 3], this is {array.dtype} {list(array.shape)}")
+        raise TypeError(
+            f"an image is a uint8 array [h, w, 3], this is {array.dtype} {list(array.shape)}"
+        )
     return array

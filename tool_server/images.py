@@ -36,7 +36,9 @@ class ImageLimits(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    formats: tuple[Literal["PNG", "JPEG", "WEBP", "GIF"], ...] = Field(("PNG", "JPEG", "WEBP", "GIF"), min_length=1)
+    formats: tuple[Literal["PNG", "JPEG", "WEBP", "GIF"], ...] = Field(
+        ("PNG", "JPEG", "WEBP", "GIF"), min_length=1
+    )
     # Up to Pillow's own bound, above which it warns: `warnings.catch_warnings` is not safe in threads.
     max_pixels: int = Field(16_000_000, ge=1, le=89_478_485)
     max_side: int = Field(16_384, ge=1, description="pixels")
@@ -79,16 +81,22 @@ def fit(pixels: Pixels, max_side: int | None, max_pixels: int | None) -> Pixels:
     return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS))
 
 
-def fitted(width: int, height: int, max_side: int | None, max_pixels: int | None) -> tuple[int, int]:
+def fitted(
+    width: int, height: int, max_side: int | None, max_pixels: int | None
+) -> tuple[int, int]:
     """(width, height) scaled down to both limits, each at least 1; unchanged where it keeps them."""
     short, long = sorted((width, height))
-    scale = min(1.0, (max_side or long) / long, math.sqrt((max_pixels or short * long) / (short * long)))
+    scale = min(
+        1.0, (max_side or long) / long, math.sqrt((max_pixels or short * long) / (short * long))
+    )
     if scale == 1.0:
         return width, height
     # 1e-9: no pixel is lost to floating point (0.29 * 100 is 28.999999999999996).
     short = max(1, math.floor(short * scale + 1e-9))
     # A rounded short side can break a limit (1024 x 5.12 the aspect, 40 x 0.1 the pixels): then the long side gives way.
-    long = min(math.floor(long * scale + 1e-9), MAX_ASPECT * short, (max_pixels or long * short) // short)
+    long = min(
+        math.floor(long * scale + 1e-9), MAX_ASPECT * short, (max_pixels or long * short) // short
+    )
     return (short, long) if width < height else (long, short)
 
 
@@ -110,7 +118,9 @@ def _open(source: Path | bytes, limits: ImageLimits) -> Image.Image:
     if width * height > limits.max_pixels:
         raise ImageError(f"is {width}x{height} pixels, the limit is {limits.max_pixels:,} in all")
     if max(width, height) > limits.max_aspect * min(width, height):
-        raise ImageError(f"is {width}x{height} pixels, the limit of long to short side is {limits.max_aspect:g}")
+        raise ImageError(
+            f"is {width}x{height} pixels, the limit of long to short side is {limits.max_aspect:g}"
+        )
     # Within compressed data 0xFF is always followed by 0 or a restart marker, so this counts scans (and those of thumbnails).
     if image.format in ("JPEG", "MPO") and data.count(b"\xff\xda") > MAX_SCANS:
         raise ImageError(f"has more than {MAX_SCANS} scans")

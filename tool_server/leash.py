@@ -22,7 +22,9 @@ def main(parent: int, command: list[str]) -> int:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, ORPHANED, 0, 0, 0)
     if os.getppid() != parent:  # it died before the line above
         return 1
-    child = os.posix_spawnp(command[0], command, os.environ, setsigmask=[], setsigdef=[signal.SIGTERM])
+    child = os.posix_spawnp(
+        command[0], command, os.environ, setsigmask=[], setsigdef=[signal.SIGTERM]
+    )
     while True:
         if signal.sigwait(awaited) == ORPHANED:
             os.killpg(0, signal.SIGKILL)

@@ -49,12 +49,16 @@ class Connection:
     def tools(self) -> list[Tool]:
         """One tool for each that the recipe offers. They share the connection; the last one closed closes it."""
         try:
-            listed = asyncio.run_coroutine_threadsafe(asyncio.wait_for(self._list(), self._deadline_s), self._loop).result()
+            listed = asyncio.run_coroutine_threadsafe(
+                asyncio.wait_for(self._list(), self._deadline_s), self._loop
+            ).result()
         except TimeoutError:
             raise ToolUnavailable(f"no answer within {self._deadline_s:g} s") from None
         wanted = self._config.tools or tuple(listed)
         if missing := [name for name in wanted if name not in listed]:
-            raise ToolUnavailable(f"no tool {', '.join(missing)}; there are: {', '.join(listed) or 'none'}")
+            raise ToolUnavailable(
+                f"no tool {', '.join(missing)}; there are: {', '.join(listed) or 'none'}"
+            )
         self._users = len(wanted)
         return [self._tool(listed[name]) for name in wanted]
 
@@ -66,7 +70,9 @@ class Connection:
 
     async def call(self, name: str, arguments: dict[str, Any]) -> Output:
         """Runs on the caller's loop. Raises ToolError for what the server reports as an error of the call."""
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._call(name, arguments), self._loop))
+        return await asyncio.wrap_future(
+            asyncio.run_coroutine_threadsafe(self._call(name, arguments), self._loop)
+        )
 
     async def _call(self, name: str, arguments: dict[str, Any]) -> Output:
         from mcp import MCPError
@@ -175,10 +181,14 @@ def checker(schema: dict[str, Any]) -> Callable[[Any], dict[str, Any]]:
     try:
         Draft202012Validator.check_schema(schema)
     except SchemaError as error:
-        raise ToolUnavailable(f"its schema is no JSON schema: {error.message[:MAX_MESSAGE]}") from error
+        raise ToolUnavailable(
+            f"its schema is no JSON schema: {error.message[:MAX_MESSAGE]}"
+        ) from error
     # A pattern of theirs on a text of the policy's can keep Python's regular expressions busy for ever, and with them this
     # process: patterns are the MCP server's to check. An empty registry: a reference in a schema fetches nothing.
-    without_patterns = validators.extend(Draft202012Validator, {"pattern": None, "patternProperties": None})
+    without_patterns = validators.extend(
+        Draft202012Validator, {"pattern": None, "patternProperties": None}
+    )
     validator = without_patterns(schema, registry=Registry())
 
     def check(written: Any) -> dict[str, Any]:
@@ -210,7 +220,9 @@ async def _transport(config: MCPConfig, stack: AsyncExitStack) -> Any:
 
     headers = {"Authorization": f"Bearer {_environment(config.token_env)}"}
     # The SDK's own time limits; the deadline of a call comes first.
-    http = await stack.enter_async_context(httpx2.AsyncClient(headers=headers, timeout=httpx2.Timeout(30, read=300)))
+    http = await stack.enter_async_context(
+        httpx2.AsyncClient(headers=headers, timeout=httpx2.Timeout(30, read=300))
+    )
     return streamable_http_client(config.url, http_client=http)
 
 
@@ -247,4 +259,8 @@ def _content(result: Any) -> Output:
 def _reason(error: BaseException) -> str:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
-    return str(error) if isinstance(error, ToolUnavailable) else f"no MCP server: {type(error).__name__}: {error}"
+    return (
+        str(error)
+        if isinstance(error, ToolUnavailable)
+        else f"no MCP server: {type(error).__name__}: {error}"
+    )

@@ -35,22 +35,33 @@ def start_tool_servers(config: ToolServerConfig, evaluation_only: Collection[str
 
     # max_task_retries stays 0: whether a call may run twice is the recipe's to say (`retries`), and the pool's to do.
     actor = ray.remote(ToolServer).options(
-        num_cpus=config.cpus_per_server, max_concurrency=100_000, max_restarts=-1, scheduling_strategy="SPREAD"
+        num_cpus=config.cpus_per_server,
+        max_concurrency=100_000,
+        max_restarts=-1,
+        scheduling_strategy="SPREAD",
     )
-    return ToolPool([actor.remote(config) for _ in range(config.servers)], config.start_deadline_s, evaluation_only)
+    return ToolPool(
+        [actor.remote(config) for _ in range(config.servers)],
+        config.start_deadline_s,
+        evaluation_only,
+    )
 
 
 class ToolPool:
     """Any number of clients in any number of processes; a pickled copy starts its own counts."""
 
-    def __init__(self, servers: Sequence[Any], start_deadline_s: float, hidden: Collection[str] = ()) -> None:
+    def __init__(
+        self, servers: Sequence[Any], start_deadline_s: float, hidden: Collection[str] = ()
+    ) -> None:
         """`hidden`: tools that the servers have and this pool neither offers nor calls."""
         self.servers = list(servers)
         self._hidden = frozenset(hidden)
         self._start_deadline_s = start_deadline_s
         self._load = [0] * len(self.servers)
         self._turn = 0
-        self._lost: dict[int, asyncio.Task[None]] = {}  # ends when the server answers again, or never will
+        self._lost: dict[
+            int, asyncio.Task[None]
+        ] = {}  # ends when the server answers again, or never will
         self._offered: dict[str, Offer] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -68,17 +79,25 @@ class ToolPool:
         try:
             ray.get(starting, timeout=self._start_deadline_s + PING_S)
         except ray.exceptions.GetTimeoutError:
-            raise ToolUnavailable(f"the tool servers did not start within {self._start_deadline_s + PING_S:g} s") from None
+            raise ToolUnavailable(
+                f"the tool servers did not start within {self._start_deadline_s + PING_S:g} s"
+            ) from None
         except ray.exceptions.RayTaskError as error:
             raise ToolUnavailable(str(error.cause)) from None
         except ray.exceptions.RayActorError as error:
-            raise ToolUnavailable(f"a tool server died at its start: {str(error).splitlines()[0]}") from None
+            raise ToolUnavailable(
+                f"a tool server died at its start: {str(error).splitlines()[0]}"
+            ) from None
 
     def shutdown(self) -> None:
         """Close the tools of every server, then end the actors; one that does not answer is killed."""
         import ray
 
-        ray.wait([server.close.remote() for server in self.servers], num_returns=len(self.servers), timeout=20)
+        ray.wait(
+            [server.close.remote() for server in self.servers],
+            num_returns=len(self.servers),
+            timeout=20,
+        )
         for server in self.servers:
             ray.kill(server)
 
@@ -101,7 +120,11 @@ class ToolPool:
         return [offer.schema for offer in (await self._offers()).values()]
 
     async def call(
-        self, name: str, arguments: Any, images: Sequence[Any], earlier: Sequence[tuple[str, dict[str, Any], int]] = ()
+        self,
+        name: str,
+        arguments: Any,
+        images: Sequence[Any],
+        earlier: Sequence[tuple[str, dict[str, Any], int]] = (),
     ) -> ToolResult:
         """One call, answered exactly once, by the server with the fewest calls of this client in flight.
 
@@ -117,7 +140,9 @@ class ToolPool:
                 return unknown(name, offers)
             offer = offers.get(name)
             while True:
-                result = await self._ask(offer.retries if offer else 0, "call", name, arguments, images, earlier)
+                result = await self._ask(
+                    offer.retries if offer else 0, "call", name, arguments, images, earlier
+                )
                 if result.status is not ToolStatus.OVERLOADED:
                     return result
                 if time.monotonic() > patience:
@@ -130,7 +155,9 @@ class ToolPool:
     async def _offers(self) -> dict[str, Offer]:
         if self._offered is None:
             offers = await self._ask(len(self.servers), "offers")
-            self._offered = {name: offer for name, offer in offers.items() if name not in self._hidden}
+            self._offered = {
+                name: offer for name, offer in offers.items() if name not in self._hidden
+            }
         return self._offered
 
     async def _ask(self, retries: int, method: str, *arguments: Any) -> Any:
@@ -149,9 +176,13 @@ class ToolPool:
                 self._lose(index, error)
                 retries -= 1
                 if retries < 0:
-                    raise ToolUnavailable(f"a tool server was lost in the middle of a call: {type(error).__name__}") from error
+                    raise ToolUnavailable(
+                        f"a tool server was lost in the middle of a call: {type(error).__name__}"
+                    ) from error
             except RayError as error:
-                raise ToolUnavailable(f"a tool server failed: {type(error).__name__}: {str(error).splitlines()[-1]}") from error
+                raise ToolUnavailable(
+                    f"a tool server failed: {type(error).__name__}: {str(error).splitlines()[-1]}"
+                ) from error
             finally:
                 self._load[index] -= 1
 
@@ -161,7 +192,10 @@ class ToolPool:
             serving = [index for index in range(len(self.servers)) if index not in self._lost]
             if serving:
                 self._turn += 1
-                return min(serving, key=lambda index: (self._load[index], (index - self._turn) % len(self.servers)))
+                return min(
+                    serving,
+                    key=lambda index: (self._load[index], (index - self._turn) % len(self.servers)),
+                )
             reviving = [task for task in self._lost.values() if not task.done()]
             if not reviving:
                 raise ToolUnavailable("all tool servers have ended")
@@ -173,7 +207,9 @@ class ToolPool:
         """No calls for this server until it answers again."""
         if index not in self._lost:
             log.warning("tool server %d is lost: %s", index, type(error).__name__)
-            self._lost[index] = asyncio.create_task(self._revive(index, hung=isinstance(error, TimeoutError)))
+            self._lost[index] = asyncio.create_task(
+                self._revive(index, hung=isinstance(error, TimeoutError))
+            )
 
     async def _revive(self, index: int, hung: bool) -> None:
         import ray
@@ -184,7 +220,9 @@ class ToolPool:
             ray.kill(server, no_restart=False)
         while True:
             try:
-                await asyncio.wait_for(_plain(server.ping.remote()), self._start_deadline_s + PING_S)
+                await asyncio.wait_for(
+                    _plain(server.ping.remote()), self._start_deadline_s + PING_S
+                )
             except ActorDiedError:  # for good: Ray restarts what died otherwise
                 return
             except (RayError, ToolUnavailable, TimeoutError):

@@ -12,11 +12,12 @@ import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
+from tool_server.arguments import define
 from tool_server.sandbox.layers import isolation
 from tool_server.sandbox.options import MAX_CODE, MAX_OUTPUT, MIB, PythonOptions
 from tool_server.sandbox.pool import JailPool
 from tool_server.sandbox.process import Finished
-from tool_server.tool import Output, Pixels, Tool, ToolCall, ToolError, ToolKind, ToolUnavailable, define
+from tool_server.tool import Output, Pixels, Tool, ToolCall, ToolError, ToolKind, ToolUnavailable
 
 REMEMBERED = 10_000
 """Histories known to end their process: 64 bytes each."""
@@ -34,7 +35,9 @@ def _code(code: str) -> str:
     try:
         size = len(code.encode())
     except UnicodeEncodeError:
-        raise PydanticCustomError("code", "is not valid Unicode text: it contains half of a surrogate pair") from None
+        raise PydanticCustomError(
+            "code", "is not valid Unicode text: it contains half of a surrogate pair"
+        ) from None
     if size > MAX_CODE:
         raise PydanticCustomError("code", f"longer than {MAX_CODE // 1024} KiB")
     return code
@@ -50,7 +53,10 @@ DESCRIPTION = (
     "Run Python code and see what it prints, the value of its last expression, and the figures it shows. numpy, scipy, sympy, pandas, "
     "matplotlib and PIL can be imported. The images are the files image_0.png, image_1.png, ... and the PIL images in the list `images`. "
 )
-SESSIONS = {"call": "Every call starts afresh.", "rollout": "Variables and files of earlier calls are still there."}
+SESSIONS = {
+    "call": "Every call starts afresh.",
+    "rollout": "Variables and files of earlier calls are still there.",
+}
 
 
 class PythonTool:
@@ -58,13 +64,17 @@ class PythonTool:
 
     def __init__(self, name: str, options: PythonOptions, pool: JailPool) -> None:
         self._name, self._options, self._pool = name, options, pool
-        self._fatal: OrderedDict[bytes, bytes] = OrderedDict()  # histories whose last code ended its process -> on which images
+        self._fatal: OrderedDict[bytes, bytes] = (
+            OrderedDict()
+        )  # histories whose last code ended its process -> on which images
 
     async def run(self, call: ToolCall) -> Output:
         history = self._history(call) if self._options.session == "rollout" else []
         while True:
             codes: list[Code] = [*history, (call.arguments.code, len(call.images))]
-            finished = await self._pool.call([code for code, _ in codes], call.images, [seen for _, seen in codes])
+            finished = await self._pool.call(
+                [code for code, _ in codes], call.images, [seen for _, seen in codes]
+            )
             if finished.complete and not finished.killed:
                 return observation(finished, self._options, len(codes))
             if 0 < finished.begun < len(codes):
@@ -137,9 +147,15 @@ def _fate(finished: Finished, options: PythonOptions, codes: int) -> str | None:
         # Nobody but the kernel kills here: at the limit of CPU time, or for want of memory on the machine.
         if finished.cpu_s >= options.cpu_s * codes - 0.5:
             return f"stopped after {options.cpu_s * codes} s of CPU time"
-        raise ToolUnavailable("the machine is out of memory: the kernel killed a call within its limits")
+        raise ToolUnavailable(
+            "the machine is out of memory: the kernel killed a call within its limits"
+        )
     if number := finished.status & 0x7F:
-        hint = ", perhaps out of memory" if number in (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS) else ""
+        hint = (
+            ", perhaps out of memory"
+            if number in (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS)
+            else ""
+        )
         return f"crashed: {signal.Signals(number).name if number in set(signal.Signals) else number}{hint}"
     return "the process ended before its result: os._exit, or a closed file descriptor"
 
@@ -157,7 +173,9 @@ def build(name: str, options: PythonOptions) -> tuple[Tool, JailPool]:
     """The tool and its pool. Raises ToolUnavailable where the machine lacks a layer that the options do not excuse."""
     pool = JailPool(options, *isolation(options))
     tool = PythonTool(name, options, pool)
-    return define(name, DESCRIPTION + SESSIONS[options.session], PythonArguments, tool.run, close=pool.close), pool
+    return define(
+        name, DESCRIPTION + SESSIONS[options.session], PythonArguments, tool.run, close=pool.close
+    ), pool
 
 
 def _limits(options: PythonOptions) -> dict[str, Any]:

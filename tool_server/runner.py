@@ -19,7 +19,16 @@ from cachetools import LRUCache
 from tool_server.config import Breaker, Limits
 from tool_server.stats import ToolStats
 from tool_server.threads import in_thread
-from tool_server.tool import EarlierCall, Output, Pixels, Tool, ToolCall, ToolError, ToolResult, ToolStatus
+from tool_server.tool import (
+    EarlierCall,
+    Output,
+    Pixels,
+    Tool,
+    ToolCall,
+    ToolError,
+    ToolResult,
+    ToolStatus,
+)
 
 log = logging.getLogger(__name__)
 
@@ -39,14 +48,20 @@ class Circuit:
     @property
     def open_s(self) -> float:
         """Seconds for which no call is let through; 0 where the next one is."""
-        return max(self._until - self._clock(), 0.0) if self._failures >= self._limits.failures else 0.0
+        return (
+            max(self._until - self._clock(), 0.0)
+            if self._failures >= self._limits.failures
+            else 0.0
+        )
 
     def admit(self) -> bool:
         """Whether a call may run now."""
         if self.open_s > 0:
             return False
         if self._failures >= self._limits.failures:
-            self._until = self._clock() + self._limits.seconds  # this one tries; the others wait for what it finds
+            self._until = (
+                self._clock() + self._limits.seconds
+            )  # this one tries; the others wait for what it finds
         return True
 
     def record(self, failed: bool) -> None:
@@ -65,14 +80,18 @@ class ToolRunner:
         self._stats = ToolStats()
         self._slots = asyncio.Semaphore(limits.concurrency)
         self._inside = 0  # calls that wait or run
-        self._left_behind: list[threading.Event] = []  # set when a thread that outlived its deadline ends
+        self._left_behind: list[
+            threading.Event
+        ] = []  # set when a thread that outlived its deadline ends
         self._rate = AsyncLimiter(1, servers / limits.rate_per_s) if limits.rate_per_s else None
         self._circuit = Circuit(limits.breaker)
         self._cache: LRUCache[bytes, ToolResult] | None = None
         if limits.cache_mb:
             self._cache = LRUCache(limits.cache_mb * 2**20, getsizeof=_size)
 
-    async def run(self, arguments: Any, images: Sequence[Any], earlier: Sequence[EarlierCall]) -> ToolResult:
+    async def run(
+        self, arguments: Any, images: Sequence[Any], earlier: Sequence[EarlierCall]
+    ) -> ToolResult:
         """Answers one call; never raises. `images` are pixels or awaitables of pixels (Ray's references)."""
         try:
             parsed = self.tool.parse(arguments)
@@ -83,7 +102,12 @@ class ToolRunner:
         if self._circuit.open_s > 0:
             return self._answer(self._refusal())
         if self._inside >= self.limits.concurrency + self.limits.queue:
-            return self._answer(ToolResult(ToolStatus.OVERLOADED, f"{self.tool.name}: {self.limits.queue} calls wait already"))
+            return self._answer(
+                ToolResult(
+                    ToolStatus.OVERLOADED,
+                    f"{self.tool.name}: {self.limits.queue} calls wait already",
+                )
+            )
         self._inside += 1
         queued = time.monotonic()
         try:
@@ -98,18 +122,29 @@ class ToolRunner:
         return taken
 
     async def _in_slot(
-        self, arguments: Any, parsed: Any, images: Sequence[Any], earlier: Sequence[EarlierCall], queued: float
+        self,
+        arguments: Any,
+        parsed: Any,
+        images: Sequence[Any],
+        earlier: Sequence[EarlierCall],
+        queued: float,
     ) -> ToolResult:
         wait = time.monotonic() - queued
         key = None
         try:
             async with asyncio.timeout(self.limits.deadline_s):
-                pixels = [image if isinstance(image, np.ndarray) else await image for image in images]
+                pixels = [
+                    image if isinstance(image, np.ndarray) else await image for image in images
+                ]
                 if self._cache is not None:
                     key = await _digest(arguments, pixels)
         except Exception as error:
             return self._answer(self._failure(error, "its images were lost"))
-        if key is not None and self._cache is not None and (known := self._cache.get(key)) is not None:
+        if (
+            key is not None
+            and self._cache is not None
+            and (known := self._cache.get(key)) is not None
+        ):
             return self._answer(known, cached=True)
         if self._rate is not None:
             await self._rate.acquire()
@@ -119,7 +154,10 @@ class ToolRunner:
         self._left_behind = [ended for ended in self._left_behind if not ended.is_set()]
         if len(self._left_behind) >= 4 * self.limits.concurrency:
             return self._answer(
-                ToolResult(ToolStatus.INFRASTRUCTURE, f"{self.tool.name}: {len(self._left_behind)} calls ran over and have not ended")
+                ToolResult(
+                    ToolStatus.INFRASTRUCTURE,
+                    f"{self.tool.name}: {len(self._left_behind)} calls ran over and have not ended",
+                )
             )
         call = ToolCall(parsed, pixels, earlier)
         result = await self._attempt(call)
@@ -128,8 +166,15 @@ class ToolRunner:
                 break
             await asyncio.sleep(RETRY_PAUSE_S * 2**retry)
             result = await self._attempt(call)
-        self._circuit.record(failed=result.status in (ToolStatus.INFRASTRUCTURE, ToolStatus.DEADLINE))
-        if key is not None and self._cache is not None and result.status is ToolStatus.OK and _size(result) <= self._cache.maxsize:
+        self._circuit.record(
+            failed=result.status in (ToolStatus.INFRASTRUCTURE, ToolStatus.DEADLINE)
+        )
+        if (
+            key is not None
+            and self._cache is not None
+            and result.status is ToolStatus.OK
+            and _size(result) <= self._cache.maxsize
+        ):
             self._cache[key] = result
         return self._answer(result, wait)
 
@@ -143,7 +188,11 @@ class ToolRunner:
             status, text, images = ToolStatus.TOOL_ERROR, self._cut(str(error)), ()
         except Exception as error:
             if deadline.expired():
-                status, text, images = ToolStatus.DEADLINE, f"{self.tool.name} ran longer than {self.limits.deadline_s:g} s", ()
+                status, text, images = (
+                    ToolStatus.DEADLINE,
+                    f"{self.tool.name} ran longer than {self.limits.deadline_s:g} s",
+                    (),
+                )
             else:
                 return self._failure(error, seconds=time.monotonic() - started)
         return ToolResult(status, text, images, time.monotonic() - started)
@@ -175,21 +224,33 @@ class ToolRunner:
 
     def _cut(self, text: str) -> str:
         over = len(text) - self.limits.max_characters
-        return text if over <= 0 else f"{text[: self.limits.max_characters]}\n[{over} more characters cut]"
+        return (
+            text
+            if over <= 0
+            else f"{text[: self.limits.max_characters]}\n[{over} more characters cut]"
+        )
 
-    def _answer(self, result: ToolResult, wait: float | None = None, *, cached: bool = False) -> ToolResult:
+    def _answer(
+        self, result: ToolResult, wait: float | None = None, *, cached: bool = False
+    ) -> ToolResult:
         self._stats.record(result, wait, cached=cached)
         return result
 
     def _failure(self, error: Exception, what: str = "", seconds: float = 0.0) -> ToolResult:
         log.warning("tool %s failed", self.tool.name, exc_info=error)
         reason = f"{type(error).__name__}: {error}"
-        return ToolResult(ToolStatus.INFRASTRUCTURE, f"{self.tool.name} failed: {what + ': ' if what else ''}{reason}", (), seconds)
+        return ToolResult(
+            ToolStatus.INFRASTRUCTURE,
+            f"{self.tool.name} failed: {what + ': ' if what else ''}{reason}",
+            (),
+            seconds,
+        )
 
     def _refusal(self) -> ToolResult:
         failed, seconds = self.limits.breaker.failures, self._circuit.open_s
         return ToolResult(
-            ToolStatus.INFRASTRUCTURE, f"{self.tool.name}: circuit open for {seconds:.1f} s more, {failed} calls failed in a row"
+            ToolStatus.INFRASTRUCTURE,
+            f"{self.tool.name}: circuit open for {seconds:.1f} s more, {failed} calls failed in a row",
         )
 
 

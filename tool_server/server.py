@@ -25,7 +25,9 @@ CLOSE_DEADLINE_S = 10.0
 class Offer:
     """A tool as clients know it."""
 
-    schema: dict[str, Any]  # OpenAI function schema, as Qwen's chat template renders it inside `<tools>`
+    schema: dict[
+        str, Any
+    ]  # OpenAI function schema, as Qwen's chat template renders it inside `<tools>`
     retries: int
 
 
@@ -43,14 +45,21 @@ class ToolServer:
 
     async def offers(self) -> dict[str, Offer]:
         """The tools by name, in the recipe's order; returns once all are open."""
-        return {name: Offer(schema(runner.tool), runner.limits.retries) for name, runner in (await self._runners()).items()}
+        return {
+            name: Offer(schema(runner.tool), runner.limits.retries)
+            for name, runner in (await self._runners()).items()
+        }
 
     async def schemas(self) -> list[dict[str, Any]]:
         """OpenAI function schemas, in the recipe's order."""
         return [offer.schema for offer in (await self.offers()).values()]
 
     async def call(
-        self, name: str, arguments: Any, images: Sequence[Any], earlier: Sequence[tuple[str, dict[str, Any], int]] = ()
+        self,
+        name: str,
+        arguments: Any,
+        images: Sequence[Any],
+        earlier: Sequence[tuple[str, dict[str, Any], int]] = (),
     ) -> ToolResult:
         """Runs one call. Whatever the policy wrote, this returns; it raises nothing but ToolUnavailable.
 
@@ -63,7 +72,10 @@ class ToolServer:
             return oversized()
         if not isinstance(name, str) or name not in runners:
             return unknown(name, runners)
-        return replace(await runners[name].run(arguments, images, [EarlierCall(*call) for call in earlier]), tool=name)
+        return replace(
+            await runners[name].run(arguments, images, [EarlierCall(*call) for call in earlier]),
+            tool=name,
+        )
 
     async def take_stats(self) -> dict[str, ToolStats]:
         """Numbers of every tool since they were last taken."""
@@ -85,57 +97,98 @@ class ToolServer:
 
     async def _runners(self) -> dict[str, ToolRunner]:
         opening = self._opening
-        if opening is not None and opening.done() and not opening.cancelled() and opening.exception() is None:
+        if (
+            opening is not None
+            and opening.done()
+            and not opening.cancelled()
+            and opening.exception() is None
+        ):
             return opening.result()
         if self._closed:
             raise ToolUnavailable("the tool server is closed")
-        if opening is None or opening.done():  # what failed may work later: a server that Ray restarted tries until it serves
+        if (
+            opening is None or opening.done()
+        ):  # what failed may work later: a server that Ray restarted tries until it serves
             opening = self._opening = asyncio.create_task(self._open())
         return await asyncio.shield(opening)
 
     async def _open(self) -> dict[str, ToolRunner]:
         config = self._config
         entries: list[tuple[str, Limits, Callable[[], list[Tool]]]] = [
-            *((f"tools.tools.{name}", _limits(name, entry), _tool_opener(name, entry)) for name, entry in config.tools.items()),
-            *((f"tools.mcp ({entry.label})", entry, _mcp_opener(entry, config.start_deadline_s)) for entry in config.mcp),
+            *(
+                (f"tools.tools.{name}", _limits(name, entry), _tool_opener(name, entry))
+                for name, entry in config.tools.items()
+            ),
+            *(
+                (f"tools.mcp ({entry.label})", entry, _mcp_opener(entry, config.start_deadline_s))
+                for entry in config.mcp
+            ),
         ]
-        tasks = [asyncio.create_task(_open_within(config.start_deadline_s, where, opener)) for where, _, opener in entries]
+        tasks = [
+            asyncio.create_task(_open_within(config.start_deadline_s, where, opener))
+            for where, _, opener in entries
+        ]
         try:
             opened = await asyncio.gather(*tasks, return_exceptions=True)
         except asyncio.CancelledError:
-            done = [task for task in tasks if task.done() and not task.cancelled() and task.exception() is None]
+            done = [
+                task
+                for task in tasks
+                if task.done() and not task.cancelled() and task.exception() is None
+            ]
             await _close([tool for task in done for tool in task.result()])
             raise
         runners: dict[str, ToolRunner] = {}
-        fault: BaseException | None = next((result for result in opened if isinstance(result, BaseException)), None)
+        fault: BaseException | None = next(
+            (result for result in opened if isinstance(result, BaseException)), None
+        )
         for (where, limits, _), tools in zip(entries, opened, strict=True):
             for tool in tools if not isinstance(tools, BaseException) else ():
                 if not NAME.fullmatch(tool.name):
-                    fault = fault or ToolUnavailable(f"{where}: cannot offer a tool named {echo(tool.name)}")
+                    fault = fault or ToolUnavailable(
+                        f"{where}: cannot offer a tool named {echo(tool.name)}"
+                    )
                 elif tool.name in runners:
-                    fault = fault or ToolUnavailable(f"{where}: there is another tool named {tool.name!r}; set a prefix")
+                    fault = fault or ToolUnavailable(
+                        f"{where}: there is another tool named {tool.name!r}; set a prefix"
+                    )
                 elif limits.cache_mb and not tool.pure:
-                    fault = fault or ToolUnavailable(f"{where}: cache_mb={limits.cache_mb:g}, but {tool.name} is not a pure tool")
+                    fault = fault or ToolUnavailable(
+                        f"{where}: cache_mb={limits.cache_mb:g}, but {tool.name} is not a pure tool"
+                    )
                 runners[tool.name] = ToolRunner(tool, limits, config.servers)
         if fault is not None:
-            await _close([tool for tools in opened if not isinstance(tools, BaseException) for tool in tools])
+            await _close(
+                [tool for tools in opened if not isinstance(tools, BaseException) for tool in tools]
+            )
             raise fault
         return runners
 
 
 def schema(tool: Tool) -> dict[str, Any]:
     """The OpenAI function schema, as Qwen's chat template renders it inside `<tools>`."""
-    return {"type": "function", "function": {"name": tool.name, "description": tool.description, "parameters": tool.parameters}}
+    return {
+        "type": "function",
+        "function": {
+            "name": tool.name,
+            "description": tool.description,
+            "parameters": tool.parameters,
+        },
+    }
 
 
 def unknown(name: Any, known: Iterable[str]) -> ToolResult:
     """The answer to a call of a tool that is not offered."""
-    return ToolResult(ToolStatus.TOOL_ERROR, f"unknown tool {echo(str(name))}, known: {', '.join(known)}")
+    return ToolResult(
+        ToolStatus.TOOL_ERROR, f"unknown tool {echo(str(name))}, known: {', '.join(known)}"
+    )
 
 
 def oversized() -> ToolResult:
     """The answer to arguments that are `too_large`."""
-    return ToolResult(ToolStatus.TOOL_ERROR, f"arguments are too large, at most {MAX_SIZE} characters are allowed")
+    return ToolResult(
+        ToolStatus.TOOL_ERROR, f"arguments are too large, at most {MAX_SIZE} characters are allowed"
+    )
 
 
 def _limits(name: str, entry: ToolConfig) -> Limits:
@@ -144,7 +197,11 @@ def _limits(name: str, entry: ToolConfig) -> Limits:
         return entry
     kind = KINDS[entry.kind or name]
     suited = kind.limits(kind.options.model_validate(entry.options))
-    return entry.model_copy(update={field: value for field, value in suited.items() if field not in entry.model_fields_set})
+    return entry.model_copy(
+        update={
+            field: value for field, value in suited.items() if field not in entry.model_fields_set
+        }
+    )
 
 
 def _tool_opener(name: str, entry: ToolConfig) -> Callable[[], list[Tool]]:
@@ -168,7 +225,9 @@ def _mcp_opener(entry: MCPConfig, deadline_s: float) -> Callable[[], list[Tool]]
     return opener
 
 
-async def _open_within(deadline_s: float, where: str, opener: Callable[[], list[Tool]]) -> list[Tool]:
+async def _open_within(
+    deadline_s: float, where: str, opener: Callable[[], list[Tool]]
+) -> list[Tool]:
     def close_late(tools: list[Tool]) -> None:
         for tool in tools:
             tool.close()
@@ -178,7 +237,11 @@ async def _open_within(deadline_s: float, where: str, opener: Callable[[], list[
     except TimeoutError:
         raise ToolUnavailable(f"{where}: not open after {deadline_s:g} s") from None
     except Exception as error:
-        reason = str(error) if isinstance(error, ToolUnavailable | ValueError) else f"{type(error).__name__}: {error}"
+        reason = (
+            str(error)
+            if isinstance(error, ToolUnavailable | ValueError)
+            else f"{type(error).__name__}: {error}"
+        )
         raise ToolUnavailable(f"{where}: {reason}") from error
 
 

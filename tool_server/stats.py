@@ -20,10 +20,16 @@ class ToolStats:
 
     outcomes: Counter[ToolStatus] = field(default_factory=Counter)
     cached: int = 0
-    seconds: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))  # running, of calls that ran
-    waits: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))  # in the queue, of calls that ran
+    seconds: deque[float] = field(
+        default_factory=lambda: deque(maxlen=WINDOW)
+    )  # running, of calls that ran
+    waits: deque[float] = field(
+        default_factory=lambda: deque(maxlen=WINDOW)
+    )  # in the queue, of calls that ran
 
-    def record(self, result: ToolResult, wait: float | None = None, *, cached: bool = False) -> None:
+    def record(
+        self, result: ToolResult, wait: float | None = None, *, cached: bool = False
+    ) -> None:
         """One answered call; `wait` is None where it was answered without a slot."""
         self.outcomes[result.status] += 1
         self.cached += cached
@@ -39,16 +45,29 @@ def summarize(servers: Iterable[dict[str, ToolStats]]) -> dict[str, dict[str, fl
     for server in servers:
         for name, stats in server.items():
             merged.setdefault(name, []).append(stats)
-    return {name: _summary(parts) for name, parts in merged.items() if any(part.outcomes for part in parts)}
+    return {
+        name: _summary(parts)
+        for name, parts in merged.items()
+        if any(part.outcomes for part in parts)
+    }
 
 
 def _summary(parts: list[ToolStats]) -> dict[str, float]:
     outcomes = sum((part.outcomes for part in parts), Counter[ToolStatus]())
     calls = outcomes.total() - outcomes[ToolStatus.OVERLOADED]  # asked again later
-    numbers = {"calls": float(calls), **{str(status): float(count) for status, count in sorted(outcomes.items())}}
+    numbers = {
+        "calls": float(calls),
+        **{str(status): float(count) for status, count in sorted(outcomes.items())},
+    }
     if cached := sum(part.cached for part in parts):
         numbers["cached"] = float(cached)
-    for prefix, values in (("", [s for p in parts for s in p.seconds]), ("wait_", [w for p in parts for w in p.waits])):
+    for prefix, values in (
+        ("", [s for p in parts for s in p.seconds]),
+        ("wait_", [w for p in parts for w in p.waits]),
+    ):
         if values:
-            numbers |= {f"{prefix}p{q}_s": float(value) for q, value in zip((50, 95, 99), np.percentile(values, (50, 95, 99)), strict=True)}
+            numbers |= {
+                f"{prefix}p{q}_s": float(value)
+                for q, value in zip((50, 95, 99), np.percentile(values, (50, 95, 99)), strict=True)
+            }
     return numbers

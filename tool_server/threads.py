@@ -10,7 +10,9 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-async def in_thread(function: Callable[[], T], name: str, late: Callable[[T], None] | None = None) -> T:
+async def in_thread(
+    function: Callable[[], T], name: str, late: Callable[[T], None] | None = None
+) -> T:
     """What `function()` returns or raises. `late` gets its result where nobody waits for it any more.
 
     A thread of its own: in a pool, a function that hangs would hold a place that later calls wait for inside their deadline.
@@ -30,7 +32,11 @@ async def in_thread(function: Callable[[], T], name: str, late: Callable[[T], No
             result = function()
         except BaseException as raised:
             # A StopIteration cannot be set on a future: the waiter would wait for ever.
-            error = RuntimeError(f"StopIteration: {raised}") if isinstance(raised, StopIteration) else raised
+            error = (
+                RuntimeError(f"StopIteration: {raised}")
+                if isinstance(raised, StopIteration)
+                else raised
+            )
         try:
             loop.call_soon_threadsafe(settle, result, error)
         except RuntimeError:  # the loop was closed meanwhile

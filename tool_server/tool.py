@@ -99,18 +99,3 @@ class ToolKind:
     open: Callable[[str, Any], Tool]
     limits: Callable[[Any], dict[str, Any]] = lambda options: {}
     """Limits (`tool_server.config.Limits`) that suit the options, for those that the recipe leaves open."""
-
-
-def define(
-    name: str,
-    description: str,
-    arguments: type[BaseModel],
-    run: Callable[[ToolCall], Output | Awaitable[Output]],
-    *,
-    pure: bool = False,
-    close: Callable[[], None] = lambda: None,
-) -> Tool:
-    """A tool whose argument model gives both the schema the policy sees and the checks on what it wrote."""
-    from tool_server.arguments import parameters, parse
-
-    return Tool(name, description, parameters(arguments), lambda written: parse(arguments, written), run, pure, close)

@@ -32,7 +32,9 @@ class CustomConfig(BaseModel):
             kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
             raise AxpoError(f"{where}: {kind}{' '.join(str(error).split())}") from error
         if missing := [name for name in METHODS if not callable(getattr(task, name, None))]:
-            raise AxpoError(f"{where}: no {', '.join(missing)}; let the class inherit from axpo.tasks.Task")
+            raise AxpoError(
+                f"{where}: no {', '.join(missing)}; let the class inherit from axpo.tasks.Task"
+            )
         return task
 
     def check_inputs(self) -> None:
@@ -46,4 +48,6 @@ class CustomConfig(BaseModel):
                 f"task.path={self.path!r}: its first question: {type(error).__name__}: {' '.join(str(error).split())}"
             ) from error
         if not all(map(math.isfinite, rewards)):
-            raise AxpoError(f"task.path={self.path!r}: verify: expected a finite number, got {rewards}")
+            raise AxpoError(
+                f"task.path={self.path!r}: verify: expected a finite number, got {rewards}"
+            )

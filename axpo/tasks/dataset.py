@@ -10,15 +10,19 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 from pydantic_core import PydanticCustomError
 
-from axpo.data import Source, epoch_order, image_source
 from axpo.errors import AxpoError
+from axpo.tasks.data import Source, epoch_order, image_source
 from axpo.tasks.task import Task
-from axpo.tasks.verify import Verifier
+from axpo.tasks.verifiers import Verifier
 from rollout_workers.trajectory import Question
 from tool_server.images import ImageError, ImageLimits, check, decode
 
-SourceOrPath = Annotated[Source, BeforeValidator(lambda given: {"path": given} if isinstance(given, str) else given)]
-Names = Annotated[tuple[str, ...], BeforeValidator(lambda given: (given,) if isinstance(given, str) else given)]
+SourceOrPath = Annotated[
+    Source, BeforeValidator(lambda given: {"path": given} if isinstance(given, str) else given)
+]
+Names = Annotated[
+    tuple[str, ...], BeforeValidator(lambda given: (given,) if isinstance(given, str) else given)
+]
 
 
 class Columns(BaseModel):
@@ -26,10 +30,18 @@ class Columns(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    question: str = Field("question", description="the text; `<image>` marks in it are left out: images stand before the text")
+    question: str = Field(
+        "question",
+        description="the text; `<image>` marks in it are left out: images stand before the text",
+    )
     answer: str = Field("answer", description="a text or a number")
-    images: Names = Field(("images",), description="columns with an image or a list of images; []: questions of text alone")
-    info: Names = Field((), description="further columns that a verifier of yours finds in `question.info`")
+    images: Names = Field(
+        ("images",),
+        description="columns with an image or a list of images; []: questions of text alone",
+    )
+    info: Names = Field(
+        (), description="further columns that a verifier of yours finds in `question.info`"
+    )
 
 
 class DatasetConfig(BaseModel):
@@ -37,14 +49,26 @@ class DatasetConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: Literal["dataset", "jsonl"] = Field("dataset", description="`jsonl` is the name in older recipes")
-    train: SourceOrPath = Field(description="training questions: a .jsonl file, or path and split of a dataset")
+    kind: Literal["dataset", "jsonl"] = Field(
+        "dataset", description="`jsonl` is the name in older recipes"
+    )
+    train: SourceOrPath = Field(
+        description="training questions: a .jsonl file, or path and split of a dataset"
+    )
     held_out: SourceOrPath = Field(description="held-out questions, likewise")
     columns: Columns = Columns()
-    verify: str = Field("exact", description="exact, numeric, choice, math, or package.module:function of yours")
-    tolerance: float = Field(0.0, ge=0, description="of numeric: largest difference from the truth t, in units of max(1, |t|)")
+    verify: str = Field(
+        "exact", description="exact, numeric, choice, math, or package.module:function of yours"
+    )
+    tolerance: float = Field(
+        0.0,
+        ge=0,
+        description="of numeric: largest difference from the truth t, in units of max(1, |t|)",
+    )
     system: str | None = Field("Give the final answer in \\boxed{}.", description="system text")
-    images: ImageLimits = Field(default_factory=ImageLimits, description="limits of the questions' images")
+    images: ImageLimits = Field(
+        default_factory=ImageLimits, description="limits of the questions' images"
+    )
 
     @field_validator("verify")
     @classmethod
@@ -78,7 +102,9 @@ class DatasetTask(Task):
 
     def train(self, index: int) -> Question:
         epoch, position = divmod(index, len(self._train))
-        return self._train.question(epoch_order(len(self._train), f"epoch/{epoch}")[position], f"e{epoch}-")
+        return self._train.question(
+            epoch_order(len(self._train), f"epoch/{epoch}")[position], f"e{epoch}-"
+        )
 
     def held_out(self) -> list[Question]:
         return [self._held_out.question(number, "test-") for number in range(len(self._held_out))]
@@ -111,32 +137,50 @@ class Rows:
         with self._named(number, self._config.columns.answer):
             Verifier(self._config.verify).check_truth(question.answer)
 
-    def _read(self, number: int, prefix: str, use: Callable[[Path | bytes, ImageLimits], Any]) -> Question:
+    def _read(
+        self, number: int, prefix: str, use: Callable[[Path | bytes, ImageLimits], Any]
+    ) -> Question:
         row, columns = self._rows[number], self._config.columns
         with self._named(number, columns.question):
             text = _text(row, columns.question, "a text", str).replace("<image>", "").strip()
         with self._named(number, columns.answer):
             answer = _text(row, columns.answer, "a text or a number", str | int | float).strip()
-        images = [image for name in columns.images for image in self._images(number, row, name, use)]
+        images = [
+            image for name in columns.images for image in self._images(number, row, name, use)
+        ]
         if columns.images and not images:
-            raise AxpoError(f"{self._where(number)}: {', '.join(columns.images)}: expected at least one image")
+            raise AxpoError(
+                f"{self._where(number)}: {', '.join(columns.images)}: expected at least one image"
+            )
         info = {}
         for name in columns.info:
             with self._named(number, name):
                 info[name] = _value(row, name)
         return Question(f"{prefix}{number + 1}", text, tuple(images), answer, info)
 
-    def _images(self, number: int, row: Mapping[str, Any], name: str, use: Callable[[Path | bytes, ImageLimits], Any]) -> list[Any]:
+    def _images(
+        self,
+        number: int,
+        row: Mapping[str, Any],
+        name: str,
+        use: Callable[[Path | bytes, ImageLimits], Any],
+    ) -> list[Any]:
         used = []
         with self._named(number, name):
             value = _value(row, name)
-            images = [image for image in (value if isinstance(value, list) else [value]) if image is not None]
+            images = [
+                image
+                for image in (value if isinstance(value, list) else [value])
+                if image is not None
+            ]
             for place, image in enumerate(images, 1):
                 source = image_source(image, self._source.folder)
                 try:
                     used.append(use(source, self._config.images))
                 except ImageError as error:
-                    raise ValueError(f"{source if isinstance(source, Path) else f'image {place}'} {error}") from None
+                    raise ValueError(
+                        f"{source if isinstance(source, Path) else f'image {place}'} {error}"
+                    ) from None
         return used
 
     def _where(self, number: int) -> str:

@@ -20,7 +20,11 @@ MEMORY = 4 << 30  # bytes of address space
 class Comparer:
     """One child, one comparison at a time."""
 
-    def __init__(self, command: tuple[str, ...] = (sys.executable, "-m", "axpo.tasks.mathematics"), deadline_s: float = DEADLINE_S) -> None:
+    def __init__(
+        self,
+        command: tuple[str, ...] = (sys.executable, "-m", "axpo.tasks.mathematics"),
+        deadline_s: float = DEADLINE_S,
+    ) -> None:
         self._command, self._deadline_s = command, deadline_s
         self._child: subprocess.Popen[str] | None = None
         self._lock = threading.Lock()
@@ -48,7 +52,9 @@ class Comparer:
                 self._end(self._child)
 
     def _start(self) -> subprocess.Popen[str]:
-        child = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        child = subprocess.Popen(
+            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
         try:
             self._line(child, START_S)
         except BaseException:
@@ -91,9 +97,14 @@ def main() -> None:
     print("ready", flush=True)
     for line in sys.stdin:
         # No time limit of math-verify's own: at its end it would call the answer wrong.
-        truth, answer = (parse(f"\\boxed{{{text.strip().strip('$')}}}", parsing_timeout=None) for text in json.loads(line))
+        truth, answer = (
+            parse(f"\\boxed{{{text.strip().strip('$')}}}", parsing_timeout=None)
+            for text in json.loads(line)
+        )
         reply = (
-            verify(truth, answer, timeout_seconds=None) if truth else f"math: {line.strip()[:200]}: no expression in the question's answer"
+            verify(truth, answer, timeout_seconds=None)
+            if truth
+            else f"math: {line.strip()[:200]}: no expression in the question's answer"
         )
         print(json.dumps(reply), flush=True)
 

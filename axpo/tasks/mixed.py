@@ -10,11 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from axpo.tasks.custom import CustomConfig
 from axpo.tasks.dataset import DatasetConfig
-from axpo.tasks.generated import SYSTEM
-from axpo.tasks.small_digit import SmallDigitConfig
-from axpo.tasks.small_fact import SmallFactConfig
-from axpo.tasks.small_product import SmallProductConfig
-from axpo.tasks.task import Task, Turns
+from axpo.tasks.embedded.small_digit import SmallDigitConfig
+from axpo.tasks.embedded.small_fact import SmallFactConfig
+from axpo.tasks.embedded.small_product import SmallProductConfig
+from axpo.tasks.task import SYSTEM, Task, Turns
 from rollout_workers.trajectory import Question
 
 FamilyTask = Annotated[
@@ -28,7 +27,9 @@ class Family(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    weight: float = Field(1.0, gt=0, description="share of the training questions, relative to the others")
+    weight: float = Field(
+        1.0, gt=0, description="share of the training questions, relative to the others"
+    )
     task: FamilyTask
 
 
@@ -38,8 +39,12 @@ class MixedConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["mixed"] = "mixed"
-    families: dict[Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]*$")], Family] = Field(min_length=1)
-    system: str | None = Field(SYSTEM, description="system text of all families, whatever theirs is")
+    families: dict[Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]*$")], Family] = (
+        Field(min_length=1)
+    )
+    system: str | None = Field(
+        SYSTEM, description="system text of all families, whatever theirs is"
+    )
 
     def check_inputs(self) -> None:
         """Raises what a family's own check raises."""
@@ -65,7 +70,11 @@ class Mixed(Task):
 
     def held_out(self) -> list[Question]:
         """Every family's, one after the other: in the total each counts by their number."""
-        return [_of(name, question) for name, task in self._tasks.items() for question in task.held_out()]
+        return [
+            _of(name, question)
+            for name, task in self._tasks.items()
+            for question in task.held_out()
+        ]
 
     def verify(self, question: Question, answer: str | None) -> float:
         return self._tasks[question.info["family"]].verify(question, answer)

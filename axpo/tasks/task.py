@@ -7,6 +7,8 @@ from typing import Protocol, TypeAlias
 
 from rollout_workers.trajectory import Pixels, Question
 
+SYSTEM = "You are a careful visual assistant. Give the final answer in \\boxed{}."
+
 Turns: TypeAlias = list[str | tuple[str, tuple[Pixels, ...]]]
 """A scripted rollout: policy turns as text and, after each but the last, the tool's result (text, images)."""
 

@@ -22,11 +22,37 @@ HERE = Path(__file__).parent
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 1 where a run failed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, required=True, metavar="M", help="stop after so long; the next call goes on")
-    parser.add_argument("--study", type=Path, default=HERE / "arms.yaml", metavar="FILE", help="recipe, seeds and arms (arms.yaml)")
-    parser.add_argument("--results", type=Path, default=HERE / "results", metavar="FOLDER", help="one raw result a run, kept in git")
-    parser.add_argument("--runs", type=Path, default=Path("runs/study"), metavar="FOLDER", help="run directories (runs/study)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        required=True,
+        metavar="M",
+        help="stop after so long; the next call goes on",
+    )
+    parser.add_argument(
+        "--study",
+        type=Path,
+        default=HERE / "arms.yaml",
+        metavar="FILE",
+        help="recipe, seeds and arms (arms.yaml)",
+    )
+    parser.add_argument(
+        "--results",
+        type=Path,
+        default=HERE / "results",
+        metavar="FOLDER",
+        help="one raw result a run, kept in git",
+    )
+    parser.add_argument(
+        "--runs",
+        type=Path,
+        default=Path("runs/study"),
+        metavar="FOLDER",
+        help="run directories (runs/study)",
+    )
     options = parser.parse_args(arguments)
     jobs = load_jobs(options.study)
     failed = run_pending(jobs, options.results, options.runs, options.minutes)

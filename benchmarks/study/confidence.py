@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from axpo.config import Recipe, parse_recipe
 from axpo.errors import AxpoError
-from axpo.run import RunDirectory
+from axpo.record.run import RunDirectory
 from benchmarks.result import machine, versions
 from benchmarks.study.intervals import Estimate
 from benchmarks.study.runs import written
@@ -57,7 +57,11 @@ def call_items(groups: Sequence[Group], tokens: SpecialTokens) -> list[TrainItem
             for _, (start, stop) in fork_points(trajectory, tokens, "first_call"):
                 places = np.arange(len(trajectory.response_ids))
                 mask = (places >= start) & (places < stop)
-                items.append(TrainItem(group.question, trajectory, np.zeros(len(mask), np.float32), mask, 1.0))
+                items.append(
+                    TrainItem(
+                        group.question, trajectory, np.zeros(len(mask), np.float32), mask, 1.0
+                    )
+                )
     return items
 
 
@@ -91,13 +95,21 @@ def correlated(found: Sequence[Call], measure: Correlation) -> Estimate:
     Raises ValueError where there is no correlation to speak of: under three calls, or all of one confidence or entropy.
     """
     blocks = [
-        np.array([(1 - c.confidence, c.entropy) for c in found if c.question == q]).T for q in dict.fromkeys(c.question for c in found)
+        np.array([(1 - c.confidence, c.entropy) for c in found if c.question == q]).T
+        for q in dict.fromkeys(c.question for c in found)
     ]
     whole = measure(*np.concatenate(blocks, axis=1)) if len(found) > 2 else float("nan")
     if np.isnan(whole):
         raise ValueError(f"{len(found)} calls, or all alike: no correlation to measure")
     rng = np.random.default_rng(0)
-    draws = [measure(*np.concatenate([blocks[i] for i in rng.integers(len(blocks), size=len(blocks))], axis=1)) for _ in range(DRAWS)]
+    draws = [
+        measure(
+            *np.concatenate(
+                [blocks[i] for i in rng.integers(len(blocks), size=len(blocks))], axis=1
+            )
+        )
+        for _ in range(DRAWS)
+    ]
     low, high = np.nanpercentile(draws, [2.5, 97.5])
     return whole, float(low), float(high)
 
@@ -116,9 +128,18 @@ def markdown(found: Sequence[Call]) -> str:
 
 def main() -> int:
     """Exit code 1 where there is nothing to correlate, 2 where RUN is not what was asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run directory that `axpo train --rollouts-only` wrote")
-    parser.add_argument("--out", type=Path, default=HERE / "confidence.json", help="file of the raw result")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "run",
+        type=Path,
+        metavar="RUN",
+        help="a run directory that `axpo train --rollouts-only` wrote",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=HERE / "confidence.json", help="file of the raw result"
+    )
     options = parser.parse_args()
     try:
         found, recipe = measure(options.run)
@@ -144,7 +165,7 @@ def main() -> int:
 
 def measure(run: Path) -> tuple[list[Call], Recipe]:
     """Every recorded call, its entropies computed by the recipe's learner. Raises AxpoError where `run` holds no recorded rollouts."""
-    from axpo.actors import learner_ranks, local_path, ray_session
+    from axpo.session import learner_ranks, local_path, ray_session
     from rollout_workers.chat import Chat
 
     directory = RunDirectory.open(run)
@@ -152,7 +173,9 @@ def measure(run: Path) -> tuple[list[Call], Recipe]:
     recipe.check_inputs()
     groups = [group for _, groups in directory.rollouts() for group in groups]
     if not groups:
-        raise AxpoError(f"{run}: no recorded rollouts (write them with axpo train RECIPE --rollouts-only)")
+        raise AxpoError(
+            f"{run}: no recorded rollouts (write them with axpo train RECIPE --rollouts-only)"
+        )
     items = call_items(groups, Chat.load(local_path(recipe.model)).tokens)
     with ray_session(recipe, workers=False), learner_ranks(recipe) as learner:
         return calls(items, learner.entropies(items)), recipe

@@ -9,7 +9,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from axpo.metrics import pass_at_k
+from axpo.evaluation.diagnostics import pass_at_k
 
 DRAWS = 10_000
 DRAWS_OF_QUESTIONS = 2_000
@@ -31,7 +31,7 @@ def estimate(samples: Sequence[float]) -> Estimate:
 
 
 def rate_parts(counts: Array) -> Array:
-    """[Q, 4] of `axpo.metrics.question_counts` -> [Q, M, 2]: what each question adds to numerator and denominator of each of `RATES`."""
+    """[Q, 4] of `axpo.training.metrics.question_counts` -> [Q, M, 2]: what each question adds to numerator and denominator of each of `RATES`."""
     rollouts, right, tool, tool_right = counts.T
     pass4 = np.array([pass_at_k(int(c), int(n), 4) for c, n in zip(right, rollouts, strict=True)])
     parts = (
@@ -57,11 +57,15 @@ def over_seeds_and_questions(runs: Sequence[Array]) -> list[Estimate]:
     have is left out of the draw's mean; all NaN where no run has it. Raises ValueError where runs have different numbers of questions.
     """
     if len({len(parts) for parts in runs}) > 1:
-        raise ValueError(f"evaluations of {[len(parts) for parts in runs]} questions: all runs of an arm must have answered the same ones")
+        raise ValueError(
+            f"evaluations of {[len(parts) for parts in runs]} questions: all runs of an arm must have answered the same ones"
+        )
     rng = np.random.default_rng(0)
     seeds = rng.integers(len(runs), size=(DRAWS_OF_QUESTIONS, len(runs)))
     questions = len(runs[0])
-    times = rng.multinomial(questions, np.full(questions, 1 / questions), size=DRAWS_OF_QUESTIONS)  # each question is taken
+    times = rng.multinomial(
+        questions, np.full(questions, 1 / questions), size=DRAWS_OF_QUESTIONS
+    )  # each question is taken
     sums = np.einsum("dq,sqmp->dsmp", times, np.stack(runs), optimize=True)
     means = nanmean(_ratio(np.take_along_axis(sums, seeds[:, :, None, None], axis=1)), axis=1)
     centre = nanmean(np.array([rates(parts) for parts in runs]), axis=0)

@@ -24,12 +24,19 @@ import numpy as np
 
 from axpo.config import Recipe
 from axpo.errors import AxpoError
-from axpo.metrics import pass_at_k
+from axpo.evaluation.diagnostics import pass_at_k
 from benchmarks.result import machine, versions
 from benchmarks.study.intervals import Estimate, estimate
 from benchmarks.study.runs import written
 from resampler.select import allocate, candidates
-from rollout_workers.trajectory import Group, Question, Resample, SpecialTokens, Trajectory, uses_tools
+from rollout_workers.trajectory import (
+    Group,
+    Question,
+    Resample,
+    SpecialTokens,
+    Trajectory,
+    uses_tools,
+)
 
 HERE = Path(__file__).parent
 SOURCES, FRESH = 0, 1
@@ -58,21 +65,35 @@ Nothing = Literal["not triggered", "lost"]
 class Pool(Protocol):
     """What is needed of `rollout_workers.pool.RolloutPool`."""
 
-    async def group(self, question: Question, step: int, n: int | None = None) -> tuple[Group, Any]: ...
-    async def fork(self, group: Group, rollout: int, prefix_tokens: int, k: int, step: int) -> Resample: ...
+    async def group(
+        self, question: Question, step: int, n: int | None = None
+    ) -> tuple[Group, Any]: ...
+    async def fork(
+        self, group: Group, rollout: int, prefix_tokens: int, k: int, step: int
+    ) -> Resample: ...
 
 
-async def probe(pool: Pool, question: Question, recipe: Recipe, tokens: SpecialTokens, samples: int) -> Prefix | Nothing:
+async def probe(
+    pool: Pool, question: Question, recipe: Recipe, tokens: SpecialTokens, samples: int
+) -> Prefix | Nothing:
     """Roll a question out; where it triggers, continue its least confident prefix and ask it anew, `samples` times each."""
     group, _ = await pool.group(question, SOURCES)
     if _lost(group.rollouts):
         return "lost"
-    (found,) = candidates([group], tokens, "confidence", seed=recipe.seed, step=SOURCES, success_above=recipe.resampler.success_above)
+    (found,) = candidates(
+        [group],
+        tokens,
+        "confidence",
+        seed=recipe.seed,
+        step=SOURCES,
+        success_above=recipe.resampler.success_above,
+    )
     if not found:
         return "not triggered"
     (chosen,) = allocate([found], 1)
     resample, (fresh, _) = await asyncio.gather(
-        pool.fork(group, chosen.rollout, chosen.prefix_tokens, samples, SOURCES), pool.group(question, FRESH, samples)
+        pool.fork(group, chosen.rollout, chosen.prefix_tokens, samples, SOURCES),
+        pool.group(question, FRESH, samples),
     )
     if len(resample.continuations) < samples or _lost([*resample.continuations, *fresh.rollouts]):
         return "lost"
@@ -98,21 +119,44 @@ def recovery(prefixes: Sequence[Prefix], k: int) -> dict[str, Estimate]:
     p and q * p_tool. Raises ValueError where there are fewer than k samples.
     """
     continued = np.array([pass_at_k(sum(p.continued), len(p.continued), k) for p in prefixes])
-    called = np.array([pass_at_k(sum(c and r for c, r in zip(p.called, p.right, strict=True)), len(p.right), k) for p in prefixes])
+    called = np.array(
+        [
+            pass_at_k(sum(c and r for c, r in zip(p.called, p.right, strict=True)), len(p.right), k)
+            for p in prefixes
+        ]
+    )
     anyhow = np.array([pass_at_k(sum(p.right), len(p.right), k) for p in prefixes])
-    shares = {"continued": continued, "called": called, "difference": continued - called, "any": anyhow}
+    shares = {
+        "continued": continued,
+        "called": called,
+        "difference": continued - called,
+        "any": anyhow,
+    }
     return {name: estimate((100 * values).tolist()) for name, values in shares.items()}
 
 
 def markdown(prefixes: Sequence[Prefix]) -> str:
     """Recovery after 1, 2, 4 ... samples, a row each, and below what a sample costs and how often new rollouts call."""
     samples = len(prefixes[0].continued)
-    heads = ("samples", "continued, %", "new rollouts with a tool, %", "difference, points", "new rollouts, %")
+    heads = (
+        "samples",
+        "continued, %",
+        "new rollouts with a tool, %",
+        "difference, points",
+        "new rollouts, %",
+    )
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for k in (2**i for i in range(samples.bit_length())):
-        lines.append(f"| {k} | " + " | ".join(_cell(value) for value in recovery(prefixes, k).values()) + " |")
+        lines.append(
+            f"| {k} | "
+            + " | ".join(_cell(value) for value in recovery(prefixes, k).values())
+            + " |"
+        )
     use = estimate([100 * float(np.mean(p.called)) for p in prefixes])
-    tokens = [sum(each) / (samples * len(prefixes)) for each in zip(*((p.continued_tokens, p.fresh_tokens) for p in prefixes), strict=True)]
+    tokens = [
+        sum(each) / (samples * len(prefixes))
+        for each in zip(*((p.continued_tokens, p.fresh_tokens) for p in prefixes), strict=True)
+    ]
     return "\n".join(lines) + (
         f"\n\n{len(prefixes)} prefixes. New rollouts call a tool in {_cell(use)} %. "
         f"Tokens generated a sample: {tokens[0]:.0f} continued, {tokens[1]:.0f} anew.\n"
@@ -121,12 +165,32 @@ def markdown(prefixes: Sequence[Prefix]) -> str:
 
 def main() -> int:
     """Exit code 1 where no question triggered, 2 for a bad recipe or run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("target", type=Path, metavar="RECIPE|RUN", help="a recipe (its model) or a run directory (its last checkpoint)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "target",
+        type=Path,
+        metavar="RECIPE|RUN",
+        help="a recipe (its model) or a run directory (its last checkpoint)",
+    )
     parser.add_argument("--questions", type=int, default=256, help="training questions asked")
-    parser.add_argument("--samples", type=int, default=16, help="continuations of a prefix, and as many new rollouts")
-    parser.add_argument("--out", type=Path, default=HERE / "proposition.json", help="file of the raw result")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one field of the recipe")
+    parser.add_argument(
+        "--samples",
+        type=int,
+        default=16,
+        help="continuations of a prefix, and as many new rollouts",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=HERE / "proposition.json", help="file of the raw result"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change one field of the recipe",
+    )
     options = parser.parse_args()
     try:
         outcomes, recipe = measure(options.target, options.questions, options.samples, options.set)
@@ -146,24 +210,33 @@ def main() -> int:
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(written(result), encoding="utf-8")
-    print(f"{options.questions} questions, {len(prefixes)} triggered, {result['lost']} lost to infrastructure", file=sys.stderr)
+    print(
+        f"{options.questions} questions, {len(prefixes)} triggered, {result['lost']} lost to infrastructure",
+        file=sys.stderr,
+    )
     if not prefixes:
         return 1
     print(markdown(prefixes))
     return 0
 
 
-def measure(target: Path, questions: int, samples: int, overrides: Sequence[str] = ()) -> tuple[list[Prefix | Nothing], Recipe]:
+def measure(
+    target: Path, questions: int, samples: int, overrides: Sequence[str] = ()
+) -> tuple[list[Prefix | Nothing], Recipe]:
     """What each of the first `questions` training questions led to, on engines started for it. Raises AxpoError for a bad target."""
-    from axpo.actors import ray_session, rollout_actors
-    from axpo.evaluate import load_target, stored
+    from axpo.evaluation.held_out import load_target
+    from axpo.session import ray_session, rollout_actors
     from axpo.tasks import load_task
+    from rollout_workers.trajectory import stored
 
     recipe, model = load_target(target, overrides)
     task = load_task(recipe.task)
     with ray_session(recipe, learner=False), rollout_actors(recipe, task, model) as (pool, _):
         tokens = pool.ready()
-        futures = [pool.run(probe(pool, stored(task.train(i)), recipe, tokens, samples)) for i in range(questions)]
+        futures = [
+            pool.run(probe(pool, stored(task.train(i)), recipe, tokens, samples))
+            for i in range(questions)
+        ]
         try:
             return [future.result() for future in futures], recipe
         finally:

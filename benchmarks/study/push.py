@@ -23,8 +23,8 @@ import numpy as np
 
 from axpo.config import Recipe, parse_recipe
 from axpo.errors import AxpoError
-from axpo.records import group_from_json
-from axpo.run import RunDirectory
+from axpo.record.records import group_from_json
+from axpo.record.run import RunDirectory
 from axpo.tasks import load_task
 from benchmarks.study.intervals import estimate
 from benchmarks.study.runs import written
@@ -55,14 +55,19 @@ class Push:
 
 def decided(item: TrainItem, tokens: SpecialTokens) -> float:
     """The part of an entry's advantage that falls on tokens up to the decision; 0 where there was none."""
-    found = [*fork_points(item.trajectory, tokens, "first_call"), *fork_points(item.trajectory, tokens, "answer")]
+    found = [
+        *fork_points(item.trajectory, tokens, "first_call"),
+        *fork_points(item.trajectory, tokens, "answer"),
+    ]
     if not found:
         return 0.0
     before = item.advantages[: found[0][0]]  # 0 outside the mask
     return float(before.sum(dtype=np.float64) / item.mask.sum())
 
 
-def pushes(run: str, groups: Sequence[tuple[str, Group]], tokens: SpecialTokens, recipe: Recipe) -> list[Push]:
+def pushes(
+    run: str, groups: Sequence[tuple[str, Group]], tokens: SpecialTokens, recipe: Recipe
+) -> list[Push]:
     """One for each kind, of (kind, group) pairs."""
     sums: dict[str, dict[str, float]] = defaultdict(lambda: dict.fromkeys(STREAMS, 0.0))
     counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
@@ -74,17 +79,29 @@ def pushes(run: str, groups: Sequence[tuple[str, Group]], tokens: SpecialTokens,
             t = item.trajectory
             if t.fork is None:
                 calls = bool(fork_points(t, tokens, "first_call"))
-                stream = "prefix" if t.rollout in sources and calls else "calling" if calls else "answering"
+                stream = (
+                    "prefix"
+                    if t.rollout in sources and calls
+                    else "calling"
+                    if calls
+                    else "answering"
+                )
                 sums[kind][stream] += decided(item, tokens)
     return [
-        Push(run, kind, counts[kind][0], counts[kind][1], *(sums[kind][stream] / counts[kind][0] for stream in STREAMS))
+        Push(
+            run,
+            kind,
+            counts[kind][0],
+            counts[kind][1],
+            *(sums[kind][stream] / counts[kind][0] for stream in STREAMS),
+        )
         for kind in sorted(sums)
     ]
 
 
 def measure(path: Path) -> list[Push]:
     """Of one run. Raises AxpoError where it did not keep all groups of its steps, or its task does not number its questions."""
-    from axpo.actors import local_path
+    from axpo.session import local_path
     from rollout_workers.chat import Chat
 
     directory = RunDirectory.open(path)
@@ -94,14 +111,27 @@ def measure(path: Path) -> list[Push]:
     for step in directory.group_steps():
         records = directory.groups(step)
         if len(records) < recipe.questions_per_step:
-            raise AxpoError(f"{path}: step {step} kept {len(records)} groups (logging.groups_kept={recipe.questions_per_step} keeps all)")
+            raise AxpoError(
+                f"{path}: step {step} kept {len(records)} groups (logging.groups_kept={recipe.questions_per_step} keeps all)"
+            )
         for record in records:
             group = group_from_json(record, directory.images)
             number = group.question.id.rpartition("-")[2]
-            if not number.isdecimal() or (question := task.train(int(number))).id != group.question.id:
-                raise AxpoError(f"{path}: question {group.question.id} is not found again by its number, so its kind is not known")
+            if (
+                not number.isdecimal()
+                or (question := task.train(int(number))).id != group.question.id
+            ):
+                raise AxpoError(
+                    f"{path}: question {group.question.id} is not found again by its number, so its kind is not known"
+                )
             info = question.info
-            pairs.append(("/".join(str(info[name]) for name in ("family", "kind") if name in info) or "all", group))
+            pairs.append(
+                (
+                    "/".join(str(info[name]) for name in ("family", "kind") if name in info)
+                    or "all",
+                    group,
+                )
+            )
     return pushes(directory.path.name, pairs, tokens, recipe)
 
 
@@ -121,9 +151,15 @@ def markdown(found: Sequence[Push]) -> str:
 
 def main() -> int:
     """Exit code 2 where a run is not what was asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run directories that kept all groups")
-    parser.add_argument("--out", type=Path, default=HERE / "control" / "push.json", help="file of the raw result")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "runs", type=Path, nargs="+", metavar="RUN", help="run directories that kept all groups"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=HERE / "control" / "push.json", help="file of the raw result"
+    )
     options = parser.parse_args()
     try:
         found = [push for path in options.runs for push in measure(path)]

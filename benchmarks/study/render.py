@@ -10,7 +10,15 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from benchmarks.study.intervals import RATES, Array, Estimate, estimate, over_seeds_and_questions, rate_parts, rates
+from benchmarks.study.intervals import (
+    RATES,
+    Array,
+    Estimate,
+    estimate,
+    over_seeds_and_questions,
+    rate_parts,
+    rates,
+)
 
 START = "SFT start"
 BASELINE = "grpo"
@@ -46,7 +54,9 @@ Table: TypeAlias = dict[str, dict[str, Cell]]
 
 def read_results(folder: Path) -> list[Result]:
     """The raw results of a folder, in order of seed."""
-    results = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))]
+    results = [
+        json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))
+    ]
     return sorted(results, key=lambda result: result["seed"])
 
 
@@ -59,31 +69,58 @@ def by_arm(results: Sequence[Result], arms: Sequence[str]) -> dict[str, list[Res
 def table(arms: dict[str, list[Result]]) -> Table:
     """Where all arms start from, then a row an arm. Held-out rates vary over seeds and questions, all else over seeds."""
     # One a seed: all arms of a seed start alike, so not every run measures its start.
-    starts = {run["seed"]: run for runs in reversed(arms.values()) for run in runs if run["held_out"][0]["step"] == 0}
+    starts = {
+        run["seed"]: run
+        for runs in reversed(arms.values())
+        for run in runs
+        if run["held_out"][0]["step"] == 0
+    }
     tokens = {run["seed"]: run["summary"]["tokens"] for run in arms.get(BASELINE, ())}
     rows = {START: _held_out([starts[seed] for seed in sorted(starts)], 0)} if starts else {}
     for arm, runs in arms.items():
         costs = {
-            "recovery_rate": [100 * float(np.mean(steps)) for run in runs if (steps := _numbers(run, "recovery_rate"))],
+            "recovery_rate": [
+                100 * float(np.mean(steps))
+                for run in runs
+                if (steps := _numbers(run, "recovery_rate"))
+            ],
             "tokens": [run["summary"]["tokens"] / 1000 for run in runs],
-            "extra_tokens": [100 * (run["summary"]["tokens"] / tokens[run["seed"]] - 1) for run in runs if run["seed"] in tokens],
+            "extra_tokens": [
+                100 * (run["summary"]["tokens"] / tokens[run["seed"]] - 1)
+                for run in runs
+                if run["seed"] in tokens
+            ],
             "seconds": [run["summary"]["seconds"] for run in runs],
         }
-        rows[arm] = _held_out(runs, -1) | {name: Cell(values, estimate(values)) for name, values in costs.items() if values}
+        rows[arm] = _held_out(runs, -1) | {
+            name: Cell(values, estimate(values)) for name, values in costs.items() if values
+        }
     return rows
 
 
 def held_out_parts(evaluation: dict[str, Any], part: str | None = None) -> Array:
     """[Q, M, 2] of a run's evaluation (`rate_parts`): of all its questions, or those of one kind or family."""
-    counts = [row for name, rows in evaluation["counts"].items() if part in (None, name, name.split("/")[0]) for row in rows]
+    counts = [
+        row
+        for name, rows in evaluation["counts"].items()
+        if part in (None, name, name.split("/")[0])
+        for row in rows
+    ]
     return rate_parts(np.array(counts, np.float64).reshape(-1, 4))
 
 
 def markdown(rows: Table) -> str:
     """One row an arm, with the number of seeds."""
-    parts = dict.fromkeys(name.split("/")[0] for row in rows.values() for name in row if "/" in name)
-    columns = COLUMNS | {f"{part}/{name}": f"{part}: {COLUMNS[name]}" for part in parts for name in OF_PART}
-    lines = ["| " + " | ".join(["arm", "seeds", *columns.values()]) + " |", "|" + "---|" * (len(columns) + 2)]
+    parts = dict.fromkeys(
+        name.split("/")[0] for row in rows.values() for name in row if "/" in name
+    )
+    columns = COLUMNS | {
+        f"{part}/{name}": f"{part}: {COLUMNS[name]}" for part in parts for name in OF_PART
+    }
+    lines = [
+        "| " + " | ".join(["arm", "seeds", *columns.values()]) + " |",
+        "|" + "---|" * (len(columns) + 2),
+    ]
     for arm, row in rows.items():
         cells = [_shown(row.get(name)) for name in columns]
         lines.append(f"| {arm} | {len(row['pass1'].values)} | " + " | ".join(cells) + " |")
@@ -98,7 +135,9 @@ def figure(rows: Table, path: Path) -> None:
     from matplotlib import pyplot
 
     places = np.arange(len(rows))[::-1]
-    drawing, axes = pyplot.subplots(1, 3, sharey=True, figsize=(12, 1 + 0.32 * len(rows)), layout="constrained")
+    drawing, axes = pyplot.subplots(
+        1, 3, sharey=True, figsize=(12, 1 + 0.32 * len(rows)), layout="constrained"
+    )
     for axis, name in zip(axes, ("pass1", "pass4", "tool_use_rate"), strict=True):
         mean, low, high = np.array([row[name].estimate for row in rows.values()]).T
         axis.errorbar(mean, places, xerr=[mean - low, high - mean], fmt="o", capsize=3)
@@ -115,7 +154,9 @@ def _held_out(runs: Sequence[Result], which: int) -> dict[str, Cell]:
     """In percent, of the first (0) or last (-1) evaluation of each run; those of each part (`OF_PART`) beside them."""
     evaluations = [run["held_out"][which] for run in runs]
     cells = _rates([held_out_parts(evaluation) for evaluation in evaluations])
-    for part in dict.fromkeys(kind.split("/")[0] for kind in evaluations[0]["counts"] if "/" in kind or kind == "control"):
+    for part in dict.fromkeys(
+        kind.split("/")[0] for kind in evaluations[0]["counts"] if "/" in kind or kind == "control"
+    ):
         of_part = _rates([held_out_parts(evaluation, part) for evaluation in evaluations])
         cells |= {f"{part}/{name}": cell for name, cell in of_part.items()}
     return cells
@@ -125,7 +166,9 @@ def _rates(runs: Sequence[Array]) -> dict[str, Cell]:
     of_seeds = np.array([100 * rates(parts) for parts in runs]).T
     return {
         name: Cell(values[~np.isnan(values)].tolist(), (100 * mean, 100 * low, 100 * high))
-        for name, values, (mean, low, high) in zip(RATES, of_seeds, over_seeds_and_questions(runs), strict=True)
+        for name, values, (mean, low, high) in zip(
+            RATES, of_seeds, over_seeds_and_questions(runs), strict=True
+        )
         if not np.isnan(mean)
     }
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from axpo.run import RunDirectory
+from axpo.record.run import RunDirectory
 from benchmarks.result import machine, versions
 
 GRACE_S = 900.0
@@ -51,7 +51,9 @@ def load_jobs(path: Path) -> list[Job]:
     study = yaml.safe_load(path.read_text(encoding="utf-8"))
     arms, seeds = study["arms"], study["seeds"]
     if unknown := seeds.keys() - arms.keys() - {"default"}:
-        raise ValueError(f"{path}: seeds of {', '.join(sorted(unknown))}, expected an arm or `default`")
+        raise ValueError(
+            f"{path}: seeds of {', '.join(sorted(unknown))}, expected an arm or `default`"
+        )
     return [
         Job(arm, seed, study["recipe"], (*study["overrides"], *overrides, f"seed={seed}"))
         for seed in range(1, max(seeds.values()) + 1)
@@ -60,7 +62,9 @@ def load_jobs(path: Path) -> list[Job]:
     ]
 
 
-def run_pending(jobs: Sequence[Job], results: Path, runs: Path, minutes: float, launch: Launch | None = None) -> list[str]:
+def run_pending(
+    jobs: Sequence[Job], results: Path, runs: Path, minutes: float, launch: Launch | None = None
+) -> list[str]:
     """Run what has no result yet, one after the other, until the time is up; returns the names of runs that failed.
 
     The run in progress is then asked to end with a checkpoint, and continued by the next call.
@@ -90,7 +94,11 @@ def command(job: Job, runs: Path) -> list[str]:
     axpo = [sys.executable, "-m", "axpo.cli", "train", job.recipe]
     if (runs / job.name).is_dir():
         return [*axpo, "--resume", str(runs / job.name)]
-    settings = [part for override in (*job.overrides, f"logging.root={runs}") for part in ("--set", override)]
+    settings = [
+        part
+        for override in (*job.overrides, f"logging.root={runs}")
+        for part in ("--set", override)
+    ]
     return [*axpo, "--run", job.name, *settings]
 
 
@@ -114,12 +122,18 @@ def collect(job: Job, run: Path) -> dict[str, Any]:
     return {
         "arm": job.arm,
         "seed": job.seed,
-        "recipe": {section: value for section, value in directory.recipe().items() if section != "logging"},  # no paths of this machine
+        "recipe": {
+            section: value for section, value in directory.recipe().items() if section != "logging"
+        },  # no paths of this machine
         "machine": machine(),
         "versions": versions(("torch", "deepspeed", "ray", "transformers", "numpy")),
         "summary": _rounded(directory.summary() or {}),
         "held_out": directory.held_out(),
-        "metrics": [_rounded({name: value for name, value in row.items() if _kept(name)}) for row in directory.metrics() if row["step"]],
+        "metrics": [
+            _rounded({name: value for name, value in row.items() if _kept(name)})
+            for row in directory.metrics()
+            if row["step"]
+        ],
     }
 
 
@@ -127,7 +141,11 @@ def written(result: dict[str, Any]) -> str:
     """JSON of a line an entry, and in lists of a line an item: small, and read by a diff."""
     entries = []
     for name, value in result.items():
-        text = "[\n" + ",\n".join(map(_compact, value)) + "\n]" if isinstance(value, list) else _compact(value)
+        text = (
+            "[\n" + ",\n".join(map(_compact, value)) + "\n]"
+            if isinstance(value, list)
+            else _compact(value)
+        )
         entries.append(f"{_compact(name)}: {text}")
     return "{\n" + ",\n".join(entries) + "\n}\n"
 
@@ -138,7 +156,10 @@ def _compact(value: Any) -> str:
 
 def _rounded(numbers: dict[str, Any]) -> dict[str, Any]:
     """To six significant digits."""
-    return {name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in numbers.items()}
+    return {
+        name: float(f"{value:.6g}") if isinstance(value, float) else value
+        for name, value in numbers.items()
+    }
 
 
 def _kept(metric: str) -> bool:

@@ -51,7 +51,9 @@ def call(box: Sequence[float]) -> str:
 
 def policy(text: str, probability: float = 0.5) -> PolicySegment:
     ids = encode(text)
-    return PolicySegment(ids, np.full(len(ids), np.log(probability), dtype=np.float32), policy_version=3)
+    return PolicySegment(
+        ids, np.full(len(ids), np.log(probability), dtype=np.float32), policy_version=3
+    )
 
 
 def after_call(answer: str) -> tuple[ObservationSegment, PolicySegment]:
@@ -62,14 +64,30 @@ def after_call(answer: str) -> tuple[ObservationSegment, PolicySegment]:
 
 def direct(rollout: int, reward: float, question: str = "q") -> Trajectory:
     """One turn of 5 policy tokens that answers without a tool."""
-    return Trajectory(question, rollout, encode("ask"), (policy("look</think>7.<|im_end|>"),), EndReason.ANSWERED, "7", reward)
+    return Trajectory(
+        question,
+        rollout,
+        encode("ask"),
+        (policy("look</think>7.<|im_end|>"),),
+        EndReason.ANSWERED,
+        "7",
+        reward,
+    )
 
 
-def zooming(rollout: int, reward: float, box: Sequence[float] = (100, 200, 300, 400), question: str = "q", failures: int = 0) -> Trajectory:
+def zooming(
+    rollout: int,
+    reward: float,
+    box: Sequence[float] = (100, 200, 300, 400),
+    question: str = "q",
+    failures: int = 0,
+) -> Trajectory:
     """Two turns with one call between them."""
     segments = (policy(f"look</think>{call(box)}<|im_end|>"), *after_call("7"))
     stats = RolloutStats(tool_calls=1, tool_failures=failures)
-    return Trajectory(question, rollout, encode("ask"), segments, EndReason.ANSWERED, "7", reward, stats=stats)
+    return Trajectory(
+        question, rollout, encode("ask"), segments, EndReason.ANSWERED, "7", reward, stats=stats
+    )
 
 
 def resample(source: Trajectory, forks: Sequence[tuple[Sequence[float], float, int]]) -> Resample:
@@ -81,7 +99,11 @@ def resample(source: Trajectory, forks: Sequence[tuple[Sequence[float], float, i
             source.question_id,
             source.rollout,
             source.prompt_ids,
-            (prefix, policy(call(box).removeprefix("<tool_call>") + "<|im_end|>"), *after_call("7")),
+            (
+                prefix,
+                policy(call(box).removeprefix("<tool_call>") + "<|im_end|>"),
+                *after_call("7"),
+            ),
             EndReason.ANSWERED,
             "7",
             reward,
@@ -93,5 +115,12 @@ def resample(source: Trajectory, forks: Sequence[tuple[Sequence[float], float, i
     return Resample(source.rollout, cut, continuations)
 
 
-def group(rollouts: Sequence[Trajectory], resamples: Sequence[Resample] = (), question: str = "q") -> Group:
-    return Group(Question(question, f"Which digit is {question}?", (QUESTION_IMAGE,), "7"), tuple(rollouts), 0, tuple(resamples))
+def group(
+    rollouts: Sequence[Trajectory], resamples: Sequence[Resample] = (), question: str = "q"
+) -> Group:
+    return Group(
+        Question(question, f"Which digit is {question}?", (QUESTION_IMAGE,), "7"),
+        tuple(rollouts),
+        0,
+        tuple(resamples),
+    )

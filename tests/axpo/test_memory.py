@@ -55,12 +55,27 @@ def test_the_8b_model_has_8_77_billion():
 def test_zero3_divides_by_ranks_and_offload_and_adapters_save():
     shape = shape_of(LARGE)
     p = shape.parameters
-    full = learner_bytes(shape, LearnerConfig(ranks=8, dtype="bfloat16", gradient_checkpointing=True), own_reference=True)
+    full = learner_bytes(
+        shape,
+        LearnerConfig(ranks=8, dtype="bfloat16", gradient_checkpointing=True),
+        own_reference=True,
+    )
     assert full["weights"] == pytest.approx(2 * p * 2 / 8)  # policy and reference, two bytes each
     assert full["optimizer"] == pytest.approx(12 * p / 8)
-    assert full["activations"] < learner_bytes(shape, LearnerConfig(ranks=8, dtype="bfloat16"), own_reference=True)["activations"] / 5
-    assert learner_bytes(shape, LearnerConfig(ranks=8, offload_optimizer=True), False)["optimizer"] == 0
-    adapters = learner_bytes(shape, LearnerConfig(ranks=8, lora=LoraSettings(rank=16, targets=("q_proj",))), False)
+    assert (
+        full["activations"]
+        < learner_bytes(shape, LearnerConfig(ranks=8, dtype="bfloat16"), own_reference=True)[
+            "activations"
+        ]
+        / 5
+    )
+    assert (
+        learner_bytes(shape, LearnerConfig(ranks=8, offload_optimizer=True), False)["optimizer"]
+        == 0
+    )
+    adapters = learner_bytes(
+        shape, LearnerConfig(ranks=8, lora=LoraSettings(rank=16, targets=("q_proj",))), False
+    )
     assert adapters["gradients"] == 36 * 16 * (4096 + 4096) * 4 / 8
     assert head.CHUNK == HEAD_CHUNK
 

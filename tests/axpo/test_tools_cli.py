@@ -48,7 +48,12 @@ def recipe(tmp_path):
 def test_list_shows_kinds_and_the_tools_of_a_recipe(recipe):
     code, out = axpo("list")
     assert code == 0
-    assert re.findall(r"^(\w+)", out, re.M)[1:] == ["image_zoom_in", "python", "search", "image_search"]
+    assert re.findall(r"^(\w+)", out, re.M)[1:] == [
+        "image_zoom_in",
+        "python",
+        "search",
+        "image_search",
+    ]
     echo = {"function": "tests.tool_server.user_tools:echo"}
     code, out = axpo("list", recipe({"tools": {"crop": {"kind": "image_zoom_in"}, "echo": echo}}))
     assert code == 0
@@ -61,30 +66,60 @@ def test_call_prints_text_and_saves_images(tmp_path, recipe):
     Image.fromarray(picture).save(tmp_path / "in.png")
     box = '{"bbox_2d": [0, 0, 500, 1000], "img_idx": 1}'
     image = str(tmp_path / "in.png")
-    code, out = axpo("call", "image_zoom_in", box, "--image", image, "--image", image, "--out", str(tmp_path / "out"))
+    code, out = axpo(
+        "call",
+        "image_zoom_in",
+        box,
+        "--image",
+        image,
+        "--image",
+        image,
+        "--out",
+        str(tmp_path / "out"),
+    )
     assert code == 0
     assert "40 x 40" in out
-    assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "image_zoom_in_0.png")), picture[:, :40])
+    assert np.array_equal(
+        np.asarray(Image.open(tmp_path / "out" / "image_zoom_in_0.png")), picture[:, :40]
+    )
     tools = {
         "tools": {
             "say": {"function": "tests.tool_server.user_tools:echo"},
-            "broken": {"kind": "search", "options": {"provider": {"kind": "local", "index": "/no"}}},
+            "broken": {
+                "kind": "search",
+                "options": {"provider": {"kind": "local", "index": "/no"}},
+            },
         }
     }
-    assert axpo("call", "say", '{"text": "[hi]"}', recipe(tools)) == (0, "[hi]\n")  # the broken one is not opened
+    assert axpo("call", "say", '{"text": "[hi]"}', recipe(tools)) == (
+        0,
+        "[hi]\n",
+    )  # the broken one is not opened
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("call", "image_zoom_in", '{"bbox_2d": [0, 0, 1, 1], "img_idx": 3}'), 1, "img_idx: there are no images"),
+        (
+            ("call", "image_zoom_in", '{"bbox_2d": [0, 0, 1, 1], "img_idx": 3}'),
+            1,
+            "img_idx: there are no images",
+        ),
         (("call", "image_zoom_in", '{"bbox_2d": "all"}'), 1, "bbox_2d: expected 4 numbers"),
         (("call", "image_zoom_in", "[1]"), 1, "arguments must be an object"),
         (("call", "image_zoom_in", "{bbox"), 2, "JSON: not readable: Expecting property name"),
-        (("call", "telepathy", "{}"), 2, "no kind of tool named 'telepathy'; there are: image_zoom_in, python, search"),
+        (
+            ("call", "telepathy", "{}"),
+            2,
+            "no kind of tool named 'telepathy'; there are: image_zoom_in, python, search",
+        ),
         (("call", "telepathy", "{}", DEBUG), 2, "unknown tool 'telepathy', known: image_zoom_in"),
         (("call", "search", "{}"), 2, "tools.tools.search.options.provider"),
-        (("call", "image_zoom_in", "{}", "--image", "/nowhere.png"), 2, "--image /nowhere.png: is not there"),
+        (
+            ("call", "image_zoom_in", "{}", "--image", "/nowhere.png"),
+            2,
+            "--image /nowhere.png: is not there",
+        ),
         (("call", "image_zoom_in", "{}", "/nowhere.yaml"), 2, "recipe /nowhere.yaml: no such file"),
         (("check", DEBUG), 2, "tools.tools has no python tool to check"),
     ],
@@ -97,11 +132,24 @@ def test_what_is_wrong_is_said_in_a_line(arguments, code, message):
 
 
 def test_python_runs_in_its_sandbox_and_leaves_nothing_behind(tmp_path):
-    arguments = ["call", "python", '{"code": "import os\\nprint(6 * 7, os.getpid())"}', "--out", str(tmp_path)]
-    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)  # a jail that outlived the command would become a child of this process
+    arguments = [
+        "call",
+        "python",
+        '{"code": "import os\\nprint(6 * 7, os.getpid())"}',
+        "--out",
+        str(tmp_path),
+    ]
+    ctypes.CDLL(None).prctl(
+        PR_SET_CHILD_SUBREAPER, 1
+    )  # a jail that outlived the command would become a child of this process
     before = children()
     try:
-        done = subprocess.run([sys.executable, "-m", "axpo.cli", "tools", *arguments], capture_output=True, text=True, timeout=240)
+        done = subprocess.run(
+            [sys.executable, "-m", "axpo.cli", "tools", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout.startswith("42 ")
         assert running(children() - before) == set()
@@ -110,12 +158,20 @@ def test_python_runs_in_its_sandbox_and_leaves_nothing_behind(tmp_path):
 
 
 def children() -> set[str]:
-    return {pid for file in Path("/proc/self/task").glob("*/children") for pid in file.read_text().split()}
+    return {
+        pid
+        for file in Path("/proc/self/task").glob("*/children")
+        for pid in file.read_text().split()
+    }
 
 
 def running(pids: set[str]) -> set[str]:
     """Those that are more than an entry waiting for its parent."""
-    return {pid for pid in pids if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"}
+    return {
+        pid
+        for pid in pids
+        if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    }
 
 
 @pytest.mark.slow

@@ -7,9 +7,18 @@ import numpy as np
 import pytest
 
 from axpo.errors import AxpoError
-from axpo.run import RunDirectory
+from axpo.record.run import RunDirectory
 from benchmarks.study import confidence
-from benchmarks.study.confidence import Call, call_items, calls, correlated, markdown, measure, pearson, spearman
+from benchmarks.study.confidence import (
+    Call,
+    call_items,
+    calls,
+    correlated,
+    markdown,
+    measure,
+    pearson,
+    spearman,
+)
 from rollout_workers.trajectory import tool_call_spans
 from tests.axpo.helpers import TOKENS, direct, group, zooming
 
@@ -18,7 +27,10 @@ def test_the_first_call_of_every_rollout_that_calls_is_compared():
     (item,) = call_items([group([direct(0, 1.0), zooming(1, 0.0)])], TOKENS)
     start, stop = tool_call_spans(item.trajectory, TOKENS)[0]
     assert np.flatnonzero(item.mask).tolist() == list(range(start, stop))
-    assert item.trajectory.response_ids[[start, stop - 1]].tolist() == [TOKENS.call_open, TOKENS.call_close]
+    assert item.trajectory.response_ids[[start, stop - 1]].tolist() == [
+        TOKENS.call_open,
+        TOKENS.call_close,
+    ]
     # The helper samples every token with probability 1/2. Entropies elsewhere do not count.
     (call,) = calls([item], [np.where(item.mask, 2.0, 9.0).astype(np.float32)])
     assert call == Call("q", 1, stop - start, pytest.approx(0.5), 2.0)
@@ -39,7 +51,9 @@ def test_intervals_are_over_questions():
     alike = [Call(str(q), i, 3, 0.9 - 0.4 * i, 1.0 + i) for q in range(10) for i in range(2)]
     assert correlated(alike, pearson) == (pytest.approx(1.0),) * 3
     rng = np.random.default_rng(0)
-    loose = [Call(str(q), 0, 3, 1 - x, x + y) for q, (x, y) in enumerate(rng.uniform(size=(300, 2)))]
+    loose = [
+        Call(str(q), 0, 3, 1 - x, x + y) for q, (x, y) in enumerate(rng.uniform(size=(300, 2)))
+    ]
     mean, low, high = correlated(loose, spearman)
     # x against x + y of independent uniforms: Pearson is sqrt(1/2), and Spearman close to it.
     assert 0.55 < low < mean < high < 0.85
@@ -51,11 +65,15 @@ def test_intervals_are_over_questions():
 def test_a_run_without_recorded_rollouts_is_refused(tmp_path, monkeypatch, capsys):
     from axpo.config import load_recipe
 
-    with RunDirectory.create("run", load_recipe("deploy/recipes/debug.yaml").model_dump(mode="json"), tmp_path) as run:
+    with RunDirectory.create(
+        "run", load_recipe("deploy/recipes/debug.yaml").model_dump(mode="json"), tmp_path
+    ) as run:
         pass
     with pytest.raises(AxpoError, match="no recorded rollouts"):
         measure(run.path)
-    monkeypatch.setattr(sys, "argv", ["confidence", str(run.path), "--out", str(tmp_path / "raw.json")])
+    monkeypatch.setattr(
+        sys, "argv", ["confidence", str(run.path), "--out", str(tmp_path / "raw.json")]
+    )
     assert confidence.main() == 2
     assert "--rollouts-only" in capsys.readouterr().err
     assert not (tmp_path / "raw.json").exists()

@@ -10,4 +10,6 @@ def test_rows_in_order_stay_within_the_padded_budget():
 
 def test_medians_leave_the_first_turn_out():
     seconds = {"a": iter([100.0, 1.0, 3.0, 2.0]), "b": iter([0.0, 5.0, 5.0, 6.0])}
-    assert medians({name: lambda values=values: next(values) for name, values in seconds.items()}, 3) == {"a": 2.0, "b": 5.0}
+    assert medians(
+        {name: lambda values=values: next(values) for name, values in seconds.items()}, 3
+    ) == {"a": 2.0, "b": 5.0}

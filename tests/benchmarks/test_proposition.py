@@ -55,7 +55,13 @@ def ask(pool, samples=4):
 
 def test_a_failed_prefix_is_continued_and_its_question_asked_anew():
     sure = zooming(1, 0.0)
-    unsure = replace(zooming(2, 0.0), segments=(replace(sure.segments[0], logprobs=sure.segments[0].logprobs * 2), *sure.segments[1:]))
+    unsure = replace(
+        zooming(2, 0.0),
+        segments=(
+            replace(sure.segments[0], logprobs=sure.segments[0].logprobs * 2),
+            *sure.segments[1:],
+        ),
+    )
     pool = Pool(direct(0, 1.0), sure, unsure)
     found = ask(pool)
     assert (found.rollout, found.confidence) == (2, pytest.approx(0.25))
@@ -64,7 +70,10 @@ def test_a_failed_prefix_is_continued_and_its_question_asked_anew():
     assert found.right == (False, False, True, True)
     # New rollouts: three of one turn of 5 tokens, one that zooms. Continuations generate what follows the tag.
     assert found.fresh_tokens == 3 * 5 + zooming(3, 1.0).policy_tokens
-    assert found.continued_tokens == 4 * resample(unsure, [(BOX, 1.0, 0)]).continuations[0].policy_tokens
+    assert (
+        found.continued_tokens
+        == 4 * resample(unsure, [(BOX, 1.0, 0)]).continuations[0].policy_tokens
+    )
     # The new rollouts' seeds are not those of the sources.
     assert pool.asked == [("group", 0, None), ("fork", 0, 2, found.prefix_tokens), ("group", 1, 4)]
 
@@ -92,7 +101,12 @@ TWO = [
 def test_recovery_at_equal_samples():
     one = recovery(TWO, 1)
     # Continued 2/4 and 1/4; new rollouts with a tool and right 1/4 and 0; right at all 2/4 and 0.
-    assert {name: value[0] for name, value in one.items()} == {"continued": 37.5, "called": 12.5, "difference": 25.0, "any": 25.0}
+    assert {name: value[0] for name, value in one.items()} == {
+        "continued": 37.5,
+        "called": 12.5,
+        "difference": 25.0,
+        "any": 25.0,
+    }
     # Of two prefixes a draw of two has an end of the interval at either of them.
     assert one["continued"][1:] == (25.0, 50.0)
     assert one["difference"][1:] == (25.0, 25.0)  # both differ by 1/4
@@ -107,13 +121,29 @@ def test_recovery_at_equal_samples():
 def test_the_table_has_a_row_for_every_doubling():
     lines = markdown(TWO).splitlines()
     assert [line.split(" | ")[0] for line in lines[2:5]] == ["| 1", "| 2", "| 4"]
-    assert lines[2] == "| 1 | 37.5 [25.0, 50.0] | 12.5 [0.0, 25.0] | 25.0 [25.0, 25.0] | 25.0 [0.0, 50.0] |"
-    assert lines[-1] == "2 prefixes. New rollouts call a tool in 37.5 [25.0, 50.0] %. Tokens generated a sample: 10 continued, 20 anew."
+    assert (
+        lines[2]
+        == "| 1 | 37.5 [25.0, 50.0] | 12.5 [0.0, 25.0] | 25.0 [25.0, 25.0] | 25.0 [0.0, 50.0] |"
+    )
+    assert (
+        lines[-1]
+        == "2 prefixes. New rollouts call a tool in 37.5 [25.0, 50.0] %. Tokens generated a sample: 10 continued, 20 anew."
+    )
 
 
 def test_the_command_keeps_every_prefix(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(proposition, "measure", lambda *_: ([TWO[0], "not triggered", "lost", TWO[1]], RECIPE))
-    arguments = ("recipe.yaml", "--questions", "4", "--samples", "4", "--out", str(tmp_path / "raw.json"))
+    monkeypatch.setattr(
+        proposition, "measure", lambda *_: ([TWO[0], "not triggered", "lost", TWO[1]], RECIPE)
+    )
+    arguments = (
+        "recipe.yaml",
+        "--questions",
+        "4",
+        "--samples",
+        "4",
+        "--out",
+        str(tmp_path / "raw.json"),
+    )
     monkeypatch.setattr(sys, "argv", ["proposition", *arguments])
     assert proposition.main() == 0
     raw = json.loads((tmp_path / "raw.json").read_text())

@@ -7,7 +7,7 @@ import pytest
 
 from axpo.config import load_recipe
 from axpo.errors import AxpoError
-from axpo.run import RunDirectory
+from axpo.record.run import RunDirectory
 from axpo.tasks import load_task
 from benchmarks.study import push
 from benchmarks.study.push import Push, decided, markdown, measure, pushes
@@ -21,17 +21,26 @@ RECIPE = load_recipe("deploy/recipes/debug.yaml")
 def test_only_tokens_up_to_the_decision_count():
     calls, answers = credit([group([zooming(0, 1.0), direct(1, 0.0)])], TOKENS)
     t = calls.trajectory
-    assert decided(calls, TOKENS) == pytest.approx(fork_prefix_tokens(t, TOKENS) / t.policy_mask.sum(), rel=1e-5)
+    assert decided(calls, TOKENS) == pytest.approx(
+        fork_prefix_tokens(t, TOKENS) / t.policy_mask.sum(), rel=1e-5
+    )
     ((end, _),) = fork_points(answers.trajectory, TOKENS, "answer")
-    assert decided(answers, TOKENS) == pytest.approx(-end / len(answers.trajectory.response_ids), rel=1e-5)
+    assert decided(answers, TOKENS) == pytest.approx(
+        -end / len(answers.trajectory.response_ids), rel=1e-5
+    )
     assert answers.trajectory.response_ids[end - 1] == TOKENS.think_close
 
 
 def test_each_stream_by_kind():
     plain = group([zooming(0, 1.0), direct(1, 0.0)])
     source = zooming(0, 0.0)
-    forked = group([source, direct(1, 1.0)], [resample(source, [((0, 0, 10, 10), 1.0, 0), ((0, 0, 20, 20), 0.0, 0)])])
-    control, frame = pushes("axpo-1", [("frame", plain), ("frame", plain), ("control", forked)], TOKENS, RECIPE)
+    forked = group(
+        [source, direct(1, 1.0)],
+        [resample(source, [((0, 0, 10, 10), 1.0, 0), ((0, 0, 20, 20), 0.0, 0)])],
+    )
+    control, frame = pushes(
+        "axpo-1", [("frame", plain), ("frame", plain), ("control", forked)], TOKENS, RECIPE
+    )
     assert (control.kind, control.questions, control.resampled) == ("control", 1, 1)
     # The recovered prefix raises the group's rewards to (1, 1): no advantage for it; the source's own continuation trains nothing.
     assert (control.prefix, control.calling) == (0.0, 0.0)
@@ -48,7 +57,10 @@ def test_each_stream_by_kind():
 
 
 def test_table_is_by_arm_and_kind():
-    axpo = [Push("axpo-1", "frame", 10, 5, 0.1, 0.2, 0.1), Push("axpo-2", "frame", 10, 3, 0.3, 0.2, 0.1)]
+    axpo = [
+        Push("axpo-1", "frame", 10, 5, 0.1, 0.2, 0.1),
+        Push("axpo-2", "frame", 10, 3, 0.3, 0.2, 0.1),
+    ]
     grpo = Push("grpo-1", "frame", 10, 0, -0.5, 0, 0.5)
     _, _, first, second = markdown([*axpo, grpo]).splitlines()
     assert first.startswith("| axpo, frame | 2 | 40 | +0.200 [+0.100, +0.300] | +0.200 [")
@@ -69,9 +81,18 @@ def test_a_run_that_kept_too_few_groups_is_refused(tmp_path, monkeypatch, capsys
 def test_kept_groups_of_a_run_are_measured(tmp_path):
     recipe = RECIPE.model_copy(update={"questions_per_step": 1})
     with RunDirectory.create("axpo-1", recipe.model_dump(mode="json"), tmp_path) as run:
-        run.save_groups(1, [group([zooming(0, 1.0), direct(1, 0.0)], question="train-3")], lambda ids: "", limit=1)
+        run.save_groups(
+            1,
+            [group([zooming(0, 1.0), direct(1, 0.0)], question="train-3")],
+            lambda ids: "",
+            limit=1,
+        )
     (found,) = measure(run.path)
-    assert (found.run, found.kind, found.questions) == ("axpo-1", load_task(RECIPE.task).train(3).info["kind"], 1)
+    assert (found.run, found.kind, found.questions) == (
+        "axpo-1",
+        load_task(RECIPE.task).train(3).info["kind"],
+        1,
+    )
     assert np.isfinite(found.net)
 
 

@@ -8,11 +8,19 @@ from benchmarks import result
 
 
 def entry(name: str, value: float, target: float, better: str) -> result.Entry:
-    return {"name": name, "value": value, "target": target, "better": better, "unit": "ms", "detail": "how"}
+    return {
+        "name": name,
+        "value": value,
+        "target": target,
+        "better": better,
+        "unit": "ms",
+        "detail": "how",
+    }
 
 
 @pytest.mark.parametrize(
-    ("value", "better", "met"), [(2.0, "lower", True), (2.1, "lower", False), (2.0, "higher", True), (1.9, "higher", False)]
+    ("value", "better", "met"),
+    [(2.0, "lower", True), (2.1, "lower", False), (2.0, "higher", True), (1.9, "higher", False)],
 )
 def test_a_target_is_met_from_its_side(value, better, met):
     assert result.met(entry("a", value, 2.0, better)) is met
@@ -41,7 +49,12 @@ def test_a_missed_target_is_no_failure_and_what_was_not_measured_is(tmp_path, mo
 def test_the_command_expects_every_entry_that_its_modules_make():
     from benchmarks import rollouts
 
-    source = "".join((result.RESULTS.parent / f"{module}.py").read_text() for module in rollouts.MODULES)
+    source = "".join(
+        (result.RESULTS.parent / f"{module}.py").read_text() for module in rollouts.MODULES
+    )
     literal = [name for name in rollouts.EXPECTED if f'"{name}"' in source]
-    assert sorted(set(rollouts.EXPECTED) - set(literal)) == ["axpo_vs_grpo_wall_batch", "axpo_vs_grpo_wall_streaming"]
+    assert sorted(set(rollouts.EXPECTED) - set(literal)) == [
+        "axpo_vs_grpo_wall_batch",
+        "axpo_vs_grpo_wall_streaming",
+    ]
     assert 'f"axpo_vs_grpo_wall_{name}"' in source

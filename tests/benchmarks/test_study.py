@@ -7,22 +7,46 @@ import numpy as np
 import pytest
 
 from axpo.config import load_recipe
-from axpo.run import RunDirectory
+from axpo.record.run import RunDirectory
 from benchmarks.study.__main__ import main
 from benchmarks.study.curves import cumulated_tokens, held_out_points, training_curves
-from benchmarks.study.intervals import RATES, band, estimate, over_seeds_and_questions, rate_parts, rates
+from benchmarks.study.intervals import (
+    RATES,
+    band,
+    estimate,
+    over_seeds_and_questions,
+    rate_parts,
+    rates,
+)
 from benchmarks.study.render import by_arm, markdown, table
 from benchmarks.study.runs import Job, command, launched, load_jobs, run_pending, written
 
-STUDIES = {name: load_jobs(Path(f"benchmarks/study/{name}.yaml")) for name in ("arms", "past", "easy", "even", "control", "mixed")}
-SUMMARY = dict.fromkeys(("pass1_start", "pass1_end", "pass4_start", "pass4_end", "tool_use_start", "tool_use_end"), 0.5)
+STUDIES = {
+    name: load_jobs(Path(f"benchmarks/study/{name}.yaml"))
+    for name in ("arms", "past", "easy", "even", "control", "mixed")
+}
+SUMMARY = dict.fromkeys(
+    ("pass1_start", "pass1_end", "pass4_start", "pass4_end", "tool_use_start", "tool_use_end"), 0.5
+)
 
 
 @pytest.mark.parametrize("study", STUDIES)
 def test_every_run_is_a_recipe_that_differs_from_the_others_in_more_than_steps_or_questions(study):
     recipes = [load_recipe(job.recipe, job.overrides) for job in STUDIES[study]]
-    assert len({recipe.model_dump_json() for recipe in recipes}) == len({job.name for job in STUDIES[study]}) == len(recipes)
-    assert len({recipe.model_dump_json(include={"steps", "questions_per_step", "task", "model"}) for recipe in recipes}) == 1
+    assert (
+        len({recipe.model_dump_json() for recipe in recipes})
+        == len({job.name for job in STUDIES[study]})
+        == len(recipes)
+    )
+    assert (
+        len(
+            {
+                recipe.model_dump_json(include={"steps", "questions_per_step", "task", "model"})
+                for recipe in recipes
+            }
+        )
+        == 1
+    )
     assert [recipe.seed for recipe in recipes] == [job.seed for job in STUDIES[study]]
 
 
@@ -30,12 +54,18 @@ def test_runs_go_seed_by_seed_and_axpo_and_grpo_have_more():
     runs = [(job.seed, job.arm) for job in STUDIES["arms"]]
     arms = [arm for seed, arm in runs if seed == 1]
     assert arms[:2] == ["axpo", "grpo"]
-    assert runs == [(seed, arm) for seed in (1, 2, 3) for arm in arms] + [(seed, arm) for seed in (4, 5) for arm in ("axpo", "grpo")]
-    assert [(job.seed, job.arm) for job in STUDIES["easy"]] == [(seed, arm) for seed in (1, 2, 3, 4, 5) for arm in ("axpo", "grpo")]
+    assert runs == [(seed, arm) for seed in (1, 2, 3) for arm in arms] + [
+        (seed, arm) for seed in (4, 5) for arm in ("axpo", "grpo")
+    ]
+    assert [(job.seed, job.arm) for job in STUDIES["easy"]] == [
+        (seed, arm) for seed in (1, 2, 3, 4, 5) for arm in ("axpo", "grpo")
+    ]
 
 
 def test_seeds_of_an_arm_that_is_not_there_are_refused(tmp_path):
-    (tmp_path / "s.yaml").write_text("{recipe: r.yaml, seeds: {default: 1, axop: 2}, overrides: [], arms: {axpo: []}}")
+    (tmp_path / "s.yaml").write_text(
+        "{recipe: r.yaml, seeds: {default: 1, axop: 2}, overrides: [], arms: {axpo: []}}"
+    )
     with pytest.raises(ValueError, match="seeds of axop, expected an arm or `default`"):
         load_jobs(tmp_path / "s.yaml")
 
@@ -52,12 +82,25 @@ class Trainer:
         self.asked.append((name, resumed))
         if name in self.broken:
             return 2
-        run = RunDirectory.resume(self.runs / name)[0] if resumed else RunDirectory.create(name, {"name": name}, self.runs)
+        run = (
+            RunDirectory.resume(self.runs / name)[0]
+            if resumed
+            else RunDirectory.create(name, {"name": name}, self.runs)
+        )
         with run:
             if name not in self.unfinished:
                 run.log_metrics(0, {"eval/pass1": 0.5})
                 run.log_held_out(0, {"frame": [[4, 2, 2, 0]]})
-                run.log_metrics(1, {"pass1": 2 / 3, "loss": 0.1, "family/zoom/pass1": 0.5, "family/zoom/loss": 0.1, "other/pass1": 0.5})
+                run.log_metrics(
+                    1,
+                    {
+                        "pass1": 2 / 3,
+                        "loss": 0.1,
+                        "family/zoom/pass1": 0.5,
+                        "family/zoom/loss": 0.1,
+                        "other/pass1": 0.5,
+                    },
+                )
                 run.write_summary(**SUMMARY, steps=1, seconds=1.0, tokens=10)
         self.unfinished.discard(name)
         return 0
@@ -71,27 +114,60 @@ def test_a_study_goes_on_where_it_stopped(tmp_path):
     assert sorted(file.name for file in results.iterdir()) == ["a-1.json"]
     trainer.broken.clear()
     assert run_pending(jobs, results, runs, 1, trainer) == []
-    assert trainer.asked == [("a-1", False), ("b-1", False), ("c-1", False), ("b-1", True), ("c-1", False)]
+    assert trainer.asked == [
+        ("a-1", False),
+        ("b-1", False),
+        ("c-1", False),
+        ("b-1", True),
+        ("c-1", False),
+    ]
     kept = json.loads((results / "b-1.json").read_text())
-    assert (kept["arm"], kept["seed"], kept["recipe"], kept["summary"]["pass1_end"]) == ("b", 1, {"name": "b-1"}, 0.5)
-    assert kept["metrics"] == [{"step": 1, "pass1": 0.666667, "family/zoom/pass1": 0.5}]  # what is rendered, to six digits
+    assert (kept["arm"], kept["seed"], kept["recipe"], kept["summary"]["pass1_end"]) == (
+        "b",
+        1,
+        {"name": "b-1"},
+        0.5,
+    )
+    assert kept["metrics"] == [
+        {"step": 1, "pass1": 0.666667, "family/zoom/pass1": 0.5}
+    ]  # what is rendered, to six digits
     assert kept["held_out"] == [{"step": 0, "counts": {"frame": [[4, 2, 2, 0]]}}]
 
 
 def test_a_raw_result_has_a_line_a_step():
-    assert written({"a": 1, "metrics": [{"step": 1}, {"step": 2}]}) == '{\n"a": 1,\n"metrics": [\n{"step":1},\n{"step":2}\n]\n}\n'
+    assert (
+        written({"a": 1, "metrics": [{"step": 1}, {"step": 2}]})
+        == '{\n"a": 1,\n"metrics": [\n{"step":1},\n{"step":2}\n]\n}\n'
+    )
 
 
 def test_no_run_begins_when_the_time_is_up(tmp_path):
     trainer = Trainer(tmp_path)
-    assert run_pending([Job("a", 1, "r.yaml", ())], tmp_path / "results", tmp_path / "runs", 0, trainer) == []
+    assert (
+        run_pending(
+            [Job("a", 1, "r.yaml", ())], tmp_path / "results", tmp_path / "runs", 0, trainer
+        )
+        == []
+    )
     assert trainer.asked == []
 
 
 def test_an_arm_is_one_command(tmp_path):
     job = Job("a", 7, "r.yaml", ("x=1", "seed=7"))
     assert command(job, tmp_path)[2:] == [
-        *("axpo.cli", "train", "r.yaml", "--run", "a-7", "--set", "x=1", "--set", "seed=7", "--set", f"logging.root={tmp_path}")
+        *(
+            "axpo.cli",
+            "train",
+            "r.yaml",
+            "--run",
+            "a-7",
+            "--set",
+            "x=1",
+            "--set",
+            "seed=7",
+            "--set",
+            f"logging.root={tmp_path}",
+        )
     ]
 
 
@@ -111,7 +187,13 @@ def test_an_interval_over_runs():
 def test_the_rates_are_those_of_the_counts():
     # Rollouts, right, with the tool, right with the tool. Pass@4 of 4 rollouts: any right; of 8 with 1 right: 1 - C(7, 4) / C(8, 4) = 1/2.
     counts = np.array([[4, 2, 2, 0], [4, 1, 1, 1], [4, 0, 0, 0], [8, 1, 1, 0]], float)
-    expected = {"pass1": 4 / 20, "pass4": 2.5 / 4, "tool_use_rate": 4 / 20, "pass1_given_tool": 1 / 4, "tool_all_wrong_rate": 2 / 3}
+    expected = {
+        "pass1": 4 / 20,
+        "pass4": 2.5 / 4,
+        "tool_use_rate": 4 / 20,
+        "pass1_given_tool": 1 / 4,
+        "tool_all_wrong_rate": 2 / 3,
+    }
     assert dict(zip(RATES, rates(rate_parts(counts)), strict=True)) == pytest.approx(expected)
     assert np.isnan(rates(rate_parts(counts[2:3]))).tolist() == [False, False, False, True, True]
 
@@ -150,7 +232,9 @@ def test_a_seed_without_a_rate_is_left_out_of_its_mean():
 
 def result(arm, seed, end, tokens, recovery=(), every=()):
     """Two steps; all questions of a seed alike, so that only seeds vary. `end` and `every` are counts of a question."""
-    metrics = [{"step": step, "pass1": 0.25 * step, "generated_tokens": tokens / 2} for step in (1, 2)]
+    metrics = [
+        {"step": step, "pass1": 0.25 * step, "generated_tokens": tokens / 2} for step in (1, 2)
+    ]
     for row, value in zip(metrics, recovery, strict=False):
         row["recovery_rate"] = value
     held_out = [(0, (4, 1, 2, 0)), *every, (2, end)]
@@ -158,7 +242,9 @@ def result(arm, seed, end, tokens, recovery=(), every=()):
         "arm": arm,
         "seed": seed,
         "summary": {"tokens": tokens, "seconds": 10.0},
-        "held_out": [{"step": step, "counts": {"frame": [counts] * 3}} for step, counts in held_out],
+        "held_out": [
+            {"step": step, "counts": {"frame": [counts] * 3}} for step, counts in held_out
+        ],
         "metrics": metrics,
     }
 
@@ -175,14 +261,35 @@ def results():
 
 def test_the_table_has_a_row_of_the_start_and_one_an_arm():
     lines = markdown(table(by_arm(results(), ["axpo", "grpo", "never_run"]))).splitlines()
-    rows = {cells[1]: cells[2:-1] for cells in ([cell.strip() for cell in line.split("|")] for line in lines)}
+    rows = {
+        cells[1]: cells[2:-1]
+        for cells in ([cell.strip() for cell in line.split("|")] for line in lines)
+    }
     assert list(rows) == ["arm", "---", "SFT start", "axpo", "grpo"]
     # One start a seed, however many arms: two of four rollouts use the tool, one without is right.
     assert rows["SFT start"] == ["3", "25.0", "100.0", "50.0", "0.0", "100.0", "–", "–", "–", "–"]
     # Recovery: means over steps 50 and 25, the third seed never resampled. Extra tokens, seed by seed: 3000 / 2000 and 5000 / 2500.
     ends = ["50.0 [25.0, 75.0]", "100.0", "100.0", "50.0 [25.0, 75.0]", "0.0"]
-    assert rows["axpo"] == ["3", *ends, "37.5 [25.0, 50.0]", "4.0 [3.0, 5.0]", "75.0 [50.0, 100.0]", "10.0"]
-    assert rows["grpo"] == ["2", "50.0", "100.0", "0.0", "–", "–", "–", "2.2 [2.0, 2.5]", "0.0", "10.0"]
+    assert rows["axpo"] == [
+        "3",
+        *ends,
+        "37.5 [25.0, 50.0]",
+        "4.0 [3.0, 5.0]",
+        "75.0 [50.0, 100.0]",
+        "10.0",
+    ]
+    assert rows["grpo"] == [
+        "2",
+        "50.0",
+        "100.0",
+        "0.0",
+        "–",
+        "–",
+        "–",
+        "2.2 [2.0, 2.5]",
+        "0.0",
+        "10.0",
+    ]
 
 
 def test_a_study_without_its_baseline_has_no_extra_tokens():
@@ -206,18 +313,30 @@ def test_families_of_a_mixed_task_have_columns():
     mixed = results()[:2]
     for of_run in mixed:
         for evaluation in of_run["held_out"]:
-            evaluation["counts"] = {"zoom/frame": [(4, 4, 4, 4)], "zoom/larger": [(4, 2, 0, 0)], "search/easy": [(4, 1, 4, 1)]}
+            evaluation["counts"] = {
+                "zoom/frame": [(4, 4, 4, 4)],
+                "zoom/larger": [(4, 2, 0, 0)],
+                "search/easy": [(4, 1, 4, 1)],
+            }
     header, _, *rows = markdown(table(by_arm(mixed, ["axpo", "grpo"]))).splitlines()
     columns = ("zoom: Pass@1", "zoom: tool use", "search: Pass@1", "search: tool use")
     assert header.endswith("".join(f"| {column}, % " for column in columns) + "|")
-    zoom, search = zip(*[line.split(" | ")[-4:-2] for line in rows], strict=True), {line.split(" | ")[-2] for line in rows}
+    zoom, search = (
+        zip(*[line.split(" | ")[-4:-2] for line in rows], strict=True),
+        {line.split(" | ")[-2] for line in rows},
+    )
     assert [{cell.split()[0] for cell in cells} for cells in zoom] == [{"75.0"}, {"50.0"}]
     assert search == {"25.0"}
 
 
 def test_curves_are_of_training_steps_and_points_of_evaluations():
-    runs = [result("axpo", 1, (4, 1, 4, 1), 3000, (0.25, 0.75), [(1, (4, 2, 2, 2))]), result("axpo", 2, (4, 3, 4, 3), 5000)]
-    assert training_curves(runs, "pass1").tolist() == [[37.5, 37.5]] * 2  # 25 and 50: both within the three steps of either
+    runs = [
+        result("axpo", 1, (4, 1, 4, 1), 3000, (0.25, 0.75), [(1, (4, 2, 2, 2))]),
+        result("axpo", 2, (4, 3, 4, 3), 5000),
+    ]
+    assert (
+        training_curves(runs, "pass1").tolist() == [[37.5, 37.5]] * 2
+    )  # 25 and 50: both within the three steps of either
     assert training_curves(runs, "recovery_rate")[0].tolist() == [50.0, 50.0]
     assert np.isnan(training_curves(runs, "recovery_rate")[1]).all()
     assert cumulated_tokens(runs).tolist() == [0.0, 2.0, 4.0]
@@ -225,7 +344,11 @@ def test_curves_are_of_training_steps_and_points_of_evaluations():
     assert steps == [0, 2]  # the second was not evaluated after step 1
     assert points[:, RATES.index("pass1")].tolist() == [25.0, 50.0]
     mean, low, high = band(np.array([[0.0, 1.0, np.nan], [1.0, 1.0, 0.5]]))
-    assert (mean.tolist(), low.tolist(), high.tolist()) == ([0.5, 1.0, 0.5], [0.0, 1.0, 0.5], [1.0, 1.0, 0.5])
+    assert (mean.tolist(), low.tolist(), high.tolist()) == (
+        [0.5, 1.0, 0.5],
+        [0.0, 1.0, 0.5],
+        [1.0, 1.0, 0.5],
+    )
 
 
 def test_one_command_renders_what_there_is(tmp_path, capsys):

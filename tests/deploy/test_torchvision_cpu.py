@@ -17,5 +17,7 @@ def test_torchvision_imports_in_any_process():
 
 def test_interpreter_start_imports_nothing():
     script = "import sys; print([m for m in ('torch', 'torchvision', 'numpy') if m in sys.modules])"
-    out = subprocess.run([sys.executable, "-c", script], timeout=60, check=True, capture_output=True, text=True).stdout
+    out = subprocess.run(
+        [sys.executable, "-c", script], timeout=60, check=True, capture_output=True, text=True
+    ).stdout
     assert out.strip() == "[]"

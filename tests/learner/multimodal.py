@@ -23,10 +23,16 @@ def ids_of(model: str) -> dict[str, int]:
     from transformers import Qwen3VLConfig
 
     config = Qwen3VLConfig.from_pretrained(model)
-    return {"start": config.vision_start_token_id, "image": config.image_token_id, "end": config.vision_end_token_id}
+    return {
+        "start": config.vision_start_token_id,
+        "image": config.image_token_id,
+        "end": config.vision_end_token_id,
+    }
 
 
-def make_items(model: str, count: int, seed: int = 0, advantage: float | None = None) -> list[TrainItem]:
+def make_items(
+    model: str, count: int, seed: int = 0, advantage: float | None = None
+) -> list[TrainItem]:
     """Random tokens: items of one question in three share its image, every third has a zoomed image, lengths differ."""
     rng = np.random.default_rng(seed)
     ids = ids_of(model)
@@ -40,18 +46,32 @@ def make_items(model: str, count: int, seed: int = 0, advantage: float | None = 
         image = np.random.default_rng(i // 3).integers(0, 255, (96, 128, 3)).astype(np.uint8)
         question = Question(f"q{i // 3}", "", (image,), "")
         parts = [words(int(rng.integers(5, 40)))]
-        segments: list = [PolicySegment(np.array(parts[0], np.int32), np.full(len(parts[0]), -6.0, np.float32), 0)]
+        segments: list = [
+            PolicySegment(np.array(parts[0], np.int32), np.full(len(parts[0]), -6.0, np.float32), 0)
+        ]
         if i % 3 == 0:
             zoom = rng.integers(0, 255, (64, 64, 3)).astype(np.uint8)
-            segments.append(ObservationSegment(np.array([*words(3), *vision, *words(2)], np.int32), (zoom,)))
+            segments.append(
+                ObservationSegment(np.array([*words(3), *vision, *words(2)], np.int32), (zoom,))
+            )
             last = words(int(rng.integers(5, 20)))
-            segments.append(PolicySegment(np.array(last, np.int32), np.full(len(last), -6.0, np.float32), 0))
+            segments.append(
+                PolicySegment(np.array(last, np.int32), np.full(len(last), -6.0, np.float32), 0)
+            )
         trajectory = Trajectory(
-            question.id, i % 3, np.array([*words(8), *vision, *words(9)], np.int32), tuple(segments), EndReason.ANSWERED
+            question.id,
+            i % 3,
+            np.array([*words(8), *vision, *words(9)], np.int32),
+            tuple(segments),
+            EndReason.ANSWERED,
         )
         mask = trajectory.policy_mask
         a = float(rng.normal()) if advantage is None else advantage
-        items.append(TrainItem(question, trajectory, np.where(mask, a, 0).astype(np.float32), mask, 1 / count))
+        items.append(
+            TrainItem(
+                question, trajectory, np.where(mask, a, 0).astype(np.float32), mask, 1 / count
+            )
+        )
     return items
 
 
@@ -63,8 +83,15 @@ def forked_items(model: str, seed: int = 0) -> list[TrainItem]:
     rng = np.random.default_rng(seed)
     ids = ids_of(model)
     vision = [ids["start"], ids["image"], ids["end"]]
-    think_close, call_open, call_close, im_end = 251, 252, 253, 254  # any ids: what they mean is SpecialTokens' business
-    tokens = SpecialTokens(1, im_end, 2, think_close, call_open, call_close, ids["start"], ids["end"], ids["image"], 3)
+    think_close, call_open, call_close, im_end = (
+        251,
+        252,
+        253,
+        254,
+    )  # any ids: what they mean is SpecialTokens' business
+    tokens = SpecialTokens(
+        1, im_end, 2, think_close, call_open, call_close, ids["start"], ids["end"], ids["image"], 3
+    )
     image = rng.integers(0, 255, (96, 128, 3)).astype(np.uint8)
     question = Question(f"forked{seed}", "", (image,), "")
     prompt = np.array([*rng.integers(20, 250, 12), *vision, *rng.integers(20, 250, 20)], np.int32)
@@ -76,12 +103,18 @@ def forked_items(model: str, seed: int = 0) -> list[TrainItem]:
     def words(low: int, high: int) -> list[int]:
         return rng.integers(20, 250, rng.integers(low, high)).tolist()
 
-    def rollout(number: int, parts: list, reward: float, fork: ForkPoint | None = None) -> Trajectory:
-        return Trajectory(question.id, number, prompt, tuple(parts), EndReason.ANSWERED, None, reward, fork)
+    def rollout(
+        number: int, parts: list, reward: float, fork: ForkPoint | None = None
+    ) -> Trajectory:
+        return Trajectory(
+            question.id, number, prompt, tuple(parts), EndReason.ANSWERED, None, reward, fork
+        )
 
     def after_call() -> list:
         zoom = rng.integers(0, 255, (64, 64, 3)).astype(np.uint8)
-        observation = ObservationSegment(np.array([*words(2, 5), *vision, *words(2, 5)], np.int32), (zoom,))
+        observation = ObservationSegment(
+            np.array([*words(2, 5), *vision, *words(2, 5)], np.int32), (zoom,)
+        )
         return [observation, policy(words(3, 9), [think_close], words(2, 4), [im_end])]
 
     def direct(number: int, reward: float) -> Trajectory:
@@ -93,8 +126,18 @@ def forked_items(model: str, seed: int = 0) -> list[TrainItem]:
     prefix = [*words(6, 12), think_close, call_open]
     source = rollout(0, [policy(prefix, call()), *after_call()], 0.0)
     other = rollout(1, [policy(words(6, 12), [think_close, call_open], call()), *after_call()], 0.0)
-    forks = [rollout(0, [policy(prefix, call()), *after_call()], float(k == 0), ForkPoint(0, k, len(prefix))) for k in range(2)]
-    group = Group(question, (source, other, direct(2, 1.0), direct(3, 0.0)), 0, (Resample(0, len(prefix), tuple(forks)),))
+    forks = [
+        rollout(
+            0, [policy(prefix, call()), *after_call()], float(k == 0), ForkPoint(0, k, len(prefix))
+        )
+        for k in range(2)
+    ]
+    group = Group(
+        question,
+        (source, other, direct(2, 1.0), direct(3, 0.0)),
+        0,
+        (Resample(0, len(prefix), tuple(forks)),),
+    )
     return credit([group], tokens)
 
 
@@ -104,23 +147,35 @@ def plain_torch_loss(model: str, items: list[TrainItem]):
     from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
 
     ids = ids_of(model)
-    network = Qwen3VLForConditionalGeneration.from_pretrained(model, dtype=torch.float32, attn_implementation="eager")
+    network = Qwen3VLForConditionalGeneration.from_pretrained(
+        model, dtype=torch.float32, attn_implementation="eager"
+    )
     processor = AutoProcessor.from_pretrained(model).image_processor
     banned = [ids["start"], ids["image"], ids["end"], network.config.video_token_id]
     total = torch.zeros(())
     for item in items:
         t = item.trajectory
-        images = processor([Image.fromarray(i) for i in (*item.question.images, *t.images)], return_tensors="pt")
+        images = processor(
+            [Image.fromarray(i) for i in (*item.question.images, *t.images)], return_tensors="pt"
+        )
         features = iter((images["image_grid_thw"].prod(-1) // 4).tolist())
         tokens, trained = [], []
-        for token, mask in zip([*t.prompt_ids, *t.response_ids], [*[False] * len(t.prompt_ids), *item.mask], strict=True):
+        for token, mask in zip(
+            [*t.prompt_ids, *t.response_ids],
+            [*[False] * len(t.prompt_ids), *item.mask],
+            strict=True,
+        ):
             n = next(features) if token == ids["image"] else 1
             tokens += [int(token)] * n
             trained += [bool(mask)] * n
         input_ids = torch.tensor([tokens])
-        logits = network(input_ids=input_ids, mm_token_type_ids=(input_ids == ids["image"]).long(), **images).logits[0, :-1]
+        logits = network(
+            input_ids=input_ids, mm_token_type_ids=(input_ids == ids["image"]).long(), **images
+        ).logits[0, :-1]
         logits[:, banned] = float("-inf")
-        logprobs = logits.log_softmax(-1).gather(-1, input_ids[0, 1:, None])[:, 0][torch.tensor(trained[1:])]
+        logprobs = logits.log_softmax(-1).gather(-1, input_ids[0, 1:, None])[:, 0][
+            torch.tensor(trained[1:])
+        ]
         ratio = (logprobs - torch.from_numpy(t.logprobs[item.mask])).exp()
         a = torch.from_numpy(item.advantages[item.mask])
         total = total - item.weight * torch.minimum(ratio * a, ratio.clamp(0.8, 1.4) * a).mean()

@@ -12,7 +12,9 @@ from rollout_workers.trajectory import EndReason, ObservationSegment, PolicySegm
 from tests.learner.helpers import QUESTION
 from tests.tokens import TOKENS
 
-VISION = VisionTokens(image_pad=TOKENS.image_pad, vision_start=TOKENS.vision_start, vision_end=TOKENS.vision_end)
+VISION = VisionTokens(
+    image_pad=TOKENS.image_pad, vision_start=TOKENS.vision_start, vision_end=TOKENS.vision_end
+)
 
 
 class Processor:
@@ -30,7 +32,9 @@ class Processor:
     def __call__(self, images, return_tensors):
         self.processed += len(images)
         grids = torch.tensor([[1, i.height // 4, i.width // 4] for i in images])
-        values = [torch.full((i.height * i.width // 16, 3), float(np.asarray(i)[0, 0, 0])) for i in images]
+        values = [
+            torch.full((i.height * i.width // 16, 3), float(np.asarray(i)[0, 0, 0])) for i in images
+        ]
         return {"pixel_values": torch.cat(values), "image_grid_thw": grids}
 
 
@@ -44,7 +48,9 @@ def item(mask: list[int], question_image: int = 7, rollout: int = 0) -> TrainIte
     )
     trajectory = Trajectory("q", rollout, np.array([1, 9], np.int32), segments, EndReason.ANSWERED)
     assert trajectory.response_ids.tolist() == response
-    question = dataclasses.replace(QUESTION, images=(np.full((8, 16, 3), question_image, np.uint8),))
+    question = dataclasses.replace(
+        QUESTION, images=(np.full((8, 16, 3), question_image, np.uint8),)
+    )
     flags = np.array(mask, bool)
     return TrainItem(question, trajectory, np.where(flags, 2.0, 0.0).astype(np.float32), flags, 0.5)
 
@@ -88,15 +94,28 @@ def test_rotary_positions_follow_the_grid_of_an_image():
 def test_padded_rows_encode_a_shared_image_once():
     processor = Processor()
     images = StepImages(processor)
-    rows = [row(item([1, 1, 0, 0, 0, 1, 1]), images), row(item([1, 0, 0, 0, 0, 0, 0], rollout=1), images)]
+    rows = [
+        row(item([1, 1, 0, 0, 0, 1, 1]), images),
+        row(item([1, 0, 0, 0, 0, 0, 0], rollout=1), images),
+    ]
     batch = collate(rows, images, VISION, "padded")
-    assert batch.input_ids.tolist() == [[1, 9, 9, 20, 21, 30, 9, 31, 22], [1, 9, 9, 8, 8, 8, 8, 8, 8]]
+    assert batch.input_ids.tolist() == [
+        [1, 9, 9, 20, 21, 30, 9, 31, 22],
+        [1, 9, 9, 8, 8, 8, 8, 8, 8],
+    ]
     assert batch.tree is None
-    assert batch.position_ids[:, 0].tolist() == [[0, 1, 1, 3, 4, 5, 6, 7, 8], [0, 1, 1, 3, 4, 5, 6, 7, 8], [0, 1, 2, 3, 4, 5, 6, 7, 8]]
+    assert batch.position_ids[:, 0].tolist() == [
+        [0, 1, 1, 3, 4, 5, 6, 7, 8],
+        [0, 1, 1, 3, 4, 5, 6, 7, 8],
+        [0, 1, 2, 3, 4, 5, 6, 7, 8],
+    ]
     assert batch.image_index.tolist() == [0, 1, 0]
     assert batch.image_grid_thw.tolist() == [[1, 2, 4], [1, 2, 2]]
     assert batch.pixel_values[:, 0].tolist() == [7.0] * 8 + [5.0] * 4
-    assert (batch.items.tolist(), batch.positions.tolist()) == ([0, 0, 0, 0, 1], [2, 3, 7, 8, 9 + 2])
+    assert (batch.items.tolist(), batch.positions.tolist()) == (
+        [0, 0, 0, 0, 1],
+        [2, 3, 7, 8, 9 + 2],
+    )
     assert batch.weights.tolist() == [0.125] * 4 + [0.5]
     assert batch.advantages.tolist() == [2.0] * 5
     collate(rows, images, VISION, "padded")
@@ -105,7 +124,10 @@ def test_padded_rows_encode_a_shared_image_once():
 
 def test_packed_rows_lie_side_by_side():
     images = StepImages(Processor())
-    rows = [row(item([1, 1, 0, 0, 0, 1, 1]), images), row(item([1, 1, 0, 0, 0, 0, 0], rollout=1), images)]
+    rows = [
+        row(item([1, 1, 0, 0, 0, 1, 1]), images),
+        row(item([1, 1, 0, 0, 0, 0, 0], rollout=1), images),
+    ]
     batch = collate(rows, images, VISION, "packed")
     assert batch.input_ids.tolist() == [[1, 9, 9, 20, 21, 30, 9, 31, 22, 1, 9, 9, 20]]
     assert batch.position_ids[2, 0].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 0, 1, 2, 3]
@@ -117,10 +139,17 @@ def test_packed_rows_lie_side_by_side():
 def test_a_tree_holds_a_shared_prefix_and_its_images_once():
     images = StepImages(Processor())
     other = item([1, 1, 0, 0, 0, 1, 1])
-    segments = (*other.trajectory.segments[:2], PolicySegment(np.array([24, 23], np.int32), np.zeros(2, np.float32), 0))
-    fork = dataclasses.replace(other, trajectory=dataclasses.replace(other.trajectory, segments=segments))
+    segments = (
+        *other.trajectory.segments[:2],
+        PolicySegment(np.array([24, 23], np.int32), np.zeros(2, np.float32), 0),
+    )
+    fork = dataclasses.replace(
+        other, trajectory=dataclasses.replace(other.trajectory, segments=segments)
+    )
     elsewhere = item([1, 1, 0, 0, 0, 0, 0], question_image=8)
-    elsewhere = dataclasses.replace(elsewhere, question=dataclasses.replace(elsewhere.question, id="other"))
+    elsewhere = dataclasses.replace(
+        elsewhere, question=dataclasses.replace(elsewhere.question, id="other")
+    )
     rows = [row(i, images) for i in (other, fork, elsewhere)]
     batch = collate(rows, images, VISION, "tree")
     # The fork repeats all but its last input token; the other question shows another image and shares only the 1 before it.
@@ -140,7 +169,12 @@ def test_a_micro_batch_without_images_gets_the_blank_one():
         assert empty.image_index.tolist() == [0]
     text = row(item([1, 0, 0, 0, 0, 0, 0]), images)
     text = dataclasses.replace(
-        text, ids=np.array([1, 20]), keys=np.array([1, 20]), images=(), image_starts=np.zeros(0, int), positions=np.array([0])
+        text,
+        ids=np.array([1, 20]),
+        keys=np.array([1, 20]),
+        images=(),
+        image_starts=np.zeros(0, int),
+        positions=np.array([0]),
     )
     batch = collate([text], images, VISION, "padded")
     assert batch.input_ids.tolist() == [[1, 20, 8], [7, 9, 8]]

@@ -33,17 +33,31 @@ def finish(folder: Path, works) -> list[BaseException | None]:
     """`works[rank]` writes a file of that rank; returns what each rank raised."""
     gather = Gather()
     with ThreadPoolExecutor(2) as ranks:
-        futures = [ranks.submit(manifest.finish, folder, [works[rank]], {"ranks": 2}, rank, gather.of(rank)) for rank in (0, 1)]
+        futures = [
+            ranks.submit(
+                manifest.finish, folder, [works[rank]], {"ranks": 2}, rank, gather.of(rank)
+            )
+            for rank in (0, 1)
+        ]
         return [future.exception(10) for future in futures]
 
 
 def test_each_rank_writes_and_hashes_its_share_and_one_seals(tmp_path: Path) -> None:
     folder = tmp_path / "step_0001"
     temporary = manifest.begin(folder)
-    raised = finish(folder, [lambda: (temporary / "a").write_bytes(b"xy"), lambda: (temporary / "b").write_bytes(b"xyz")])
+    raised = finish(
+        folder,
+        [
+            lambda: (temporary / "a").write_bytes(b"xy"),
+            lambda: (temporary / "b").write_bytes(b"xyz"),
+        ],
+    )
     assert raised == [None, None]
     about = manifest.verify(folder)
-    assert (about["ranks"], {name: entry["bytes"] for name, entry in about["files"].items()}) == (2, {"a": 2, "b": 3})
+    assert (about["ranks"], {name: entry["bytes"] for name, entry in about["files"].items()}) == (
+        2,
+        {"a": 2, "b": 3},
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["step_0001"]
 
 

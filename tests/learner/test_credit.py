@@ -34,12 +34,20 @@ def test_plain_grpo_is_normalised_with_the_population_std():
     # rewards 1 0 0 0: mean 1/4, population std sqrt(3)/4; sample std would be 1/2
     items = credit([group([(DIRECT, 1), (DIRECT, 0), (DIRECT, 0), (DIRECT, 0)])], TOKENS)
     std = np.sqrt(3) / 4
-    assert [advantage(i) for i in items] == pytest.approx([0.75 / (std + EPS)] + 3 * [-0.25 / (std + EPS)])
+    assert [advantage(i) for i in items] == pytest.approx(
+        [0.75 / (std + EPS)] + 3 * [-0.25 / (std + EPS)]
+    )
     assert [i.weight for i in items] == [1 / 4] * 4
 
 
 def test_weight_is_one_over_rollouts_times_questions():
-    items = credit([group([(DIRECT, 1), (DIRECT, 0)]), group([(DIRECT, 1), (DIRECT, 1), (DIRECT, 0), (DIRECT, 0)])], TOKENS)
+    items = credit(
+        [
+            group([(DIRECT, 1), (DIRECT, 0)]),
+            group([(DIRECT, 1), (DIRECT, 1), (DIRECT, 0), (DIRECT, 0)]),
+        ],
+        TOKENS,
+    )
     assert [i.weight for i in items] == [1 / 4] * 2 + [1 / 8] * 4
 
 
@@ -61,13 +69,18 @@ def test_all_wrong_group_has_no_signal_without_a_resample():
 
 def test_all_wrong_group_with_a_recovered_prefix():
     # source 0: rewards with its own replaced are 1 0 0 0 -> (1 - 1/4) / (sqrt(3)/4); the others keep 0 0 0 0 -> 0
-    items = credit([group([(TOOL, 0), (TOOL, 0), (DIRECT, 0), (DIRECT, 0)], [resample(0, [1, 0, 0, 0])])], TOKENS)
+    items = credit(
+        [group([(TOOL, 0), (TOOL, 0), (DIRECT, 0), (DIRECT, 0)], [resample(0, [1, 0, 0, 0])])],
+        TOKENS,
+    )
     prefix, *continuations, second, third, fourth = items
     assert trained(prefix) == [20, 21, 4, 5]
     assert advantage(prefix) == pytest.approx(0.75 / (np.sqrt(3) / 4 + EPS))
     assert [advantage(i) for i in (second, third, fourth)] == [0, 0, 0]
     assert len(continuations) == 4
-    assert [advantage(i) for i in continuations] == pytest.approx([0.75 / (np.sqrt(3) / 4 + EPS)] + 3 * [-0.25 / (np.sqrt(3) / 4 + EPS)])
+    assert [advantage(i) for i in continuations] == pytest.approx(
+        [0.75 / (np.sqrt(3) / 4 + EPS)] + 3 * [-0.25 / (np.sqrt(3) / 4 + EPS)]
+    )
     assert trained(continuations[0]) == [22, 6, 2, 23, 4, 24, 2]
     assert trained(continuations[2]) == [40, 40, 22, 6, 2, 23, 4, 24, 2]
     assert [i.weight for i in items] == [1 / 4] * 8  # 1/(N B), not diluted by the K continuations
@@ -75,7 +88,9 @@ def test_all_wrong_group_with_a_recovered_prefix():
 
 def test_right_no_tool_siblings():
     # original rewards 0 0 1 1: the unselected keep mean 1/2, std 1/2. Recovered source: 1 0 1 1, mean 3/4, std sqrt(3)/4
-    items = credit([group([(TOOL, 0), (TOOL, 0), (DIRECT, 1), (DIRECT, 1)], [resample(0, [0, 1])])], TOKENS)
+    items = credit(
+        [group([(TOOL, 0), (TOOL, 0), (DIRECT, 1), (DIRECT, 1)], [resample(0, [0, 1])])], TOKENS
+    )
     assert advantage(items[0]) == pytest.approx(0.25 / (np.sqrt(3) / 4 + EPS))
     assert [advantage(i) for i in items[1:3]] == pytest.approx([-HALF, HALF])
     assert [advantage(i) for i in items[3:]] == pytest.approx([-HALF, HALF, HALF])
@@ -91,7 +106,9 @@ def test_two_selected_sources_are_each_computed_against_the_original_rewards():
     assert advantage(first) == pytest.approx(HALF)
     assert advantage(second) == pytest.approx(-0.25 / (std + EPS))
     assert [advantage(fork_a), advantage(fork_b)] == [0, 0]
-    assert [advantage(third), advantage(fourth)] == pytest.approx([-0.25 / (std + EPS), 0.75 / (std + EPS)])
+    assert [advantage(third), advantage(fourth)] == pytest.approx(
+        [-0.25 / (std + EPS), 0.75 / (std + EPS)]
+    )
 
 
 def test_all_continuations_wrong_blames_the_prefix_as_grpo_would():
@@ -120,7 +137,9 @@ def test_all_continuations_right_credits_the_prefix_alone():
     ],
 )
 def test_a_group_is_informative_where_credit_gives_it_an_advantage(rewards, resamples, expected):
-    made = group([(TOOL, r) for r in rewards], [resample(source, r) for source, r in enumerate(resamples)])
+    made = group(
+        [(TOOL, r) for r in rewards], [resample(source, r) for source, r in enumerate(resamples)]
+    )
     assert informative(made) == expected
     assert any(item.advantages.any() for item in credit([made], TOKENS)) == expected
 
@@ -129,7 +148,15 @@ def test_a_literal_tag_inside_thinking_is_no_call():
     literal = ((20, 5, 21, 6, 4, 22, 2),)
     assert not uses_tools(trajectory(literal, 0), TOKENS)
     with pytest.raises(ValueError, match=r"rollout 0 of question q.*opening tag"):
-        credit([group([(literal, 0), (DIRECT, 0)], [Resample(0, 2, resample(0, [0, 1], literal, 2).continuations)])], TOKENS)
+        credit(
+            [
+                group(
+                    [(literal, 0), (DIRECT, 0)],
+                    [Resample(0, 2, resample(0, [0, 1], literal, 2).continuations)],
+                )
+            ],
+            TOKENS,
+        )
     # followed by a real call, the prefix runs through the literal one to the real tag
     both = ((20, 5, 21, 4, 5, 22, 6, 2), *TOOL[1:])
     prefix = fork_prefix_tokens(trajectory(both, 0), TOKENS)
@@ -147,11 +174,16 @@ def test_no_token_gets_two_signals():
         assert not fork.mask[:TOOL_PREFIX].any()
         assert (fork.mask[TOOL_PREFIX:] == fork.trajectory.policy_mask[TOOL_PREFIX:]).all()
     with pytest.raises(ValueError, match="two signals"):
-        credit([group([(TOOL, 0), (DIRECT, 1)], [resample(0, [1, 0]), resample(0, [0, 0])])], TOKENS)
+        credit(
+            [group([(TOOL, 0), (DIRECT, 1)], [resample(0, [1, 0]), resample(0, [0, 0])])], TOKENS
+        )
 
 
 def test_a_continuation_must_start_with_its_sources_prefix():
-    other = dataclasses.replace(resample(0, [1, 0]), continuations=resample(0, [1, 0], ((25, *TOOL[0][1:]), *TOOL[1:])).continuations)
+    other = dataclasses.replace(
+        resample(0, [1, 0]),
+        continuations=resample(0, [1, 0], ((25, *TOOL[0][1:]), *TOOL[1:])).continuations,
+    )
     with pytest.raises(ValueError, match="continuation 0 does not start"):
         credit([group([(TOOL, 0), (DIRECT, 1)], [other])], TOKENS)
 
@@ -169,15 +201,21 @@ def test_continuations_from_the_prompt_leave_their_source_a_rollout_like_any_oth
     # The same four plain advantages as without resampling; the two from the prompt train whole: right +1, wrong -1.
     rollouts = [(TOOL, 0), (TOOL, 0), (DIRECT, 0), (DIRECT, 1)]
     plain = credit([group(rollouts)], TOKENS)
-    source, right, wrong, *others = credit([group(rollouts, [resample(0, [1, 0], DIRECT, 0)])], TOKENS)
-    assert [(advantage(i), trained(i)) for i in (source, *others)] == [(advantage(i), trained(i)) for i in plain]
+    source, right, wrong, *others = credit(
+        [group(rollouts, [resample(0, [1, 0], DIRECT, 0)])], TOKENS
+    )
+    assert [(advantage(i), trained(i)) for i in (source, *others)] == [
+        (advantage(i), trained(i)) for i in plain
+    ]
     assert [advantage(i) for i in (right, wrong)] == pytest.approx([HALF, -HALF])
     assert [trained(right), trained(wrong)] == [[20, 4, 21, 2], [40, 20, 4, 21, 2]]
 
 
 def test_continuations_of_an_answer_credit_the_thinking():
     # DIRECT is forked after its </think>. Rewards with its own replaced: 1 0 -> +1 on 20 </think>.
-    prefix, right, _, _ = credit([group([(DIRECT, 0), (TOOL, 0)], [resample(0, [1, 0], DIRECT, 2)])], TOKENS)
+    prefix, right, _, _ = credit(
+        [group([(DIRECT, 0), (TOOL, 0)], [resample(0, [1, 0], DIRECT, 2)])], TOKENS
+    )
     assert (advantage(prefix), trained(prefix)) == (pytest.approx(HALF), [20, 4])
     assert (advantage(right), trained(right)) == (pytest.approx(HALF), [21, 2])
 
@@ -187,18 +225,30 @@ def test_without_prefix_credit_the_prefix_trains_nothing_and_all_else_stays():
     prefix, *with_credit = credit(batch, TOKENS)
     without = credit(batch, TOKENS, settings=CreditConfig(prefix=False))
     assert trained(prefix) == [20, 21, 4, 5]
-    assert [(advantage(i), trained(i), i.weight) for i in without] == [(advantage(i), trained(i), i.weight) for i in with_credit]
+    assert [(advantage(i), trained(i), i.weight) for i in without] == [
+        (advantage(i), trained(i), i.weight) for i in with_credit
+    ]
 
 
 def test_joined_resamples_are_one_group_with_the_rollouts():
     # 0 1 and the continuations' 1 0 0 0: mean 1/3, population std sqrt(2)/3: right +sqrt 2, wrong -1/sqrt 2.
     # The source's prefix is shared by itself (wrong) and 1 right, 3 wrong: (sqrt 2 - 4/sqrt 2) / 5 = -sqrt(2)/5.
     *forks, source, other = credit(
-        [group([(TOOL, 0), (DIRECT, 1)], [resample(0, [1, 0, 0, 0])])], TOKENS, settings=CreditConfig(joined=True)
+        [group([(TOOL, 0), (DIRECT, 1)], [resample(0, [1, 0, 0, 0])])],
+        TOKENS,
+        settings=CreditConfig(joined=True),
     )
     root = np.sqrt(2)
     assert [advantage(i) for i in forks] == pytest.approx([root] + 3 * [-1 / root], rel=1e-5)
-    assert trained(forks[0]) == [22, 6, 2, 23, 4, 24, 2]  # shared tokens are trained once, with the source
+    assert trained(forks[0]) == [
+        22,
+        6,
+        2,
+        23,
+        4,
+        24,
+        2,
+    ]  # shared tokens are trained once, with the source
     assert trained(source) == [20, 21, 4, 5, 22, 6, 2, 23, 4, 24, 2]
     assert source.advantages[:4].tolist() == pytest.approx([-root / 5] * 4, rel=1e-5)
     assert source.advantages[source.mask][4:].tolist() == pytest.approx([-1 / root] * 7, rel=1e-5)
@@ -209,7 +259,9 @@ def test_joined_resamples_are_one_group_with_the_rollouts():
 def test_joined_changes_nothing_without_resamples():
     batch = [group([(TOOL, 0), (DIRECT, 1)])]
     joined = credit(batch, TOKENS, settings=CreditConfig(joined=True))
-    assert [(advantage(i), i.weight) for i in joined] == [(advantage(i), i.weight) for i in credit(batch, TOKENS)]
+    assert [(advantage(i), i.weight) for i in joined] == [
+        (advantage(i), i.weight) for i in credit(batch, TOKENS)
+    ]
 
 
 def test_a_better_continuation_lifts_an_outcome_that_is_not_binary_and_a_worse_one_does_not_lower_it():
@@ -229,17 +281,35 @@ def test_a_tool_bonus_shifts_the_reward_of_calling_rollouts_and_nothing_else(bon
     assert [advantage(i) for i in items] == pytest.approx([-1, 1, sign, -sign], rel=1e-4)
     assert [(trained(i), i.weight) for i in items] == [(trained(i), i.weight) for i in plain]
     centered = credit(batch, TOKENS, "centered", CreditConfig(tool_bonus=bonus))
-    assert [advantage(i) for i in centered] == pytest.approx([(bonus - 1) / 2, (1 - bonus) / 2, bonus / 2, -bonus / 2])
-    assert [t.reward for g in batch for t in g.rollouts] == [0, 1, 1, 1]  # the verified outcomes stay
+    assert [advantage(i) for i in centered] == pytest.approx(
+        [(bonus - 1) / 2, (1 - bonus) / 2, bonus / 2, -bonus / 2]
+    )
+    assert [t.reward for g in batch for t in g.rollouts] == [
+        0,
+        1,
+        1,
+        1,
+    ]  # the verified outcomes stay
 
 
-TWICE = ((20, 4, 5, 22, 6, 2), (30,), (4, 5, 25, 6, 2), (31,), (4, 24, 2))  # two calls: prefixes of 3 and 9 tokens
+TWICE = (
+    (20, 4, 5, 22, 6, 2),
+    (30,),
+    (4, 5, 25, 6, 2),
+    (31,),
+    (4, 24, 2),
+)  # two calls: prefixes of 3 and 9 tokens
 
 
 def second_call(rewards) -> Resample:
     turn = TWICE[2]
-    parts = [(*TWICE[:2], (*turn[:2], *[40] * k, *turn[2:]), *TWICE[3:]) for k in range(len(rewards))]
-    forks = [trajectory(p, r, fork=ForkPoint(0, k, 9)) for k, (p, r) in enumerate(zip(parts, rewards, strict=True))]
+    parts = [
+        (*TWICE[:2], (*turn[:2], *[40] * k, *turn[2:]), *TWICE[3:]) for k in range(len(rewards))
+    ]
+    forks = [
+        trajectory(p, r, fork=ForkPoint(0, k, 9))
+        for k, (p, r) in enumerate(zip(parts, rewards, strict=True))
+    ]
     return Resample(0, 9, tuple(forks))
 
 
@@ -255,7 +325,9 @@ def test_a_source_forked_at_two_calls_is_credited_piece_by_piece(first, second, 
     items = credit([group(rollouts, [resample(0, first, TWICE, 3), second_call(second)])], TOKENS)
     source = items[0]
     assert trained(source) == [20, 4, 5, 22, 6, 2, 4, 5]
-    assert source.advantages[:9].tolist() == pytest.approx([until_3] * 3 + [until_9] * 3 + [0] + [until_9] * 2)
+    assert source.advantages[:9].tolist() == pytest.approx(
+        [until_3] * 3 + [until_9] * 3 + [0] + [until_9] * 2
+    )
     longer, shorter = items[1], items[3]
     assert trained(longer) == [25, 6, 2, 4, 24, 2]
     assert trained(shorter) == [22, 6, 2, 4, 5, 25, 6, 2, 4, 24, 2]
@@ -289,15 +361,22 @@ def test_the_streams_under_every_baseline(objective, lifted, right, wrong):
         ("clip", [0, -1, -1, -1, np.e]),  # what would gain beyond 1.4 is clipped token by token
         ("rloo", [-np.e, -1, -1, -1, np.e]),  # nothing is clipped
         ("cispo", [-1.4, -1, -1, -1, 1.4]),  # the ratio is bounded, no token loses its gradient
-        ("gspo", [0, 0, 0, 0, np.e]),  # the prefix is a sequence of its own: e^(1/4) > 1 + 0.2, clipped whole
+        (
+            "gspo",
+            [0, 0, 0, 0, np.e],
+        ),  # the prefix is a sequence of its own: e^(1/4) > 1 + 0.2, clipped whole
     ],
 )
 def test_the_streams_under_every_surrogate(objective, gradients):
     old = torch.zeros(5)
     logprobs = torch.tensor([1.0, 0, 0, 0, 1.0], requires_grad=True)
-    config = LearnerConfig(objective=objective, loss_length=1, kl_beta=0, clip_high=0.2 if objective == "gspo" else 0.4)
+    config = LearnerConfig(
+        objective=objective, loss_length=1, kl_beta=0, clip_high=0.2 if objective == "gspo" else 0.4
+    )
     advantages, items = torch.tensor([1.0, 1, 1, 1, -1]), torch.tensor([0, 0, 0, 0, 1])
-    policy_loss(logprobs, old, advantages, torch.ones(5), items, None, torch.ones(5), config).loss.backward()
+    policy_loss(
+        logprobs, old, advantages, torch.ones(5), items, None, torch.ones(5), config
+    ).loss.backward()
     assert logprobs.grad.tolist() == pytest.approx(gradients, rel=1e-5)
 
 

@@ -15,11 +15,19 @@ from learner.extensions import build
 @pytest.mark.engine
 def test_the_check_of_set_up_does_not_wait_for_a_stale_lock(tmp_path, monkeypatch):
     """For ever, with DeepSpeed's defaults: it would compile its collectives."""
-    for name in ("deepspeed_shm_comm", "deepspeed_ccl_comm", "cpu_adam", "fused_adam", "pin_memory"):
+    for name in (
+        "deepspeed_shm_comm",
+        "deepspeed_ccl_comm",
+        "cpu_adam",
+        "fused_adam",
+        "pin_memory",
+    ):
         (tmp_path / name).mkdir()
         (tmp_path / name / "lock").touch()
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
-    done = subprocess.run([sys.executable, "-c", DEEPSPEED], capture_output=True, text=True, timeout=240)
+    done = subprocess.run(
+        [sys.executable, "-c", DEEPSPEED], capture_output=True, text=True, timeout=240
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "ZeRO-3 on" in done.stdout
     assert len(list(tmp_path.rglob("*"))) == 10  # nothing was built
@@ -37,7 +45,9 @@ def test_a_build_finds_no_stale_lock(tmp_path):
 def test_a_build_waits_for_another_and_not_for_a_killed_one(tmp_path):
     slow = "lambda: (print('on', flush=True), time.sleep(60))"
     script = f"import pathlib, time; from learner.extensions import build; build({slow}, pathlib.Path({str(tmp_path)!r}))"
-    other = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, cwd=Path(__file__).parents[2])
+    other = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]
+    )
     assert other.stdout is not None
     assert other.stdout.readline() == b"on\n"
     with (tmp_path / "axpo.lock").open() as held, pytest.raises(BlockingIOError):
@@ -52,5 +62,8 @@ def test_a_build_waits_for_another_and_not_for_a_killed_one(tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(RuntimeError, match=r"no place to build DeepSpeed's extensions: .*file.*TORCH_EXTENSIONS_DIR"):
+    with pytest.raises(
+        RuntimeError,
+        match=r"no place to build DeepSpeed's extensions: .*file.*TORCH_EXTENSIONS_DIR",
+    ):
         build(lambda: None, tmp_path / "file" / "x")

@@ -30,7 +30,9 @@ def test_logprobs_entropies_and_gradients_do_not_depend_on_the_chunk(chunk):
     logprobs, got_entropies = Head(weight, BANNED, TEMPERATURE, chunk)(hidden, targets)
     torch.testing.assert_close(logprobs, expected)
     torch.testing.assert_close(got_entropies, entropies)
-    for a, b in zip(torch.autograd.grad((logprobs * up).sum(), (hidden, weight)), want, strict=True):
+    for a, b in zip(
+        torch.autograd.grad((logprobs * up).sum(), (hidden, weight)), want, strict=True
+    ):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
@@ -40,6 +42,8 @@ def test_a_frozen_weight_and_no_tokens():
     Head(weight, BANNED, 1.0)(hidden, torch.zeros(M, dtype=torch.long))[0].sum().backward()
     assert hidden.grad.abs().sum() > 0
     nothing = torch.zeros(0, H, requires_grad=True)
-    logprobs, _ = Head(torch.nn.Parameter(torch.randn(V, H)), BANNED, 1.0)(nothing, torch.zeros(0, dtype=torch.long))
+    logprobs, _ = Head(torch.nn.Parameter(torch.randn(V, H)), BANNED, 1.0)(
+        nothing, torch.zeros(0, dtype=torch.long)
+    )
     logprobs.sum().backward()
     assert logprobs.shape == (0,)

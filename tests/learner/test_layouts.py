@@ -7,7 +7,7 @@ from typing import get_args
 import pytest
 import torch
 
-from axpo.embedded import build
+from axpo.sft.embedded import build
 from learner import attention
 from learner.batch import Layout, MicroBatch, StepImages, VisionTokens, collate, make_row
 from learner.policy import ATTENTION, Policy
@@ -18,7 +18,9 @@ pytestmark = [pytest.mark.engine]
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(build(tmp_path_factory.mktemp("model") / "tiny", ["a few words to learn tokens from"]))
+    return str(
+        build(tmp_path_factory.mktemp("model") / "tiny", ["a few words to learn tokens from"])
+    )
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +28,9 @@ def policy(model: str) -> Policy:
     from transformers import Qwen3VLForConditionalGeneration
 
     attention.register()
-    network = Qwen3VLForConditionalGeneration.from_pretrained(model, dtype=torch.float32, attn_implementation=ATTENTION)
+    network = Qwen3VLForConditionalGeneration.from_pretrained(
+        model, dtype=torch.float32, attn_implementation=ATTENTION
+    )
     return Policy(network, [ids_of(model)["image"]], temperature=0.9)
 
 
@@ -41,7 +45,9 @@ def batches(model: str, items: list, layout: Layout, size: int) -> list[MicroBat
     return [collate(rows[i : i + size], images, vision, layout) for i in range(0, len(rows), size)]
 
 
-def compute(policy: Policy, parts: list[MicroBatch]) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+def compute(
+    policy: Policy, parts: list[MicroBatch]
+) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
     """Log-probabilities, entropies and the gradient of a loss that weighs every token differently."""
     policy.zero_grad()
     logprobs, entropies = zip(*(policy(part) for part in parts), strict=True)
@@ -64,7 +70,9 @@ def separate(policy: Policy, model: str, items: list):
 
 @pytest.mark.parametrize("layout", get_args(Layout))
 @pytest.mark.parametrize("size", [3, 100])
-def test_layouts_equal_separate_sequences(policy: Policy, model: str, items: list, separate, layout: Layout, size: int) -> None:
+def test_layouts_equal_separate_sequences(
+    policy: Policy, model: str, items: list, separate, layout: Layout, size: int
+) -> None:
     parts = batches(model, items, layout, size)
     logprobs, entropies, grads = compute(policy, parts)
     torch.testing.assert_close(logprobs, separate[0], rtol=0, atol=5e-6)
@@ -76,7 +84,9 @@ def test_layouts_equal_separate_sequences(policy: Policy, model: str, items: lis
 
 def test_a_tree_computes_shared_tokens_and_images_once(model: str, items: list) -> None:
     count = len(forked_items(model))
-    (tree,), (packed,) = (batches(model, items[:count], layout, 100) for layout in ("tree", "packed"))
+    (tree,), (packed,) = (
+        batches(model, items[:count], layout, 100) for layout in ("tree", "packed")
+    )
     (direct,) = batches(model, items[count - 1 : count], "packed", 1)
     prompt = int(direct.positions[0]) + 1
     prefix = int(items[0].mask.sum())

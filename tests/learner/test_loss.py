@@ -14,12 +14,29 @@ from learner.stats import summarize
 LN2 = math.log(2)
 
 
-def loss(objective="clip", logprobs=(0.0,), old=(0.0,), advantages=(1.0,), weights=(1.0,), items=None, **fields):
+def loss(
+    objective="clip",
+    logprobs=(0.0,),
+    old=(0.0,),
+    advantages=(1.0,),
+    weights=(1.0,),
+    items=None,
+    **fields,
+):
     """The loss of tokens with the given probabilities' logs, and its gradient by each log-probability."""
     x = torch.tensor(logprobs, requires_grad=True)
     config = LearnerConfig(objective=objective, loss_length=4, **fields)
     items = torch.tensor(list(range(len(logprobs)) if items is None else items), dtype=torch.long)
-    out = policy_loss(x, torch.tensor(old), torch.tensor(advantages), torch.tensor(weights), items, None, torch.ones(len(logprobs)), config)
+    out = policy_loss(
+        x,
+        torch.tensor(old),
+        torch.tensor(advantages),
+        torch.tensor(weights),
+        items,
+        None,
+        torch.ones(len(logprobs)),
+        config,
+    )
     out.loss.backward()
     return out, x.grad.tolist()
 
@@ -28,7 +45,9 @@ def test_clipped_surrogate_is_clipped_on_the_side_that_would_gain():
     ratio = torch.tensor([0.5, 1.0, 2.0, 0.5, 1.0, 2.0])
     advantages = torch.tensor([1.0, 1.0, 1.0, -1.0, -1.0, -1.0])
     # A > 0: min(rho, clip) = 0.5, 1, 1.4; A < 0: -max(rho, clip) = -0.8, -1, -2
-    assert clipped_surrogate(ratio, advantages, 0.2, 0.4).tolist() == pytest.approx([0.5, 1.0, 1.4, -0.8, -1.0, -2.0])
+    assert clipped_surrogate(ratio, advantages, 0.2, 0.4).tolist() == pytest.approx(
+        [0.5, 1.0, 1.4, -0.8, -1.0, -2.0]
+    )
 
 
 def test_k3():
@@ -43,8 +62,21 @@ def test_policy_loss_sums_weighted_tokens_and_reports_each():
     old = torch.log(torch.tensor([0.5, 0.25, 0.5]))
     logprobs = torch.log(torch.tensor([0.5, 0.5, 0.5])).requires_grad_()
     reference = torch.log(torch.tensor([0.25, 0.5, 0.5]))
-    advantages, weights, items = torch.tensor([1.0, 1.0, -2.0]), torch.tensor([0.25, 0.25, 0.5]), torch.tensor([0, 0, 1])
-    out = policy_loss(logprobs, old, advantages, weights, items, reference, torch.ones(3), LearnerConfig(kl_beta=0.1))
+    advantages, weights, items = (
+        torch.tensor([1.0, 1.0, -2.0]),
+        torch.tensor([0.25, 0.25, 0.5]),
+        torch.tensor([0, 0, 1]),
+    )
+    out = policy_loss(
+        logprobs,
+        old,
+        advantages,
+        weights,
+        items,
+        reference,
+        torch.ones(3),
+        LearnerConfig(kl_beta=0.1),
+    )
     kl = LN2 - 0.5  # of the first token
     assert out.policy_loss.item() == pytest.approx(-(0.25 * 1 + 0.25 * 1.4 + 0.5 * -2))
     assert out.loss.item() == pytest.approx(0.4 + 0.1 * 0.25 * kl)
@@ -59,7 +91,14 @@ def test_policy_loss_sums_weighted_tokens_and_reports_each():
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_on_policy_every_objective_has_the_policy_gradient(objective):
     # ratio 1: d(loss)/d(logprob) = -w A, whatever the surrogate. Item 0 has two tokens of one advantage.
-    _, grad = loss(objective, (-1.0, -2.0, -3.0), (-1.0, -2.0, -3.0), (2.0, 2.0, -1.0), (0.25, 0.25, 0.5), (0, 0, 1))
+    _, grad = loss(
+        objective,
+        (-1.0, -2.0, -3.0),
+        (-1.0, -2.0, -3.0),
+        (2.0, 2.0, -1.0),
+        (0.25, 0.25, 0.5),
+        (0, 0, 1),
+    )
     assert grad == pytest.approx([-0.5, -0.5, 0.5])
 
 
@@ -72,7 +111,9 @@ def test_no_tokens_are_no_loss_and_still_have_a_gradient(objective):
 
 def test_gspo_clips_whole_trajectories():
     # Item 0: log ratios ln 2 and 0, geometric mean sqrt(2), clipped to 1.4: no gradient. Item 1: log ratio -ln 2 at A = 1: rho 1/2.
-    out, grad = loss("gspo", (LN2, 0.0, -LN2), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (0.5, 0.5, 1.0), (0, 0, 1))
+    out, grad = loss(
+        "gspo", (LN2, 0.0, -LN2), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (0.5, 0.5, 1.0), (0, 0, 1)
+    )
     assert out.ratio.tolist() == pytest.approx([math.sqrt(2), math.sqrt(2), 0.5])
     assert out.loss.item() == pytest.approx(-(1.4 + 0.5))
     assert grad == pytest.approx([0.0, 0.0, -0.5])
@@ -111,12 +152,28 @@ def test_a_correction_scales_the_surrogate_and_not_the_kl():
     logprobs = torch.zeros(1, requires_grad=True)
     reference = torch.full((1,), -LN2)
     one = torch.ones(1)
-    out = policy_loss(logprobs, torch.zeros(1), one, one, torch.tensor([0]), reference, one * 0.25, LearnerConfig(kl_beta=1.0))
+    out = policy_loss(
+        logprobs,
+        torch.zeros(1),
+        one,
+        one,
+        torch.tensor([0]),
+        reference,
+        one * 0.25,
+        LearnerConfig(kl_beta=1.0),
+    )
     assert out.loss.item() == pytest.approx(-0.25 + LN2 - 0.5)
 
 
 def test_statistics_over_tokens():
-    out = summarize({"ratio": np.array([1.0, 1.0, 4.0]), "gap": np.array([LN2, -LN2]), "clipped": np.array([1.0, 0.0]), "kl": np.zeros(0)})
+    out = summarize(
+        {
+            "ratio": np.array([1.0, 1.0, 4.0]),
+            "gap": np.array([LN2, -LN2]),
+            "clipped": np.array([1.0, 0.0]),
+            "kl": np.zeros(0),
+        }
+    )
     assert (out["ratio_mean"], out["ratio_max"], out["ratio_p50"]) == (2, 4, 1)
     # k3 of learner / engine = 2 and 1/2: (1 - ln 2 + ln 2 - 1/2) / 2
     assert out["engine_kl"] == pytest.approx(0.25)
@@ -133,7 +190,9 @@ def test_learning_rate_warms_up_then_stays_or_follows_the_cosine():
     constant = LearnerConfig(warmup_steps=4)
     assert [lr_factor(s, constant) for s in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
     cosine = LearnerConfig(warmup_steps=2, schedule="cosine", total_steps=6)
-    assert [lr_factor(s, cosine) for s in (0, 1, 2, 4, 6, 7)] == pytest.approx([0.5, 1.0, 1.0, 0.5, 0.0, 0.0])
+    assert [lr_factor(s, cosine) for s in (0, 1, 2, 4, 6, 7)] == pytest.approx(
+        [0.5, 1.0, 1.0, 0.5, 0.0, 0.0]
+    )
     with pytest.raises(ValueError, match="total_steps=0"):
         LearnerConfig(schedule="cosine")
     with pytest.raises(ValueError, match="weight_transfer='nccl' needs gpus_per_rank=1"):

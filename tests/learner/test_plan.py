@@ -8,7 +8,18 @@ from learner.plan import plan_even, plan_padded, plan_rows
 
 def row(keys: list[int]) -> Row:
     nothing = np.zeros(0, np.int64)
-    return Row(np.array(keys), np.array(keys), (), nothing, nothing, nothing, nothing, nothing, nothing, 0.0)
+    return Row(
+        np.array(keys),
+        np.array(keys),
+        (),
+        nothing,
+        nothing,
+        nothing,
+        nothing,
+        nothing,
+        nothing,
+        0.0,
+    )
 
 
 def plan(rows, questions, ranks, budget, layout):
@@ -38,10 +49,15 @@ def test_cost_is_balanced_and_tokens_are_bounded():
 
 
 def test_questions_stay_together_in_a_tree_while_they_fit():
-    rows = [row([1, 2, 3, 4, i]) for i in range(10, 14)] + [row([1, 5, 6, i]) for i in range(20, 23)]
+    rows = [row([1, 2, 3, 4, i]) for i in range(10, 14)] + [
+        row([1, 5, 6, i]) for i in range(20, 23)
+    ]
     questions = ["a"] * 4 + ["b"] * 3
     # a: 4 shared + 4 = 8 tokens, b: 3 + 3 = 6
-    assert sorted(map(sorted, plan(rows, questions, 2, 100, "tree")[0])) == [[0, 1, 2, 3], [4, 5, 6]]
+    assert sorted(map(sorted, plan(rows, questions, 2, 100, "tree")[0])) == [
+        [0, 1, 2, 3],
+        [4, 5, 6],
+    ]
     # With a budget of 6 question a needs two trees of two rollouts: 4 + 2 tokens each.
     parts = [sorted(b) for step in plan(rows, questions, 1, 6, "tree") for b in step]
     assert sorted(parts) == [[0, 1], [2, 3], [4, 5, 6]]

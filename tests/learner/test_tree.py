@@ -19,7 +19,13 @@ def test_a_prefix_tree_by_hand():
     tree, index, pieces = lay_out(ROWS, share=True)
     #                 1  2  3  4  9  9  5  7  8
     assert tree.ends.tolist() == [7, 7, 6, 4, 6, 6, 7, 9, 9]
-    assert [i.tolist() for i in index] == [[0, 1, 2, 3], [0, 1, 6], [0, 1, 2], [7, 8], [0, 1, 2, 4, 5]]
+    assert [i.tolist() for i in index] == [
+        [0, 1, 2, 3],
+        [0, 1, 6],
+        [0, 1, 2],
+        [7, 8],
+        [0, 1, 2, 4, 5],
+    ]
     assert pieces == [(2, 0), (0, 3), (4, 3), (1, 2), (3, 0)]
     assert tree.spans == [(0, 2), (2, 3), (3, 4), (4, 6), (6, 7), (7, 9)]
     assert tree.paths == [[0], [0, 1], [0, 1, 2], [0, 1, 3], [0, 4], [5]]
@@ -41,7 +47,9 @@ def test_a_token_attends_to_its_row_up_to_itself_and_to_nothing_else(seed):
     k = np.arange(len(tree.ends))
     allowed = (k[None] <= k[:, None]) & (k[:, None] < tree.ends[None])  # [q, k]
     flat = np.concatenate([rows[i][first:] for i, first in pieces])
-    assert len({tuple(row[:n]) for row in rows for n in range(1, len(row) + 1)}) == len(flat)  # every prefix once
+    assert len({tuple(row[:n]) for row in rows for n in range(1, len(row) + 1)}) == len(
+        flat
+    )  # every prefix once
     for row, at in zip(rows, index, strict=True):
         assert flat[at].tolist() == row.tolist()
         for n, q in enumerate(at):
@@ -62,16 +70,22 @@ def test_attention_node_by_node_equals_the_dense_mask_forward_and_backward():
     tree, _, _ = lay_out(random_rows(1), share=True)
     torch.manual_seed(0)
     T = len(tree.ends)
-    q, k, v = (torch.randn(1, heads, T, 8, dtype=torch.float64, requires_grad=True) for heads in (4, 2, 2))
+    q, k, v = (
+        torch.randn(1, heads, T, 8, dtype=torch.float64, requires_grad=True) for heads in (4, 2, 2)
+    )
     index, ends = torch.arange(T), torch.from_numpy(tree.ends)
     mask = (index[None] <= index[:, None]) & (index[:, None] < ends[None])
     keys, values = k.repeat_interleave(2, 1), v.repeat_interleave(2, 1)
-    dense = (q @ keys.transpose(-1, -2) * 0.3).masked_fill(~mask, float("-inf")).softmax(-1) @ values
+    dense = (q @ keys.transpose(-1, -2) * 0.3).masked_fill(~mask, float("-inf")).softmax(
+        -1
+    ) @ values
     dense = dense.transpose(1, 2)
     out = attend(tree, q, k, v)
     weights = torch.randn_like(dense)
     for a, b in zip(
-        torch.autograd.grad((out * weights).sum(), (q, k, v)), torch.autograd.grad((dense * weights).sum(), (q, k, v)), strict=True
+        torch.autograd.grad((out * weights).sum(), (q, k, v)),
+        torch.autograd.grad((dense * weights).sum(), (q, k, v)),
+        strict=True,
     ):
         torch.testing.assert_close(a, b)
     torch.testing.assert_close(out, dense)
@@ -85,7 +99,10 @@ def test_the_mask_for_flex_attention_is_the_same():
     T = len(tree.ends)
     index, ends = np.arange(T), tree.ends
     expected = (index[None] <= index[:, None]) & (index[:, None] < ends[None])
-    assert create_mask(block_mask.mask_mod, 1, 1, T, T, device="cpu")[0, 0].tolist() == expected.tolist()
+    assert (
+        create_mask(block_mask.mask_mod, 1, 1, T, T, device="cpu")[0, 0].tolist()
+        == expected.tolist()
+    )
 
 
 @pytest.mark.engine
@@ -97,4 +114,9 @@ def test_flex_attention_computes_the_same():
     torch.manual_seed(0)
     q, k, v = (torch.randn(1, heads, len(tree.ends), 32) for heads in (4, 2, 2))
     with torch.no_grad():
-        torch.testing.assert_close(attend(tree, q, k, v, block_mask=tree.block_mask("cpu")), attend(tree, q, k, v), rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            attend(tree, q, k, v, block_mask=tree.block_mask("cpu")),
+            attend(tree, q, k, v),
+            rtol=0,
+            atol=1e-5,
+        )

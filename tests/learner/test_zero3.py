@@ -13,7 +13,7 @@ import ray
 import torch
 from safetensors.torch import load_file
 
-from axpo.embedded import build
+from axpo.sft.embedded import build
 from learner.config import LearnerConfig, LoraSettings
 from learner.credit import TrainItem
 from learner.learner import Learner
@@ -22,16 +22,22 @@ from rollout_workers.trajectory import PolicySegment, Question
 from tests.learner.multimodal import forked_items, make_items, plain_torch_loss
 
 pytestmark = [pytest.mark.engine]
-CONFIG = LearnerConfig(ranks=2, lr=1e-3, max_grad_norm=100.0, deadline_s=280, check_sync=True, bucket_mb=1)
+CONFIG = LearnerConfig(
+    ranks=2, lr=1e-3, max_grad_norm=100.0, deadline_s=280, check_sync=True, bucket_mb=1
+)
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(build(tmp_path_factory.mktemp("model") / "tiny", ["a few words to learn tokens from"]))
+    return str(
+        build(tmp_path_factory.mktemp("model") / "tiny", ["a few words to learn tokens from"])
+    )
 
 
 @pytest.fixture(scope="module")
-def learner(model: str, cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Learner]:
+def learner(
+    model: str, cluster: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Learner]:
     """Its start is kept in learner.start: a test that moves the weights loads it back."""
     learner = Learner(model, CONFIG)
     learner.start = str(tmp_path_factory.mktemp("checkpoints") / "start")  # type: ignore[attr-defined]
@@ -48,9 +54,15 @@ def on_policy(learner: Learner, items: list[TrainItem]) -> list[TrainItem]:
         for segment in item.trajectory.segments:
             stop = start + len(segment.token_ids)
             policy = isinstance(segment, PolicySegment)
-            segments.append(dataclasses.replace(segment, logprobs=logprobs[start:stop]) if policy else segment)
+            segments.append(
+                dataclasses.replace(segment, logprobs=logprobs[start:stop]) if policy else segment
+            )
             start = stop
-        out.append(dataclasses.replace(item, trajectory=dataclasses.replace(item.trajectory, segments=tuple(segments))))
+        out.append(
+            dataclasses.replace(
+                item, trajectory=dataclasses.replace(item.trajectory, segments=tuple(segments))
+            )
+        )
     return out
 
 
@@ -70,7 +82,9 @@ def test_loss_and_gradient_equal_plain_torch(learner: Learner, model: str) -> No
     assert metrics["grad_norm"] == pytest.approx(norm.item(), rel=1e-4)
 
 
-def test_on_policy_ratio_is_one_and_a_step_raises_the_probability_of_what_was_right(learner: Learner, model: str) -> None:
+def test_on_policy_ratio_is_one_and_a_step_raises_the_probability_of_what_was_right(
+    learner: Learner, model: str
+) -> None:
     learner.load(learner.start)  # type: ignore[attr-defined]
     items = on_policy(learner, make_items(model, 6, advantage=1.0))
     before = learner.update(items)
@@ -91,7 +105,9 @@ def test_entropies_are_those_that_an_update_reports(learner: Learner, model: str
     items = make_items(model, 5)
     entropies = learner.entropies(items)
     assert not any(values[~item.mask].any() for item, values in zip(items, entropies, strict=True))
-    trained = np.concatenate([values[item.mask] for item, values in zip(items, entropies, strict=True)])
+    trained = np.concatenate(
+        [values[item.mask] for item, values in zip(items, entropies, strict=True)]
+    )
     assert learner.update(items)["entropy_mean"] == pytest.approx(trained.mean(), abs=1e-5)
 
 
@@ -103,7 +119,12 @@ def test_the_gradient_does_not_depend_on_ranks_micro_batches_layout_or_checkpoin
     two = learner.update(items)
     learner.save(str(tmp_path / "two"))
     assert two["micro_steps"] == 1
-    split = {"ranks": 1, "micro_batch_tokens": 150, "gradient_checkpointing": True, "layout": "packed"}
+    split = {
+        "ranks": 1,
+        "micro_batch_tokens": 150,
+        "gradient_checkpointing": True,
+        "layout": "packed",
+    }
     other = Learner(model, CONFIG.model_copy(update=split))
     try:
         one = other.update(items)
@@ -111,12 +132,17 @@ def test_the_gradient_does_not_depend_on_ranks_micro_batches_layout_or_checkpoin
     finally:
         other.shutdown()
     assert one["micro_steps"] > 3
-    assert one["loss"] == pytest.approx(two["loss"], abs=1e-6)  # a sum of terms of both signs and of size 1
+    assert one["loss"] == pytest.approx(
+        two["loss"], abs=1e-6
+    )  # a sum of terms of both signs and of size 1
     assert one["grad_norm"] == pytest.approx(two["grad_norm"], rel=1e-5)
     gradients = first_moments(tmp_path / "two")
     for name, gradient in first_moments(tmp_path / "one").items():
         # Beside the relative bound an absolute one: softmax ignores what a key's bias adds, so that gradient is round-off alone.
-        assert torch.norm(gradient - gradients[name]) <= 1e-5 * torch.norm(gradient) + 1e-7 * one["grad_norm"], name
+        assert (
+            torch.norm(gradient - gradients[name])
+            <= 1e-5 * torch.norm(gradient) + 1e-7 * one["grad_norm"]
+        ), name
 
 
 def first_moments(checkpoint: Path) -> dict[str, torch.Tensor]:
@@ -126,12 +152,20 @@ def first_moments(checkpoint: Path) -> dict[str, torch.Tensor]:
     from deepspeed.checkpoint import ds_to_universal
 
     out = checkpoint / "universal"
-    folders = {"input_folder": str(checkpoint / "state" / "learner"), "output_folder": str(out), "keep_temp_folder": False}
-    ds_to_universal.main(Namespace(**folders, strict=True, num_extract_workers=1, num_merge_workers=1))
+    folders = {
+        "input_folder": str(checkpoint / "state" / "learner"),
+        "output_folder": str(out),
+        "keep_temp_folder": False,
+    }
+    ds_to_universal.main(
+        Namespace(**folders, strict=True, num_extract_workers=1, num_merge_workers=1)
+    )
     return {file.parent.name: torch.load(file) for file in out.glob("zero/*/exp_avg.pt")}
 
 
-def test_save_and_load_restore_weights_optimizer_and_schedule(learner: Learner, model: str, tmp_path: Path) -> None:
+def test_save_and_load_restore_weights_optimizer_and_schedule(
+    learner: Learner, model: str, tmp_path: Path
+) -> None:
     learner.load(learner.start)  # type: ignore[attr-defined]
     items = make_items(model, 4)
     learner.update(items)
@@ -146,7 +180,9 @@ def test_save_and_load_restore_weights_optimizer_and_schedule(learner: Learner, 
     learner.load(saved)
     again = [learner.update(items), learner.update(items)]
     for a, b in zip(expected, again, strict=True):
-        assert {k: v for k, v in a.items() if k != "seconds"} == {k: v for k, v in b.items() if k != "seconds"}
+        assert {k: v for k, v in a.items() if k != "seconds"} == {
+            k: v for k, v in b.items() if k != "seconds"
+        }
     with pytest.raises(DamagedCheckpoint, match=r"manifest\.json: FileNotFoundError"):
         learner.load(str(tmp_path / "none"))
     (shard,) = Path(saved, "state", "learner").glob("*_rank_1_*optim_states.pt")
@@ -159,7 +195,9 @@ def test_save_and_load_restore_weights_optimizer_and_schedule(learner: Learner, 
         learner.load(saved)
 
 
-def test_a_checkpoint_loads_on_another_number_of_ranks(learner: Learner, model: str, cluster: None, tmp_path: Path) -> None:
+def test_a_checkpoint_loads_on_another_number_of_ranks(
+    learner: Learner, model: str, cluster: None, tmp_path: Path
+) -> None:
     learner.load(learner.start)  # type: ignore[attr-defined]
     items = make_items(model, 4)
     learner.update(items)
@@ -173,7 +211,9 @@ def test_a_checkpoint_loads_on_another_number_of_ranks(learner: Learner, model: 
     finally:
         alone.shutdown()
     weights = hf_weights(saved)
-    assert all(torch.equal(w, weights[name]) for name, w in hf_weights(str(tmp_path / "alone")).items())
+    assert all(
+        torch.equal(w, weights[name]) for name, w in hf_weights(str(tmp_path / "alone")).items()
+    )
     # The moments came along: the second update follows from them.
     for a, b in zip([learner.update(items), learner.update(items)], one, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
@@ -182,7 +222,9 @@ def test_a_checkpoint_loads_on_another_number_of_ranks(learner: Learner, model: 
     assert learner.update(items)["loss"] == pytest.approx(one[0]["loss"], abs=1e-5)
 
 
-def test_a_save_beside_the_training_is_that_of_its_moment(learner: Learner, model: str, tmp_path: Path) -> None:
+def test_a_save_beside_the_training_is_that_of_its_moment(
+    learner: Learner, model: str, tmp_path: Path
+) -> None:
     learner.load(learner.start)  # type: ignore[attr-defined]
     items = make_items(model, 4)
     learner.update(items)
@@ -195,13 +237,19 @@ def test_a_save_beside_the_training_is_that_of_its_moment(learner: Learner, mode
     learner.load(str(tmp_path / "beside"))
     again = [learner.update(items), learner.update(items)]
     for a, b in zip(expected, again, strict=True):
-        assert {k: v for k, v in a.items() if k != "seconds"} == {k: v for k, v in b.items() if k != "seconds"}
+        assert {k: v for k, v in a.items() if k != "seconds"} == {
+            k: v for k, v in b.items() if k != "seconds"
+        }
 
 
 def test_a_full_disk_is_told_before_anything_is_written(learner: Learner, tmp_path: Path) -> None:
     small = tmp_path / "small"
     small.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(small)], capture_output=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(small)],
+        capture_output=True,
+        check=False,
+    )
     if mounted.returncode:
         pytest.skip("cannot mount a small disk here")
     try:
@@ -213,13 +261,17 @@ def test_a_full_disk_is_told_before_anything_is_written(learner: Learner, tmp_pa
     learner.save(str(tmp_path / "elsewhere"))  # the ranks are still in step
 
 
-def test_supervised_loss_falls_on_items_with_and_without_images(learner: Learner, model: str) -> None:
+def test_supervised_loss_falls_on_items_with_and_without_images(
+    learner: Learner, model: str
+) -> None:
     learner.load(learner.start)  # type: ignore[attr-defined]
     items = make_items(model, 3)
     text = dataclasses.replace(
         items[1],
         question=Question("text", "", (), ""),
-        trajectory=dataclasses.replace(items[1].trajectory, prompt_ids=np.array([21, 22, 23], np.int32)),
+        trajectory=dataclasses.replace(
+            items[1].trajectory, prompt_ids=np.array([21, 22, 23], np.int32)
+        ),
     )
     losses = [learner.update([*items, text], "nll")["loss"] for _ in range(4)]
     assert losses[-1] < losses[0] - 0.2
@@ -229,13 +281,17 @@ def test_supervised_loss_falls_on_items_with_and_without_images(learner: Learner
 def test_a_loss_that_is_not_finite_is_skipped(learner: Learner, model: str, tmp_path: Path) -> None:
     learner.load(learner.start)  # type: ignore[attr-defined]
     items = make_items(model, 3)
-    bad = dataclasses.replace(items[0], advantages=np.where(items[0].mask, np.nan, 0).astype(np.float32))
+    bad = dataclasses.replace(
+        items[0], advantages=np.where(items[0].mask, np.nan, 0).astype(np.float32)
+    )
     metrics = learner.update([bad, *items[1:]])
     assert metrics["skipped"] == metrics["skipped_in_a_row"] == 1
     assert learner.update([bad])["skipped_in_a_row"] == 2
     learner.save(str(tmp_path / "after"))
     start = hf_weights(learner.start)  # type: ignore[attr-defined]
-    assert all(torch.equal(w, start[name]) for name, w in hf_weights(str(tmp_path / "after")).items())
+    assert all(
+        torch.equal(w, start[name]) for name, w in hf_weights(str(tmp_path / "after")).items()
+    )
     good = learner.update(items)
     assert good["skipped"] == good["skipped_in_a_row"] == 0
     assert np.isfinite(good["grad_norm"])
@@ -267,7 +323,11 @@ class Receiver:
         return version
 
     def weights_equal(self, payload: dict) -> list[str]:
-        return [t["name"] for t in payload["tensors"] if not np.array_equal(self.tensors[t["name"]], read(payload["file"], t))]
+        return [
+            t["name"]
+            for t in payload["tensors"]
+            if not np.array_equal(self.tensors[t["name"]], read(payload["file"], t))
+        ]
 
     def state(self) -> tuple[int | None, dict[str, np.ndarray]]:
         return self.version, self.tensors
@@ -275,14 +335,18 @@ class Receiver:
 
 def read(file: str, t: dict) -> np.ndarray:
     assert t["dtype"] == "float32"
-    return np.fromfile(file, np.float32, int(np.prod(t["shape"])), offset=t["offset"]).reshape(t["shape"])
+    return np.fromfile(file, np.float32, int(np.prod(t["shape"])), offset=t["offset"]).reshape(
+        t["shape"]
+    )
 
 
 def receiver(**options):
     return ray.remote(num_cpus=0)(Receiver).remote(**options)
 
 
-def test_sync_sends_every_parameter_once_and_names_what_differs(learner: Learner, tmp_path: Path) -> None:
+def test_sync_sends_every_parameter_once_and_names_what_differs(
+    learner: Learner, tmp_path: Path
+) -> None:
     receivers = [receiver(), receiver()]
     learner.sync_weights(receivers, 7)
     learner.save(str(tmp_path / "sent"))
@@ -298,7 +362,9 @@ def test_sync_sends_every_parameter_once_and_names_what_differs(learner: Learner
         learner.sync_weights([receivers[0], receiver(lose=name)], 8)
 
 
-def test_a_failing_receiver_raises_and_leaves_the_learner_usable(learner: Learner, model: str) -> None:
+def test_a_failing_receiver_raises_and_leaves_the_learner_usable(
+    learner: Learner, model: str
+) -> None:
     with pytest.raises(RuntimeError, match="engine is gone"):
         learner.sync_weights([receiver(fail=True)], 1)
     assert not list(Path("/dev/shm").glob("axpo-*"))
@@ -310,11 +376,24 @@ def test_ranks_that_do_not_fit_are_refused(model: str, cluster: None) -> None:
         Learner(model, LearnerConfig(cpus_per_rank=1000, deadline_s=2))
 
 
-def test_mini_batches_and_epochs_take_steps_and_the_first_has_ratio_one(model: str, cluster: None) -> None:
-    config = CONFIG.model_copy(update={"ranks": 1, "epochs": 2, "mini_batches": 2, "objective": "dapo", "correction": "truncate"})
+def test_mini_batches_and_epochs_take_steps_and_the_first_has_ratio_one(
+    model: str, cluster: None
+) -> None:
+    config = CONFIG.model_copy(
+        update={
+            "ranks": 1,
+            "epochs": 2,
+            "mini_batches": 2,
+            "objective": "dapo",
+            "correction": "truncate",
+        }
+    )
     learner = Learner(model, config)
     try:
-        items = [*make_items(model, 6, advantage=1.0), *forked_items(model)]  # three questions: mini-batches of two and one
+        items = [
+            *make_items(model, 6, advantage=1.0),
+            *forked_items(model),
+        ]  # three questions: mini-batches of two and one
         first = learner.update(items)
     finally:
         learner.shutdown()
@@ -326,7 +405,9 @@ def test_mini_batches_and_epochs_take_steps_and_the_first_has_ratio_one(model: s
 
 
 def test_adapters_train_alone_and_leave_merged(model: str, cluster: None, tmp_path: Path) -> None:
-    config = CONFIG.model_copy(update={"lora": LoraSettings(rank=4, alpha=8, targets=("q_proj", "down_proj")), "lr": 0.02})
+    config = CONFIG.model_copy(
+        update={"lora": LoraSettings(rank=4, alpha=8, targets=("q_proj", "down_proj")), "lr": 0.02}
+    )
     learner = Learner(model, config)
     try:
         items = on_policy(learner, make_items(model, 4, advantage=1.0))
@@ -336,19 +417,27 @@ def test_adapters_train_alone_and_leave_merged(model: str, cluster: None, tmp_pa
         learner.save(str(tmp_path / "saved"))
         logprobs = learner.logprobs(items)
         learner.load(str(tmp_path / "saved"))
-        assert all(np.array_equal(a, b) for a, b in zip(learner.logprobs(items), logprobs, strict=True))
+        assert all(
+            np.array_equal(a, b) for a, b in zip(learner.logprobs(items), logprobs, strict=True)
+        )
     finally:
         learner.shutdown()
-    assert first["kl"] == pytest.approx(0, abs=1e-6)  # the reference is the base, under adapters that are still zero
+    assert first["kl"] == pytest.approx(
+        0, abs=1e-6
+    )  # the reference is the base, under adapters that are still zero
     assert second["kl"] > 1e-4
     assert second["loss"] < first["loss"] - 0.01
     before, after = load_file(Path(model, "model.safetensors")), hf_weights(str(tmp_path / "saved"))
     assert set(before) == set(after)
     changed = {name for name in before if not torch.equal(before[name].float(), after[name])}
-    assert changed == {n for n in before if "language_model" in n and ("q_proj" in n or "down_proj" in n)}
+    assert changed == {
+        n for n in before if "language_model" in n and ("q_proj" in n or "down_proj" in n)
+    }
     sent = ray.get(target.state.remote())[1]
     assert all(np.array_equal(sent[name], w.numpy()) for name, w in after.items())
-    whole = Learner(str(tmp_path / "saved" / "hf"), CONFIG.model_copy(update={"ranks": 1, "kl_beta": 0.0}))
+    whole = Learner(
+        str(tmp_path / "saved" / "hf"), CONFIG.model_copy(update={"ranks": 1, "kl_beta": 0.0})
+    )
     try:
         for a, b in zip(whole.logprobs(items), logprobs, strict=True):
             np.testing.assert_allclose(a, b, atol=2e-5)

@@ -30,12 +30,17 @@ def test_a_candidate_is_taken_as_soon_as_its_expected_rank_is_within_the_budget(
 
 def test_first_candidates_come_before_second_ones():
     batch = Selection(questions=2, prefixes=2, schedule="streaming")
-    assert pairs(batch.offer(0, found(0, 0.1, 0.2))) == ([(0, 0)], [])  # 0.1: rank 1 + 1; 0.2, a second: 2 + 2
+    assert pairs(batch.offer(0, found(0, 0.1, 0.2))) == (
+        [(0, 0)],
+        [],
+    )  # 0.1: rank 1 + 1; 0.2, a second: 2 + 2
     assert pairs(batch.offer(1, found(1, 0.9))) == ([(1, 0)], [0, 1])
 
 
 def test_a_spent_budget_settles_every_question():
-    batch = Selection(questions=3, prefixes=2, schedule="streaming", past=[Past(10)])  # nothing triggered so far: all ranks are low
+    batch = Selection(
+        questions=3, prefixes=2, schedule="streaming", past=[Past(10)]
+    )  # nothing triggered so far: all ranks are low
     assert pairs(batch.offer(2, found(2, 0.5))) == ([(2, 0)], [2])
     assert pairs(batch.offer(1, found(1, 0.4, 0.6))) == ([(1, 0)], [1])
     assert pairs(batch.offer(0, found(0, 0.1))) == ([], [0])
@@ -64,12 +69,18 @@ def test_a_dear_candidate_counts_for_several():
     assert pairs(batch.offer(0, [dear])) == ([], [])  # rank 2 + 3 * 2/1
     assert pairs(batch.offer(1, [])) == ([], [1])  # 2 + 2 * 2/2
     assert pairs(batch.offer(2, [])) == ([(0, 0)], [0, 2])  # 2 + 1 * 2/3
-    assert pairs(batch.offer(3, [replace(dear, group=3)])) == ([], [3])  # 1 is left, which does not pay for it
+    assert pairs(batch.offer(3, [replace(dear, group=3)])) == (
+        [],
+        [3],
+    )  # 1 is left, which does not pay for it
 
 
 def test_the_dearest_tool_is_tried_once_a_batch():
     batch = Selection(questions=1, prefixes=3, schedule="batch", prices={"search": 1e6})
-    assert pairs(batch.offer(0, [replace(c, tool="search") for c in found(0, 0.5, 0.6)])) == ([(0, 0)], [0])
+    assert pairs(batch.offer(0, [replace(c, tool="search") for c in found(0, 0.5, 0.6)])) == (
+        [(0, 0)],
+        [0],
+    )
 
 
 @pytest.mark.parametrize("trigger", [0.2, 0.8])
@@ -79,12 +90,19 @@ def test_with_prices_the_budget_holds_and_the_choice_is_nearly_that_of_the_batch
     rules = {schedule: Selections(schedule) for schedule in ("batch", "streaming")}
     same = chosen = 0
     for step in range(200):
-        batch = [found(i, *rng.uniform(size=rng.integers(1, 5))) if rng.uniform() < trigger else [] for i in range(16)]
-        batch = [[replace(c, tool=("search", "zoom")[i % 2]) for c in row] for i, row in enumerate(batch)]
+        batch = [
+            found(i, *rng.uniform(size=rng.integers(1, 5))) if rng.uniform() < trigger else []
+            for i in range(16)
+        ]
+        batch = [
+            [replace(c, tool=("search", "zoom")[i % 2]) for c in row] for i, row in enumerate(batch)
+        ]
         taken = {schedule: set() for schedule in rules}
         for place in map(int, rng.permutation(16)):
             for schedule, selections in rules.items():
-                taken[schedule] |= set(selections.offer(step, place, batch[place], 16, 8, prices).forks)
+                taken[schedule] |= set(
+                    selections.offer(step, place, batch[place], 16, 8, prices).forks
+                )
         assert all(sum(prices.get(c.tool, 1) for c in forks) <= 8 for forks in taken.values())
         same, chosen = same + len(taken["batch"] & taken["streaming"]), chosen + len(taken["batch"])
     print(f"\ntrigger {trigger}, prices: {same / chosen:.1%} of the batch rule's choice")
@@ -105,10 +123,16 @@ def test_the_choice_is_nearly_that_of_the_batch_rule(trigger):
     questions, prefixes = 16, 8
     selections, same, chosen = Selections("streaming"), 0, 0
     for step in range(200):
-        batch = [found(i, *rng.uniform(size=rng.integers(1, 5))) if rng.uniform() < trigger else [] for i in range(questions)]
+        batch = [
+            found(i, *rng.uniform(size=rng.integers(1, 5))) if rng.uniform() < trigger else []
+            for i in range(questions)
+        ]
         taken = set()
         for place in rng.permutation(questions):
-            taken |= {(c.group, c.rollout) for c in selections.offer(step, int(place), batch[place], questions, prefixes).forks}
+            taken |= {
+                (c.group, c.rollout)
+                for c in selections.offer(step, int(place), batch[place], questions, prefixes).forks
+            }
         wanted = {(c.group, c.rollout) for c in allocate(batch, prefixes)}
         assert len(taken) == len(wanted)  # never more than the budget, and all of it
         same, chosen = same + len(taken & wanted), chosen + len(wanted)

@@ -68,7 +68,10 @@ def test_confidence_of_a_call_that_is_never_closed_stops_before_the_end_of_turn(
 
 
 def test_only_the_first_call_counts():
-    source = turns([[(4, 0.1), (5, 0.4), (6, 0.4), (2, 0.9)], [70], [(4, 0.1), (5, 0.9), (6, 0.9), (2, 0.9)]], 0.0)
+    source = turns(
+        [[(4, 0.1), (5, 0.4), (6, 0.4), (2, 0.9)], [70], [(4, 0.1), (5, 0.9), (6, 0.9), (2, 0.9)]],
+        0.0,
+    )
     ((found,),) = candidates([group("q", source)], TOKENS, "confidence", seed=0, step=0)
     assert (found.prefix_tokens, found.score) == (2, pytest.approx(0.4))
 
@@ -87,14 +90,22 @@ def test_candidates_are_the_tool_using_rollouts_of_triggered_groups():
         group("c", direct(0)),
     ]
     found = candidates(groups, TOKENS, "confidence", seed=0, step=0)
-    assert [[(c.group, c.rollout, c.prefix_tokens) for c in f] for f in found] == [[(0, 1, 3), (0, 2, 3)], [], []]
+    assert [[(c.group, c.rollout, c.prefix_tokens) for c in f] for f in found] == [
+        [(0, 1, 3), (0, 2, 3)],
+        [],
+        [],
+    ]
     assert [c.score for c in found[0]] == pytest.approx([0.5, 0.25])
 
 
 def test_a_literal_tag_inside_thinking_is_no_candidate():
-    literal = turns([[(50, 0.1), (5, 0.1), (60, 0.1), (6, 0.1), (4, 0.9), (51, 0.9), (2, 0.9)]], 0.0)
+    literal = turns(
+        [[(50, 0.1), (5, 0.1), (60, 0.1), (6, 0.1), (4, 0.9), (51, 0.9), (2, 0.9)]], 0.0
+    )
     never_out = turns([[(50, 0.1), (5, 0.1), (60, 0.1)]], 0.0, 1)  # thinking never ends
-    assert candidates([group("q", literal, never_out)], TOKENS, "confidence", seed=0, step=0) == [[]]
+    assert candidates([group("q", literal, never_out)], TOKENS, "confidence", seed=0, step=0) == [
+        []
+    ]
     # Beside a real call, the fork point is the real one.
     both = turns([[(5, 0.1), (6, 0.1), (4, 0.9), (5, 0.5), (6, 0.5), (2, 0.9)]], 0.0)
     ((found,),) = candidates([group("q", both)], TOKENS, "confidence", seed=0, step=0)
@@ -102,7 +113,9 @@ def test_a_literal_tag_inside_thinking_is_no_candidate():
 
 
 def places(rollouts, fork_at):
-    (found,) = candidates([group("q", *rollouts)], TOKENS, "confidence", seed=0, step=0, fork_at=fork_at)
+    (found,) = candidates(
+        [group("q", *rollouts)], TOKENS, "confidence", seed=0, step=0, fork_at=fork_at
+    )
     return [(c.rollout, c.prefix_tokens, pytest.approx(c.score)) for c in found]
 
 
@@ -113,7 +126,9 @@ def test_from_the_prompt_the_same_rollouts_are_candidates_in_the_same_order_and_
 
 
 def test_at_answers_the_rollouts_without_a_tool_are_candidates_where_all_of_those_failed():
-    wrong = turns([[(50, 0.1), (4, 0.1), (51, 0.4), (52, 0.2), (2, 0.9)]], 0.0, 1)  # answer of 0.4 and 0.2, closed by 0.9
+    wrong = turns(
+        [[(50, 0.1), (4, 0.1), (51, 0.4), (52, 0.2), (2, 0.9)]], 0.0, 1
+    )  # answer of 0.4 and 0.2, closed by 0.9
     silent = turns([[(50, 0.1), (4, 0.1), (2, 0.9)]], 0.0, 2)  # no answer to resample
     assert places((calling(0.5, 1.0), wrong, silent), "answer") == [(1, 2, 0.3)]
     assert places((calling(0.5, 0.0), wrong, direct(1, 2)), "answer") == []  # one of them is right
@@ -126,7 +141,9 @@ def branching(rollout: int, *means: float, reward: float = 0.0):
     source = turns(parts, reward, rollout)
     segments = iter(means)
     filled = [
-        dataclasses.replace(s, entropies=np.array([next(segments)] * 20 + [9.0] * 5, np.float32)) if hasattr(s, "logprobs") else s
+        dataclasses.replace(s, entropies=np.array([next(segments)] * 20 + [9.0] * 5, np.float32))
+        if hasattr(s, "logprobs")
+        else s
         for s in source.segments
     ]
     return dataclasses.replace(source, segments=tuple(filled))
@@ -135,9 +152,18 @@ def branching(rollout: int, *means: float, reward: float = 0.0):
 def test_arpo_forks_after_observations_where_the_entropy_rose_most_in_any_group():
     # Turns start at 0, 26, 52. Rises: rollout 0 (a right one) +0.5 and -0.25; rollout 1 none; rollout 2 has no observation.
     rollouts = (branching(0, 1.0, 1.5, 0.75, reward=1.0), branching(1, 1.0, 1.0), branching(2, 3.0))
-    (found,) = candidates([group("q", *rollouts)], TOKENS, "entropy", seed=0, step=0, fork_at="observation")
+    (found,) = candidates(
+        [group("q", *rollouts)], TOKENS, "entropy", seed=0, step=0, fork_at="observation"
+    )
     assert [(c.rollout, c.prefix_tokens, c.score) for c in found] == [(0, 26, -0.5)]
-    both = candidates([group("q", branching(0, 1.0, 1.25, 2.0))], TOKENS, "entropy", seed=0, step=0, fork_at="observation")
+    both = candidates(
+        [group("q", branching(0, 1.0, 1.25, 2.0))],
+        TOKENS,
+        "entropy",
+        seed=0,
+        step=0,
+        fork_at="observation",
+    )
     assert [(c.prefix_tokens, c.score) for c in allocate(both, 2)] == [(52, -1.0), (26, -0.25)]
 
 
@@ -148,7 +174,9 @@ def test_entropy_ranks_the_highest_first():
 
 
 def test_chance_is_seeded_and_knows_no_order():
-    groups = [group(q, *(calling(0.5, rollout=i, question=q) for i in range(4))) for q in ("a", "b")]
+    groups = [
+        group(q, *(calling(0.5, rollout=i, question=q) for i in range(4))) for q in ("a", "b")
+    ]
     one = candidates(groups, TOKENS, "random", seed=7, step=3)
     assert one == candidates(groups, TOKENS, "random", seed=7, step=3)
     other_order = candidates(groups[::-1], TOKENS, "random", seed=7, step=3)
@@ -175,7 +203,14 @@ def test_budget(questions, n, k, ratio, expected):
 
 @pytest.mark.parametrize(
     ("prefixes", "rate", "expected"),
-    [(8, [], 8), (8, [True] * 8, 8), (8, [True, False, False, False], 8), (8, [True] + [False] * 7, 4), (8, [False], 1), (0, [False], 0)],
+    [
+        (8, [], 8),
+        (8, [True] * 8, 8),
+        (8, [True, False, False, False], 8),
+        (8, [True] + [False] * 7, 4),
+        (8, [False], 1),
+        (0, [False], 0),
+    ],
 )
 def test_a_budget_adapted_to_a_target_of_a_quarter(prefixes, rate, expected):
     assert adapted(prefixes, rate, 0.25) == expected
@@ -183,16 +218,25 @@ def test_a_budget_adapted_to_a_target_of_a_quarter(prefixes, rate, expected):
 
 def test_a_prefix_counts_for_what_its_tool_costs():
     costs = [("search", 6.0), ("zoom", 0.5), ("search", 2.0), ("python", 2.0), ("", 0.0)]
-    assert prices(costs, 2.0) == {"search": 2.0, "zoom": 1.0, "python": 1.0, "": 1.0}  # the mean of 6 and 2 is twice the target
+    assert prices(costs, 2.0) == {
+        "search": 2.0,
+        "zoom": 1.0,
+        "python": 1.0,
+        "": 1.0,
+    }  # the mean of 6 and 2 is twice the target
     assert prices(costs, None) == {}
     assert prices((), 2.0) == {}
 
 
 def test_the_cost_of_a_resample_is_what_its_tools_took_and_charge():
     def continuation(seconds, *tools):
-        return dataclasses.replace(calling(0.5), stats=RolloutStats(tool_seconds=seconds, tools=tools))
+        return dataclasses.replace(
+            calling(0.5), stats=RolloutStats(tool_seconds=seconds, tools=tools)
+        )
 
-    resample = Resample(0, 3, (continuation(0.5, "search", "zoom"), continuation(0.25, "search"), continuation(0.0)))
+    resample = Resample(
+        0, 3, (continuation(0.5, "search", "zoom"), continuation(0.25, "search"), continuation(0.0))
+    )
     assert tool_cost(resample, {"search": 2.0}) == 0.75 + 2 * 2.0
     assert tool_cost(resample, {}) == 0.75
 

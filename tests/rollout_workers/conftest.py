@@ -2,7 +2,7 @@
 
 import pytest
 
-from axpo.embedded import build
+from axpo.sft.embedded import build
 from rollout_workers.chat import Chat
 
 TEXTS = [

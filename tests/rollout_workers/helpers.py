@@ -36,7 +36,15 @@ class MockEngine:
 
     async def generate(self, prompt_ids, images, *, seed, max_tokens, n=1, temperature=1.0):
         reply = self.script(len(self.requests))
-        self.requests.append({"ids": prompt_ids, "images": len(images), "seed": seed, "n": n, "temperature": temperature})
+        self.requests.append(
+            {
+                "ids": prompt_ids,
+                "images": len(images),
+                "seed": seed,
+                "n": n,
+                "temperature": temperature,
+            }
+        )
         if isinstance(reply, Exception):
             raise reply
         if isinstance(reply, float):
@@ -45,7 +53,11 @@ class MockEngine:
         await asyncio.sleep(0)
         ids = self.chat.encode_policy(reply if reply.endswith("…") else reply + "<|im_end|>")
         logprobs = np.full(len(ids), -0.5, np.float32)
-        return [Generation(ids, logprobs, None, not reply.endswith("…"), len(prompt_ids), 3, self.version)] * n
+        return [
+            Generation(
+                ids, logprobs, None, not reply.endswith("…"), len(prompt_ids), 3, self.version
+            )
+        ] * n
 
     async def finish_weight_update(self, version):
         self.version = version
@@ -67,14 +79,21 @@ class MockEngine:
 class MockTools:
     """The tools of a run: `answer(name, arguments)` gives the result or raises."""
 
-    def __init__(self, answer: Callable[[str, dict], Result], names: tuple[str, ...] = ("zoom",)) -> None:
+    def __init__(
+        self, answer: Callable[[str, dict], Result], names: tuple[str, ...] = ("zoom",)
+    ) -> None:
         self.answer, self.names, self.calls, self.earlier = answer, names, [], []
 
     async def schemas(self):
-        return [{"type": "function", "function": {"name": name, "parameters": {}}} for name in self.names]
+        return [
+            {"type": "function", "function": {"name": name, "parameters": {}}}
+            for name in self.names
+        ]
 
     def evaluating(self):
-        return MockTools(lambda name, arguments: Result("ok", "only in evaluations"), (*self.names, "search"))
+        return MockTools(
+            lambda name, arguments: Result("ok", "only in evaluations"), (*self.names, "search")
+        )
 
     async def call(self, name, arguments, images, earlier):
         self.calls.append((name, arguments, len(images)))
@@ -91,4 +110,6 @@ def picture(seed: int, side: int = 64) -> Pixels:
 
 
 def question(images: int = 1) -> Question:
-    return Question("q1", "what is the digit in the red frame?", tuple(picture(i) for i in range(images)), "7")
+    return Question(
+        "q1", "what is the digit in the red frame?", tuple(picture(i) for i in range(images)), "7"
+    )

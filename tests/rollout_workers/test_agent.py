@@ -4,7 +4,14 @@ import asyncio
 
 import numpy as np
 
-from rollout_workers.agent import ContextFull, EngineFailure, Generation, Limits, Rollout, distinct_calls
+from rollout_workers.agent import (
+    ContextFull,
+    EngineFailure,
+    Generation,
+    Limits,
+    Rollout,
+    distinct_calls,
+)
 from rollout_workers.trajectory import EndReason, ObservationSegment
 from tests.rollout_workers.helpers import ZOOM, MockEngine, MockTools, Result, picture, zoomed
 
@@ -20,7 +27,10 @@ def play(chat, replies, answer=zoomed, **limits):
         chat=chat,
         generate=engine.generate,
         call_tool=tools.call,
-        limits=Limits(**{"max_turns": 3, "max_turn_tokens": 64, "max_calls_per_turn": 1, "deadline_s": 20.0} | limits),
+        limits=Limits(
+            **{"max_turns": 3, "max_turn_tokens": 64, "max_calls_per_turn": 1, "deadline_s": 20.0}
+            | limits
+        ),
         prompt_ids=chat.prompt("?", 1, [], None),
         question_images=[picture(0)],
         tool_images=["the question's image"],
@@ -31,15 +41,25 @@ def play(chat, replies, answer=zoomed, **limits):
 
 
 def observation(chat, response, index=0):
-    return chat.decode([s for s in response.segments if isinstance(s, ObservationSegment)][index].token_ids)
+    return chat.decode(
+        [s for s in response.segments if isinstance(s, ObservationSegment)][index].token_ids
+    )
 
 
 def test_call_observe_answer(chat):
     response, engine, tools = play(chat, [CALL, CALL, ANSWER])
     assert (response.end, response.answer) == (EndReason.ANSWERED, "7")
     assert tools.calls == [("zoom", {"box": [1, 2]}, 1), ("zoom", {"box": [1, 2]}, 2)]
-    assert [(r["images"], r["seed"], r["temperature"]) for r in engine.requests] == [(1, 100, 0.7), (2, 101, 0.7), (3, 102, 0.7)]
-    assert (response.stats.tool_calls, response.stats.tool_failures, response.stats.cached_tokens) == (2, 0, 3)
+    assert [(r["images"], r["seed"], r["temperature"]) for r in engine.requests] == [
+        (1, 100, 0.7),
+        (2, 101, 0.7),
+        (3, 102, 0.7),
+    ]
+    assert (
+        response.stats.tool_calls,
+        response.stats.tool_failures,
+        response.stats.cached_tokens,
+    ) == (2, 0, 3)
     assert response.stats.tools == ("zoom", "zoom")
     assert response.stats.prompt_tokens == len(engine.requests[0]["ids"])
 
@@ -71,7 +91,9 @@ def test_each_segment_carries_the_version_it_was_sampled_under(chat):
         1.0,
     )
     response = asyncio.run(rollout.play())
-    assert [s.policy_version for s in response.segments if not isinstance(s, ObservationSegment)] == [0, 4]
+    assert [
+        s.policy_version for s in response.segments if not isinstance(s, ObservationSegment)
+    ] == [0, 4]
 
 
 def test_no_answer_without_closing_the_thinking(chat):
@@ -87,11 +109,17 @@ def test_a_malformed_call_is_answered_and_the_rollout_goes_on(chat):
 
 
 def test_calls_over_the_limit_are_answered_and_not_run(chat):
-    response, _, tools = play(chat, [f"</think>{BAD[BAD.index('<tool_call>') :]}{ZOOM}{ZOOM}", ANSWER])
+    response, _, tools = play(
+        chat, [f"</think>{BAD[BAD.index('<tool_call>') :]}{ZOOM}{ZOOM}", ANSWER]
+    )
     assert len(tools.calls) == 1
     text = observation(chat, response)
     assert text.count("<tool_response>") == 3
-    assert text.index("malformed call") < text.index("zoomed.") < text.index("not run: at most 1 tool call a turn")
+    assert (
+        text.index("malformed call")
+        < text.index("zoomed.")
+        < text.index("not run: at most 1 tool call a turn")
+    )
     assert (response.stats.tool_calls, response.stats.tool_failures) == (3, 2)
 
 
@@ -115,9 +143,15 @@ def test_a_tool_error_is_the_policys_to_read(chat):
 
 
 def test_a_name_that_the_policy_made_up_is_no_tool_that_ran(chat):
-    response, _, tools = play(chat, [CALL.replace("zoom", "wythong"), CALL, ANSWER], lambda *_: Result("tool_error", "no"))
+    response, _, tools = play(
+        chat, [CALL.replace("zoom", "wythong"), CALL, ANSWER], lambda *_: Result("tool_error", "no")
+    )
     assert [call[0] for call in tools.calls] == ["wythong", "zoom"]
-    assert (response.stats.tool_calls, response.stats.tool_failures, response.stats.tools) == (2, 2, ("zoom",))
+    assert (response.stats.tool_calls, response.stats.tool_failures, response.stats.tools) == (
+        2,
+        2,
+        ("zoom",),
+    )
 
 
 def test_ends(chat):
@@ -133,7 +167,11 @@ def test_a_tool_server_that_fails_is_infrastructure(chat):
     def dies(name, arguments):
         raise ConnectionError("actor died")
 
-    for answer in (dies, lambda *_: Result("infrastructure", "disk full"), lambda *_: Result("deadline", "too slow")):
+    for answer in (
+        dies,
+        lambda *_: Result("infrastructure", "disk full"),
+        lambda *_: Result("deadline", "too slow"),
+    ):
         response, _, _ = play(chat, [CALL, ANSWER], answer)
         assert response.end == EndReason.TOOL_ERROR
         assert response.end.infrastructure
@@ -153,5 +191,10 @@ def test_distinct_calls_end_at_the_closing_tag_and_one_cut_short_differs_from_al
     one, other = '{"a": 1}</tool_call>', '{"a": 2}</tool_call>'
     assert distinct_calls([generation(one), generation(one + "\nmore")], chat.tokens) == 1
     assert distinct_calls([generation(one), generation(other), generation(one)], chat.tokens) == 2
-    assert distinct_calls([generation('{"a"'), generation('{"a"')], chat.tokens) == 1  # never closed, and the same
-    assert distinct_calls([generation('{"a"', cut=True), generation('{"a"', cut=True)], chat.tokens) == 2
+    assert (
+        distinct_calls([generation('{"a"'), generation('{"a"')], chat.tokens) == 1
+    )  # never closed, and the same
+    assert (
+        distinct_calls([generation('{"a"', cut=True), generation('{"a"', cut=True)], chat.tokens)
+        == 2
+    )

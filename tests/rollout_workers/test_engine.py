@@ -23,9 +23,22 @@ BLOCK = 32
 # tower 4 blocks x 12, merger and deepstack merger 6 each, patch embedding 2, position embedding
 PARAMETERS = 4 * 8 + 3 + 4 * 12 + 2 * 6 + 2 + 1
 ENGINE = EngineConfig(
-    dtype="float32", block_size=BLOCK, max_num_seqs=16, enforce_eager=True, kv_cache_gb=0.25, weight_transfer="shared_memory"
+    dtype="float32",
+    block_size=BLOCK,
+    max_num_seqs=16,
+    enforce_eager=True,
+    kv_cache_gb=0.25,
+    weight_transfer="shared_memory",
 )
-CONFIG = RolloutConfig(n=4, max_turn_tokens=96, max_context_tokens=1024, temperature=0.7, deadline_s=90, retries=0, engine=ENGINE)
+CONFIG = RolloutConfig(
+    n=4,
+    max_turn_tokens=96,
+    max_context_tokens=1024,
+    temperature=0.7,
+    deadline_s=90,
+    retries=0,
+    engine=ENGINE,
+)
 QUESTION = Question("q1", "what is the digit in the red frame? " * 12, (picture(0, 128),), "7")
 
 
@@ -42,7 +55,9 @@ def reward(question, answer):
 
 
 def start(model: str) -> RolloutPool:
-    pool = RolloutPool(model, CONFIG, Tools(), "look closely", reward, run_seed=3, want_entropies=True)
+    pool = RolloutPool(
+        model, CONFIG, Tools(), "look closely", reward, run_seed=3, want_entropies=True
+    )
     pool.ready()
     return pool
 
@@ -74,7 +89,14 @@ def payload(tensors: dict[str, torch.Tensor], folder) -> dict:
     file, entries = folder / "bucket", []
     with file.open("wb") as out:
         for name, tensor in tensors.items():
-            entries.append({"name": name, "dtype": "float32", "shape": list(tensor.shape), "offset": out.tell()})
+            entries.append(
+                {
+                    "name": name,
+                    "dtype": "float32",
+                    "shape": list(tensor.shape),
+                    "offset": out.tell(),
+                }
+            )
             out.write(tensor.numpy().tobytes())
     return {"file": str(file), "tensors": entries}
 
@@ -84,7 +106,9 @@ def get(reference):
 
 
 def engine_processes(worker) -> list[psutil.Process]:
-    return psutil.Process(get(worker.__ray_call__.remote(lambda self: os.getpid()))).children(recursive=True)
+    return psutil.Process(get(worker.__ray_call__.remote(lambda self: os.getpid()))).children(
+        recursive=True
+    )
 
 
 def test_a_group(pool, chat):
@@ -92,7 +116,12 @@ def test_a_group(pool, chat):
     assert [t.rollout for t in group.rollouts] == [0, 1, 2, 3]
     assert len({t.response_ids.tobytes() for t in group.rollouts}) == 4
     for t in group.rollouts:
-        assert t.end in (EndReason.ANSWERED, EndReason.OUT_OF_TOKENS, EndReason.OUT_OF_TURNS, EndReason.MALFORMED_CALL)
+        assert t.end in (
+            EndReason.ANSWERED,
+            EndReason.OUT_OF_TOKENS,
+            EndReason.OUT_OF_TURNS,
+            EndReason.MALFORMED_CALL,
+        )
         assert t.reward == 0.0
         assert not np.isin(t.response_ids[t.policy_mask], chat.tokens.banned).any()
         assert (t.logprobs[t.policy_mask] < 0).all()
@@ -100,19 +129,28 @@ def test_a_group(pool, chat):
         for segment in t.segments:
             if isinstance(segment, PolicySegment):
                 assert segment.policy_version == 0
-                assert (segment.token_ids == chat.tokens.im_end).sum() == (segment.token_ids[-1] == chat.tokens.im_end)
+                assert (segment.token_ids == chat.tokens.im_end).sum() == (
+                    segment.token_ids[-1] == chat.tokens.im_end
+                )
                 assert segment.token_ids[-1] == chat.tokens.im_end or len(segment.token_ids) == 96
 
 
 def test_the_same_seeds_give_the_same_rollouts(worker):
     first, again, other = (get(worker.rollout.remote(QUESTION, 2, step)) for step in (1, 1, 2))
-    assert [t.response_ids.tolist() for t in first.rollouts] == [t.response_ids.tolist() for t in again.rollouts]
-    assert [t.response_ids.tolist() for t in first.rollouts] != [t.response_ids.tolist() for t in other.rollouts]
+    assert [t.response_ids.tolist() for t in first.rollouts] == [
+        t.response_ids.tolist() for t in again.rollouts
+    ]
+    assert [t.response_ids.tolist() for t in first.rollouts] != [
+        t.response_ids.tolist() for t in other.rollouts
+    ]
 
 
 def fork(worker, step):
     """Returns (source, resample, prefix tokens of the fork's request, of these cached)."""
-    source = max(get(worker.rollout.remote(QUESTION, 4, step)).rollouts, key=lambda t: len(t.segments[0].token_ids))
+    source = max(
+        get(worker.rollout.remote(QUESTION, 4, step)).rollouts,
+        key=lambda t: len(t.segments[0].token_ids),
+    )
     prefix = len(source.segments[0].token_ids) // 2
     resample = get(worker.fork.remote(QUESTION, source, prefix, 4, step))
     stats = resample.continuations[0].stats
@@ -121,11 +159,15 @@ def fork(worker, step):
 
 def test_a_fork_continues_from_the_engines_cache(worker):
     source, resample, tokens, cached = fork(worker, step=3)
-    print(f"\nfork: {cached} of {tokens} prefix tokens cached = {cached / tokens:.0%}; whole blocks allow {(tokens - 1) // BLOCK * BLOCK}")
+    print(
+        f"\nfork: {cached} of {tokens} prefix tokens cached = {cached / tokens:.0%}; whole blocks allow {(tokens - 1) // BLOCK * BLOCK}"
+    )
     assert cached == (tokens - 1) // BLOCK * BLOCK
     assert cached / tokens >= 0.8
     prefix = resample.prefix_tokens
-    assert tokens == len(source.prompt_ids) + prefix + 15  # 128 x 128 pixels: 16 features for one placeholder
+    assert (
+        tokens == len(source.prompt_ids) + prefix + 15
+    )  # 128 x 128 pixels: 16 features for one placeholder
     assert len({c.response_ids.tobytes() for c in resample.continuations}) == 4
     for k, c in enumerate(resample.continuations):
         assert c.fork.index == k
@@ -147,8 +189,12 @@ def test_weight_updates_change_the_policy(worker, new_weights, tmp_path):
     get(worker.init_weight_transfer.remote({}))
     outputs = [before.response_ids.tolist()]
     for version, scale in ((1, 0.9), (2, 1.0)):
-        buckets = halves({name: tensor * scale for name, tensor in new_weights.items()}, tmp_path / str(version))
-        differing = {name for bucket in buckets for name in get(worker.weights_equal.remote(bucket))}
+        buckets = halves(
+            {name: tensor * scale for name, tensor in new_weights.items()}, tmp_path / str(version)
+        )
+        differing = {
+            name for bucket in buckets for name in get(worker.weights_equal.remote(bucket))
+        }
         assert len(differing) == PARAMETERS
         get(worker.start_weight_update.remote())
         held_back = worker.rollout.remote(QUESTION, 1, 1)
@@ -159,7 +205,9 @@ def test_weight_updates_change_the_policy(worker, new_weights, tmp_path):
 
         assert [get(worker.weights_equal.remote(bucket)) for bucket in buckets] == [[], []]
         (after,) = get(held_back).rollouts
-        assert {s.policy_version for s in after.segments if isinstance(s, PolicySegment)} == {version}
+        assert {s.policy_version for s in after.segments if isinstance(s, PolicySegment)} == {
+            version
+        }
         assert after.stats.cached_tokens == 0
         assert after.response_ids.tolist() not in outputs
         outputs.append(after.response_ids.tolist())
@@ -182,7 +230,9 @@ def test_logprobs_are_those_of_hugging_face(worker, new_weights, model, chat):
     reference = Qwen3VLForConditionalGeneration.from_pretrained(model, dtype=torch.float32)
     reference.load_state_dict(new_weights, strict=False)
     reference.tie_weights()
-    pixels = AutoImageProcessor.from_pretrained(model)(images=[Image.fromarray(QUESTION.images[0])], return_tensors="pt")
+    pixels = AutoImageProcessor.from_pretrained(model)(
+        images=[Image.fromarray(QUESTION.images[0])], return_tensors="pt"
+    )
     gaps = []
     for t in get(worker.rollout.remote(QUESTION, 4, 5)).rollouts:
         assert turn_index(t.segments) == 0
@@ -190,9 +240,17 @@ def test_logprobs_are_those_of_hugging_face(worker, new_weights, model, chat):
         at = ids.index(chat.tokens.image_pad)
         ids = torch.tensor([ids[:at] + [chat.tokens.image_pad] * 16 + ids[at + 1 :]])
         with torch.no_grad():
-            logits = reference(input_ids=ids, mm_token_type_ids=(ids == chat.tokens.image_pad).long(), **pixels).logits[0].float()
+            logits = (
+                reference(
+                    input_ids=ids, mm_token_type_ids=(ids == chat.tokens.image_pad).long(), **pixels
+                )
+                .logits[0]
+                .float()
+            )
         logits[:, list(chat.tokens.banned)] -= 100
-        logprobs = (logits / CONFIG.temperature).log_softmax(-1)[:-1].gather(1, ids[0, 1:, None])[:, 0]
+        logprobs = (
+            (logits / CONFIG.temperature).log_softmax(-1)[:-1].gather(1, ids[0, 1:, None])[:, 0]
+        )
         gaps.append(np.abs(logprobs[-len(t.response_ids) :].numpy() - t.logprobs))
     gap = np.concatenate(gaps)
     print(f"\nlogprob gap over {len(gap)} tokens: mean {gap.mean():.1e}, max {gap.max():.1e}")
@@ -201,7 +259,9 @@ def test_logprobs_are_those_of_hugging_face(worker, new_weights, model, chat):
 
 def test_the_context_limit_is_an_end(worker):
     long = Question("long", "what is the digit? " * 400, QUESTION.images, "7")
-    assert [t.end for t in get(worker.rollout.remote(long, 2, 0)).rollouts] == [EndReason.OUT_OF_TOKENS] * 2
+    assert [t.end for t in get(worker.rollout.remote(long, 2, 0)).rollouts] == [
+        EndReason.OUT_OF_TOKENS
+    ] * 2
 
 
 def test_prompts_are_prefilled_whole_and_one_process_has_scheduler_and_model(worker):
@@ -228,7 +288,11 @@ def test_outputs_that_vllm_merged_hold_the_same_logprobs():
         return flat
 
     # The sampled token is the second largest, the largest, and none of the three largest.
-    rows = [([7, 5, 7, 9], [-1.0, -0.5, -1.0, -3.0]), ([5, 5, 7, 9], [-0.25] * 2 + [-2.0, -3.0]), ([1, 5, 7, 9], [-6.0, -0.5, -1.0, -3.0])]
+    rows = [
+        ([7, 5, 7, 9], [-1.0, -0.5, -1.0, -3.0]),
+        ([5, 5, 7, 9], [-0.25] * 2 + [-2.0, -3.0]),
+        ([1, 5, 7, 9], [-6.0, -0.5, -1.0, -3.0]),
+    ]
     merged = position(*rows[0])
     for row in rows[1:]:
         merged.extend(position(*row))
@@ -236,7 +300,9 @@ def test_outputs_that_vllm_merged_hold_the_same_logprobs():
     table = _logprobs(merged, 3)
     assert table.shape == (3, 4)
     assert table[:, 0].tolist() == [-1.0, -0.25, -6.0]
-    assert [sorted(row[1:], reverse=True) for row in table.tolist()] == [values[1:] for _, values in rows]
+    assert [sorted(row[1:], reverse=True) for row in table.tolist()] == [
+        values[1:] for _, values in rows
+    ]
     assert _logprobs(merged, 0).tolist() == [[-1.0], [-0.25], [-6.0]]
 
 
@@ -258,8 +324,15 @@ def test_a_refused_update_and_a_killed_actor(cluster, model, new_weights, tmp_pa
     worker = start(model).workers[0]
     get(worker.init_weight_transfer.remote({}))
     get(worker.start_weight_update.remote())
-    get(worker.update_weights.remote(payload({k: v for k, v in new_weights.items() if "k_norm" not in k}, tmp_path)))
-    with pytest.raises(Exception, match=r"had no tensor for 4 parameters, first language_model\..*\.0\.self_attn\.k_norm"):
+    get(
+        worker.update_weights.remote(
+            payload({k: v for k, v in new_weights.items() if "k_norm" not in k}, tmp_path)
+        )
+    )
+    with pytest.raises(
+        Exception,
+        match=r"had no tensor for 4 parameters, first language_model\..*\.0\.self_attn\.k_norm",
+    ):
         get(worker.finish_weight_update.remote(2))
     processes = engine_processes(worker)
     assert any("EngineCore" in p.name() for p in processes)

@@ -12,12 +12,22 @@ import pytest
 from rollout_workers.pool import RolloutPool
 from rollout_workers.trajectory import EndReason, ObservationSegment, Question
 from tests.rollout_workers.helpers import picture
-from tests.rollout_workers.test_engine import CONFIG, Tools, engine_processes, get, halves, new_weights, reward
+from tests.rollout_workers.test_engine import (
+    CONFIG,
+    Tools,
+    engine_processes,
+    get,
+    halves,
+    new_weights,
+    reward,
+)
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 __all__ = ["new_weights"]  # a fixture
 # 400 tokens a turn: long enough for an update to find turns in the middle.
-UPDATES = CONFIG.model_copy(update={"in_flight_updates": True, "max_turn_tokens": 400, "health_s": 10.0, "n": 2})
+UPDATES = CONFIG.model_copy(
+    update={"in_flight_updates": True, "max_turn_tokens": 400, "health_s": 10.0, "n": 2}
+)
 QUESTION = Question("q1", "what is the digit in the red frame? ", (picture(0, 128),), "7")
 
 
@@ -45,7 +55,10 @@ def test_a_killed_worker_is_replaced_and_its_rollouts_are_the_same(pool):
     """The seeds decide: not even the tokens differ from a run without the fault."""
     (expected,) = pool.rollout([QUESTION], step=7)
     worker = pool.workers[0]
-    pid, engines = get(worker.__ray_call__.remote(lambda self: os.getpid())), engine_processes(worker)
+    pid, engines = (
+        get(worker.__ray_call__.remote(lambda self: os.getpid())),
+        engine_processes(worker),
+    )
     future = pool.run(pool.group(QUESTION, 7))
     deadline = time.monotonic() + 60
     while not get(worker.engine_stats.remote())["running"]:
@@ -78,16 +91,30 @@ def test_an_update_cuts_turns_and_the_next_policy_goes_on(pool, new_weights, tmp
         assert time.monotonic() < deadline
     time.sleep(0.5)
     begun = time.monotonic()
-    assert update(worker, halves({k: v * 0.9 for k, v in new_weights.items()}, tmp_path / "2"), 2) == 2
+    assert (
+        update(worker, halves({k: v * 0.9 for k, v in new_weights.items()}, tmp_path / "2"), 2) == 2
+    )
     paused = time.monotonic() - begun
     group, _ = future.result(300)
-    versions = [[s.policy_version for s in t.segments if not isinstance(s, ObservationSegment)] for t in group.rollouts]
+    versions = [
+        [s.policy_version for s in t.segments if not isinstance(s, ObservationSegment)]
+        for t in group.rollouts
+    ]
     print(f"\nupdate in {paused:.2f} s; versions of the segments: {versions}")
     assert [1, 2] in [v[:2] for v in versions]  # a turn begun by version 1 and ended by 2
     for t in group.rollouts:
-        assert t.end in (EndReason.ANSWERED, EndReason.OUT_OF_TOKENS, EndReason.OUT_OF_TURNS, EndReason.MALFORMED_CALL)
+        assert t.end in (
+            EndReason.ANSWERED,
+            EndReason.OUT_OF_TOKENS,
+            EndReason.OUT_OF_TURNS,
+            EndReason.MALFORMED_CALL,
+        )
         assert (t.logprobs[t.policy_mask] < 0).all()
-        assert len(t.segments[0].token_ids) + (len(t.segments[1].token_ids) if versions[t.rollout][:2] == [1, 2] else 0) <= 400
+        assert (
+            len(t.segments[0].token_ids)
+            + (len(t.segments[1].token_ids) if versions[t.rollout][:2] == [1, 2] else 0)
+            <= 400
+        )
 
 
 def test_an_update_cut_in_the_middle_is_forgotten(pool, new_weights, tmp_path):
@@ -100,20 +127,29 @@ def test_an_update_cut_in_the_middle_is_forgotten(pool, new_weights, tmp_path):
     assert update(worker, buckets, 3) == 3
     assert [get(worker.weights_equal.remote(bucket)) for bucket in buckets] == [[], []]
     group, _ = held_back.result(120)
-    assert {s.policy_version for t in group.rollouts for s in t.segments if not isinstance(s, ObservationSegment)} == {3}
+    assert {
+        s.policy_version
+        for t in group.rollouts
+        for s in t.segments
+        if not isinstance(s, ObservationSegment)
+    } == {3}
 
 
 def test_forks_of_one_engine_come_from_its_cache(pool):
     async def fork():
         group, _ = await pool.group(QUESTION, 11)
         source = max(group.rollouts, key=lambda t: len(t.segments[0].token_ids))
-        return source, await pool.fork(group, source.rollout, len(source.segments[0].token_ids) // 2, 3, 11)
+        return source, await pool.fork(
+            group, source.rollout, len(source.segments[0].token_ids) // 2, 3, 11
+        )
 
     source, resample = pool.run(fork()).result(300)
     stats = resample.continuations[0].stats
     assert stats.cached_tokens == (stats.prompt_tokens - 1) // 32 * 32
     assert len({c.response_ids.tobytes() for c in resample.continuations}) == 3
     assert all(
-        np.array_equal(c.response_ids[: resample.prefix_tokens], source.response_ids[: resample.prefix_tokens])
+        np.array_equal(
+            c.response_ids[: resample.prefix_tokens], source.response_ids[: resample.prefix_tokens]
+        )
         for c in resample.continuations
     )

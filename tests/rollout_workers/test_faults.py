@@ -27,8 +27,13 @@ def test_a_fault_happens_at_its_visit_to_its_worker_and_only_then():
 
 
 def test_a_seeded_plan_is_the_same_every_time():
-    assert FaultPlan.seeded(7, workers=3, count=5).faults == FaultPlan.seeded(7, workers=3, count=5).faults
-    assert {fault.point for seed in range(20) for fault in FaultPlan.seeded(seed, 3, 5).faults} == set(POINTS)
+    assert (
+        FaultPlan.seeded(7, workers=3, count=5).faults
+        == FaultPlan.seeded(7, workers=3, count=5).faults
+    )
+    assert {
+        fault.point for seed in range(20) for fault in FaultPlan.seeded(seed, 3, 5).faults
+    } == set(POINTS)
     with pytest.raises(ValueError, match="no fault points named"):
         FaultPlan([Fault(0, "moon", 1, "kill")])
 
@@ -37,7 +42,9 @@ def group(model, *faults, replies=(CALL, ANSWER, CALL, ANSWER), **config):
     from rollout_workers.config import RolloutConfig
 
     replies = iter(replies)  # one rollout after the other
-    config = RolloutConfig(**{"n": 2, "deadline_s": 0.3, "concurrency": 1, "concurrency_min": 1} | config)
+    config = RolloutConfig(
+        **{"n": 2, "deadline_s": 0.3, "concurrency": 1, "concurrency_min": 1} | config
+    )
     worker = RolloutWorker(
         0,
         model,
@@ -54,7 +61,9 @@ def group(model, *faults, replies=(CALL, ANSWER, CALL, ANSWER), **config):
 
 @pytest.mark.parametrize("kind", ["raise", "hang"])
 def test_one_request_that_fails_or_hangs_is_sampled_again(model, kind):
-    assert [(t.end, t.reward) for t in group(model, Fault(0, "turn", 1, kind)).rollouts] == [(EndReason.ANSWERED, 1.0)] * 2
+    assert [(t.end, t.reward) for t in group(model, Fault(0, "turn", 1, kind)).rollouts] == [
+        (EndReason.ANSWERED, 1.0)
+    ] * 2
 
 
 def test_a_tool_that_never_returns_is_cut_at_the_deadline_and_is_nobodys_fault(model):

@@ -40,7 +40,9 @@ def test_a_literal_tag_inside_thinking_is_no_call(chat):
 
 
 def test_a_bad_block_does_not_spoil_a_good_one(chat):
-    bad, good = parse(chat, f'</think><tool_call>{{"name": zoom}}</tool_call>{GOOD}<|im_end|>').calls
+    bad, good = parse(
+        chat, f'</think><tool_call>{{"name": zoom}}</tool_call>{GOOD}<|im_end|>'
+    ).calls
     assert isinstance(bad, BadCall)
     assert good == Call("zoom", {"box": [1, 2]})
 
@@ -76,7 +78,9 @@ def test_what_is_malformed_says_why(chat, body, expected):
 
 @pytest.mark.parametrize("levels", [17, 4000])
 def test_deep_nesting_is_refused(chat, levels):
-    assert "nested deeper than 16 levels" in message(chat, '{"name": "zoom", "arguments": {"x": ' + "[" * levels + "]" * levels + "}}")
+    assert "nested deeper than 16 levels" in message(
+        chat, '{"name": "zoom", "arguments": {"x": ' + "[" * levels + "]" * levels + "}}"
+    )
 
 
 def test_a_huge_call_is_refused(chat):

@@ -14,7 +14,15 @@ import ray
 from rollout_workers.config import RolloutConfig
 from rollout_workers.fleet import WorkersFailed
 from rollout_workers.pool import RolloutPool
-from rollout_workers.trajectory import EndReason, Group, PolicySegment, Question, Resample, SpecialTokens, Trajectory
+from rollout_workers.trajectory import (
+    EndReason,
+    Group,
+    PolicySegment,
+    Question,
+    Resample,
+    SpecialTokens,
+    Trajectory,
+)
 from tests.rollout_workers.helpers import picture
 
 pytestmark = [pytest.mark.engine]
@@ -37,7 +45,9 @@ class MockWorker:
             raise RuntimeError("the engine is dead")
 
     async def rollout(self, question, n, step, temperature=None, evaluating=False):
-        fault = question.info.get("fault") if self.index == 0 or question.info.get("always") else None
+        fault = (
+            question.info.get("fault") if self.index == 0 or question.info.get("always") else None
+        )
         if fault == "die":
             os._exit(1)
         if fault == "freeze":
@@ -46,9 +56,17 @@ class MockWorker:
             raise IndexError("a bug")
         await asyncio.sleep(question.info.get("seconds", 0))
         self.ill = fault == "engine"
-        rollouts = [self.trajectory(question, i, EndReason.ENGINE_FAILURE if self.ill else EndReason.ANSWERED) for i in range(n)]
+        rollouts = [
+            self.trajectory(
+                question, i, EndReason.ENGINE_FAILURE if self.ill else EndReason.ANSWERED
+            )
+            for i in range(n)
+        ]
         if fault == "garbage":
-            rollouts[1] = replace(rollouts[1], segments=(PolicySegment(np.ones(2, np.int32), np.full(2, np.nan, np.float32), 0),))
+            rollouts[1] = replace(
+                rollouts[1],
+                segments=(PolicySegment(np.ones(2, np.int32), np.full(2, np.nan, np.float32), 0),),
+            )
         if fault == "short":
             rollouts.pop()
         return Group(question, tuple(rollouts), worker=self.index)
@@ -56,15 +74,35 @@ class MockWorker:
     def trajectory(self, question, i, end):
         segments = (PolicySegment(np.arange(4, dtype=np.int32), np.full(4, -0.5, np.float32), 0),)
         reward = None if end.infrastructure else self.verify(question, question.answer)
-        return Trajectory(question.id, i, np.ones(1, np.int32), segments, end, reward=reward, answer=str(self.index))
+        return Trajectory(
+            question.id,
+            i,
+            np.ones(1, np.int32),
+            segments,
+            end,
+            reward=reward,
+            answer=str(self.index),
+        )
 
     async def fork(self, question, source, prefix_tokens, k, step, min_distinct_calls):
         assert len(source.response_ids) == prefix_tokens  # what follows the prefix is not sent
         await asyncio.sleep(question.info.get("seconds", 0))
-        return Resample(source.rollout, prefix_tokens, tuple(self.trajectory(question, i, EndReason.ANSWERED) for i in range(k)))
+        return Resample(
+            source.rollout,
+            prefix_tokens,
+            tuple(self.trajectory(question, i, EndReason.ANSWERED) for i in range(k)),
+        )
 
     async def engine_stats(self):
-        return {"generated_tokens": 1, "prompt_tokens": 1, "cached_tokens": 0, "idle_seconds": 0.0, "seconds": 1.0, "queued": 0, "slots": 2}
+        return {
+            "generated_tokens": 1,
+            "prompt_tokens": 1,
+            "cached_tokens": 0,
+            "idle_seconds": 0.0,
+            "seconds": 1.0,
+            "queued": 0,
+            "slots": 2,
+        }
 
     async def shutdown(self):
         pass
@@ -77,7 +115,10 @@ def make(cluster):
 
     def pool(model="model", **config) -> RolloutPool:
         events = []
-        config = RolloutConfig(**{"workers": 2, "n": 2, "concurrency": 2, "cpus_per_worker": 0.1, "health_s": 1.5} | config)
+        config = RolloutConfig(
+            **{"workers": 2, "n": 2, "concurrency": 2, "cpus_per_worker": 0.1, "health_s": 1.5}
+            | config
+        )
         made = RolloutPool(
             model,
             config,
@@ -135,7 +176,11 @@ def test_a_lost_worker_is_replaced_and_its_questions_are_asked_again(make, fault
     assert sorted(g.question.id for g in groups) == ["0", "1", "2", "ill"]
     assert next(g for g in groups if g.question.id == "ill").worker == 1
     assert all(t.reward == 1.0 for g in groups for t in g.rollouts)
-    assert [event for event, _ in pool.events if event != "requeued"] == ["worker serves", "worker lost", "worker serves"]
+    assert [event for event, _ in pool.events if event != "requeued"] == [
+        "worker serves",
+        "worker lost",
+        "worker serves",
+    ]
     assert len(joined) == 1  # the replacement got the weights before it served
     assert not alive(process)
     assert pool.take_stats()["workers_lost"] == 1
@@ -143,7 +188,11 @@ def test_a_lost_worker_is_replaced_and_its_questions_are_asked_again(make, fault
 
 def test_two_workers_dead_at_once(make):
     pool = make()
-    groups = list(pool.rollout([ask(id="a", fault="die"), *[ask(id=str(i), seconds=0.2) for i in range(6)]], step=0))
+    groups = list(
+        pool.rollout(
+            [ask(id="a", fault="die"), *[ask(id=str(i), seconds=0.2) for i in range(6)]], step=0
+        )
+    )
     assert len(groups) == 7
     until(lambda: len(pool.workers) == 2)
     for worker in pool.workers:
@@ -161,7 +210,9 @@ def test_a_worker_that_never_answers_is_given_up_at_its_deadline(make, monkeypat
 
 def test_too_many_failures_end_the_run_with_one_line(make):
     pool = make(workers=1, max_failures=1)
-    with pytest.raises(WorkersFailed, match=r"2 rollout workers were lost, rollout\.max_failures=1"):
+    with pytest.raises(
+        WorkersFailed, match=r"2 rollout workers were lost, rollout\.max_failures=1"
+    ):
         list(pool.rollout([ask(id="a", fault="die", always=True), ask(id="b")], step=0))
 
 
@@ -177,7 +228,11 @@ def test_forks_go_home_unless_it_is_overloaded_or_gone(make):
     pool.ready()
 
     async def forks(seconds, count):
-        group = Group(ask(id="q", seconds=seconds), (MockWorker(0, *[None] * 7).trajectory(ask(id="q"), 0, EndReason.DEADLINE),), worker=1)
+        group = Group(
+            ask(id="q", seconds=seconds),
+            (MockWorker(0, *[None] * 7).trajectory(ask(id="q"), 0, EndReason.DEADLINE),),
+            worker=1,
+        )
         return await asyncio.gather(*[pool.fork(group, 0, 3, 4, 0) for _ in range(count)])
 
     def homes(resamples):
@@ -189,7 +244,9 @@ def test_forks_go_home_unless_it_is_overloaded_or_gone(make):
     # Home has slots for three forks; the fourth would bring it to 16, more than 1.25 times the mean (6) plus itself, and goes away ...
     at_once = homes(pool.run(forks(0.5, 8)).result(30))
     assert at_once[:4] == [True, True, True, False]
-    assert at_once.count(True) > 3  # ... but as the other fills up, home takes more than it has slots
+    assert (
+        at_once.count(True) > 3
+    )  # ... but as the other fills up, home takes more than it has slots
     ray.kill(pool.workers[1])
     assert homes(pool.run(forks(0.0, 1)).result(60)) == [False]
     assert pool.take_stats()["forks_home_share"] < 1
@@ -198,7 +255,10 @@ def test_forks_go_home_unless_it_is_overloaded_or_gone(make):
 def test_nothing_is_left_behind(make):
     pool = make()
     pool.ready()
-    processes = ray.get([worker.__ray_call__.remote(lambda self: os.getpid()) for worker in pool.workers], timeout=30)
+    processes = ray.get(
+        [worker.__ray_call__.remote(lambda self: os.getpid()) for worker in pool.workers],
+        timeout=30,
+    )
     group = pool._fleet._group
     pool.shutdown()
     pool.shutdown = lambda: None

@@ -10,7 +10,11 @@ def test_a_seed_is_the_same_in_every_process_and_release():
 
 
 def test_every_coordinate_counts_and_no_two_collide():
-    grid = list(itertools.product((0, 1), (0, 1), ("a", "b"), (0, 1), (None, (3, 0), (3, 1), (31, 0)), (0, 1)))
+    grid = list(
+        itertools.product(
+            (0, 1), (0, 1), ("a", "b"), (0, 1), (None, (3, 0), (3, 1), (31, 0)), (0, 1)
+        )
+    )
     assert len({derive_seed(*point) for point in grid}) == len(grid) == 128
 
 

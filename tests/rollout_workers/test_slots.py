@@ -26,7 +26,9 @@ def test_no_more_than_the_limit_and_urgent_ones_first():
                 order.append((name, slots.in_use))
                 await asyncio.sleep(0.01)
 
-        await asyncio.gather(work("a", 4), work("b"), work("c"), work("fork", 4, urgent=True), work("d", 9))
+        await asyncio.gather(
+            work("a", 4), work("b"), work("c"), work("fork", 4, urgent=True), work("d", 9)
+        )
         return slots, order
 
     slots, order = run(scenario())

@@ -23,12 +23,23 @@ from rollout_workers.trajectory import (
 )
 
 TOKENS = SpecialTokens(
-    im_start=5, im_end=4, think_open=6, think_close=1, call_open=2, call_close=3, vision_start=7, vision_end=8, image_pad=9, video_pad=0
+    im_start=5,
+    im_end=4,
+    think_open=6,
+    think_close=1,
+    call_open=2,
+    call_close=3,
+    vision_start=7,
+    vision_end=8,
+    image_pad=9,
+    video_pad=0,
 )
 
 
 def policy(*ids):
-    return PolicySegment(np.array(ids, np.int32), -np.arange(1, len(ids) + 1, dtype=np.float32), policy_version=3)
+    return PolicySegment(
+        np.array(ids, np.int32), -np.arange(1, len(ids) + 1, dtype=np.float32), policy_version=3
+    )
 
 
 def observation(*ids):
@@ -36,7 +47,9 @@ def observation(*ids):
 
 
 def trajectory(*segments, **fields):
-    return Trajectory("q", 0, np.array([50], np.int32), segments, fields.pop("end", EndReason.ANSWERED), **fields)
+    return Trajectory(
+        "q", 0, np.array([50], np.int32), segments, fields.pop("end", EndReason.ANSWERED), **fields
+    )
 
 
 TWO_TURNS = trajectory(policy(20, 1, 2, 21, 3, 4), observation(30, 31), policy(22, 1, 23, 4))
@@ -65,11 +78,16 @@ def test_a_tag_inside_thinking_is_no_call():
 
 
 def test_a_call_that_is_never_closed_runs_to_the_end_of_its_turn():
-    assert tool_call_spans(trajectory(policy(1, 2, 21, 4), observation(30), policy(1, 2, 21)), TOKENS) == [(1, 3), (6, 8)]
+    assert tool_call_spans(
+        trajectory(policy(1, 2, 21, 4), observation(30), policy(1, 2, 21)), TOKENS
+    ) == [(1, 3), (6, 8)]
 
 
 def test_two_calls_in_a_turn():
-    assert tool_call_spans(trajectory(policy(1, 2, 21, 3, 24, 2, 22, 3, 4)), TOKENS) == [(1, 4), (5, 8)]
+    assert tool_call_spans(trajectory(policy(1, 2, 21, 3, 24, 2, 22, 3, 4)), TOKENS) == [
+        (1, 4),
+        (5, 8),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -94,7 +112,10 @@ def test_an_answer_is_forked_after_its_thinking():
     assert fork_points(trajectory(policy(20, 1, 4)), TOKENS, "every_call") == []
 
 
-@pytest.mark.parametrize(("source", "best", "expected"), [(0.0, 1.0, True), (0.0, 0.0, False), (0.5, 0.75, True), (0.5, 0.5, False)])
+@pytest.mark.parametrize(
+    ("source", "best", "expected"),
+    [(0.0, 1.0, True), (0.0, 0.0, False), (0.5, 0.75, True), (0.5, 0.5, False)],
+)
 def test_recovered_means_better_than_the_source(source, best, expected):
     resample = Resample(0, 3, (trajectory(reward=0.0), trajectory(reward=best)))
     group = Group(Question("q", "?", (), "7"), (trajectory(reward=source),), 0, (resample,))
@@ -102,7 +123,9 @@ def test_recovered_means_better_than_the_source(source, best, expected):
 
 
 def test_a_forks_prefix_and_continuation_are_one_turn():
-    fork = trajectory(policy(20, 1, 2), policy(25, 3, 4), fork=ForkPoint(source=0, index=1, prefix_tokens=3))
+    fork = trajectory(
+        policy(20, 1, 2), policy(25, 3, 4), fork=ForkPoint(source=0, index=1, prefix_tokens=3)
+    )
     assert turns(fork) == [(0, 6)]
     assert tool_call_spans(fork, TOKENS) == [(2, 5)]
     assert fork.policy_tokens == 3
@@ -110,7 +133,11 @@ def test_a_forks_prefix_and_continuation_are_one_turn():
 
 def test_a_prefix_cuts_the_last_turn_and_keeps_versions():
     (cut,) = prefix_segments(TWO_TURNS.segments, 3)
-    assert (cut.token_ids.tolist(), cut.logprobs.tolist(), cut.policy_version) == ([20, 1, 2], [-1, -2, -3], 3)
+    assert (cut.token_ids.tolist(), cut.logprobs.tolist(), cut.policy_version) == (
+        [20, 1, 2],
+        [-1, -2, -3],
+        3,
+    )
     assert [len(s.token_ids) for s in prefix_segments(TWO_TURNS.segments, 9)] == [6, 2, 1]
 
 

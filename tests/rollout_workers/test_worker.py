@@ -30,7 +30,16 @@ def start(model, script, verify=right, **config):
         return engines[0]
 
     config = RolloutConfig(**{"n": 2, "deadline_s": 5.0} | config)
-    worker = RolloutWorker(1, model, config, MockTools(zoomed), "look closely", verify, run_seed=9, engine_factory=factory)
+    worker = RolloutWorker(
+        1,
+        model,
+        config,
+        MockTools(zoomed),
+        "look closely",
+        verify,
+        run_seed=9,
+        engine_factory=factory,
+    )
     return worker, engines[0]
 
 
@@ -43,8 +52,14 @@ def worker_chat(model):
 def test_a_group_is_scored_and_knows_its_worker(model):
     worker, engine = start(model, lambda i: [ANSWER, "clear\n</think>\n8", ANSWER][i])
     group = asyncio.run(worker.rollout(question(), n=3, step=5, temperature=0.25))
-    assert (group.worker, [t.rollout for t in group.rollouts], group.rewards.tolist()) == (1, [0, 1, 2], [1, 0, 1])
-    assert [r["seed"] for r in engine.requests] == [derive_seed(9, 5, "q1", i, None, 0) for i in range(3)]
+    assert (group.worker, [t.rollout for t in group.rollouts], group.rewards.tolist()) == (
+        1,
+        [0, 1, 2],
+        [1, 0, 1],
+    )
+    assert [r["seed"] for r in engine.requests] == [
+        derive_seed(9, 5, "q1", i, None, 0) for i in range(3)
+    ]
     assert {r["temperature"] for r in engine.requests} == {0.25}
 
 
@@ -52,7 +67,10 @@ def test_an_evaluation_has_tools_that_training_does_not_know(model):
     worker, engine = start(model, lambda i: ANSWER if i % 2 else CALL)
 
     async def groups():
-        return [await worker.rollout(question(), n=1, step=0, evaluating=evaluating) for evaluating in (True, False, True)]
+        return [
+            await worker.rollout(question(), n=1, step=0, evaluating=evaluating)
+            for evaluating in (True, False, True)
+        ]
 
     prompts, results = [], []
     for group in asyncio.run(groups()):
@@ -71,18 +89,31 @@ def test_a_tool_is_out_of_service_for_some_steps_and_never_in_evaluations(model)
     worker, engine = start(model, script, outages={"zoom": [[2, 3]], "search": [[1, 9]]})
 
     async def play():
-        groups = [(await worker.rollout(question(), n=1, step=step)).rollouts[0] for step in range(4)]
+        groups = [
+            (await worker.rollout(question(), n=1, step=step)).rollouts[0] for step in range(4)
+        ]
         (evaluated,) = (await worker.rollout(question(), n=1, step=1, evaluating=True)).rollouts
-        forked = await worker.fork(question(), groups[0], fork_prefix_tokens(groups[0], engine.chat.tokens), 1, step=2)
+        forked = await worker.fork(
+            question(), groups[0], fork_prefix_tokens(groups[0], engine.chat.tokens), 1, step=2
+        )
         return [*groups, evaluated, *forked.continuations]
 
     rollouts = asyncio.run(play())
     said = [engine.chat.decode(t.response_ids) for t in rollouts]
-    assert ["zoom is unavailable at present." in text for text in said] == [False, True, True, False, False, True]
+    assert ["zoom is unavailable at present." in text for text in said] == [
+        False,
+        True,
+        True,
+        False,
+        False,
+        True,
+    ]
     assert [t.stats.tools for t in rollouts] == [("zoom",), (), (), ("zoom",), ("zoom",), ()]
     assert len(worker._tools.calls) == 2
     # Nobody's fault: the rollout goes on and is scored.
-    assert {(t.stats.tool_calls, t.stats.tool_failures, t.end, t.reward) for t in rollouts} == {(1, 0, EndReason.ANSWERED, 1.0)}
+    assert {(t.stats.tool_calls, t.stats.tool_failures, t.end, t.reward) for t in rollouts} == {
+        (1, 0, EndReason.ANSWERED, 1.0)
+    }
 
 
 def test_an_infrastructure_failure_is_run_again_with_the_same_seeds(model):
@@ -112,7 +143,11 @@ def test_after_all_retries_there_is_no_reward(model):
 def test_a_verifier_that_fails_gives_no_reward(model, verify, fault):
     worker, _ = start(model, lambda i: ANSWER, verify=verify, verify_s=0.05)
     (trajectory, _) = asyncio.run(worker.rollout(question(), n=2, step=0)).rollouts
-    assert (trajectory.end, trajectory.reward, trajectory.answer) == (EndReason.VERIFIER_FAILURE, None, "7")
+    assert (trajectory.end, trajectory.reward, trajectory.answer) == (
+        EndReason.VERIFIER_FAILURE,
+        None,
+        "7",
+    )
     assert trajectory.stats.fault.startswith(fault.strip())
 
 
@@ -138,14 +173,22 @@ def test_a_bug_is_raised(model):
 
 
 def test_a_fork_continues_its_source(model):
-    replies = [CALL, ANSWER, '{"name": "zoom", "arguments": {}}</tool_call>', "clear\n</think>\n8", ANSWER]
+    replies = [
+        CALL,
+        ANSWER,
+        '{"name": "zoom", "arguments": {}}</tool_call>',
+        "clear\n</think>\n8",
+        ANSWER,
+    ]
     worker, engine = start(model, lambda i: replies[i], concurrency=1)
     tokens = asyncio.run(worker.ready())
 
     async def run():
         group = await worker.rollout(question(), n=1, step=5)
         source = group.rollouts[0]
-        return source, await worker.fork(group.question, source, fork_prefix_tokens(source, tokens), k=2, step=5)
+        return source, await worker.fork(
+            group.question, source, fork_prefix_tokens(source, tokens), k=2, step=5
+        )
 
     source, resample = asyncio.run(run())
     prefix = resample.prefix_tokens
@@ -154,8 +197,13 @@ def test_a_fork_continues_its_source(model):
     assert np.array_equal(request["ids"], [*source.prompt_ids, *source.response_ids[:prefix]])
     assert request["ids"][-1] == tokens.call_open
     assert request["seed"] == derive_seed(9, 5, "q1", 0, (prefix, 0), 0)
-    assert [r["seed"] for r in engine.requests[3:]] == [derive_seed(9, 5, "q1", 0, (prefix, k), 1) for k in (0, 1)]
-    assert [(c.fork.source, c.fork.index, c.fork.prefix_tokens, c.reward) for c in resample.continuations] == [
+    assert [r["seed"] for r in engine.requests[3:]] == [
+        derive_seed(9, 5, "q1", 0, (prefix, k), 1) for k in (0, 1)
+    ]
+    assert [
+        (c.fork.source, c.fork.index, c.fork.prefix_tokens, c.reward)
+        for c in resample.continuations
+    ] == [
         (0, 0, prefix, 0.0),
         (0, 1, prefix, 1.0),
     ]
@@ -166,12 +214,18 @@ def test_a_fork_continues_its_source(model):
 
 
 def test_a_prefix_whose_continuations_call_alike_is_given_up_before_a_tool_runs(model):
-    worker, engine = start(model, lambda i: [CALL, ANSWER, '{"name": "zoom", "arguments": {}}</tool_call>'][i], concurrency=1)
+    worker, engine = start(
+        model,
+        lambda i: [CALL, ANSWER, '{"name": "zoom", "arguments": {}}</tool_call>'][i],
+        concurrency=1,
+    )
     tokens = asyncio.run(worker.ready())
 
     async def run():
         source = (await worker.rollout(question(), n=1, step=5)).rollouts[0]
-        return await worker.fork(question(), source, fork_prefix_tokens(source, tokens), 2, 5, min_distinct_calls=2)
+        return await worker.fork(
+            question(), source, fork_prefix_tokens(source, tokens), 2, 5, min_distinct_calls=2
+        )
 
     assert asyncio.run(run()).continuations == ()
     assert (len(engine.requests), len(worker._tools.calls)) == (3, 1)
@@ -184,14 +238,28 @@ def test_continuations_from_the_prompt_or_after_an_observation(model):
     async def run():
         source = (await worker.rollout(question(), n=1, step=5)).rollouts[0]
         observed = turns(source)[1][0]
-        return source, observed, *[await worker.fork(question(), source, cut, k=2, step=5) for cut in (0, observed)]
+        return (
+            source,
+            observed,
+            *[await worker.fork(question(), source, cut, k=2, step=5) for cut in (0, observed)],
+        )
 
     source, observed, fresh, later = asyncio.run(run())
     assert [c.reward for c in (*fresh.continuations, *later.continuations)] == [1, 1, 0, 0]
     assert engine.requests[2]["ids"].tolist() == source.prompt_ids.tolist()
-    assert engine.requests[2]["seed"] == derive_seed(9, 5, "q1", 0, (0, 0), 0) != engine.requests[0]["seed"]  # no copy of its source
-    assert engine.requests[3]["ids"].tolist() == [*source.prompt_ids, *source.response_ids[:observed]]
-    assert (engine.requests[3]["images"], engine.requests[3]["seed"]) == (2, derive_seed(9, 5, "q1", 0, (observed, 0), 1))
+    assert (
+        engine.requests[2]["seed"]
+        == derive_seed(9, 5, "q1", 0, (0, 0), 0)
+        != engine.requests[0]["seed"]
+    )  # no copy of its source
+    assert engine.requests[3]["ids"].tolist() == [
+        *source.prompt_ids,
+        *source.response_ids[:observed],
+    ]
+    assert (engine.requests[3]["images"], engine.requests[3]["seed"]) == (
+        2,
+        derive_seed(9, 5, "q1", 0, (observed, 0), 1),
+    )
     assert [len(turns(c)) for c in (fresh.continuations[0], later.continuations[0])] == [1, 2]
 
 
@@ -200,7 +268,14 @@ def test_a_fork_tells_tools_the_calls_of_its_prefix_and_no_others(model):
         return f'{{"name": "zoom", "arguments": {{"box": [{n}]}}}}</tool_call>'
 
     # The source zooms at 1, 2 and 3. Forked at its second call, one continuation zooms at 4 and then at 5, the other answers.
-    replies = [*(f"look\n</think>\n<tool_call>{box(n)}" for n in (1, 2, 3)), ANSWER, box(4), f"</think><tool_call>{box(5)}", ANSWER, ANSWER]
+    replies = [
+        *(f"look\n</think>\n<tool_call>{box(n)}" for n in (1, 2, 3)),
+        ANSWER,
+        box(4),
+        f"</think><tool_call>{box(5)}",
+        ANSWER,
+        ANSWER,
+    ]
     worker, _ = start(model, lambda i: replies[i], concurrency=1, max_turns=4)
     tokens = asyncio.run(worker.ready())
 
@@ -223,9 +298,13 @@ def test_a_fork_whose_engine_fails_has_no_rewards(model):
 
     async def run():
         source = (await worker.rollout(question(), n=1, step=0)).rollouts[0]
-        return await worker.fork(question(), source, fork_prefix_tokens(source, tokens), k=2, step=0)
+        return await worker.fork(
+            question(), source, fork_prefix_tokens(source, tokens), k=2, step=0
+        )
 
-    assert [(c.end, c.reward) for c in asyncio.run(run()).continuations] == [(EndReason.ENGINE_FAILURE, None)] * 2
+    assert [(c.end, c.reward) for c in asyncio.run(run()).continuations] == [
+        (EndReason.ENGINE_FAILURE, None)
+    ] * 2
 
 
 def test_many_rollouts_are_in_flight_and_no_more_than_configured(model):

@@ -17,7 +17,11 @@ IMAGE = np.full((4, 6, 3), 100, np.uint8)
 
 
 def serve(function: str, name: str = "mine") -> ToolServer:
-    return ToolServer(ToolServerConfig.model_validate({"tools": {name: {"function": f"{HERE}:{function}", "retries": 0}}}))
+    return ToolServer(
+        ToolServerConfig.model_validate(
+            {"tools": {name: {"function": f"{HERE}:{function}", "retries": 0}}}
+        )
+    )
 
 
 def call(function: str, arguments, images=(), earlier=()):
@@ -27,12 +31,23 @@ def call(function: str, arguments, images=(), earlier=()):
 def test_schema_comes_from_hints_and_docstring():
     (schema,) = asyncio.run(serve("convert", "to-fahrenheit").schemas())
     function = schema["function"]
-    assert (function["name"], function["description"]) == ("to-fahrenheit", "Convert a temperature to Fahrenheit.")
+    assert (function["name"], function["description"]) == (
+        "to-fahrenheit",
+        "Convert a temperature to Fahrenheit.",
+    )
     parameters = function["parameters"]
     jsonschema.Draft202012Validator.check_schema(parameters)
     assert parameters["required"] == ["degrees", "unit"]
-    assert parameters["properties"]["degrees"] == {"type": "number", "description": "The temperature, in `unit`."}
-    assert parameters["properties"]["digits"] == {"type": "integer", "minimum": 0, "maximum": 6, "default": 1}
+    assert parameters["properties"]["degrees"] == {
+        "type": "number",
+        "description": "The temperature, in `unit`.",
+    }
+    assert parameters["properties"]["digits"] == {
+        "type": "integer",
+        "minimum": 0,
+        "maximum": 6,
+        "default": 1,
+    }
     jsonschema.validate({"degrees": 20, "unit": "C"}, parameters)
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({"degrees": 20, "unit": "F"}, parameters)
@@ -47,8 +62,14 @@ def test_schema_comes_from_hints_and_docstring():
         ({"unit": "C"}, "degrees is missing"),
         ({"degrees": "20", "unit": "C"}, "degrees: Input should be a valid number"),
         ({"degrees": 20, "unit": "F"}, "unit: Input should be 'C' or 'K'"),
-        ({"degrees": 20, "unit": "C", "digits": 7}, "digits: Input should be less than or equal to 6"),
-        ({"degrees": 20, "unit": "C", "places": 7}, "unknown argument 'places', known: degrees, unit, digits"),
+        (
+            {"degrees": 20, "unit": "C", "digits": 7},
+            "digits: Input should be less than or equal to 6",
+        ),
+        (
+            {"degrees": 20, "unit": "C", "places": 7},
+            "unknown argument 'places', known: degrees, unit, digits",
+        ),
         ({"degrees": float("nan"), "unit": "C"}, "arguments are not JSON"),
         ([20, "C"], "arguments must be an object"),
     ],
@@ -60,16 +81,23 @@ def test_arguments_are_held_to_the_schema(arguments, text):
 
 
 def test_what_is_no_string_is_written_as_json_and_plain_functions_leave_the_loop():
-    assert call("count", {"words": ["a", "b", "a"], "how": "different"}).text == '{"words":2,"main_thread":0}'
+    assert (
+        call("count", {"words": ["a", "b", "a"], "how": "different"}).text
+        == '{"words":2,"main_thread":0}'
+    )
     assert call("echo", {"text": "hi"}).text == "hi"
     assert call("anything", {"a": {"b": [1, None]}}).text == "{'b': [1, None]}"
 
 
 def test_a_function_may_ask_for_the_call_and_return_images():
-    result = call("darken", {"index": 1}, [IMAGE, IMAGE + 100], [("echo", {}, 1), ("mine", {"index": 0}, 1)])
+    result = call(
+        "darken", {"index": 1}, [IMAGE, IMAGE + 100], [("echo", {}, 1), ("mine", {"index": 0}, 1)]
+    )
     assert (result.status, result.text) == (ToolStatus.OK, "after ['echo', 'mine']")
     assert np.array_equal(result.images[0], np.full((4, 6, 3), 100))
-    assert list(asyncio.run(serve("darken").schemas())[0]["function"]["parameters"]["properties"]) == ["index"]
+    assert list(
+        asyncio.run(serve("darken").schemas())[0]["function"]["parameters"]["properties"]
+    ) == ["index"]
 
 
 def test_what_the_function_gets_wrong_is_infrastructure():
@@ -82,7 +110,10 @@ def test_what_the_function_gets_wrong_is_infrastructure():
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        ("nowhere.module:f", "cannot import nowhere.module: ModuleNotFoundError: No module named 'nowhere'"),
+        (
+            "nowhere.module:f",
+            "cannot import nowhere.module: ModuleNotFoundError: No module named 'nowhere'",
+        ),
         (f"{HERE}:missing", f"{HERE} has no missing"),
         (f"{HERE}:constant", f"{HERE}:constant is no function"),
         (f"{HERE}", "expected package.module:name"),
@@ -90,20 +121,29 @@ def test_what_the_function_gets_wrong_is_infrastructure():
         (f"{HERE}:undocumented", "needs a docstring"),
         (f"{HERE}:variadic", "parameter 'words': only named parameters"),
         (f"{HERE}:unresolved", "a type hint cannot be resolved: name 'Missing' is not defined"),
-        (f"{HERE}:array", "its type hints give no JSON schema: Unable to generate pydantic-core schema for <class 'numpy.ndarray'>"),
+        (
+            f"{HERE}:array",
+            "its type hints give no JSON schema: Unable to generate pydantic-core schema for <class 'numpy.ndarray'>",
+        ),
     ],
 )
 def test_what_cannot_be_a_tool_is_refused_with_the_recipe(function, message):
     with pytest.raises(ValidationError) as error:
         ToolServerConfig.model_validate({"tools": {"mine": {"function": function}}})
     (fault,) = error.value.errors()
-    assert fault["msg"].startswith(f"Value error, tools.tools.mine.function={function!r}: {message}")
+    assert fault["msg"].startswith(
+        f"Value error, tools.tools.mine.function={function!r}: {message}"
+    )
     assert "\n" not in fault["msg"]
 
 
 def test_functions_are_found_in_the_working_directory(tmp_path, monkeypatch):
-    (tmp_path / "my_shouting_tools.py").write_text('def shout(text: str) -> str:\n    """Shout."""\n    return text.upper()\n')
+    (tmp_path / "my_shouting_tools.py").write_text(
+        'def shout(text: str) -> str:\n    """Shout."""\n    return text.upper()\n'
+    )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [p for p in sys.path if p])
-    config = ToolServerConfig.model_validate({"tools": {"shout": {"function": "my_shouting_tools:shout"}}})
+    config = ToolServerConfig.model_validate(
+        {"tools": {"shout": {"function": "my_shouting_tools:shout"}}}
+    )
     assert asyncio.run(ToolServer(config).call("shout", {"text": "a"}, [])).text == "A"

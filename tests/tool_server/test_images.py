@@ -13,7 +13,16 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from tool_server.images import MAX_ASPECT, MAX_SCANS, ImageError, ImageLimits, check, decode, fit, fitted
+from tool_server.images import (
+    MAX_ASPECT,
+    MAX_SCANS,
+    ImageError,
+    ImageLimits,
+    check,
+    decode,
+    fit,
+    fitted,
+)
 
 
 def encode(image: Image.Image, format: str = "PNG", **options) -> bytes:
@@ -29,7 +38,13 @@ def chunk(name: bytes, data: bytes) -> bytes:
 def png(width: int, height: int, *extra: bytes, colour: int = 0) -> bytes:
     """A PNG whose header promises more than its data holds."""
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, colour, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + b"".join(extra) + chunk(b"IDAT", zlib.compress(b"\0" * 9)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + header
+        + b"".join(extra)
+        + chunk(b"IDAT", zlib.compress(b"\0" * 9))
+        + chunk(b"IEND", b"")
+    )
 
 
 def gif_whose_frame_is_larger_than_its_screen() -> bytes:
@@ -53,13 +68,22 @@ BOMBS = {
     "4001x4000": (png(4001, 4000), "is 4001x4000 pixels, the limit is 16,000,000 in all"),
     "201:1": (png(201, 1), "is 201x1 pixels, the limit of long to short side is 200"),
     "1:227": (png(10, 2270), "is 10x2270 pixels, the limit of long to short side is 200"),
-    "zTXt": (png(9, 9, chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(200_000_000), 9))), "Decompressed data too large"),
-    "iCCP": (png(9, 9, chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(200_000_000), 9))), "Decompressed data too large"),
+    "zTXt": (
+        png(9, 9, chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(200_000_000), 9))),
+        "Decompressed data too large",
+    ),
+    "iCCP": (
+        png(9, 9, chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(200_000_000), 9))),
+        "Decompressed data too large",
+    ),
     "GIF frame": (gif_whose_frame_is_larger_than_its_screen(), "DecompressionBombError"),
     "scans": (jpeg_of_many_scans(1000), f"has more than {MAX_SCANS} scans"),
     "bytes": (encode(PHOTO) + bytes(20_000_000), "is larger than 20,000,000 bytes"),
     "truncated PNG": (encode(PHOTO)[:-4000], "cannot be read: OSError"),
-    "truncated JPEG": (encode(PHOTO, "JPEG")[:-500], "cannot be read: OSError: image file is truncated"),
+    "truncated JPEG": (
+        encode(PHOTO, "JPEG")[:-500],
+        "cannot be read: OSError: image file is truncated",
+    ),
     "truncated WEBP": (encode(PHOTO, "WEBP")[:-200], "cannot be read"),
     "data too short": (png(3000, 3000), "cannot be read: OSError"),
     "empty": (b"", "is not a readable PNG, JPEG, WEBP, GIF image"),
@@ -68,7 +92,10 @@ BOMBS = {
     "TIFF": (encode(PHOTO, "TIFF"), "is not a readable PNG, JPEG, WEBP, GIF image"),
     "BMP": (encode(PHOTO, "BMP"), "is not a readable PNG, JPEG, WEBP, GIF image"),
     "ICO": (encode(PHOTO, "ICO"), "is not a readable PNG, JPEG, WEBP, GIF image"),
-    "EPS": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is not a readable PNG, JPEG, WEBP, GIF image"),
+    "EPS": (
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+        "is not a readable PNG, JPEG, WEBP, GIF image",
+    ),
 }
 
 
@@ -108,10 +135,18 @@ for path in sorted(pathlib.Path(sys.argv[1]).iterdir()):
 print(refused, peak() - before)
 """
     started = time.monotonic()
-    run = subprocess.run([sys.executable, "-c", script, tmp_path], capture_output=True, text=True, timeout=60, check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", script, tmp_path],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
     assert time.monotonic() - started < 30
     refused, kilobytes = map(int, run.stdout.split())
-    assert refused >= 2 * len(BOMBS) - 5  # `check` decodes nothing: it passes what is only cut short
+    assert (
+        refused >= 2 * len(BOMBS) - 5
+    )  # `check` decodes nothing: it passes what is only cut short
     assert kilobytes < 100_000  # the file of 20 MB is read; the 74-byte one alone would take 340 MB
 
 
@@ -133,12 +168,24 @@ def test_lossless_pixels_are_exact():
     [
         (Image.new("L", (4, 4), 100), "PNG", [100, 100, 100]),
         (Image.new("1", (4, 4), 1), "PNG", [255, 255, 255]),
-        (Image.fromarray(np.full((4, 4), 0x8123, np.uint16)), "PNG", [0x81, 0x81, 0x81]),  # Pillow's convert() would clip it to 255
+        (
+            Image.fromarray(np.full((4, 4), 0x8123, np.uint16)),
+            "PNG",
+            [0x81, 0x81, 0x81],
+        ),  # Pillow's convert() would clip it to 255
         (Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG", [254, 0, 0]),
-        (Image.new("RGBA", (4, 4), (9, 9, 9, 0)), "PNG", [255, 255, 255]),  # transparent: white, not its hidden colour
+        (
+            Image.new("RGBA", (4, 4), (9, 9, 9, 0)),
+            "PNG",
+            [255, 255, 255],
+        ),  # transparent: white, not its hidden colour
         (Image.new("RGBA", (4, 4), (0, 0, 0, 128)), "WEBP", [127, 127, 127]),
         (Image.new("LA", (4, 4), (50, 255)), "PNG", [50, 50, 50]),
-        (Image.new("RGB", (4, 4), (1, 2, 3)).convert("P", palette=Image.Palette.ADAPTIVE), "PNG", [1, 2, 3]),
+        (
+            Image.new("RGB", (4, 4), (1, 2, 3)).convert("P", palette=Image.Palette.ADAPTIVE),
+            "PNG",
+            [1, 2, 3],
+        ),
     ],
     ids=lambda value: getattr(value, "mode", None),
 )
@@ -152,7 +199,9 @@ def test_modes_become_rgb(image, format, expected):
 def test_the_first_frame_of_an_animation(format):
     frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "lime", "blue")]
     options = {"lossless": True} if format == "WEBP" else {}
-    data = encode(frames[0], format, save_all=True, append_images=frames[1:], duration=50, **options)
+    data = encode(
+        frames[0], format, save_all=True, append_images=frames[1:], duration=50, **options
+    )
     assert decode(data)[8, 8].tolist() == [255, 0, 0]
 
 
@@ -168,12 +217,16 @@ def test_a_photo_lying_on_its_side_is_put_upright():
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_broken_exif_does_not_lose_a_photo():
-    data = encode(PHOTO, "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x02\x01\x12\0\x03\xff\xff\xff\xff\0\0\0\0")
+    data = encode(
+        PHOTO, "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x02\x01\x12\0\x03\xff\xff\xff\xff\0\0\0\0"
+    )
     assert decode(data).shape == (40, 60, 3)
 
 
 def test_limits_come_from_a_recipe():
-    limits = ImageLimits.model_validate({"formats": ["PNG"], "max_pixels": 2400, "max_bytes": 10_000})
+    limits = ImageLimits.model_validate(
+        {"formats": ["PNG"], "max_pixels": 2400, "max_bytes": 10_000}
+    )
     assert decode(encode(PHOTO), limits).shape == (40, 60, 3)
     with pytest.raises(ImageError, match="is not a readable PNG image"):
         decode(encode(PHOTO, "JPEG"), limits)
@@ -189,7 +242,12 @@ def test_paths(tmp_path):
     (tmp_path / "good.png").write_bytes(encode(PHOTO))
     assert decode(tmp_path / "good.png").shape == (40, 60, 3)
     os.mkfifo(tmp_path / "pipe.png")
-    for name, message in [("none.png", "is not there"), ("pipe.png", "is not a file"), (".", "is not a file"), ("a\0b", "")]:
+    for name, message in [
+        ("none.png", "is not there"),
+        ("pipe.png", "is not a file"),
+        (".", "is not a file"),
+        ("a\0b", ""),
+    ]:
         with pytest.raises(ImageError) as error:
             decode(tmp_path / name)
         assert message in str(error.value)
@@ -220,7 +278,9 @@ def test_any_size_fits():
         width, height = (int(2 ** rng.uniform(0, 14)) for _ in range(2))
         if max(width, height) > MAX_ASPECT * min(width, height):
             continue
-        side, area = (None if rng.random() < 0.3 else int(2 ** rng.uniform(0, power)) for power in (15, 24))
+        side, area = (
+            None if rng.random() < 0.3 else int(2 ** rng.uniform(0, power)) for power in (15, 24)
+        )
         w, h = fitted(width, height, side, area)
         assert 1 <= w <= min(width, side or width)
         assert 1 <= h <= min(height, side or height)

@@ -26,9 +26,16 @@ def session(entry: dict, *calls: tuple[str, dict], **settings) -> list:
     """Schemas of a server, then the results of calls, one after the other."""
 
     async def story() -> list:
-        server = ToolServer(ToolServerConfig.model_validate({"tools": {}, "mcp": [entry], "start_deadline_s": 60, **settings}))
+        server = ToolServer(
+            ToolServerConfig.model_validate(
+                {"tools": {}, "mcp": [entry], "start_deadline_s": 60, **settings}
+            )
+        )
         try:
-            return [await server.schemas(), *[await server.call(name, arguments, []) for name, arguments in calls]]
+            return [
+                await server.schemas(),
+                *[await server.call(name, arguments, []) for name, arguments in calls],
+            ]
         finally:
             await server.close()
 
@@ -58,7 +65,11 @@ def url():
 
 @pytest.fixture(params=["stdio", "http"])
 def entry(request):
-    return stdio() if request.param == "stdio" else {"url": request.getfixturevalue("url"), "retries": 0, "deadline_s": 30}
+    return (
+        stdio()
+        if request.param == "stdio"
+        else {"url": request.getfixturevalue("url"), "retries": 0, "deadline_s": 30}
+    )
 
 
 def test_tools_are_listed_checked_and_called(entry):
@@ -71,7 +82,15 @@ def test_tools_are_listed_checked_and_called(entry):
         ("t-fail", {}),
     )
     functions = {schema["function"]["name"]: schema["function"] for schema in schemas}
-    assert list(functions) == ["t-add", "t-picture", "t-environment", "t-fail", "t-sleep", "t-exit_now", "t-process"]
+    assert list(functions) == [
+        "t-add",
+        "t-picture",
+        "t-environment",
+        "t-fail",
+        "t-sleep",
+        "t-exit_now",
+        "t-process",
+    ]
     assert functions["t-add"]["description"] == "Add two numbers."
     assert functions["t-add"]["parameters"]["required"] == ["a", "b"]
     assert (good.status, good.text) == (ToolStatus.OK, "5")
@@ -84,7 +103,10 @@ def test_tools_are_listed_checked_and_called(entry):
 
 def test_images_come_decoded_and_under_limits(entry):
     _, good, broken, huge = session(
-        entry, ("picture", {"side": 40}), ("picture", {"side": 40, "broken": True}), ("picture", {"side": 5000})
+        entry,
+        ("picture", {"side": 40}),
+        ("picture", {"side": 40, "broken": True}),
+        ("picture", {"side": 5000}),
     )
     assert good.text == "a square"
     assert good.images[0].shape == (40, 40, 3)
@@ -108,12 +130,24 @@ def test_a_command_gets_the_environment_that_the_recipe_names(monkeypatch):
     names = result.text.split()
     assert "SEARCH_KEY" in names
     assert "OTHER_KEY" not in names
-    assert set(names) <= {"SEARCH_KEY", "HOME", "LOGNAME", "PATH", "SHELL", "TERM", "USER", "LC_CTYPE"}
+    assert set(names) <= {
+        "SEARCH_KEY",
+        "HOME",
+        "LOGNAME",
+        "PATH",
+        "SHELL",
+        "TERM",
+        "USER",
+        "LC_CTYPE",
+    }
 
 
 def test_a_call_past_its_deadline_leaves_the_connection_alive():
     _, before, late, after = session(
-        stdio(deadline_s=2, tools=["process", "sleep"]), ("process", {}), ("sleep", {"seconds": 60}), ("process", {})
+        stdio(deadline_s=2, tools=["process", "sleep"]),
+        ("process", {}),
+        ("sleep", {"seconds": 60}),
+        ("process", {}),
     )
     assert (late.status, late.text) == (ToolStatus.DEADLINE, "sleep ran longer than 2 s")
     assert (after.status, after.text) == (ToolStatus.OK, before.text)
@@ -143,7 +177,11 @@ asyncio.run(main())
 
 def test_a_command_that_ignores_every_sign_of_its_end_does_not_outlive_a_killed_server():
     """It goes on after the end of its stdin and after SIGTERM, and has a child."""
-    owner = subprocess.Popen([sys.executable, "-c", OWNER, sys.executable, SCRIPT, "stubborn"], stdout=subprocess.PIPE, cwd=ROOT)
+    owner = subprocess.Popen(
+        [sys.executable, "-c", OWNER, sys.executable, SCRIPT, "stubborn"],
+        stdout=subprocess.PIPE,
+        cwd=ROOT,
+    )
     assert owner.stdout is not None
     with owner.stdout as out:
         command = psutil.Process(int(out.readline()))
@@ -158,7 +196,9 @@ def test_a_command_that_ignores_every_sign_of_its_end_does_not_outlive_a_killed_
 def still_running(processes: list[psutil.Process], seconds: float) -> list[psutil.Process]:
     """Those that still run after so long."""
     deadline = time.monotonic() + seconds
-    while (left := [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]) and time.monotonic() < deadline:
+    while (
+        left := [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    ) and time.monotonic() < deadline:
         time.sleep(0.01)
     return left
 
@@ -166,13 +206,25 @@ def still_running(processes: list[psutil.Process], seconds: float) -> list[psuti
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({"command": ["/nowhere/server"]}, r"tools\.mcp \(/nowhere/server\): no MCP server: FileNotFoundError"),
+        (
+            {"command": ["/nowhere/server"]},
+            r"tools\.mcp \(/nowhere/server\): no MCP server: FileNotFoundError",
+        ),
         ({"command": [sys.executable, "-c", "print('hello')"]}, "no MCP server"),
-        ({"url": "http://127.0.0.1:9/mcp"}, r"tools\.mcp \(http://127\.0\.0\.1:9/mcp\): no MCP server"),
-        ({"command": [sys.executable, "-c", "import time; time.sleep(100)"]}, r"no answer within 5 s|not open after 5 s"),
+        (
+            {"url": "http://127.0.0.1:9/mcp"},
+            r"tools\.mcp \(http://127\.0\.0\.1:9/mcp\): no MCP server",
+        ),
+        (
+            {"command": [sys.executable, "-c", "import time; time.sleep(100)"]},
+            r"no answer within 5 s|not open after 5 s",
+        ),
         (stdio(tools=["add", "divide"]), "no tool divide; there are: add, picture"),
         (stdio(env=["NO_SUCH_KEY"]), "the environment variable NO_SUCH_KEY is not set"),
-        ({"url": "http://127.0.0.1:9/mcp", "token_env": "NO_SUCH_KEY"}, "the environment variable NO_SUCH_KEY is not set"),
+        (
+            {"url": "http://127.0.0.1:9/mcp", "token_env": "NO_SUCH_KEY"},
+            "the environment variable NO_SUCH_KEY is not set",
+        ),
     ],
 )
 def test_what_cannot_be_reached_ends_the_start(entry, message):
@@ -189,13 +241,17 @@ def test_two_servers_with_one_name_need_a_prefix():
 
 
 def test_a_schema_of_theirs_cannot_hang_the_check_or_fetch_anything():
-    check = checker({"type": "object", "properties": {"a": {"type": "string", "pattern": "^(a+)+$"}}})
+    check = checker(
+        {"type": "object", "properties": {"a": {"type": "string", "pattern": "^(a+)+$"}}}
+    )
     started = time.monotonic()
     assert check({"a": "a" * 40 + "b"})
     assert time.monotonic() - started < 10  # 2**40 steps otherwise
     with pytest.raises(ToolUnavailable, match="its schema is no JSON schema"):
         checker({"type": "thing"})
-    fetching = checker({"type": "object", "properties": {"a": {"$ref": "http://127.0.0.1:9/schema"}}})
+    fetching = checker(
+        {"type": "object", "properties": {"a": {"$ref": "http://127.0.0.1:9/schema"}}}
+    )
     with pytest.raises(Exception, match="Unresolvable"):
         fetching({"a": 1})
     with pytest.raises(ToolError, match="arguments must be an object"):

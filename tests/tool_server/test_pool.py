@@ -50,7 +50,10 @@ def test_references_and_pixels_reach_the_tool(start):
 
     async def three() -> list:
         box = {"bbox_2d": [0, 0, 500, 1000]}
-        return [await pool.call("image_zoom_in", box | {"img_idx": i}, [reference, IMAGE]) for i in (0, 1, 2)]
+        return [
+            await pool.call("image_zoom_in", box | {"img_idx": i}, [reference, IMAGE])
+            for i in (0, 1, 2)
+        ]
 
     first, second, third = asyncio.run(three())
     assert np.array_equal(first.images[0], IMAGE[:, :32])
@@ -76,10 +79,16 @@ def test_what_the_policy_got_wrong_is_answered_by_the_pool_too(start):
     pool = start("echo")
 
     async def two() -> list:
-        return [await pool.call("python", {}, []), await pool.call("echo", {"text": "x" * 10**8}, [])]
+        return [
+            await pool.call("python", {}, []),
+            await pool.call("echo", {"text": "x" * 10**8}, []),
+        ]
 
     unknown, huge = asyncio.run(two())
-    assert (unknown.status, unknown.text) == (ToolStatus.TOOL_ERROR, "unknown tool 'python', known: echo")
+    assert (unknown.status, unknown.text) == (
+        ToolStatus.TOOL_ERROR,
+        "unknown tool 'python', known: echo",
+    )
     assert huge.text.startswith("arguments are too large")
 
 
@@ -87,17 +96,26 @@ def test_a_tool_of_evaluations_alone_is_neither_offered_nor_answered_elsewhere()
     pool = start_tool_servers(config("echo", "whose", cpus_per_server=0.01), ["whose"])
 
     async def asked(client) -> tuple[list, object]:
-        return [schema["function"]["name"] for schema in await client.schemas()], await client.call("whose", {}, [])
+        return [schema["function"]["name"] for schema in await client.schemas()], await client.call(
+            "whose", {}, []
+        )
 
     try:
         pool.ready()
         training = pickle.loads(pickle.dumps(pool))
         offered, refused = asyncio.run(asked(training))
         assert offered == ["echo"]
-        assert (refused.status, refused.text) == (ToolStatus.TOOL_ERROR, "unknown tool 'whose', known: echo")
+        assert (refused.status, refused.text) == (
+            ToolStatus.TOOL_ERROR,
+            "unknown tool 'whose', known: echo",
+        )
         assert pool.take_stats() == {}
         offered, answered = asyncio.run(asked(training.evaluating()))
-        assert (offered, answered.status, answered.tool) == (["echo", "whose"], ToolStatus.OK, "whose")
+        assert (offered, answered.status, answered.tool) == (
+            ["echo", "whose"],
+            ToolStatus.OK,
+            "whose",
+        )
         assert pool.take_stats()["whose"]["calls"] == 1
     finally:
         pool.shutdown()
@@ -106,7 +124,12 @@ def test_a_tool_of_evaluations_alone_is_neither_offered_nor_answered_elsewhere()
 @pytest.mark.parametrize("servers", [1, 2])
 def test_a_server_killed_in_the_middle_of_calls_loses_none(start, servers):
     """Every call is answered once: the slow ones that were running on the dead server are run again."""
-    pool = start("wait", "whose", servers=servers, tools={"wait": {"function": f"{HERE}:wait", "concurrency": 40}})
+    pool = start(
+        "wait",
+        "whose",
+        servers=servers,
+        tools={"wait": {"function": f"{HERE}:wait", "concurrency": 40}},
+    )
 
     async def story() -> list:
         victim = int((await pool.call("whose", {}, [])).text)
@@ -120,16 +143,23 @@ def test_a_server_killed_in_the_middle_of_calls_loses_none(start, servers):
     assert {r.text for r in results} == {"waited"}
 
 
-def test_code_that_ran_on_a_killed_server_is_run_again_and_its_jails_are_gone_within_a_second(start):
+def test_code_that_ran_on_a_killed_server_is_run_again_and_its_jails_are_gone_within_a_second(
+    start,
+):
     pool = start("whose", tools={"python": {"options": {"memory_mib": 1024, "slots": 12}}})
     code = "import time\ntime.sleep(1)\nprint({n})"
 
     async def story() -> tuple[list, float]:
         server = psutil.Process(int((await pool.call("whose", {}, [])).text))
-        calls = [asyncio.create_task(pool.call("python", {"code": code.format(n=n)}, [])) for n in range(12)]
+        calls = [
+            asyncio.create_task(pool.call("python", {"code": code.format(n=n)}, []))
+            for n in range(12)
+        ]
         await asyncio.sleep(0.5)
         jails = server.children(recursive=True)
-        assert sum("zygote" in " ".join(p.cmdline()) and p.name() != "bwrap" for p in jails) > 2  # the two zygotes, and calls
+        assert (
+            sum("zygote" in " ".join(p.cmdline()) and p.name() != "bwrap" for p in jails) > 2
+        )  # the two zygotes, and calls
         server.kill()
         killed = time.monotonic()
         while any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in jails):
@@ -146,12 +176,17 @@ def test_what_must_not_run_twice_is_typed(start, tmp_path):
     pool = start(tools={"die": {"function": f"{HERE}:die", "retries": 0}})
 
     async def twice() -> list:
-        return [await pool.call("die", {"directory": str(tmp_path), "times": 1}, []) for _ in range(2)]
+        return [
+            await pool.call("die", {"directory": str(tmp_path), "times": 1}, []) for _ in range(2)
+        ]
 
     first, second = asyncio.run(twice())
     assert first.status == ToolStatus.INFRASTRUCTURE
     assert first.text.startswith("a tool server was lost in the middle of a call")
-    assert (second.status, second.text) == (ToolStatus.OK, "survived")  # the pool waited for the restart
+    assert (second.status, second.text) == (
+        ToolStatus.OK,
+        "survived",
+    )  # the pool waited for the restart
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -175,12 +210,16 @@ def test_a_frozen_server_is_given_up(start, tmp_path, monkeypatch):
 
 
 def test_a_full_server_is_asked_again(start):
-    pool = start(tools={"wait": {"function": f"{HERE}:wait", "concurrency": 2, "queue": 1, "deadline_s": 1}})
+    pool = start(
+        tools={"wait": {"function": f"{HERE}:wait", "concurrency": 2, "queue": 1, "deadline_s": 1}}
+    )
 
     async def twelve() -> list:
         return await asyncio.gather(*(pool.call("wait", {"seconds": 0.2}, []) for _ in range(12)))
 
-    assert [r.status for r in asyncio.run(twelve())] == [ToolStatus.OK] * 12  # the last waited 1 s and more outside the queue
+    assert [r.status for r in asyncio.run(twelve())] == [
+        ToolStatus.OK
+    ] * 12  # the last waited 1 s and more outside the queue
     numbers = pool.take_stats()["wait"]
     assert numbers["ok"] == 12
     assert numbers["overloaded"] > 0
@@ -200,13 +239,17 @@ def test_a_cancelled_call_frees_its_slot(start):
 
 
 def test_a_tool_that_cannot_start_ends_the_start():
-    pool = start_tool_servers(config("echo", mcp=[{"command": ["/nowhere/mcp-server"]}], cpus_per_server=0.01))
+    pool = start_tool_servers(
+        config("echo", mcp=[{"command": ["/nowhere/mcp-server"]}], cpus_per_server=0.01)
+    )
     try:
         with pytest.raises(ToolUnavailable) as error:
             pool.ready()
     finally:
         pool.shutdown()
-    assert str(error.value).startswith("tools.mcp (/nowhere/mcp-server): no MCP server: FileNotFoundError")
+    assert str(error.value).startswith(
+        "tools.mcp (/nowhere/mcp-server): no MCP server: FileNotFoundError"
+    )
     assert "\n" not in str(error.value)
 
 

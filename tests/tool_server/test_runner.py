@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from pydantic import BaseModel, ConfigDict
 
+from tool_server.arguments import define
 from tool_server.config import Breaker, ToolServerConfig
 from tool_server.registry import KINDS
 from tool_server.runner import Circuit
 from tool_server.server import ToolServer
 from tool_server.stats import summarize
-from tool_server.tool import ToolError, ToolKind, ToolStatus, ToolUnavailable, define
+from tool_server.tool import ToolError, ToolKind, ToolStatus, ToolUnavailable
 
 OK, TOOL_ERROR, INFRASTRUCTURE = ToolStatus.OK, ToolStatus.TOOL_ERROR, ToolStatus.INFRASTRUCTURE
 
@@ -23,8 +24,14 @@ class Anything(BaseModel):
 
 
 def server_with(monkeypatch, run, *, pure=False, servers=1, **limits) -> ToolServer:
-    monkeypatch.setitem(KINDS, "probe", ToolKind(Anything, lambda name, options: define(name, "a probe", Anything, run, pure=pure)))
-    return ToolServer(ToolServerConfig.model_validate({"tools": {"probe": limits}, "servers": servers}))
+    monkeypatch.setitem(
+        KINDS,
+        "probe",
+        ToolKind(Anything, lambda name, options: define(name, "a probe", Anything, run, pure=pure)),
+    )
+    return ToolServer(
+        ToolServerConfig.model_validate({"tools": {"probe": limits}, "servers": servers})
+    )
 
 
 async def many(server: ToolServer, count: int, **arguments) -> list:
@@ -48,7 +55,9 @@ def test_concurrency_is_limited_and_waiting_does_not_count(monkeypatch):
 
     results = asyncio.run(six())
     assert most == 2
-    assert [r.status for r in results] == [ToolStatus.OK] * 6  # the last waited 1.4 s for its slot, and so took 2.1 s
+    assert [r.status for r in results] == [
+        ToolStatus.OK
+    ] * 6  # the last waited 1.4 s for its slot, and so took 2.1 s
     assert all(r.seconds < 2 for r in results)
 
 
@@ -184,7 +193,9 @@ def test_rate_is_shared_by_the_servers_and_waiting_does_not_count(monkeypatch):
         return "done", ()
 
     async def four() -> list:
-        return await many(server_with(monkeypatch, run, servers=2, rate_per_s=20, deadline_s=0.25), 4)
+        return await many(
+            server_with(monkeypatch, run, servers=2, rate_per_s=20, deadline_s=0.25), 4
+        )
 
     assert [r.status for r in asyncio.run(four())] == [OK] * 4
     assert starts[-1] - starts[0] >= 0.29  # 20 a second over two servers: one each 0.1 s
@@ -199,12 +210,22 @@ def test_equal_calls_of_a_pure_tool_are_answered_from_the_cache(monkeypatch):
         return f"{call.images[0].mean():g}", (call.images[0],)
 
     async def five() -> tuple[list, dict]:
-        server = server_with(monkeypatch, run, pure=True, cache_mb=0.002)  # 2,097 bytes: some of these results
-        calls = [({"a": 1, "b": 2}, black), ({"b": 2, "a": 1}, black), ({"a": 1, "b": 2}, white), ({"a": 2, "b": 2}, black)]
+        server = server_with(
+            monkeypatch, run, pure=True, cache_mb=0.002
+        )  # 2,097 bytes: some of these results
+        calls = [
+            ({"a": 1, "b": 2}, black),
+            ({"b": 2, "a": 1}, black),
+            ({"a": 1, "b": 2}, white),
+            ({"a": 2, "b": 2}, black),
+        ]
         results = [await server.call("probe", arguments, [image]) for arguments, image in calls]
         for number in range(20):
             await server.call("probe", {"a": 1, "number": number}, [black])
-        return [*results, await server.call("probe", {"a": 1, "b": 2}, [black])], await server.take_stats()
+        return [
+            *results,
+            await server.call("probe", {"a": 1, "b": 2}, [black]),
+        ], await server.take_stats()
 
     results, stats = asyncio.run(five())
     assert [r.text for r in results] == ["0", "0", "255", "0", "0"]
@@ -214,7 +235,9 @@ def test_equal_calls_of_a_pure_tool_are_answered_from_the_cache(monkeypatch):
 
 
 def test_only_a_pure_tool_can_be_cached(monkeypatch):
-    with pytest.raises(ToolUnavailable, match=r"tools\.tools\.probe: cache_mb=1, but probe is not a pure tool"):
+    with pytest.raises(
+        ToolUnavailable, match=r"tools\.tools\.probe: cache_mb=1, but probe is not a pure tool"
+    ):
         asyncio.run(server_with(monkeypatch, lambda call: ("", ()), cache_mb=1).schemas())
 
 
@@ -246,7 +269,9 @@ def test_functions_that_never_end_do_not_pile_up(monkeypatch):
         return "", ()
 
     async def story() -> list:
-        server = server_with(monkeypatch, run, concurrency=1, deadline_s=0.5, breaker={"failures": 1000})
+        server = server_with(
+            monkeypatch, run, concurrency=1, deadline_s=0.5, breaker={"failures": 1000}
+        )
         late = [await server.call("probe", {}, []) for _ in range(6)]
         release.set()
         await asyncio.sleep(0.2)

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from tool_server.arguments import MAX_SIZE
+from tool_server.arguments import MAX_SIZE, define
 from tool_server.config import ToolServerConfig
 from tool_server.registry import KINDS
 from tool_server.server import ToolServer
-from tool_server.tool import ToolKind, ToolStatus, ToolUnavailable, define
+from tool_server.tool import ToolKind, ToolStatus, ToolUnavailable
 
 IMAGE = np.arange(64 * 64 * 3, dtype=np.uint8).reshape(64, 64, 3)
 
@@ -24,7 +24,11 @@ HERE = "tests.tool_server.user_tools"
 
 def config(*functions: str, **settings) -> ToolServerConfig:
     return ToolServerConfig.model_validate(
-        {"tools": {name: {"function": f"{HERE}:{name}"} for name in functions} | settings.pop("tools", {}), **settings}
+        {
+            "tools": {name: {"function": f"{HERE}:{name}"} for name in functions}
+            | settings.pop("tools", {}),
+            **settings,
+        }
     )
 
 
@@ -37,19 +41,39 @@ def test_schema_is_qwen_s_zoom_tool():
     assert list(parameters["properties"]) == ["bbox_2d", "label", "img_idx"]
     assert parameters["required"] == ["bbox_2d"]
     box = parameters["properties"]["bbox_2d"]
-    assert (box["type"], box["items"], box["minItems"], box["maxItems"]) == ("array", {"type": "number"}, 4, 4)
+    assert (box["type"], box["items"], box["minItems"], box["maxItems"]) == (
+        "array",
+        {"type": "number"},
+        4,
+        4,
+    )
     assert parameters["properties"]["img_idx"]["type"] == "integer"
     jsonschema.validate({"bbox_2d": [1, 2, 3, 4], "label": "a", "img_idx": 0}, parameters)
 
 
 def test_good_call():
-    result = asyncio.run(ToolServer(ToolServerConfig()).call("image_zoom_in", {"bbox_2d": [0, 0, 500, 1000]}, [IMAGE]))
+    result = asyncio.run(
+        ToolServer(ToolServerConfig()).call(
+            "image_zoom_in", {"bbox_2d": [0, 0, 500, 1000]}, [IMAGE]
+        )
+    )
     assert (result.status, result.text, result.tool) == (ToolStatus.OK, "", "image_zoom_in")
     assert np.array_equal(result.images[0], IMAGE[:, :32])
     assert 0 <= result.seconds < 5
 
 
-@pytest.mark.parametrize("arguments", [{}, None, "text", {"bbox_2d": [0, 0, 0, 0]}, {"bbox_2d": {"a": [{}]}}, {"x" * 1000: 1}, {1: 2}])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        None,
+        "text",
+        {"bbox_2d": [0, 0, 0, 0]},
+        {"bbox_2d": {"a": [{}]}},
+        {"x" * 1000: 1},
+        {1: 2},
+    ],
+)
 def test_whatever_the_policy_writes_is_answered(arguments):
     result = asyncio.run(ToolServer(ToolServerConfig()).call("image_zoom_in", arguments, [IMAGE]))
     assert result.status == ToolStatus.TOOL_ERROR
@@ -58,7 +82,11 @@ def test_whatever_the_policy_writes_is_answered(arguments):
 
 def test_unknown_tool():
     result = asyncio.run(ToolServer(ToolServerConfig()).call("python", {"code": "1"}, []))
-    assert (result.status, result.text, result.tool) == (ToolStatus.TOOL_ERROR, "unknown tool 'python', known: image_zoom_in", "")
+    assert (result.status, result.text, result.tool) == (
+        ToolStatus.TOOL_ERROR,
+        "unknown tool 'python', known: image_zoom_in",
+        "",
+    )
 
 
 def test_arguments_of_100_mb_are_refused_without_a_look_at_them():
@@ -85,7 +113,9 @@ def test_arguments_of_100_mb_are_refused_without_a_look_at_them():
 
     *refused, good = asyncio.run(answers())
     assert [r.status for r in refused] == [ToolStatus.TOOL_ERROR] * 6
-    assert {r.text for r in refused} == {f"arguments are too large, at most {MAX_SIZE} characters are allowed"}
+    assert {r.text for r in refused} == {
+        f"arguments are too large, at most {MAX_SIZE} characters are allowed"
+    }
     assert good.status == ToolStatus.OK
 
 
@@ -94,7 +124,9 @@ def test_a_lost_image_is_infrastructure():
         raise OSError("object lost")
 
     async def call():
-        return await ToolServer(ToolServerConfig()).call("image_zoom_in", {"bbox_2d": [0, 0, 500, 500]}, [lost()])
+        return await ToolServer(ToolServerConfig()).call(
+            "image_zoom_in", {"bbox_2d": [0, 0, 500, 500]}, [lost()]
+        )
 
     assert asyncio.run(call()).status == ToolStatus.INFRASTRUCTURE
 
@@ -102,15 +134,39 @@ def test_a_lost_image_is_infrastructure():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"tools": {"pyton": {}}}, "tools.tools.pyton: no kind of tool named 'pyton'; there are: image_zoom_in"),
-        ({"tools": {"web": {"kind": "internet"}}}, "tools.tools.web.kind: no kind of tool named 'internet'; there are: image_zoom_in"),
-        ({"tools": {"image_zoom_in": {"options": {"min_size": 3}}}}, "tools.tools.image_zoom_in.options.min_size: unknown key"),
-        ({"tools": {"image_zoom_in": {"options": {"min_side": 0}}}}, "tools.tools.image_zoom_in.options.min_side: Input should be greater"),
-        ({"tools": {"a b": {"kind": "image_zoom_in"}}}, "tools.tools.a b: a name is 1 to 64 characters of [A-Za-z0-9_.-]"),
-        ({"tools": {"image_zoom_in": {"pure": True}}}, "tools.tools.image_zoom_in.pure: only of a function"),
-        ({"tools": {"f": {"function": "a:b", "kind": "image_zoom_in"}}}, "tools.tools.f: function goes with neither kind nor options"),
+        (
+            {"tools": {"pyton": {}}},
+            "tools.tools.pyton: no kind of tool named 'pyton'; there are: image_zoom_in",
+        ),
+        (
+            {"tools": {"web": {"kind": "internet"}}},
+            "tools.tools.web.kind: no kind of tool named 'internet'; there are: image_zoom_in",
+        ),
+        (
+            {"tools": {"image_zoom_in": {"options": {"min_size": 3}}}},
+            "tools.tools.image_zoom_in.options.min_size: unknown key",
+        ),
+        (
+            {"tools": {"image_zoom_in": {"options": {"min_side": 0}}}},
+            "tools.tools.image_zoom_in.options.min_side: Input should be greater",
+        ),
+        (
+            {"tools": {"a b": {"kind": "image_zoom_in"}}},
+            "tools.tools.a b: a name is 1 to 64 characters of [A-Za-z0-9_.-]",
+        ),
+        (
+            {"tools": {"image_zoom_in": {"pure": True}}},
+            "tools.tools.image_zoom_in.pure: only of a function",
+        ),
+        (
+            {"tools": {"f": {"function": "a:b", "kind": "image_zoom_in"}}},
+            "tools.tools.f: function goes with neither kind nor options",
+        ),
         ({"mcp": [{}]}, "tools.mcp: give each server a command or a url"),
-        ({"mcp": [{"command": ["a"], "url": "http://b"}]}, "tools.mcp: give each server a command or a url"),
+        (
+            {"mcp": [{"command": ["a"], "url": "http://b"}]},
+            "tools.mcp: give each server a command or a url",
+        ),
         ({"mcp": [{"url": "http://b", "env": ["KEY"]}]}, "tools.mcp: env belongs to a command"),
     ],
 )
@@ -130,7 +186,10 @@ def test_a_limit_out_of_range_names_its_field():
 def test_a_tool_may_have_any_name():
     server = ToolServer(config(tools={"crop-image": {"kind": "image_zoom_in"}}))
     assert asyncio.run(server.schemas())[0]["function"]["name"] == "crop-image"
-    assert asyncio.run(server.call("crop-image", {"bbox_2d": [0, 0, 500, 1000]}, [IMAGE])).status == ToolStatus.OK
+    assert (
+        asyncio.run(server.call("crop-image", {"bbox_2d": [0, 0, 500, 1000]}, [IMAGE])).status
+        == ToolStatus.OK
+    )
 
 
 class Nothing(BaseModel):
@@ -140,7 +199,11 @@ class Nothing(BaseModel):
 def opens(monkeypatch, start_deadline_s=30.0, **openers) -> ToolServer:
     for name, opener in openers.items():
         monkeypatch.setitem(KINDS, name, ToolKind(Nothing, opener))
-    return ToolServer(ToolServerConfig.model_validate({"tools": {name: {} for name in openers}, "start_deadline_s": start_deadline_s}))
+    return ToolServer(
+        ToolServerConfig.model_validate(
+            {"tools": {name: {} for name in openers}, "start_deadline_s": start_deadline_s}
+        )
+    )
 
 
 def tool(closed, together=None, fault=None):
@@ -149,7 +212,9 @@ def tool(closed, together=None, fault=None):
             together.wait(10)
         if fault:
             raise fault
-        return define(name, "a probe", Nothing, lambda call: ("done", ()), close=lambda: closed.append(name))
+        return define(
+            name, "a probe", Nothing, lambda call: ("done", ()), close=lambda: closed.append(name)
+        )
 
     return opener
 
@@ -171,7 +236,10 @@ def test_tools_open_side_by_side_and_close_once(monkeypatch):
 
 def test_a_tool_that_cannot_open_is_named_and_the_others_are_closed(monkeypatch):
     for fault, message in (
-        (ToolUnavailable("no bwrap: install bubblewrap"), "tools.tools.bad: no bwrap: install bubblewrap"),
+        (
+            ToolUnavailable("no bwrap: install bubblewrap"),
+            "tools.tools.bad: no bwrap: install bubblewrap",
+        ),
         (OSError("disk"), "tools.tools.bad: OSError: disk"),
     ):
         closed = []
@@ -186,7 +254,13 @@ def test_a_tool_that_opens_too_late_is_closed_when_it_does(monkeypatch):
 
     def opener(name, options):
         time.sleep(1.3)
-        return define(name, "a probe", Nothing, lambda call: ("done", ()), close=lambda: (closed.append(name), late.set()))
+        return define(
+            name,
+            "a probe",
+            Nothing,
+            lambda call: ("done", ()),
+            close=lambda: (closed.append(name), late.set()),
+        )
 
     with pytest.raises(ToolUnavailable, match=r"tools\.tools\.slow: not open after 1 s"):
         asyncio.run(opens(monkeypatch, 1, slow=opener).schemas())
@@ -215,7 +289,9 @@ def test_limits_that_suit_a_kind_give_way_to_the_recipe(monkeypatch):
     def opener(name, options):
         return define(name, "a probe", Nothing, lambda call: (time.sleep(0.2), ("done", ()))[1])
 
-    monkeypatch.setitem(KINDS, "probe", ToolKind(Nothing, opener, limits=lambda options: {"deadline_s": 0.05}))
+    monkeypatch.setitem(
+        KINDS, "probe", ToolKind(Nothing, opener, limits=lambda options: {"deadline_s": 0.05})
+    )
     for entry, status in (({}, ToolStatus.DEADLINE), ({"deadline_s": 5}, ToolStatus.OK)):
         server = ToolServer(ToolServerConfig.model_validate({"tools": {"probe": entry}}))
         assert asyncio.run(server.call("probe", {}, [])).status == status

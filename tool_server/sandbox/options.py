@@ -27,21 +27,52 @@ class PythonOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     session: Literal["call", "rollout"] = Field(
-        default="call", description="call: every call starts afresh; rollout: it starts from the variables its rollout's earlier calls left"
+        default="call",
+        description="call: every call starts afresh; rollout: it starts from the variables its rollout's earlier calls left",
     )
-    toolbox: Path | None = Field(default=None, description="virtual environment of the policy's code; default: the one `make setup` made")
-    allow_missing: frozenset[Layer] = Field(default=frozenset(), description="layers without which the tool may start all the same")
-    zygotes: int = Field(default=0, ge=0, description="warm interpreters, one spare not counted; 0: one per 4 cores")
-    slots: int = Field(default=0, ge=0, description="calls that run at once, the others wait; 0: two per core")
-    cpu_s: int = Field(default=10, ge=1, description="CPU seconds of one call, the limit that the policy sees")
-    wall_s: float = Field(default=40.0, gt=0, description="seconds of one call from its start, a backstop against sleeping")
-    memory_mib: int = Field(default=2048, ge=1024, description="address space of one call; the imported packages take 0.6 GiB of it")
-    disk_mib: int = Field(default=64, ge=1, description="files of one call, which are kept in memory; the given images come on top")
-    max_text: int = Field(default=16384, ge=256, description="bytes of output that the policy reads: three quarters head, a quarter tail")
+    toolbox: Path | None = Field(
+        default=None,
+        description="virtual environment of the policy's code; default: the one `make setup` made",
+    )
+    allow_missing: frozenset[Layer] = Field(
+        default=frozenset(), description="layers without which the tool may start all the same"
+    )
+    zygotes: int = Field(
+        default=0, ge=0, description="warm interpreters, one spare not counted; 0: one per 4 cores"
+    )
+    slots: int = Field(
+        default=0, ge=0, description="calls that run at once, the others wait; 0: two per core"
+    )
+    cpu_s: int = Field(
+        default=10, ge=1, description="CPU seconds of one call, the limit that the policy sees"
+    )
+    wall_s: float = Field(
+        default=40.0,
+        gt=0,
+        description="seconds of one call from its start, a backstop against sleeping",
+    )
+    memory_mib: int = Field(
+        default=2048,
+        ge=1024,
+        description="address space of one call; the imported packages take 0.6 GiB of it",
+    )
+    disk_mib: int = Field(
+        default=64,
+        ge=1,
+        description="files of one call, which are kept in memory; the given images come on top",
+    )
+    max_text: int = Field(
+        default=16384,
+        ge=256,
+        description="bytes of output that the policy reads: three quarters head, a quarter tail",
+    )
     max_figures: int = Field(default=4, ge=0)
     max_figure_pixels: int = Field(default=4 * MIB, ge=1)
     jail_uid: int = Field(
-        default=60_917, ge=1, lt=65_534, description="user id of the jail where the server runs as root: one that owns no file"
+        default=60_917,
+        ge=1,
+        lt=65_534,
+        description="user id of the jail where the server runs as root: one that owns no file",
     )
 
     def zygote_count(self) -> int:

@@ -33,7 +33,9 @@ class JailPool:
         self._refilling: asyncio.Task[None] | None = None
         self._slots = asyncio.Semaphore(options.slot_count())
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="python-tool", daemon=True)
+        self._thread = threading.Thread(
+            target=self._loop.run_forever, name="python-tool", daemon=True
+        )
         self._thread.start()
         try:
             self._run(self._fill())
@@ -41,7 +43,9 @@ class JailPool:
             self.close()
             raise
 
-    async def call(self, codes: Sequence[str], images: Sequence[Pixels] = (), seen: Sequence[int] | None = None) -> Finished:
+    async def call(
+        self, codes: Sequence[str], images: Sequence[Pixels] = (), seen: Sequence[int] | None = None
+    ) -> Finished:
         """Runs the last of `codes` after the others, in a process of its own. Raises ToolUnavailable; cancelling kills the process.
 
         The i-th code sees the first `seen[i]` images (None: all).
@@ -51,7 +55,9 @@ class JailPool:
 
     def pids(self) -> list[int]:
         """Of the zygotes, the spare last."""
-        return [jail.pid for jail in (*self._active, self._spare) if jail is not None and jail.alive]
+        return [
+            jail.pid for jail in (*self._active, self._spare) if jail is not None and jail.alive
+        ]
 
     def close(self) -> None:
         """Kills every jail, and every call with it."""
@@ -66,7 +72,9 @@ class JailPool:
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
-    async def _call(self, codes: Sequence[str], images: Sequence[Pixels], seen: Sequence[int]) -> Finished:
+    async def _call(
+        self, codes: Sequence[str], images: Sequence[Pixels], seen: Sequence[int]
+    ) -> Finished:
         async with self._slots:
             return await (await self._jail()).call(codes, images, seen)
 
@@ -86,7 +94,9 @@ class JailPool:
     async def _fill(self) -> None:
         """Starts the jails that are missing; the first ones to be ready become active. Raises ToolUnavailable if any does not start."""
         missing = self._options.zygote_count() + 1 - len(self._active) - (self._spare is not None)
-        for error in await asyncio.gather(*[self._start() for _ in range(missing)], return_exceptions=True):
+        for error in await asyncio.gather(
+            *[self._start() for _ in range(missing)], return_exceptions=True
+        ):
             if isinstance(error, BaseException):
                 raise error
 
@@ -128,7 +138,9 @@ class JailPool:
             try:
                 await self._fill()
             except Exception:
-                log.exception("a sandbox of the python tool does not start; trying again in %g s", backoff)
+                log.exception(
+                    "a sandbox of the python tool does not start; trying again in %g s", backoff
+                )
                 await asyncio.sleep(backoff)
                 backoff = min(2 * backoff, MAX_BACKOFF_S)
 

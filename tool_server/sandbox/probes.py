@@ -19,7 +19,10 @@ ATTEMPTS = 20
 
 async def probe(jail: Jail, options: PythonOptions, isolation: Isolation) -> None:
     """Raises ToolUnavailable with every escape that got through."""
-    with tempfile.NamedTemporaryFile("w", prefix="axpo-canary-") as canary, socket.create_server(("127.0.0.1", 0)) as server:
+    with (
+        tempfile.NamedTemporaryFile("w", prefix="axpo-canary-") as canary,
+        socket.create_server(("127.0.0.1", 0)) as server,
+    ):
         canary.write("canary")
         canary.flush()
         os.chmod(canary.name, 0o644)
@@ -35,7 +38,9 @@ async def probe(jail: Jail, options: PythonOptions, isolation: Isolation) -> Non
             "landlock": isolation.landlock,
         }
         finished = await jail.call([f"from inside import probe\nprobe.run({facts!r})"], [], [0])
-    through = [f"the self-test failed: {finished.output[-500:]!r}, status {finished.status}, {finished.killed or 'not killed'}"]
+    through = [
+        f"the self-test failed: {finished.output[-500:]!r}, status {finished.status}, {finished.killed or 'not killed'}"
+    ]
     with contextlib.suppress(ValueError, TypeError, KeyError, IndexError):
         tried = json.loads(finished.output.splitlines()[-1])["tried"]
         if finished.begun and finished.complete and len(tried) >= ATTEMPTS:

@@ -23,7 +23,16 @@ import numpy as np
 
 from tool_server.sandbox import syscalls
 from tool_server.sandbox.jail import Toolbox, command, readable
-from tool_server.sandbox.options import MAX_FILES, MAX_HEADER, MAX_OUTPUT, MIB, RGB, Isolation, PythonOptions, limits
+from tool_server.sandbox.options import (
+    MAX_FILES,
+    MAX_HEADER,
+    MAX_OUTPUT,
+    MIB,
+    RGB,
+    Isolation,
+    PythonOptions,
+    limits,
+)
 from tool_server.tool import Pixels, ToolUnavailable
 
 START_S = 120.0
@@ -55,7 +64,13 @@ class Finished:
 class Jail:
     """A zygote and its calls. Lives on one event loop. `on_death` is called once, when it ended for whatever reason."""
 
-    def __init__(self, options: PythonOptions, isolation: Isolation, toolbox: Toolbox, on_death: Callable[[Jail], None]) -> None:
+    def __init__(
+        self,
+        options: PythonOptions,
+        isolation: Isolation,
+        toolbox: Toolbox,
+        on_death: Callable[[Jail], None],
+    ) -> None:
         self._options, self._isolation, self._toolbox = options, isolation, toolbox
         self._on_death = on_death
         self._loop = asyncio.get_running_loop()
@@ -88,7 +103,10 @@ class Jail:
             try:
                 with theirs:
                     self._process = subprocess.Popen(
-                        [*command(self._options, self._isolation, self._toolbox), str(theirs.fileno())],
+                        [
+                            *command(self._options, self._isolation, self._toolbox),
+                            str(theirs.fileno()),
+                        ],
                         stdin=subprocess.DEVNULL,
                         stdout=subprocess.DEVNULL,
                         stderr=log,
@@ -103,7 +121,11 @@ class Jail:
             except (TimeoutError, OSError, EOFError) as error:
                 self.kill()
                 log.seek(0)
-                said = log.read(4096).decode(errors="replace").strip() or str(error) or type(error).__name__
+                said = (
+                    log.read(4096).decode(errors="replace").strip()
+                    or str(error)
+                    or type(error).__name__
+                )
                 self._release()
                 raise ToolUnavailable(f"the sandbox does not start: {said}") from error
             except BaseException:
@@ -113,7 +135,9 @@ class Jail:
         self.alive = True
         self._loop.add_reader(ours, self._read)
 
-    async def call(self, codes: Sequence[str], images: Sequence[Pixels], seen: Sequence[int]) -> Finished:
+    async def call(
+        self, codes: Sequence[str], images: Sequence[Pixels], seen: Sequence[int]
+    ) -> Finished:
         """Runs the last of `codes` after the others; the i-th sees the first `seen[i]` images.
 
         Raises ToolUnavailable if the jail dies; cancelling kills the call.
@@ -131,21 +155,32 @@ class Jail:
             try:
                 ended = self._ended[number] = self._loop.create_future()
                 held.callback(self._ended.pop, number)
-                with contextlib.ExitStack() as given:  # to the child; a copy that stays here would keep the pipes from ending
+                with (
+                    contextlib.ExitStack() as given
+                ):  # to the child; a copy that stays here would keep the pipes from ending
                     inputs = _inputs(codes, images, seen)
                     given.callback(os.close, inputs)
                     output_fd, output_write = _pipe(given)
                     output = held.enter_context(_Output(self._loop, output_fd, stop))
                     result_fd, result_write = _pipe(given)
-                    result = held.enter_context(_Result(self._loop, result_fd, stop, len(codes), self._options))
+                    result = held.enter_context(
+                        _Result(self._loop, result_fd, stop, len(codes), self._options)
+                    )
                     message = {
                         "call": number,
                         "limits": limits(self._options, len(codes)),
-                        "disk": self._options.disk_mib * MIB + sum(image.nbytes + MIB for image in images),
+                        "disk": self._options.disk_mib * MIB
+                        + sum(image.nbytes + MIB for image in images),
                         "files": MAX_FILES,
                     }
-                    socket.send_fds(self._control, [json.dumps(message).encode()], [inputs, output_write, result_write])
-                end = await self._end(asyncio.gather(ended, output.closed, result.closed), len(codes), stop)
+                    socket.send_fds(
+                        self._control,
+                        [json.dumps(message).encode()],
+                        [inputs, output_write, result_write],
+                    )
+                end = await self._end(
+                    asyncio.gather(ended, output.closed, result.closed), len(codes), stop
+                )
             except TimeoutError as error:
                 self.kill()
                 raise ToolUnavailable("the sandbox does not answer") from error
@@ -164,7 +199,9 @@ class Jail:
             images=result.images(),
         )
 
-    async def _end(self, everything: asyncio.Future[Any], codes: int, stop: Callable[[str], None]) -> dict[str, Any]:
+    async def _end(
+        self, everything: asyncio.Future[Any], codes: int, stop: Callable[[str], None]
+    ) -> dict[str, Any]:
         """How the call ended, once its pipes did, too; by then killed if need be. Raises TimeoutError where the zygote does not answer."""
         # A cancelled call does not look at how its jail died.
         everything.add_done_callback(lambda done: done.cancelled() or done.exception())
@@ -204,12 +241,17 @@ class Jail:
         return {
             "namespaces": self._isolation.namespaces,
             "landlock": self._isolation.landlock,
-            "seccomp": base64.b64encode(syscalls.program()).decode() if self._isolation.seccomp else "",
+            "seccomp": base64.b64encode(syscalls.program()).decode()
+            if self._isolation.seccomp
+            else "",
             "bare": self._isolation.bare,
             "readable": readable(self._toolbox),
             "work": self._work or "/tmp",
             "limits": list(limits(self._options, 1)),
-            "caps": {"figures": self._options.max_figures, "pixels": self._options.max_figure_pixels},
+            "caps": {
+                "figures": self._options.max_figures,
+                "pixels": self._options.max_figure_pixels,
+            },
         }
 
     def _send(self, message: dict[str, Any]) -> None:
@@ -225,7 +267,9 @@ class Jail:
             await readable.wait()
         finally:
             self._loop.remove_reader(self._control)
-        message, ancillary, _, _ = self._control.recvmsg(MESSAGE_BYTES, socket.CMSG_SPACE(CREDENTIALS.size))
+        message, ancillary, _, _ = self._control.recvmsg(
+            MESSAGE_BYTES, socket.CMSG_SPACE(CREDENTIALS.size)
+        )
         if not message:
             raise EOFError
         if expected not in json.loads(message):
@@ -270,14 +314,23 @@ class Jail:
 
 def _inputs(codes: Sequence[str], images: Sequence[Pixels], seen: Sequence[int]) -> int:
     """A sealed memfd: the child reads it, and nobody can change or grow it."""
-    header = json.dumps({"codes": list(zip(codes, seen, strict=True)), "shapes": [image.shape[:2] for image in images]}).encode()
+    header = json.dumps(
+        {
+            "codes": list(zip(codes, seen, strict=True)),
+            "shapes": [image.shape[:2] for image in images],
+        }
+    ).encode()
     fd = os.memfd_create("axpo-call", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         with open(fd, "wb", closefd=False) as file:
             file.write(struct.pack("<I", len(header)) + header)
             for image in images:
                 file.write(np.ascontiguousarray(image).data)
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE)
+        fcntl.fcntl(
+            fd,
+            fcntl.F_ADD_SEALS,
+            fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE,
+        )
     except BaseException:
         os.close(fd)
         raise
@@ -295,7 +348,9 @@ def _pipe(given: contextlib.ExitStack) -> tuple[int, int]:
 class _Pipe:
     """Reads a pipe to its end into `data`, until `accepts` says that more is not wanted."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, fd: int, stop: Callable[[str], None]) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, fd: int, stop: Callable[[str], None]
+    ) -> None:
         self._loop, self._fd, self._stop = loop, fd, stop
         self.data = bytearray()
         self.closed: asyncio.Future[None] = loop.create_future()
@@ -340,7 +395,14 @@ class _Output(_Pipe):
 class _Result(_Pipe):
     """`\\0` per code begun, then `<I length><JSON {error, images: [[height, width], ...]}><raw RGB>`, checked before it is stored."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, fd: int, stop: Callable[[str], None], codes: int, options: PythonOptions) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        fd: int,
+        stop: Callable[[str], None],
+        codes: int,
+        options: PythonOptions,
+    ) -> None:
         super().__init__(loop, fd, stop)
         self._codes, self._options = codes, options
         self._shapes: list[tuple[int, int]] = []
@@ -374,7 +436,9 @@ class _Result(_Pipe):
                 if not self._header(bytes(self.data[start : start + length])):
                     return "result"
                 self._body = start + length
-                self._expected = self._body + sum(height * width * RGB for height, width in self._shapes)
+                self._expected = self._body + sum(
+                    height * width * RGB for height, width in self._shapes
+                )
         return "result" if 0 <= self._expected < len(self.data) else ""
 
     def _header(self, text: bytes) -> bool:
@@ -384,9 +448,13 @@ class _Result(_Pipe):
             self._shapes = [(height, width) for height, width in header["images"]]
         except (ValueError, TypeError, KeyError, RecursionError):
             return False
-        return len(self._shapes) <= self._options.max_figures and all(self._valid(*shape) for shape in self._shapes)
+        return len(self._shapes) <= self._options.max_figures and all(
+            self._valid(*shape) for shape in self._shapes
+        )
 
     def _valid(self, height: Any, width: Any) -> bool:
         if type(height) is not int or type(width) is not int or min(height, width) < 1:
             return False
-        return height * width <= self._options.max_figure_pixels and max(height, width) <= MAX_ASPECT * min(height, width)
+        return height * width <= self._options.max_figure_pixels and max(
+            height, width
+        ) <= MAX_ASPECT * min(height, width)

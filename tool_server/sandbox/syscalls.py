@@ -30,7 +30,14 @@ rt_sigaction rt_sigprocmask rt_sigreturn rt_sigpending rt_sigtimedwait rt_sigsus
 getrandom exit exit_group wait4 waitid
 """
 
-IOCTLS = {"FIONREAD": 0x541B, "FIONBIO": 0x5421, "FIONCLEX": 0x5450, "FIOCLEX": 0x5451, "TCGETS": 0x5401, "TIOCGWINSZ": 0x5413}
+IOCTLS = {
+    "FIONREAD": 0x541B,
+    "FIONBIO": 0x5421,
+    "FIONCLEX": 0x5450,
+    "FIOCLEX": 0x5451,
+    "TCGETS": 0x5401,
+    "TIOCGWINSZ": 0x5413,
+}
 """What pipes and isatty need; TIOCSTI and its like are not here."""
 
 PRCTLS = {"PR_SET_NAME": 15, "PR_GET_NAME": 16}
@@ -56,10 +63,14 @@ def program() -> bytes:
             rules.add_rule(seccomp.ALLOW, number)
     # glibc falls back from clone3, whose flags a filter cannot see, to clone.
     rules.add_rule(seccomp.ERRNO(errno.ENOSYS), "clone3")
-    rules.add_rule(seccomp.ALLOW, "clone", seccomp.Arg(0, seccomp.MASKED_EQ, CLONE_THREAD, CLONE_THREAD))
+    rules.add_rule(
+        seccomp.ALLOW, "clone", seccomp.Arg(0, seccomp.MASKED_EQ, CLONE_THREAD, CLONE_THREAD)
+    )
     for request in IOCTLS.values():
         # 32 bits, as the kernel reads it
-        rules.add_rule(seccomp.ALLOW, "ioctl", seccomp.Arg(1, seccomp.MASKED_EQ, 0xFFFFFFFF, request))
+        rules.add_rule(
+            seccomp.ALLOW, "ioctl", seccomp.Arg(1, seccomp.MASKED_EQ, 0xFFFFFFFF, request)
+        )
     for operation in PRCTLS.values():
         rules.add_rule(seccomp.ALLOW, "prctl", seccomp.Arg(0, seccomp.EQ, operation))
     with tempfile.TemporaryFile() as file:

@@ -33,7 +33,9 @@ class DiskCache:
         """Case, width and spacing of a query make no difference."""
         words = " ".join(unicodedata.normalize("NFKC", query).casefold().split())
         day = datetime.now(UTC).date().isoformat()
-        key = hashlib.sha256(json.dumps([self._provider, words, max_results, day]).encode()).hexdigest()
+        key = hashlib.sha256(
+            json.dumps([self._provider, words, max_results, day]).encode()
+        ).hexdigest()
         return self._folder / day / f"{key}.json"
 
     def get(self, path: Path) -> list[Result] | None:
@@ -46,7 +48,9 @@ class DiskCache:
     def put(self, path: Path, results: Sequence[Result]) -> list[Result]:
         """Stores an answer; returns the one that counts: of servers that asked at the same time, the first one's."""
         path.parent.mkdir(exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".new", encoding="utf-8") as file:
+        with tempfile.NamedTemporaryFile(
+            "w", dir=path.parent, suffix=".new", encoding="utf-8"
+        ) as file:
             json.dump([asdict(result) for result in results], file)
             file.flush()
             try:

@@ -62,7 +62,10 @@ class Corpus:
 
     def stat_hash(self) -> str:
         """Changes with any name, size or modification time. No file is read."""
-        stats = [(self._name(file), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in self.files]
+        stats = [
+            (self._name(file), (stat := file.stat()).st_size, stat.st_mtime_ns)
+            for file in self.files
+        ]
         return hashlib.sha256(json.dumps(stats).encode()).hexdigest()
 
     def content_hash(self) -> str:
@@ -75,7 +78,9 @@ class Corpus:
                     sha.update(block)
         return sha.hexdigest()
 
-    def documents(self, sha: Any, progress: Callable[[int], None] = lambda done: None) -> Iterator[Document]:
+    def documents(
+        self, sha: Any, progress: Callable[[int], None] = lambda done: None
+    ) -> Iterator[Document]:
         """Every document, in order. What is read also updates `sha` as in `content_hash`; `progress` gets bytes read so far.
 
         Raises CorpusError at the first bad row.
@@ -93,7 +98,9 @@ class Corpus:
                     try:
                         text = raw.decode("utf-8-sig")
                     except UnicodeDecodeError as error:
-                        raise CorpusError(f"{where}: not UTF-8: {error.reason} at byte {error.start}") from None
+                        raise CorpusError(
+                            f"{where}: not UTF-8: {error.reason} at byte {error.start}"
+                        ) from None
                     if not text.strip():
                         continue
                     elif whole_file:
@@ -116,12 +123,20 @@ class Corpus:
         file = _text(row, "file", where)
         if is_image:
             self._check_image(file, where)
-        return Document(_text(row, "id", where) or default_id, _text(row, "title", where), text, _text(row, "url", where), file)
+        return Document(
+            _text(row, "id", where) or default_id,
+            _text(row, "title", where),
+            text,
+            _text(row, "url", where),
+            file,
+        )
 
     def _check_image(self, file: str, where: str) -> None:
         path = PurePosixPath(file)
         if path.is_absolute() or ".." in path.parts:
-            raise CorpusError(f"{where}: file: expected a path inside the folder of the corpus, got {file!r}")
+            raise CorpusError(
+                f"{where}: file: expected a path inside the folder of the corpus, got {file!r}"
+            )
         try:
             check(self.folder / path)
         except ImageError as error:
@@ -158,11 +173,17 @@ def _passages(document: Document) -> Iterator[Document]:
             space = max(text.rfind(mark, start + MAX_PASSAGE // 2, stop) for mark in " \n")
             stop = space + 1 if space > 0 else stop
         title = f"{document.title} (part {part})".strip()
-        yield Document(f"{document.id}#{part}", title, text[start:stop], document.url, document.image)
+        yield Document(
+            f"{document.id}#{part}", title, text[start:stop], document.url, document.image
+        )
         start, part = stop, part + 1
 
 
 def _walk(folder: Path) -> Iterator[Path]:
     for root, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (Path(root, name) for name in files if not name.startswith(".") and Path(name).suffix in SUFFIXES)
+        yield from (
+            Path(root, name)
+            for name in files
+            if not name.startswith(".") and Path(name).suffix in SUFFIXES
+        )

@@ -61,21 +61,29 @@ def default_out(corpus: Path) -> Path:
     return path.parent / f"{path.name if path.is_dir() else path.stem}.index"
 
 
-def build(path: Path, out: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> tuple[Manifest, bool]:
+def build(
+    path: Path, out: Path, progress: Callable[[int, int], None] = lambda done, total: None
+) -> tuple[Manifest, bool]:
     """Index the corpus at `path` into the folder `out`; nothing to do where it holds that index already, and whole.
 
     A failure leaves what was there; readers of the old index keep it until they close. `progress` gets bytes read and bytes in all.
     Returns the manifest and whether anything was built. Raises CorpusError.
     """
     corpus = Corpus(path)
-    if out.exists() and not (out / "manifest.json").exists() and (not out.is_dir() or any(not _ours(p.name) for p in out.iterdir())):
+    if (
+        out.exists()
+        and not (out / "manifest.json").exists()
+        and (not out.is_dir() or any(not _ours(p.name) for p in out.iterdir()))
+    ):
         raise CorpusError(f"{out}: exists and is not an index; choose another --out")
     out.mkdir(parents=True, exist_ok=True)
     with _exclusive(out):
         try:
             manifest = _read_manifest(out)
             _check_files(out, manifest)
-            if not _changed(manifest, corpus) and manifest.corpus == os.path.relpath(corpus.path, out.absolute()):
+            if not _changed(manifest, corpus) and manifest.corpus == os.path.relpath(
+                corpus.path, out.absolute()
+            ):
                 return manifest, False
         except Damaged:
             pass
@@ -110,13 +118,22 @@ class SearchIndex:
                 self.manifest = _read_manifest(path)
                 self._open(path)
         except Damaged as error:
-            raise ToolUnavailable(f"search index {path} {error}; build it: axpo index build CORPUS --out {path}") from None
+            raise ToolUnavailable(
+                f"search index {path} {error}; build it: axpo index build CORPUS --out {path}"
+            ) from None
         if self.manifest.kind != kind:
-            raise ToolUnavailable(f"search index {path} holds {self.manifest.kind}, this tool needs {kind}")
-        self.corpus, self.folder = (Path(os.path.normpath(path.absolute() / p)) for p in (self.manifest.corpus, self.manifest.folder))
+            raise ToolUnavailable(
+                f"search index {path} holds {self.manifest.kind}, this tool needs {kind}"
+            )
+        self.corpus, self.folder = (
+            Path(os.path.normpath(path.absolute() / p))
+            for p in (self.manifest.corpus, self.manifest.folder)
+        )
         if self._outdated():
             rebuild = f"axpo index build {self.corpus} --out {path}"
-            raise ToolUnavailable(f"search index {path} is older than its corpus; build it again: {rebuild}")
+            raise ToolUnavailable(
+                f"search index {path} is older than its corpus; build it again: {rebuild}"
+            )
 
     def search(self, query: str, max_results: int, snippet_chars: int = 500) -> list[Result]:
         """At most `max_results` documents by BM25, best first; ties in the order of the corpus."""
@@ -124,15 +141,24 @@ class SearchIndex:
 
         schema = self._index.schema
         terms = dict.fromkeys(self._analyser.analyze(clean(query)))
-        wanted = Query.boolean_query([(Occur.Should, Query.term_query(schema, "text", term, "freq")) for term in terms])
-        hits = self._searcher.search(wanted, max_results, count=False).hits  # uncounted: documents that cannot reach the top are skipped
+        wanted = Query.boolean_query(
+            [(Occur.Should, Query.term_query(schema, "text", term, "freq")) for term in terms]
+        )
+        hits = self._searcher.search(
+            wanted, max_results, count=False
+        ).hits  # uncounted: documents that cannot reach the top are skipped
         snippets = SnippetGenerator.create(self._searcher, wanted, schema, "text")
         snippets.set_max_num_chars(snippet_chars)
         results = []
         for score, address in hits:
             row = json.loads(bytes(self._searcher.doc(address).get_all("row")[0]))
-            snippet = snippets.snippet_from_doc(Document(text=row["text"])).fragment() or row["text"][:snippet_chars]
-            results.append(Result(row["title"], row["url"] or row["id"], snippet, float(score), row["image"]))
+            snippet = (
+                snippets.snippet_from_doc(Document(text=row["text"])).fragment()
+                or row["text"][:snippet_chars]
+            )
+            results.append(
+                Result(row["title"], row["url"] or row["id"], snippet, float(score), row["image"])
+            )
         return results
 
     def _outdated(self) -> bool:
@@ -161,10 +187,14 @@ class SearchIndex:
         self._analyser = _analyser()
         self._index.register_tokenizer("words", self._analyser)
         if self._searcher.num_docs != self.manifest.documents:
-            raise Damaged(f"is damaged ({self._searcher.num_docs} documents of {self.manifest.documents})")
+            raise Damaged(
+                f"is damaged ({self._searcher.num_docs} documents of {self.manifest.documents})"
+            )
 
 
-def _write(corpus: Corpus, out: Path, directory: Path, progress: Callable[[int, int], None]) -> Manifest:
+def _write(
+    corpus: Corpus, out: Path, directory: Path, progress: Callable[[int, int], None]
+) -> Manifest:
     """The index of a corpus in an empty directory."""
     import tantivy
 
@@ -174,16 +204,22 @@ def _write(corpus: Corpus, out: Path, directory: Path, progress: Callable[[int, 
     index = tantivy.Index(builder.build(), path=str(directory))
     index.register_tokenizer("words", _analyser())
     total, stat, sha = corpus.size, corpus.stat_hash(), hashlib.sha256()
-    writer = index.writer(heap_size=128_000_000, num_threads=1)  # one thread: documents keep their order, so ties do
+    writer = index.writer(
+        heap_size=128_000_000, num_threads=1
+    )  # one thread: documents keep their order, so ties do
     documents, images = 0, 0
     try:
         for document in corpus.documents(sha, lambda done: progress(done, total)):
             if bool(document.image) != bool(images) and documents:
-                raise CorpusError(f"{corpus.path}: holds both texts and images, from {document.id} on; build one index of each")
+                raise CorpusError(
+                    f"{corpus.path}: holds both texts and images, from {document.id} on; build one index of each"
+                )
             # One field, the title counted twice. With a field each, a frequent word is rare among titles, so a title that holds it
             # beats the document that holds every word asked for: recall@5 of planted documents was 0.05, so it is 1.00.
             words = [document.title, document.title, document.text]
-            writer.add_document(tantivy.Document(text=words, row=json.dumps(asdict(document)).encode()))
+            writer.add_document(
+                tantivy.Document(text=words, row=json.dumps(asdict(document)).encode())
+            )
             documents, images = documents + 1, images + bool(document.image)
         if not documents:
             raise CorpusError(f"{corpus.path}: no documents")
@@ -209,7 +245,9 @@ def _write(corpus: Corpus, out: Path, directory: Path, progress: Callable[[int, 
         corpus_content=sha.hexdigest(),
         corpus_stat=stat,
         directory=directory.name,
-        files={file.name: (file.stat().st_size, _sha256(file)) for file in sorted(directory.iterdir())},
+        files={
+            file.name: (file.stat().st_size, _sha256(file)) for file in sorted(directory.iterdir())
+        },
     )
 
 
@@ -220,13 +258,21 @@ def _analyser() -> Any:
 
     unspaced = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
     words = Tokenizer.regex(rf"[{unspaced}]|[\p{{L}}\p{{M}}\p{{N}}--[{unspaced}]]+")
-    builder = TextAnalyzerBuilder(words).filter(Filter.remove_long(60)).filter(Filter.lowercase()).filter(Filter.ascii_fold())
+    builder = (
+        TextAnalyzerBuilder(words)
+        .filter(Filter.remove_long(60))
+        .filter(Filter.lowercase())
+        .filter(Filter.ascii_fold())
+    )
     return builder.filter(Filter.stemmer("english")).build()
 
 
 def _changed(manifest: Manifest, corpus: Corpus) -> bool:
     """The content is compared only where names, sizes or times differ."""
-    return manifest.corpus_stat != corpus.stat_hash() and manifest.corpus_content != corpus.content_hash()
+    return (
+        manifest.corpus_stat != corpus.stat_hash()
+        and manifest.corpus_content != corpus.content_hash()
+    )
 
 
 def _read_manifest(path: Path) -> Manifest:
@@ -236,7 +282,10 @@ def _read_manifest(path: Path) -> Manifest:
         raise Damaged("has no manifest.json" if path.exists() else "is not there") from None
     except (OSError, ValidationError) as error:
         raise Damaged(f"is damaged (manifest.json: {type(error).__name__})") from None
-    built, here = (f"format {f}, tantivy {t}" for f, t in ((manifest.format, manifest.tantivy), (FORMAT, version("tantivy"))))
+    built, here = (
+        f"format {f}, tantivy {t}"
+        for f, t in ((manifest.format, manifest.tantivy), (FORMAT, version("tantivy")))
+    )
     if built != here:
         raise Damaged(f"is of another version ({built}; here {here})")
     return manifest

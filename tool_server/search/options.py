@@ -17,7 +17,10 @@ class LocalOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["local"] = "local"
-    index: str = Field(min_length=1, description="folder that `axpo index build` wrote, on every node with a tool server")
+    index: str = Field(
+        min_length=1,
+        description="folder that `axpo index build` wrote, on every node with a tool server",
+    )
 
 
 class TavilyOptions(BaseModel):
@@ -26,15 +29,25 @@ class TavilyOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["tavily"] = "tavily"
-    base_url: str = Field(default="https://api.tavily.com", pattern=r"^https?://", description="another one for a proxy")
+    base_url: str = Field(
+        default="https://api.tavily.com",
+        pattern=r"^https?://",
+        description="another one for a proxy",
+    )
     search_depth: Literal["basic", "advanced", "fast", "ultra-fast"] = "basic"
     topic: Literal["general", "news", "finance"] = "general"
     include_domains: tuple[str, ...] = ()
     exclude_domains: tuple[str, ...] = ()
     timeout_s: float = Field(default=10.0, gt=0, le=120, description="of one attempt")
     attempts: int = Field(default=3, ge=1, le=10)
-    requests_per_minute: float = Field(default=100, gt=0, description="of this server; Tavily's development keys allow 100 in all")
-    cache: str = Field(default="~/.cache/axpo/tavily", min_length=1, description="folder of answers; on a cluster, a shared one")
+    requests_per_minute: float = Field(
+        default=100, gt=0, description="of this server; Tavily's development keys allow 100 in all"
+    )
+    cache: str = Field(
+        default="~/.cache/axpo/tavily",
+        min_length=1,
+        description="folder of answers; on a cluster, a shared one",
+    )
 
 
 class SearchOptions(Caps):
@@ -44,7 +57,11 @@ class SearchOptions(Caps):
 
 
 class ImageSearchOptions(Caps):
-    index: str = Field(min_length=1, description="folder that `axpo index build` wrote from captioned images")
-    max_images: int = Field(default=3, ge=1, le=20, description="images of one answer; more results are not shown")
+    index: str = Field(
+        min_length=1, description="folder that `axpo index build` wrote from captioned images"
+    )
+    max_images: int = Field(
+        default=3, ge=1, le=20, description="images of one answer; more results are not shown"
+    )
     max_side: int = Field(default=1024, ge=32, description="pixels; larger images are downscaled")
     limits: ImageLimits = Field(default_factory=ImageLimits, description="what is decoded")

@@ -41,7 +41,9 @@ class SearchArguments(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    query: Annotated[str, BeforeValidator(_query)] = Field(max_length=MAX_QUERY, description="What to search for")
+    query: Annotated[str, BeforeValidator(_query)] = Field(
+        max_length=MAX_QUERY, description="What to search for"
+    )
     max_results: Annotated[int, integer(1, MAX_RESULTS)] = Field(
         default=5, ge=1, le=MAX_RESULTS, description=f"Number of results, 1 to {MAX_RESULTS}"
     )
@@ -52,8 +54,12 @@ class Caps(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    snippet_chars: int = Field(default=500, ge=50, le=5000, description="characters of a result's text")
-    max_chars: int = Field(default=8000, ge=500, le=50_000, description="characters of the whole answer")
+    snippet_chars: int = Field(
+        default=500, ge=50, le=5000, description="characters of a result's text"
+    )
+    max_chars: int = Field(
+        default=8000, ge=500, le=50_000, description="characters of the whole answer"
+    )
 
 
 def render(query: str, results: Sequence[Result], caps: Caps) -> str:
@@ -63,13 +69,19 @@ def render(query: str, results: Sequence[Result], caps: Caps) -> str:
     blocks: list[str] = []
     left = caps.max_chars + 2
     for number, result in enumerate(results, 1):
-        parts = [_line(result.title, MAX_TITLE), _line(result.url, MAX_URL), _line(result.snippet, caps.snippet_chars)]
+        parts = [
+            _line(result.title, MAX_TITLE),
+            _line(result.url, MAX_URL),
+            _line(result.snippet, caps.snippet_chars),
+        ]
         block = f"{number}. " + "\n".join(part for part in parts if part)
         left -= len(block) + 2
         if left < 0 and not blocks:
             block = block[: caps.max_chars - 3] + "..."
         elif left < 0:
-            blocks.append(f"[{len(results) - len(blocks)} more results cut: an answer has at most {caps.max_chars} characters]")
+            blocks.append(
+                f"[{len(results) - len(blocks)} more results cut: an answer has at most {caps.max_chars} characters]"
+            )
             break
         blocks.append(block)
     return "\n\n".join(blocks)

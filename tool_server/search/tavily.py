@@ -17,7 +17,13 @@ from pathlib import Path
 import httpx
 from aiolimiter import AsyncLimiter
 from pydantic import BaseModel, ConfigDict, Field
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    retry_if_exception_type,
+    stop_after_attempt,
+    wait_random_exponential,
+)
 
 from tool_server.search.cache import DiskCache
 from tool_server.search.corpus import clean
@@ -69,23 +75,36 @@ class _Answer(BaseModel):
 class Tavily:
     """Belongs to one event loop. Failures raise ToolUnavailable; a query that Tavily refuses raises ToolError."""
 
-    def __init__(self, name: str, options: TavilyOptions, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, name: str, options: TavilyOptions, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         """Sends nothing. Raises ToolUnavailable without a key: Tavily answers some requests without one, until it does not."""
         key = os.environ.get(KEY, "").strip()
         if not key:
-            raise ToolUnavailable(f"{name}: no key for Tavily; set {KEY} in the environment of the tool server")
+            raise ToolUnavailable(
+                f"{name}: no key for Tavily; set {KEY} in the environment of the tool server"
+            )
         if not key.isascii() or not key.isprintable():
-            raise ToolUnavailable(f"{name}: {KEY} is no key: it holds characters that no header can carry")
+            raise ToolUnavailable(
+                f"{name}: {KEY} is no key: it holds characters that no header can carry"
+            )
         self._options, self._clock = options, clock
-        shape = options.model_dump(mode="json", include={"base_url", "search_depth", "topic", "include_domains", "exclude_domains"})
-        self._cache = DiskCache(Path(options.cache).expanduser(), json.dumps(["tavily", shape], sort_keys=True))
+        shape = options.model_dump(
+            mode="json",
+            include={"base_url", "search_depth", "topic", "include_domains", "exclude_domains"},
+        )
+        self._cache = DiskCache(
+            Path(options.cache).expanduser(), json.dumps(["tavily", shape], sort_keys=True)
+        )
         self._client = httpx.AsyncClient(
             base_url=options.base_url,
             headers={"Authorization": f"Bearer {key}"},
             timeout=options.timeout_s,
             limits=httpx.Limits(max_connections=32),
         )
-        self._limiter = AsyncLimiter(max(1.0, options.requests_per_minute / 60), max(1.0, 60 / options.requests_per_minute))
+        self._limiter = AsyncLimiter(
+            max(1.0, options.requests_per_minute / 60), max(1.0, 60 / options.requests_per_minute)
+        )
         self._flights: dict[Path, asyncio.Task[list[Result]]] = {}
         self._failed = 0
         self._parked_until, self._park_s, self._why = -math.inf, 0.0, ""
@@ -99,7 +118,9 @@ class Tavily:
             if cached is not None:
                 return cached
             # A task of its own: a caller that gives up does not take the request from the others.
-            flight = self._flights[path] = asyncio.create_task(self._fetch(path, query, max_results))
+            flight = self._flights[path] = asyncio.create_task(
+                self._fetch(path, query, max_results)
+            )
             flight.add_done_callback(lambda done: self._landed(path, done))
         return await asyncio.shield(flight)
 
@@ -139,7 +160,9 @@ class Tavily:
         async with self._limiter:
             self._check_parked()
             try:
-                async with asyncio.timeout(self._options.timeout_s):  # httpx's own limit is per read: a server that drips passes it
+                async with asyncio.timeout(
+                    self._options.timeout_s
+                ):  # httpx's own limit is per read: a server that drips passes it
                     status, retry_after, body = await self._post(query, max_results)
             except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
                 raise Transient(f"tavily: {type(error).__name__}") from None
@@ -151,10 +174,15 @@ class Tavily:
             raise Failure(f"tavily: HTTP {status}: {_detail(body)}")
         try:
             # Pydantic refuses lone surrogates, which a text cut in the middle of an emoji holds.
-            answer = _Answer.model_validate_json(clean(json.dumps(json.loads(body), ensure_ascii=False)))
+            answer = _Answer.model_validate_json(
+                clean(json.dumps(json.loads(body), ensure_ascii=False))
+            )
         except (ValueError, RecursionError):
             raise Transient("tavily: an answer that is not search results") from None
-        return [Result(hit.title or "", hit.url or "", hit.content or "", hit.score or 0.0) for hit in answer.results[:max_results]]
+        return [
+            Result(hit.title or "", hit.url or "", hit.content or "", hit.score or 0.0)
+            for hit in answer.results[:max_results]
+        ]
 
     async def _post(self, query: str, max_results: int) -> tuple[int, float | None, bytes]:
         """Status, seconds of Retry-After, body."""
@@ -175,7 +203,11 @@ class Tavily:
                 body += chunk
                 if len(body) > MAX_BYTES:
                     raise Transient(f"tavily: an answer of more than {MAX_BYTES:,} bytes")
-            return response.status_code, _retry_after(response.headers.get("Retry-After")), bytes(body)
+            return (
+                response.status_code,
+                _retry_after(response.headers.get("Retry-After")),
+                bytes(body),
+            )
 
     def _park(self, why: str) -> None:
         if self._clock() < self._parked_until:

@@ -5,10 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from tool_server.arguments import define
 from tool_server.images import ImageError, decode, fit
-from tool_server.search.options import MAX_RETRY_AFTER_S, ImageSearchOptions, LocalOptions, SearchOptions
+from tool_server.search.options import (
+    MAX_RETRY_AFTER_S,
+    ImageSearchOptions,
+    LocalOptions,
+    SearchOptions,
+)
 from tool_server.search.results import SearchArguments, render
-from tool_server.tool import Output, Tool, ToolCall, ToolKind, ToolUnavailable, define
+from tool_server.tool import Output, Tool, ToolCall, ToolKind, ToolUnavailable
 
 DESCRIPTION = "Search for a query. Returns titles, addresses and the parts of the text that match."
 IMAGE_DESCRIPTION = "Search for images by what their captions say. Returns captions and images."
@@ -23,7 +29,11 @@ def open_search(name: str, options: SearchOptions) -> Tool:
 
         def local(call: ToolCall) -> Output:
             query = call.arguments.query
-            return render(query, index.search(query, call.arguments.max_results, options.snippet_chars), options), ()
+            return render(
+                query,
+                index.search(query, call.arguments.max_results, options.snippet_chars),
+                options,
+            ), ()
 
         return define(name, DESCRIPTION, SearchArguments, local, pure=True)
 
@@ -45,7 +55,9 @@ def open_image_search(name: str, options: ImageSearchOptions) -> Tool:
     index = SearchIndex(Path(options.index), "images")
     folder = index.folder
     if not folder.is_dir():
-        raise ToolUnavailable(f"{name}: the images of {options.index} are not here: no folder {folder}")
+        raise ToolUnavailable(
+            f"{name}: the images of {options.index} are not here: no folder {folder}"
+        )
 
     def run(call: ToolCall) -> Output:
         query, wanted = call.arguments.query, call.arguments.max_results
@@ -53,7 +65,9 @@ def open_image_search(name: str, options: ImageSearchOptions) -> Tool:
         images = []
         for result in results:
             try:
-                images.append(fit(decode(folder / result.image, options.limits), options.max_side, None))
+                images.append(
+                    fit(decode(folder / result.image, options.limits), options.max_side, None)
+                )
             except ImageError as error:
                 raise ToolUnavailable(f"{name}: {folder / result.image} {error}") from None
         text = render(query, results, options)
@@ -69,7 +83,11 @@ def _limits(options: SearchOptions) -> dict[str, Any]:
     if isinstance(options.provider, LocalOptions):
         return {}
     attempts = options.provider.attempts
-    return {"deadline_s": attempts * options.provider.timeout_s + (attempts - 1) * MAX_RETRY_AFTER_S + 30}
+    return {
+        "deadline_s": attempts * options.provider.timeout_s
+        + (attempts - 1) * MAX_RETRY_AFTER_S
+        + 30
+    }
 
 
 SEARCH = ToolKind(SearchOptions, open_search, _limits)

@@ -23,7 +23,9 @@ class Sandbox:
         """What the policy sees; raises what the tool raises."""
         return asyncio.run(self.arun(code, images, earlier))
 
-    async def arun(self, code: Any, images: Sequence[Any] = (), earlier: Sequence[str] = ()) -> Output:
+    async def arun(
+        self, code: Any, images: Sequence[Any] = (), earlier: Sequence[str] = ()
+    ) -> Output:
         past = [EarlierCall("python", {"code": code}, len(images)) for code in earlier]
         return await self.tool.run(ToolCall(self.tool.parse({"code": code}), images, past))  # type: ignore[misc]
 

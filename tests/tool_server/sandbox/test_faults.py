@@ -110,7 +110,9 @@ asyncio.run(main())
 
 def test_nothing_outlives_a_server_that_is_killed():
     """Its zygotes, their bubblewraps and the calls in flight are gone within a second."""
-    server = subprocess.Popen([sys.executable, "-c", SERVER], stdout=subprocess.PIPE, cwd=Path(__file__).parents[3])
+    server = subprocess.Popen(
+        [sys.executable, "-c", SERVER], stdout=subprocess.PIPE, cwd=Path(__file__).parents[3]
+    )
     assert server.stdout is not None
     pids = [int(pid) for pid in server.stdout.readline().split()]
     assert len(pids) == 2
@@ -119,13 +121,26 @@ def test_nothing_outlives_a_server_that_is_killed():
     server.kill()
     server.wait()
     server.stdout.close()
-    until(lambda: not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes), 1)
+    until(
+        lambda: (
+            not any(
+                process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+                for process in processes
+            )
+        ),
+        1,
+    )
 
 
 def test_closing_ends_everything():
     tool, pool = build("python", attack_options(PythonOptions()))
     zygotes = [psutil.Process(pid) for pid in pool.pids()]
-    tree = {process for zygote in zygotes for process in (zygote, *zygote.parents()) if psutil.Process() in process.parents()}
+    tree = {
+        process
+        for zygote in zygotes
+        for process in (zygote, *zygote.parents())
+        if psutil.Process() in process.parents()
+    }
     assert len(tree) >= 4  # each with its bubblewrap
     tool.close()
     assert pool.pids() == []
@@ -137,7 +152,9 @@ def test_a_server_without_descriptors_answers_and_recovers(own):
 
     async def starved() -> None:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 2, hard))
+        resource.setrlimit(
+            resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 2, hard)
+        )
         taken = []
         try:
             with contextlib.suppress(OSError):

@@ -60,9 +60,21 @@ LANDLOCK = {"landlock_create_ruleset": 38}  # ENOSYS, as a kernel without it ans
 NAMESPACES = {"unshare": 1, "mount": 1}  # EPERM, as Docker's default profile answers
 
 
-def machine_without(denied: dict[str, int], options: dict[str, object], attacks: Sequence[int] = (), python: Sequence[str] = ()) -> str:
+def machine_without(
+    denied: dict[str, int],
+    options: dict[str, object],
+    attacks: Sequence[int] = (),
+    python: Sequence[str] = (),
+) -> str:
     """What the tool says where the kernel denies system calls: opened in a process of its own under a seccomp filter."""
-    arguments = [*(python or [sys.executable]), "-c", DENIED + REPORT, json.dumps(denied), json.dumps(options), json.dumps(attacks)]
+    arguments = [
+        *(python or [sys.executable]),
+        "-c",
+        DENIED + REPORT,
+        json.dumps(denied),
+        json.dumps(options),
+        json.dumps(attacks),
+    ]
     done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
@@ -74,7 +86,14 @@ ATTACKS = [7, 8, 12, 17, 18, 19, 21, 22, 24, 25, 26, 27, 28, 38, 42, 43]
 
 def test_this_machine_has_every_layer():
     rows = check(PythonOptions())
-    assert [row.layer for row in rows] == ["toolbox", "bubblewrap", "user", "namespaces", "landlock", "seccomp"]
+    assert [row.layer for row in rows] == [
+        "toolbox",
+        "bubblewrap",
+        "user",
+        "namespaces",
+        "landlock",
+        "seccomp",
+    ]
     assert all(row.present for row in rows), table(rows)
     layers, _ = isolation(PythonOptions())
     assert layers == Isolation(namespaces=True, landlock=layers.landlock, seccomp=True, bare=False)
@@ -82,7 +101,9 @@ def test_this_machine_has_every_layer():
 
 
 def test_a_layer_that_is_present_is_used_even_if_it_may_be_missing():
-    assert isolation(PythonOptions(allow_missing=frozenset(Layer)))[0] == isolation(PythonOptions())[0]
+    assert (
+        isolation(PythonOptions(allow_missing=frozenset(Layer)))[0] == isolation(PythonOptions())[0]
+    )
 
 
 def test_no_landlock_refuses_to_start_and_says_how_to_get_it():
@@ -102,7 +123,9 @@ def test_no_namespaces_refuses_to_start_and_says_how_to_get_them():
 def test_no_isolation_at_all_is_refused_whatever_the_recipe_says():
     said = machine_without(NAMESPACES | LANDLOCK, {"allow_missing": ["namespaces", "landlock"]})
     assert said.startswith("REFUSED without namespaces the sandbox needs Landlock of version 6")
-    assert machine_without(NAMESPACES | LANDLOCK, {"allow_missing": ["landlock"]}).startswith("REFUSED")
+    assert machine_without(NAMESPACES | LANDLOCK, {"allow_missing": ["landlock"]}).startswith(
+        "REFUSED"
+    )
 
 
 def test_without_landlock_a_recipe_that_says_so_still_holds_attacks():
@@ -120,14 +143,24 @@ def holds(said: str) -> None:
 def public_toolbox() -> Iterator[Path]:
     """The toolbox's packages under the system's Python, in a folder that every user reads."""
     folder = Path(tempfile.mkdtemp(prefix="axpo-toolbox-", dir="/var/tmp"))
-    made = subprocess.run(["/usr/bin/python3", "-m", "venv", "--without-pip", folder / "box"], capture_output=True)
-    packages = Path("lib") / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
+    made = subprocess.run(
+        ["/usr/bin/python3", "-m", "venv", "--without-pip", folder / "box"], capture_output=True
+    )
+    packages = (
+        Path("lib") / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
+    )
     source = Path(sys.prefix, "toolbox").resolve() / packages
     try:
-        if made.returncode or not (folder / "box" / packages).exists() or source.stat().st_dev != folder.stat().st_dev:
+        if (
+            made.returncode
+            or not (folder / "box" / packages).exists()
+            or source.stat().st_dev != folder.stat().st_dev
+        ):
             pytest.skip("the system's Python has another version than the toolbox")
         folder.chmod(0o755)
-        shutil.copytree(source, folder / "box" / packages, copy_function=os.link, dirs_exist_ok=True)
+        shutil.copytree(
+            source, folder / "box" / packages, copy_function=os.link, dirs_exist_ok=True
+        )
         yield folder / "box"
     finally:
         shutil.rmtree(folder)
@@ -136,7 +169,13 @@ def public_toolbox() -> Iterator[Path]:
 @needs_root
 def test_without_namespaces_a_recipe_that_says_so_still_holds_attacks(public_toolbox):
     """What is lost: the quota of the whole disk (row 16), and names and sizes of the host's files are seen (stat, row 20)."""
-    holds(machine_without(NAMESPACES, {"allow_missing": ["namespaces"], "toolbox": str(public_toolbox)}, [*ATTACKS, 37]))
+    holds(
+        machine_without(
+            NAMESPACES,
+            {"allow_missing": ["namespaces"], "toolbox": str(public_toolbox)},
+            [*ATTACKS, 37],
+        )
+    )
     assert not list(Path(tempfile.gettempdir()).glob("axpo-python-*"))
 
 
@@ -144,10 +183,30 @@ def test_without_namespaces_a_recipe_that_says_so_still_holds_attacks(public_too
 def test_an_ordinary_user_has_every_layer_too(public_toolbox):
     """Root here becomes one, with the system's Python, as the checkout's may be in root's home."""
     path = os.pathsep.join([str(ROOT), sysconfig.get_path("purelib")])
-    user = ["setpriv", "--reuid", "61500", "--regid", "61500", "--clear-groups", "env", "-i", "PATH=/usr/bin:/bin", f"PYTHONPATH={path}"]
-    if subprocess.run([*user, "/usr/bin/python3", "-c", "import tool_server.python"], capture_output=True).returncode:
+    user = [
+        "setpriv",
+        "--reuid",
+        "61500",
+        "--regid",
+        "61500",
+        "--clear-groups",
+        "env",
+        "-i",
+        "PATH=/usr/bin:/bin",
+        f"PYTHONPATH={path}",
+    ]
+    if subprocess.run(
+        [*user, "/usr/bin/python3", "-c", "import tool_server.python"], capture_output=True
+    ).returncode:
         pytest.skip("the checkout or its packages are not readable by everybody")
-    holds(machine_without({}, {"toolbox": str(public_toolbox)}, [*ATTACKS, 16, 20, 37], [*user, "/usr/bin/python3"]))
+    holds(
+        machine_without(
+            {},
+            {"toolbox": str(public_toolbox)},
+            [*ATTACKS, 16, 20, 37],
+            [*user, "/usr/bin/python3"],
+        )
+    )
 
 
 def test_a_toolbox_that_is_missing_or_lacks_packages_is_named(tmp_path):

@@ -42,7 +42,10 @@ HOSTILE = [
     ("import ctypes\nctypes.string_at(0)", "crashed: SIG"),
     ("import os\nos.closerange(0, 99)\nos._exit(0)", "ended before its result"),
     ("x = bytearray(1 << 40)", "MemoryError"),
-    ("import threading, time\nwhile True: threading.Thread(target=time.sleep, args=(99,)).start()", "can't start new thread"),
+    (
+        "import threading, time\nwhile True: threading.Thread(target=time.sleep, args=(99,)).start()",
+        "can't start new thread",
+    ),
     ("import os\nos.write(3, b'\\xff' * 99)\nimport time\ntime.sleep(9)", "not readable"),
     ("import socket\nsocket.create_connection(('127.0.0.1', 80))", "PermissionError"),
     ("for n in range(9999): open(str(n), 'w').close()", "No space left"),
@@ -55,7 +58,11 @@ HOSTILE = [
 def test_thousands_of_mixed_calls_are_each_answered_once_and_leave_nothing():
     # CPU seconds are plenty: what is tested is not the speed of this machine.
     options = {"cpu_s": 20, "wall_s": 300, "memory_mib": 1024}
-    tools = {"python": {"options": options}, "image_zoom_in": {}, "echo": {"function": "tests.tool_server.user_tools:echo"}}
+    tools = {
+        "python": {"options": options},
+        "image_zoom_in": {},
+        "echo": {"function": "tests.tool_server.user_tools:echo"},
+    }
     server = ToolServer(ToolServerConfig.model_validate({"tools": tools}))
     answers: Counter[int] = Counter()
     wrong: list[str] = []
@@ -67,7 +74,10 @@ def test_thousands_of_mixed_calls_are_each_answered_once_and_leave_nothing():
             tool, arguments, status = "python", {"code": code}, ToolStatus.TOOL_ERROR
         else:
             tool, arguments, status, text = draw.choice(HONEST)
-            arguments = {k: v.replace("{n}", str(number)) if isinstance(v, str) else v for k, v in arguments.items()}
+            arguments = {
+                k: v.replace("{n}", str(number)) if isinstance(v, str) else v
+                for k, v in arguments.items()
+            }
             text = text and text.replace("{n}", str(number))
         result = await server.call(tool, arguments, [IMAGE] if tool == "image_zoom_in" else [])
         answers[number] += 1
@@ -88,22 +98,34 @@ def test_thousands_of_mixed_calls_are_each_answered_once_and_leave_nothing():
         me, before = psutil.Process(), measure()
         started = time.monotonic()
         await many(range(CALLS))
-        print(f"{CALLS / (time.monotonic() - started):.0f} calls/s, memory {before} -> {measure()} MiB")
+        print(
+            f"{CALLS / (time.monotonic() - started):.0f} calls/s, memory {before} -> {measure()} MiB"
+        )
         assert sorted(answers) == list(range(CALLS + 500))
         assert set(answers.values()) == {1}
         assert wrong == []
         after = measure()
         assert after[0] < before[0] + 64
         assert all(now < then + 16 for now, then in zip(after[1:], before[1:], strict=True))
-        zombies = [child for child in me.children(recursive=True) if child.status() == psutil.STATUS_ZOMBIE]
+        zombies = [
+            child for child in me.children(recursive=True) if child.status() == psutil.STATUS_ZOMBIE
+        ]
         assert zombies == []
         assert len(os.listdir("/proc/self/fd")) < 100
 
     def measure() -> list[int]:
         """MiB of the server, then of each zygote."""
         gc.collect()
-        children = [child for child in psutil.Process().children(recursive=True) if "zygote" in " ".join(child.cmdline())]
-        return [process.memory_info().rss // MIB for process in (psutil.Process(), *children) if "bwrap" not in process.name()]
+        children = [
+            child
+            for child in psutil.Process().children(recursive=True)
+            if "zygote" in " ".join(child.cmdline())
+        ]
+        return [
+            process.memory_info().rss // MIB
+            for process in (psutil.Process(), *children)
+            if "bwrap" not in process.name()
+        ]
 
     async def closing() -> None:
         try:

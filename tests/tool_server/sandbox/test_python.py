@@ -30,21 +30,51 @@ def fails(sandbox, code, **arguments) -> str:
         ("x = 1", ""),
         ("None", ""),
         ("", ""),
-        ("import sys\nsys.stderr.write('to stderr\\n')\nprint('to stdout')", "to stderr\nto stdout"),
+        (
+            "import sys\nsys.stderr.write('to stderr\\n')\nprint('to stdout')",
+            "to stderr\nto stdout",
+        ),
         ("print('ünï €😀')", "ünï €😀"),
         ("exit()", ""),
         ("import numpy as np\nround(float(np.linalg.svd(np.eye(3) * 2)[1].sum()), 3)", "6.0"),
         ("import sympy\nx = sympy.Symbol('x')\nsympy.integrate(x ** 2, (x, 0, 3))", "9"),
-        ("import scipy.optimize\nround(scipy.optimize.brentq(lambda x: x * x - 2, 0, 2), 4)", "1.4142"),
-        ("import pandas as pd\npd.DataFrame({'a': [1, 2]}).to_csv('t.csv', index=False)\nint(pd.read_csv('t.csv').a.sum())", "3"),
-        ("from PIL import Image\nImage.new('RGB', (5, 4)).save('t.jpg')\nImage.open('t.jpg').size", "(5, 4)"),
-        ("import threading\nt = threading.Thread(target=print, args=('thread',))\nt.start()\nt.join()", "thread"),
-        ("import asyncio\nasync def f():\n    await asyncio.sleep(0.01)\n    return 5\nasyncio.run(f())", "5"),
-        ("import tempfile\nwith tempfile.TemporaryDirectory() as d: open(d + '/x', 'w').write('x')", ""),
-        ("import concurrent.futures as f\nlist(f.ThreadPoolExecutor(4).map(abs, [-1, -2]))", "[1, 2]"),
+        (
+            "import scipy.optimize\nround(scipy.optimize.brentq(lambda x: x * x - 2, 0, 2), 4)",
+            "1.4142",
+        ),
+        (
+            "import pandas as pd\npd.DataFrame({'a': [1, 2]}).to_csv('t.csv', index=False)\nint(pd.read_csv('t.csv').a.sum())",
+            "3",
+        ),
+        (
+            "from PIL import Image\nImage.new('RGB', (5, 4)).save('t.jpg')\nImage.open('t.jpg').size",
+            "(5, 4)",
+        ),
+        (
+            "import threading\nt = threading.Thread(target=print, args=('thread',))\nt.start()\nt.join()",
+            "thread",
+        ),
+        (
+            "import asyncio\nasync def f():\n    await asyncio.sleep(0.01)\n    return 5\nasyncio.run(f())",
+            "5",
+        ),
+        (
+            "import tempfile\nwith tempfile.TemporaryDirectory() as d: open(d + '/x', 'w').write('x')",
+            "",
+        ),
+        (
+            "import concurrent.futures as f\nlist(f.ThreadPoolExecutor(4).map(abs, [-1, -2]))",
+            "[1, 2]",
+        ),
         ("import ctypes\nctypes.string_at(ctypes.create_string_buffer(b'abc'))", "b'abc'"),
-        ("import shutil\nopen('a', 'w').close()\nshutil.copy('a', 'b')\nimport os\nsorted(os.listdir())", "['a', 'b']"),
-        ("import xml.dom.minidom, sqlite3, lzma, bz2\nsqlite3.connect('d.db').execute('select 2').fetchone()", "(2,)"),
+        (
+            "import shutil\nopen('a', 'w').close()\nshutil.copy('a', 'b')\nimport os\nsorted(os.listdir())",
+            "['a', 'b']",
+        ),
+        (
+            "import xml.dom.minidom, sqlite3, lzma, bz2\nsqlite3.connect('d.db').execute('select 2').fetchone()",
+            "(2,)",
+        ),
     ],
 )
 def test_code_runs_as_in_a_notebook(sandbox, code, expected):
@@ -52,22 +82,39 @@ def test_code_runs_as_in_a_notebook(sandbox, code, expected):
 
 
 def test_an_error_shows_the_policys_own_frames_only(sandbox):
-    text = fails(sandbox, "import numpy as np\nprint('before')\ndef f(x):\n    return np.linalg.inv(x)\nf(np.zeros((2, 2)))")
+    text = fails(
+        sandbox,
+        "import numpy as np\nprint('before')\ndef f(x):\n    return np.linalg.inv(x)\nf(np.zeros((2, 2)))",
+    )
     assert text.startswith("before\nTraceback (most recent call last):\n")
     assert text.endswith("LinAlgError: Singular matrix")
     assert "return np.linalg.inv(x)" in text
     assert "/" not in text
     assert fails(sandbox, "def f(:").endswith("SyntaxError: invalid syntax")
-    assert fails(sandbox, "try:\n    1 / 0\nexcept ZeroDivisionError as e:\n    raise KeyError('k') from e").count("Traceback") == 2
+    assert (
+        fails(
+            sandbox,
+            "try:\n    1 / 0\nexcept ZeroDivisionError as e:\n    raise KeyError('k') from e",
+        ).count("Traceback")
+        == 2
+    )
     assert fails(sandbox, "input()").endswith("EOFError: EOF when reading a line")
     assert fails(sandbox, "raise SystemExit('no')") == "SystemExit: no"
-    assert fails(sandbox, "import no_such_package").endswith("ModuleNotFoundError: No module named 'no_such_package'")
-    assert "The sandbox has no network" in fails(sandbox, "import urllib.request\nurllib.request.urlopen('http://127.0.0.1')")
+    assert fails(sandbox, "import no_such_package").endswith(
+        "ModuleNotFoundError: No module named 'no_such_package'"
+    )
+    assert "The sandbox has no network" in fails(
+        sandbox, "import urllib.request\nurllib.request.urlopen('http://127.0.0.1')"
+    )
 
 
 def test_an_error_whose_text_fails_is_still_an_error(sandbox):
-    assert "E" in fails(sandbox, "class E(Exception):\n    def __str__(self): raise ValueError\nraise E")
-    assert "the process ended" not in fails(sandbox, "x = [bytearray(1 << 20) for _ in range(1 << 20)]")
+    assert "E" in fails(
+        sandbox, "class E(Exception):\n    def __str__(self): raise ValueError\nraise E"
+    )
+    assert "the process ended" not in fails(
+        sandbox, "x = [bytearray(1 << 20) for _ in range(1 << 20)]"
+    )
 
 
 def test_figures_come_back_as_pixels(sandbox):
@@ -77,22 +124,34 @@ def test_figures_come_back_as_pixels(sandbox):
     )
     assert text == ""
     assert [image.shape for image in images] == [(100, 200, 3), (5, 7, 3), (2, 3, 3), (300, 100, 3)]
-    assert [tuple(int(v) for v in image[0, 0]) for image in images] == [(255, 0, 0), (255, 255, 255), (0, 0, 255), (255, 255, 255)]
+    assert [tuple(int(v) for v in image[0, 0]) for image in images] == [
+        (255, 0, 0),
+        (255, 255, 255),
+        (0, 0, 255),
+        (255, 255, 255),
+    ]
     assert all(image.dtype == np.uint8 for image in images)
 
 
 def test_more_figures_than_allowed_are_said_to_be_left_out(sandbox):
-    text, images = sandbox.run("from PIL import Image\nfor n in range(6): Image.new('RGB', (n + 1, 1)).show()\nprint('end')")
+    text, images = sandbox.run(
+        "from PIL import Image\nfor n in range(6): Image.new('RGB', (n + 1, 1)).show()\nprint('end')"
+    )
     assert text == "end\n[2 more figures: only 4 are shown]"
     assert [image.shape[1] for image in images] == [1, 2, 3, 4]
-    text, images = sandbox.run("from PIL import Image\nImage.new('RGB', (201, 1)).show()\nImage.new('RGB', (200, 1)).show()")
+    text, images = sandbox.run(
+        "from PIL import Image\nImage.new('RGB', (201, 1)).show()\nImage.new('RGB', (200, 1)).show()"
+    )
     assert text == "[a figure of 201x1 pixels is not shown: at most 4194304 pixels and 1:200]"
     assert [image.shape for image in images] == [(1, 200, 3)]
 
 
 def test_the_images_of_the_rollout_are_files_and_objects(sandbox):
     rng = np.random.default_rng(0)
-    given = [rng.integers(0, 256, (40, 30, 3), dtype=np.uint8), rng.integers(0, 256, (2000, 3000, 3), dtype=np.uint8)]
+    given = [
+        rng.integers(0, 256, (40, 30, 3), dtype=np.uint8),
+        rng.integers(0, 256, (2000, 3000, 3), dtype=np.uint8),
+    ]
     given[0].flags.writeable = False  # as Ray hands them out
     code = (
         "import os, numpy as np\nfrom PIL import Image\nassert sorted(os.listdir()) == ['image_0.png', 'image_1.png']\n"
@@ -109,11 +168,16 @@ def test_long_output_is_cut_in_the_middle(sandbox):
     head, gap, tail = text.splitlines()
     assert (head, gap, tail) == ("a" * 12_288, "[... 23617 bytes cut ...]", "z" * 4095)
     assert cut(b"x" * 100, 100) == "x" * 100
-    assert cut("€".encode() * 50, 100) == "€" * 25 + "\n[... 50 bytes cut ...]\n" + "\ufffd" + "€" * 8
+    assert (
+        cut("€".encode() * 50, 100) == "€" * 25 + "\n[... 50 bytes cut ...]\n" + "\ufffd" + "€" * 8
+    )
 
 
 def test_output_from_outside_python_is_shown_too(sandbox):
-    assert sandbox.run("import os\nprint('a')\n_ = os.write(1, b'\\xff\\n')\nprint('b')")[0] == "a\n\ufffd\nb"
+    assert (
+        sandbox.run("import os\nprint('a')\n_ = os.write(1, b'\\xff\\n')\nprint('b')")[0]
+        == "a\n\ufffd\nb"
+    )
     assert sandbox.run("import os\n_ = os.write(1, b'\\xff')")[0] == "\ufffd"
 
 
@@ -146,11 +210,19 @@ class TestSession:
         return opened(session="rollout")
 
     def test_variables_and_files_of_earlier_calls_are_there(self, session):
-        earlier = ["x = 20\nprint('said before')", "open('f', 'w').write('22')\nx += 20", "def f(): return int(open('f').read())"]
+        earlier = [
+            "x = 20\nprint('said before')",
+            "open('f', 'w').write('22')\nx += 20",
+            "def f(): return int(open('f').read())",
+        ]
         assert session.run("print(x + f())", earlier=earlier) == ("62", ())
 
     def test_figures_and_errors_of_earlier_calls_are_not_shown_again(self, session):
-        earlier = ["import matplotlib.pyplot as plt\nplt.plot([1])\nplt.show()", "x = 1\n1 / 0\nx = 2", "plt.figure()"]
+        earlier = [
+            "import matplotlib.pyplot as plt\nplt.plot([1])\nplt.show()",
+            "x = 1\n1 / 0\nx = 2",
+            "plt.figure()",
+        ]
         assert session.run("x", earlier=earlier) == ("1", ())
 
     def test_forks_of_a_rollout_do_not_see_each_other(self, session):
@@ -188,7 +260,11 @@ class TestSession:
         first, second = (np.full((20, side, 3), 9, np.uint8) for side in (10, 30))
         before = "import os\nx, y = images[-1].width, sorted(os.listdir())"
         earlier = [EarlierCall("python", {"code": before}, 1)]
-        call = ToolCall(session.tool.parse({"code": "x, y, images[-1].width, sorted(os.listdir())"}), [first, second], earlier)
+        call = ToolCall(
+            session.tool.parse({"code": "x, y, images[-1].width, sorted(os.listdir())"}),
+            [first, second],
+            earlier,
+        )
         text, _ = asyncio.run(session.tool.run(call))
         files = ["image_0.png", "image_1.png"]
         assert text == repr((10, [".image_1.png", *files[:1]], 30, files))
@@ -198,7 +274,11 @@ class TestSession:
         code = "x = 1\nif images[0].width > 10: import os; os._exit(1)"
         earlier = [EarlierCall("python", {"code": code}, 1)]
         for width, answer in ((30, "False"), (10, "True"), (30, "False")):
-            call = ToolCall(session.tool.parse({"code": "'x' in dir()"}), [np.zeros((9, width, 3), np.uint8)], earlier)
+            call = ToolCall(
+                session.tool.parse({"code": "'x' in dir()"}),
+                [np.zeros((9, width, 3), np.uint8)],
+                earlier,
+            )
             assert asyncio.run(session.tool.run(call))[0] == answer
 
     def test_each_call_adds_its_share_of_cpu_time(self, session):
@@ -216,13 +296,22 @@ def test_calls_beyond_the_slots_wait_and_waiting_does_not_count(opened):
     narrow = opened(slots=2, wall_s=2.0)
 
     async def together():
-        return await asyncio.gather(*[narrow.arun("import time\ntime.sleep(1)\n'slept'") for _ in range(6)])
+        return await asyncio.gather(
+            *[narrow.arun("import time\ntime.sleep(1)\n'slept'") for _ in range(6)]
+        )
 
     assert asyncio.run(together()) == [("'slept'", ())] * 6
 
 
 def test_options_that_cannot_be_are_refused():
-    for wrong in ({"session": "for ever"}, {"allow_missing": ["seccomp"]}, {"cpu_s": 0}, {"memory_mib": 10}, {"other": 1}, {"jail_uid": 0}):
+    for wrong in (
+        {"session": "for ever"},
+        {"allow_missing": ["seccomp"]},
+        {"cpu_s": 0},
+        {"memory_mib": 10},
+        {"other": 1},
+        {"jail_uid": 0},
+    ):
         with pytest.raises(ValueError, match="validation error"):
             PythonOptions.model_validate(wrong)
     assert PYTHON.limits(PythonOptions(wall_s=10, slots=3)) == {"concurrency": 3, "deadline_s": 100}

@@ -16,8 +16,18 @@ from tool_server.search.index import SearchIndex, build, default_out
 from tool_server.tool import ToolUnavailable
 
 ROWS = [
-    {"id": "z", "title": "Zebra", "text": "Zebras are African equines. Their stripes confuse flies.", "url": "https://a.example/zebra"},
-    {"title": "Horse", "text": "Horses run fast; a horse is an equine. " + "Grass and hay. " * 100 + "The zebra is a relative."},
+    {
+        "id": "z",
+        "title": "Zebra",
+        "text": "Zebras are African equines. Their stripes confuse flies.",
+        "url": "https://a.example/zebra",
+    },
+    {
+        "title": "Horse",
+        "text": "Horses run fast; a horse is an equine. "
+        + "Grass and hay. " * 100
+        + "The zebra is a relative.",
+    },
     {"text": "東京タワーは赤い塔です。"},
     {"text": "Café au lait naïve", "title": None, "extra": [1, 2]},
     {"text": "Ein Absatz über Straßen", "id": 7},
@@ -68,8 +78,33 @@ def test_words_find_their_forms(built, query, first):
     assert found(built[1], query)[0] == first
 
 
-HOSTILE = ["", " ", "???", '"', '"zebra', 'zebra"~9999999', "(((((" * 80, "title:zebra", "nofield:zebra", "* OR *", "NOT zebra", "-zebra"]
-HOSTILE += ["+", "AND OR NOT", "zebra^1e308", "[a TO z]", "/z.*/", "z*", "\\", "\x00zebra", "zebra\ud800", "🦓" * 100, "a " * 200]
+HOSTILE = [
+    "",
+    " ",
+    "???",
+    '"',
+    '"zebra',
+    'zebra"~9999999',
+    "(((((" * 80,
+    "title:zebra",
+    "nofield:zebra",
+    "* OR *",
+    "NOT zebra",
+    "-zebra",
+]
+HOSTILE += [
+    "+",
+    "AND OR NOT",
+    "zebra^1e308",
+    "[a TO z]",
+    "/z.*/",
+    "z*",
+    "\\",
+    "\x00zebra",
+    "zebra\ud800",
+    "🦓" * 100,
+    "a " * 200,
+]
 HOSTILE += ["<|im_end|>", "IN [a b c]", "text:>z", "东" * 400, "z" * 400, "́" * 400, "﷽" * 400]
 
 
@@ -78,7 +113,15 @@ def test_a_query_is_words_whatever_it_holds(built):
     for query in HOSTILE:
         for result in index.search(query, 20):
             assert result.score > 0
-    for query in ("title:zebra", "-zebra", "NOT zebra", '"zebra', "zebra^1e308", "\x00zebra", "zebra\ud800"):
+    for query in (
+        "title:zebra",
+        "-zebra",
+        "NOT zebra",
+        '"zebra',
+        "zebra^1e308",
+        "\x00zebra",
+        "zebra\ud800",
+    ):
         assert index.search(query, 1)[0].url == "https://a.example/zebra"
     for query in ("", "???", "* ", "nothing here matches"):
         assert index.search(query, 5) == []
@@ -104,9 +147,16 @@ def test_processes_share_an_index_that_is_never_written(built):
     before = {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in [built[1], *built[1].rglob("*")]}
     script = "import sys, pathlib; from tool_server.search.index import SearchIndex\n"
     script += "print([r.title for r in SearchIndex(pathlib.Path(sys.argv[1]), 'texts').search('zebra', 5)])"
-    runs = [subprocess.Popen([sys.executable, "-c", script, built[1]], stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, built[1]], stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(3)
+    ]
     assert [run.communicate(timeout=60)[0].strip() for run in runs] == ["['Zebra', 'Horse']"] * 3
-    assert {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in [built[1], *built[1].rglob("*")]} == before
+    assert {
+        p: (p.stat().st_mtime_ns, p.stat().st_size) for p in [built[1], *built[1].rglob("*")]
+    } == before
 
 
 def test_nothing_is_done_where_nothing_changed(built):
@@ -123,7 +173,8 @@ def test_a_changed_corpus_is_noticed_and_rebuilt(built):
     corpus, out = built
     write(corpus, [{"text": "only lions"}])
     with pytest.raises(
-        ToolUnavailable, match=rf"search index {out} is older than its corpus; build it again: axpo index build {corpus} --out {out}"
+        ToolUnavailable,
+        match=rf"search index {out} is older than its corpus; build it again: axpo index build {corpus} --out {out}",
     ):
         SearchIndex(out, "texts")
     assert build(corpus, out)[1] is True
@@ -206,7 +257,9 @@ def test_a_damaged_index_says_so(built, name, damage):
         SearchIndex(built[1], "texts")
     what = "is missing" if damage == "remove" else "is not as it was written"
     assert f"search index {built[1]} is damaged" in str(error.value)
-    assert f"{file.name} {what}); build it: axpo index build CORPUS --out {built[1]}" in str(error.value)
+    assert f"{file.name} {what}); build it: axpo index build CORPUS --out {built[1]}" in str(
+        error.value
+    )
     assert build(built[0], built[1])[1] is True  # and building repairs it
     assert found(built[1], "zebra")
 
@@ -222,7 +275,10 @@ def test_a_missing_or_foreign_index_says_so(built, tmp_path, monkeypatch):
         SearchIndex(built[1], "images")
     with monkeypatch.context() as patched:
         patched.setattr(index_module, "version", lambda package: "99.0")
-        with pytest.raises(ToolUnavailable, match=r"is of another version \(format 1, tantivy .*; here format 1, tantivy 99\.0\)"):
+        with pytest.raises(
+            ToolUnavailable,
+            match=r"is of another version \(format 1, tantivy .*; here format 1, tantivy 99\.0\)",
+        ):
             SearchIndex(built[1], "texts")
         assert build(*built)[1] is True  # an upgrade of tantivy rebuilds
     (built[1] / "manifest.json").write_text("{}")
@@ -262,7 +318,9 @@ def test_a_long_text_becomes_passages(tmp_path):
     book = tmp_path / "book.txt"
     book.write_text("word " * 10_000 + "needle " + "word " * 1000 + "x" * (MAX_PASSAGE + 10))
     manifest, _ = build(book, tmp_path / "out")
-    assert manifest.documents == 5  # 55,000 characters at 20,000 each, then a word that is longer than one
+    assert (
+        manifest.documents == 5
+    )  # 55,000 characters at 20,000 each, then a word that is longer than one
     index = SearchIndex(tmp_path / "out", "texts")
     (result,) = index.search("needle", 5)
     assert (result.title, result.url) == ("book (part 3)", "book.txt#3")
@@ -283,8 +341,16 @@ def test_a_long_text_becomes_passages(tmp_path):
         ("a.jsonl", b'{"text": "\xff"}\n', "row 1: not UTF-8: invalid start byte at byte 10"),
         ("a.jsonl", b"[" * 100_000 + b"\n", "row 1: not JSON"),
         ("a.jsonl", b'{"text": "a"}\n{"file": "none.png", "caption": "b"}\n', "row 2: file: "),
-        ("a.jsonl", b'{"file": "../../etc/passwd", "caption": "b"}\n', "row 1: file: expected a path inside the folder"),
-        ("a.jsonl", b'{"file": "/etc/passwd", "caption": "b"}\n', "row 1: file: expected a path inside the folder"),
+        (
+            "a.jsonl",
+            b'{"file": "../../etc/passwd", "caption": "b"}\n',
+            "row 1: file: expected a path inside the folder",
+        ),
+        (
+            "a.jsonl",
+            b'{"file": "/etc/passwd", "caption": "b"}\n',
+            "row 1: file: expected a path inside the folder",
+        ),
         ("a.jsonl", b"\n\n", "no documents"),
         ("a.txt", b"\xff\xfe", "not UTF-8"),
         ("a.pdf", b"%PDF", "expected a folder or a .jsonl, .txt, .md file"),

@@ -25,8 +25,24 @@ LOOP = asyncio.new_event_loop()
 
 
 def answer(*titles: str) -> dict:
-    results = [{"title": t, "url": f"https://{t}.example", "content": f"about {t}", "score": 0.5, "raw_content": None} for t in titles]
-    return {"query": "q", "answer": None, "images": [], "results": results, "response_time": 0.1, "request_id": "x"}
+    results = [
+        {
+            "title": t,
+            "url": f"https://{t}.example",
+            "content": f"about {t}",
+            "score": 0.5,
+            "raw_content": None,
+        }
+        for t in titles
+    ]
+    return {
+        "query": "q",
+        "answer": None,
+        "images": [],
+        "results": results,
+        "response_time": 0.1,
+        "request_id": "x",
+    }
 
 
 class Provider:
@@ -45,11 +61,15 @@ class Provider:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 with provider.lock:
                     provider.requests.append((self.path, dict(self.headers), body))
-                    status, headers, reply, delay = provider.replies[min(len(provider.requests), len(provider.replies)) - 1]
+                    status, headers, reply, delay = provider.replies[
+                        min(len(provider.requests), len(provider.replies)) - 1
+                    ]
                 time.sleep(delay)
                 data = reply if isinstance(reply, bytes) else json.dumps(reply).encode()
                 self.send_response(status)
-                for name, value in ({"Content-Type": "application/json", "Content-Length": str(len(data))} | headers).items():
+                for name, value in (
+                    {"Content-Type": "application/json", "Content-Length": str(len(data))} | headers
+                ).items():
                     self.send_header(name, value)
                 self.end_headers()
                 try:
@@ -72,7 +92,14 @@ class Provider:
 
 @pytest.fixture
 def provider(monkeypatch):
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
+    for name in (
+        "HTTP_PROXY",
+        "HTTPS_PROXY",
+        "ALL_PROXY",
+        "http_proxy",
+        "https_proxy",
+        "all_proxy",
+    ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TAVILY_API_KEY", KEY)
     monkeypatch.setattr(tavily_module, "BACKOFF", wait_fixed(0.01))
@@ -90,7 +117,12 @@ class Clock:
 
 
 def client(provider, tmp_path, clock=time.monotonic, **options) -> Tavily:
-    settings = {"base_url": provider.url, "cache": str(tmp_path / "cache"), "requests_per_minute": 60_000, "timeout_s": 5} | options
+    settings = {
+        "base_url": provider.url,
+        "cache": str(tmp_path / "cache"),
+        "requests_per_minute": 60_000,
+        "timeout_s": 5,
+    } | options
     return Tavily("tavily-search", TavilyOptions.model_validate(settings), clock)
 
 
@@ -98,15 +130,27 @@ def ask(tavily: Tavily, *queries: str, k: int = 5) -> list:
     """One answer or exception per query, asked at the same time."""
 
     async def together():
-        return await asyncio.gather(*(tavily.search(query, k) for query in queries), return_exceptions=True)
+        return await asyncio.gather(
+            *(tavily.search(query, k) for query in queries), return_exceptions=True
+        )
 
     return LOOP.run_until_complete(together())
 
 
 def test_the_request_and_the_answer(provider, tmp_path):
-    tavily = client(provider, tmp_path, search_depth="advanced", topic="news", include_domains=["a.example"], exclude_domains=["b.example"])
+    tavily = client(
+        provider,
+        tmp_path,
+        search_depth="advanced",
+        topic="news",
+        include_domains=["a.example"],
+        exclude_domains=["b.example"],
+    )
     (results,) = ask(tavily, "tallest tower", k=2)
-    assert results == [Result("a", "https://a.example", "about a", 0.5), Result("b", "https://b.example", "about b", 0.5)]
+    assert results == [
+        Result("a", "https://a.example", "about a", 0.5),
+        Result("b", "https://b.example", "about b", 0.5),
+    ]
     ((path, headers, body),) = provider.requests
     assert path == "/search"
     assert headers["Authorization"] == f"Bearer {KEY}"
@@ -139,13 +183,27 @@ def test_equal_queries_in_flight_make_one_request(provider, tmp_path):
 
 
 def test_the_day_s_first_answer_is_kept_on_disk(provider, tmp_path, monkeypatch):
-    provider.script((200, {}, answer("a")), (200, {}, answer("b")), (200, {}, answer("c")), (200, {}, answer("d")))
+    provider.script(
+        (200, {}, answer("a")),
+        (200, {}, answer("b")),
+        (200, {}, answer("c")),
+        (200, {}, answer("d")),
+    )
     assert ask(client(provider, tmp_path), "Tokyo Tower")[0][0].title == "a"
-    assert ask(client(provider, tmp_path), " tokyo\ttower ")[0][0].title == "a"  # another server, another spelling
+    assert (
+        ask(client(provider, tmp_path), " tokyo\ttower ")[0][0].title == "a"
+    )  # another server, another spelling
     assert len(provider.requests) == 1
-    assert ask(client(provider, tmp_path), "tokyo tower", k=4)[0][0].title == "b"  # another number of results
-    assert ask(client(provider, tmp_path, topic="news"), "tokyo tower")[0][0].title == "c"  # another way to ask
-    monkeypatch.setattr("tool_server.search.cache.datetime", type("D", (), {"now": lambda tz: datetime.now(tz) + timedelta(days=1)}))
+    assert (
+        ask(client(provider, tmp_path), "tokyo tower", k=4)[0][0].title == "b"
+    )  # another number of results
+    assert (
+        ask(client(provider, tmp_path, topic="news"), "tokyo tower")[0][0].title == "c"
+    )  # another way to ask
+    monkeypatch.setattr(
+        "tool_server.search.cache.datetime",
+        type("D", (), {"now": lambda tz: datetime.now(tz) + timedelta(days=1)}),
+    )
     assert ask(client(provider, tmp_path), "tokyo tower")[0][0].title == "d"  # another day
     assert len(provider.requests) == 4
     assert not [p for p in (tmp_path / "cache").rglob("*") if p.is_file() and KEY in p.read_text()]
@@ -207,7 +265,12 @@ def test_a_refused_query_is_the_policy_s_fault(provider, tmp_path):
         (200, {}, b"\xff\xfe"),
         (200, {}, b"[" * 1_000_000),
         (200, {}, b"x" * 5_000_000),
-        (200, {"Content-Length": "99999"}, answer("cut"), 0),  # the connection ends too early or hangs
+        (
+            200,
+            {"Content-Length": "99999"},
+            answer("cut"),
+            0,
+        ),  # the connection ends too early or hangs
     ],
 )
 def test_failures_are_retried_then_infrastructure(provider, tmp_path, reply):
@@ -250,22 +313,41 @@ def test_retry_after_is_honoured_up_to_a_limit(provider, tmp_path, monkeypatch):
 
 def test_the_deadline_of_the_tool_is_behind_all_attempts():
     tavily = SearchOptions.model_validate({"provider": {"kind": "tavily"}})
-    assert KINDS["search"].limits(tavily) == {"deadline_s": 120}  # 3 x 10 s, 2 pauses of at most 30 s, 30 s for the rate limit
-    patient = SearchOptions.model_validate({"provider": {"kind": "tavily", "attempts": 2, "timeout_s": 50}})
+    assert KINDS["search"].limits(tavily) == {
+        "deadline_s": 120
+    }  # 3 x 10 s, 2 pauses of at most 30 s, 30 s for the rate limit
+    patient = SearchOptions.model_validate(
+        {"provider": {"kind": "tavily", "attempts": 2, "timeout_s": 50}}
+    )
     assert KINDS["search"].limits(patient) == {"deadline_s": 160}
     local = SearchOptions.model_validate({"provider": {"kind": "local", "index": "x"}})
     assert KINDS["search"].limits(local) == {}
 
 
 def test_retry_after_as_a_date():
-    assert _retry_after(format_datetime(datetime.now(UTC) + timedelta(seconds=100))) == pytest.approx(100, abs=5)
+    assert _retry_after(
+        format_datetime(datetime.now(UTC) + timedelta(seconds=100))
+    ) == pytest.approx(100, abs=5)
     assert _retry_after(format_datetime(datetime.now(UTC) - timedelta(seconds=100))) == 0
-    assert [_retry_after(h) for h in (None, "soon", "nan", "inf", "-3", "2.5")] == [None, None, None, None, 0, 2.5]
+    assert [_retry_after(h) for h in (None, "soon", "nan", "inf", "-3", "2.5")] == [
+        None,
+        None,
+        None,
+        None,
+        0,
+        2.5,
+    ]
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 432, 433, 302])
 def test_a_bad_key_or_plan_is_not_retried_and_parks_at_once(provider, tmp_path, status, caplog):
-    provider.script((status, {"Location": "http://elsewhere.example"}, {"detail": {"error": "Unauthorized: missing or invalid API key."}}))
+    provider.script(
+        (
+            status,
+            {"Location": "http://elsewhere.example"},
+            {"detail": {"error": "Unauthorized: missing or invalid API key."}},
+        )
+    )
     clock = Clock()
     tavily = client(provider, tmp_path, clock)
     with caplog.at_level(logging.WARNING):
@@ -294,7 +376,9 @@ def test_parking_doubles_to_a_quarter_of_an_hour_and_ends_with_a_success(provide
         pauses.append(int(str(error).split()[-2]))
         assert ask(tavily, "known")[0][0].title == "a"  # what is on disk is still served
         clock.now += pauses[-1] + 1
-        ask(tavily, *[f"probe{i}" for i in range(3)])  # still down; three failures at once count as one
+        ask(
+            tavily, *[f"probe{i}" for i in range(3)]
+        )  # still down; three failures at once count as one
     assert pauses == [60, 120, 240, 480, 900, 900]
     clock.now += 901
     provider.requests.clear()
@@ -315,7 +399,9 @@ def test_queries_that_wait_for_the_rate_limit_notice_the_parking(provider, tmp_p
 
 def test_the_rate_limit(provider, tmp_path):
     started = time.monotonic()
-    answers = ask(client(provider, tmp_path, requests_per_minute=600), *[f"q{i}" for i in range(16)])
+    answers = ask(
+        client(provider, tmp_path, requests_per_minute=600), *[f"q{i}" for i in range(16)]
+    )
     assert all(isinstance(a, list) for a in answers)
     assert time.monotonic() - started >= 0.55  # 10 at once, 6 more at 10 a second
 
@@ -338,7 +424,10 @@ def test_a_caller_that_gives_up_leaves_the_request_to_the_others(provider, tmp_p
 def test_odd_results_are_read_as_text(provider, tmp_path):
     odd = {"results": [{"title": None, "url": "u", "content": "x\ud800", "score": None}, {}]}
     provider.script((200, {}, odd))
-    assert ask(client(provider, tmp_path), "q")[0] == [Result("", "u", "x?", 0.0), Result("", "", "", 0.0)]
+    assert ask(client(provider, tmp_path), "q")[0] == [
+        Result("", "u", "x?", 0.0),
+        Result("", "", "", 0.0),
+    ]
 
 
 def test_close_ends_what_is_in_flight(provider, tmp_path):

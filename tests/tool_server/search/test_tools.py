@@ -33,7 +33,9 @@ def open_tool(kind, name, options) -> Tool:
 @pytest.fixture
 def search(tmp_path):
     build(rows(tmp_path / "towers.jsonl", ROWS), tmp_path / "out")
-    tool = open_tool(SEARCH, "tavily-search", {"provider": {"kind": "local", "index": str(tmp_path / "out")}})
+    tool = open_tool(
+        SEARCH, "tavily-search", {"provider": {"kind": "local", "index": str(tmp_path / "out")}}
+    )
     yield tool
     tool.close()
 
@@ -44,10 +46,18 @@ def pictures(tmp_path):
     folder = tmp_path / "pictures"
     (folder / "more").mkdir(parents=True)
     items = []
-    for number, (colour, side) in enumerate([("red", 1600), ("blue", 100), ("green", 100), ("red", 200)]):
+    for number, (colour, side) in enumerate(
+        [("red", 1600), ("blue", 100), ("green", 100), ("red", 200)]
+    ):
         file = f"more/{number}.jpg" if number == 3 else f"{number}.png"
         Image.new("RGB", (side, side // 2), colour).save(folder / file)
-        items.append({"file": file, "caption": f"a {colour} square number {number}", "title": f"Square {number}"})
+        items.append(
+            {
+                "file": file,
+                "caption": f"a {colour} square number {number}",
+                "title": f"Square {number}",
+            }
+        )
     rows(folder / "captions.jsonl", items)
     build(folder, tmp_path / "pictures.index")
     return folder
@@ -65,7 +75,13 @@ def test_schema_and_name(search):
         "type": "object",
         "properties": {
             "query": {"type": "string", "maxLength": 400, "description": "What to search for"},
-            "max_results": {"type": "integer", "default": 5, "minimum": 1, "maximum": 20, "description": "Number of results, 1 to 20"},
+            "max_results": {
+                "type": "integer",
+                "default": 5,
+                "minimum": 1,
+                "maximum": 20,
+                "description": "Number of results, 1 to 20",
+            },
         },
         "required": ["query"],
     }
@@ -79,7 +95,9 @@ def test_results_as_text(search):
     )
     assert call(search, {"query": "tower in tokyo", "max_results": 1.0})[0].count("Tower\n") == 1
     assert call(search, {"query": "zebra"})[0] == "No results for 'zebra'. Try other words."
-    assert call(search, {"query": "?" * 400})[0] == f"No results for '{'?' * 40}...'. Try other words."
+    assert (
+        call(search, {"query": "?" * 400})[0] == f"No results for '{'?' * 40}...'. Try other words."
+    )
 
 
 @pytest.mark.parametrize(
@@ -96,7 +114,10 @@ def test_results_as_text(search):
         ({"query": "a", "max_results": 10**400}, "max_results: expected an integer from 1 to 20"),
         ({"query": "a", "max_results": "5"}, "max_results: expected an integer from 1 to 20"),
         ({"query": "a", "max_results": True}, "max_results: expected an integer from 1 to 20"),
-        ({"query": "a", "max_results": float("nan")}, "max_results: expected an integer from 1 to 20"),
+        (
+            {"query": "a", "max_results": float("nan")},
+            "max_results: expected an integer from 1 to 20",
+        ),
         ({"query": "a", "k": 3}, "unknown argument 'k', known: query, max_results"),
         ("a", "arguments must be an object"),
     ],
@@ -112,7 +133,10 @@ def test_queries_are_one_clean_line(search):
 
 
 def test_what_is_cut_is_said_to_be_cut():
-    results = [Result(f"title {i}", "https://x.example/" + "u" * 400, "word " * 200, 1.0) for i in range(10)]
+    results = [
+        Result(f"title {i}", "https://x.example/" + "u" * 400, "word " * 200, 1.0)
+        for i in range(10)
+    ]
     text = render("q", results, Caps(snippet_chars=100, max_chars=1000))
     assert len(text) < 1000 + 80
     blocks = text.split("\n\n")
@@ -123,7 +147,11 @@ def test_what_is_cut_is_said_to_be_cut():
     assert url.endswith("u...")
     assert len(snippet) == 100
     assert snippet.endswith("word wo...")
-    huge = render("q", [Result("t" * 999, "u" * 999, "s" * 9999, 1.0)], Caps(snippet_chars=5000, max_chars=500))
+    huge = render(
+        "q",
+        [Result("t" * 999, "u" * 999, "s" * 9999, 1.0)],
+        Caps(snippet_chars=5000, max_chars=500),
+    )
     assert len(huge) == 500
     assert huge.endswith("...")
 
@@ -131,20 +159,32 @@ def test_what_is_cut_is_said_to_be_cut():
 @pytest.mark.parametrize("kind", [SEARCH, IMAGE_SEARCH])
 def test_a_missing_index_is_infrastructure(kind, tmp_path):
     where = str(tmp_path / "none")
-    options = {"provider": {"kind": "local", "index": where}} if kind is SEARCH else {"index": where}
-    with pytest.raises(ToolUnavailable, match=rf"search index {where} is not there; build it: axpo index build CORPUS --out {where}"):
+    options = (
+        {"provider": {"kind": "local", "index": where}} if kind is SEARCH else {"index": where}
+    )
+    with pytest.raises(
+        ToolUnavailable,
+        match=rf"search index {where} is not there; build it: axpo index build CORPUS --out {where}",
+    ):
         open_tool(kind, "search", options)
 
 
 def test_tavily_without_a_key_does_not_open(monkeypatch, tmp_path):
     monkeypatch.delenv("TAVILY_API_KEY", raising=False)
-    with pytest.raises(ToolUnavailable, match="tavily-search: no key for Tavily; set TAVILY_API_KEY"):
+    with pytest.raises(
+        ToolUnavailable, match="tavily-search: no key for Tavily; set TAVILY_API_KEY"
+    ):
         open_tool(SEARCH, "tavily-search", {"provider": {"kind": "tavily", "cache": str(tmp_path)}})
 
 
 def test_a_failing_provider_stays_the_provider(monkeypatch, tmp_path):
     monkeypatch.setenv("TAVILY_API_KEY", "k")
-    provider = {"kind": "tavily", "cache": str(tmp_path), "base_url": "http://127.0.0.1:9", "attempts": 1}
+    provider = {
+        "kind": "tavily",
+        "cache": str(tmp_path),
+        "base_url": "http://127.0.0.1:9",
+        "attempts": 1,
+    }
     tool = open_tool(SEARCH, "tavily-search", {"provider": provider})
     with pytest.raises(ToolUnavailable, match="tavily: ConnectError"):
         call(tool, {"query": "q"})
@@ -168,9 +208,14 @@ def test_bad_options_fail_in_the_recipe(options):
 
 
 def test_image_search(pictures, tmp_path):
-    tool = open_tool(IMAGE_SEARCH, "image_search", {"index": str(tmp_path / "pictures.index"), "max_images": 2})
+    tool = open_tool(
+        IMAGE_SEARCH, "image_search", {"index": str(tmp_path / "pictures.index"), "max_images": 2}
+    )
     text, images = call(tool, {"query": "red squares"})
-    assert [image.shape for image in images] == [(512, 1024, 3), (100, 200, 3)]  # the first scaled down to 1024
+    assert [image.shape for image in images] == [
+        (512, 1024, 3),
+        (100, 200, 3),
+    ]  # the first scaled down to 1024
     assert all(image[20, 20, 0] > 250 and image[20, 20, 1] < 5 for image in images)
     assert text == (
         "1. Square 0\ncaptions.jsonl:1\na red square number 0\n\n2. Square 3\ncaptions.jsonl:4\na red square number 3"
@@ -189,7 +234,9 @@ def test_an_image_that_has_gone_or_grown_is_infrastructure(pictures, tmp_path):
     with pytest.raises(ToolUnavailable, match=r"image_search: .*1\.png is not there"):
         call(tool, {"query": "blue"})
     Image.new("L", (20_000, 200)).save(pictures / "1.png")
-    with pytest.raises(ToolUnavailable, match=r"1\.png is 20000x200 pixels, the limit of a side is 16,384"):
+    with pytest.raises(
+        ToolUnavailable, match=r"1\.png is 20000x200 pixels, the limit of a side is 16,384"
+    ):
         call(tool, {"query": "blue"})
     assert call(tool, {"query": "green"})[1][0].shape == (50, 100, 3)  # the others still work
 
@@ -198,7 +245,11 @@ def test_images_and_texts_do_not_mix(pictures, search, tmp_path):
     with pytest.raises(ToolUnavailable, match="holds texts, this tool needs images"):
         open_tool(IMAGE_SEARCH, "image_search", {"index": str(tmp_path / "out")})
     with pytest.raises(ToolUnavailable, match="holds images, this tool needs texts"):
-        open_tool(SEARCH, "search", {"provider": {"kind": "local", "index": str(tmp_path / "pictures.index")}})
+        open_tool(
+            SEARCH,
+            "search",
+            {"provider": {"kind": "local", "index": str(tmp_path / "pictures.index")}},
+        )
     rows(pictures / "more.jsonl", [{"text": "a text"}])
     with pytest.raises(CorpusError, match=r"holds both texts and images, from more\.jsonl:1 on"):
         build(pictures, tmp_path / "pictures.index")
@@ -219,7 +270,10 @@ def test_images_are_found_after_a_move(pictures, tmp_path):
 def test_a_caption_with_a_bomb_is_refused_when_the_index_is_built(pictures, tmp_path):
     Image.new("L", (1, 300)).save(pictures / "bomb.png")
     rows(pictures / "more.jsonl", [{"file": "bomb.png", "caption": "x"}])
-    with pytest.raises(CorpusError, match=r"more\.jsonl, row 1: file: .*bomb\.png is 1x300 pixels, the limit of long to short side"):
+    with pytest.raises(
+        CorpusError,
+        match=r"more\.jsonl, row 1: file: .*bomb\.png is 1x300 pixels, the limit of long to short side",
+    ):
         build(pictures, tmp_path / "pictures.index")
 
 

@@ -7,7 +7,13 @@ import os
 import resource
 from typing import Any
 
-CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC, CLONE_NEWPID, CLONE_NEWNET = 0x20000, 0x4000000, 0x8000000, 0x20000000, 0x40000000
+CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC, CLONE_NEWPID, CLONE_NEWNET = (
+    0x20000,
+    0x4000000,
+    0x8000000,
+    0x20000000,
+    0x40000000,
+)
 MS_NOSUID, MS_NODEV, MS_NOEXEC = 2, 4, 8
 PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 1, 22, 38, 47
 PR_CAP_AMBIENT_CLEAR_ALL, SECCOMP_MODE_FILTER = 4, 2
@@ -43,7 +49,14 @@ def die_with_parent() -> None:
 def mount_tmpfs(path: str, size: int, files: int) -> None:
     """An empty file system of `size` bytes and `files` inodes over `path`."""
     options = f"size={size},nr_inodes={files},mode=0700".encode()
-    _call("mount", b"tmpfs", path.encode(), b"tmpfs", ctypes.c_ulong(MS_NOSUID | MS_NODEV | MS_NOEXEC), options)
+    _call(
+        "mount",
+        b"tmpfs",
+        path.encode(),
+        b"tmpfs",
+        ctypes.c_ulong(MS_NOSUID | MS_NODEV | MS_NOEXEC),
+        options,
+    )
 
 
 def set_limits(limits: dict[str, int]) -> None:
@@ -79,7 +92,12 @@ def landlock(abi: int, readable: list[str], writable: list[str]) -> Any:
     fs = flags.AccessFS
     special = fs.EXECUTE | fs.MAKE_CHAR | fs.MAKE_BLOCK | fs.MAKE_SOCK | fs.IOCTL_DEV
     every = flags.fs_for_abi(abi)
-    rules = ruleset.Ruleset(handled_fs=every, handled_net=flags.net_for_abi(abi), scoped=flags.scope_for_abi(abi), best_effort=False)
+    rules = ruleset.Ruleset(
+        handled_fs=every,
+        handled_net=flags.net_for_abi(abi),
+        scoped=flags.scope_for_abi(abi),
+        best_effort=False,
+    )
     for path in readable:
         rules.allow_path(path, fs.READ_FILE | fs.READ_DIR if os.path.isdir(path) else fs.READ_FILE)
     rules.allow_path("/dev/null", fs.WRITE_FILE)

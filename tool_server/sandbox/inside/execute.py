@@ -42,7 +42,13 @@ plt.legend()
 plt.figure()
 1 / 3
 """
-SAMPLES = (PLOT, PLOT, "def f():\n    return {}['k']\nf()", "(", "import os\nos.mkdir('/nowhere/x')")
+SAMPLES = (
+    PLOT,
+    PLOT,
+    "def f():\n    return {}['k']\nf()",
+    "(",
+    "import os\nos.mkdir('/nowhere/x')",
+)
 
 HIDDEN = "."
 
@@ -67,7 +73,9 @@ def read_inputs(fd: int) -> tuple[list[tuple[str, int]], list[Image.Image]]:
         header = json.loads(inputs[4:at])
         images = []
         for height, width in header["shapes"]:
-            images.append(Image.frombytes("RGB", (width, height), inputs[at : at + 3 * height * width]))
+            images.append(
+                Image.frombytes("RGB", (width, height), inputs[at : at + 3 * height * width])
+            )
             at += 3 * height * width
     return header["codes"], images
 
@@ -81,7 +89,9 @@ def write_images(images: Iterable[Image.Image], seen: int) -> None:
         image.save(f"{HIDDEN if index >= seen else ''}image_{index}.png", compress_level=0)
 
 
-def run(codes: list[tuple[str, int]], images: list[Image.Image], result: int, caps: dict[str, int]) -> NoReturn:
+def run(
+    codes: list[tuple[str, int]], images: list[Image.Image], result: int, caps: dict[str, int]
+) -> NoReturn:
     """Runs all codes in one namespace, each with the images that it sees; only the last one's output and figures are shown.
 
     Ends the process.
@@ -96,7 +106,9 @@ def run(codes: list[tuple[str, int]], images: list[Image.Image], result: int, ca
     error, figures = False, Figures(caps)
     for index, (code, seen) in enumerate(codes):
         for number in range(visible, seen):
-            with contextlib.suppress(OSError):  # an earlier code may have removed what it was not shown
+            with contextlib.suppress(
+                OSError
+            ):  # an earlier code may have removed what it was not shown
                 os.rename(f"{work}/{HIDDEN}image_{number}.png", f"{work}/image_{number}.png")
         visible = max(visible, seen)
         namespace["images"] = images[:seen]
@@ -116,9 +128,15 @@ def run(codes: list[tuple[str, int]], images: list[Image.Image], result: int, ca
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
         sys.stderr.flush()
-    header = json.dumps({"error": error, "images": [pixels.shape[:2] for pixels in figures.pixels]}).encode()
+    header = json.dumps(
+        {"error": error, "images": [pixels.shape[:2] for pixels in figures.pixels]}
+    ).encode()
     with open(result, "wb", buffering=0) as pipe:
-        for part in (struct.pack("<I", len(header)), header, *(pixels.tobytes() for pixels in figures.pixels)):
+        for part in (
+            struct.pack("<I", len(header)),
+            header,
+            *(pixels.tobytes() for pixels in figures.pixels),
+        ):
             view = memoryview(part)
             while view:
                 view = view[pipe.write(view) :]
@@ -140,7 +158,11 @@ class Figures:
 
     @property
     def notes(self) -> list[str]:
-        more = [f"[{self._left_out} more figures: only {self._most} are shown]"] if self._left_out else []
+        more = (
+            [f"[{self._left_out} more figures: only {self._most} are shown]"]
+            if self._left_out
+            else []
+        )
         return self._notes + more
 
     def show_open(self, *_: Any, **__: Any) -> None:
@@ -162,7 +184,11 @@ class Figures:
         if len(self.pixels) >= self._most:
             self._left_out += 1
             return False
-        if min(width, height) < 1 or width * height > self._max_pixels or max(width, height) > MAX_ASPECT * min(width, height):
+        if (
+            min(width, height) < 1
+            or width * height > self._max_pixels
+            or max(width, height) > MAX_ASPECT * min(width, height)
+        ):
             limits = f"at most {self._max_pixels} pixels and 1:{MAX_ASPECT}"
             self._notes.append(f"[a figure of {width}x{height} pixels is not shown: {limits}]")
             return False
@@ -173,9 +199,17 @@ def execute(code: str, namespace: dict[str, Any], figures: Figures) -> bool:
     """Whether the code failed; its traceback is then on stderr, with the policy's own frames only."""
     sys.stdin = io.TextIOWrapper(io.FileIO(0, closefd=False))
     sys.stdout = io.TextIOWrapper(
-        io.BufferedWriter(io.FileIO(1, "w", closefd=False)), encoding="utf-8", errors="backslashreplace", line_buffering=True
+        io.BufferedWriter(io.FileIO(1, "w", closefd=False)),
+        encoding="utf-8",
+        errors="backslashreplace",
+        line_buffering=True,
     )
-    sys.stderr = io.TextIOWrapper(io.FileIO(2, "w", closefd=False), encoding="utf-8", errors="backslashreplace", write_through=True)
+    sys.stderr = io.TextIOWrapper(
+        io.FileIO(2, "w", closefd=False),
+        encoding="utf-8",
+        errors="backslashreplace",
+        write_through=True,
+    )
     linecache.cache[NAME] = len(code), None, code.splitlines(keepends=True), NAME
     try:
         body, last = split(code)
@@ -237,7 +271,9 @@ def own_frames(report: traceback.TracebackException) -> None:
 
 def refused(error: BaseException | None) -> bool:
     """A file that is not found has a name; what multiprocessing was refused has none."""
-    return isinstance(error, PermissionError) or (isinstance(error, FileNotFoundError) and error.filename is None)
+    return isinstance(error, PermissionError) or (
+        isinstance(error, FileNotFoundError) and error.filename is None
+    )
 
 
 def warm_up(caps: dict[str, int]) -> None:

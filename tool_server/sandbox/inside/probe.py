@@ -96,7 +96,11 @@ def attempts(facts: dict[str, Any]) -> list[Callable[[], object]]:
         return None if libc.capget(header, data) or not any(data) else list(data)
 
     def devices_of_this_user() -> object:
-        return [name for name in ("null", "zero", "urandom") if os.stat(f"/dev/{name}").st_uid == os.getuid()] or None
+        return [
+            name
+            for name in ("null", "zero", "urandom")
+            if os.stat(f"/dev/{name}").st_uid == os.getuid()
+        ] or None
 
     def too_much_disk() -> object:
         for number in range(4):
@@ -104,9 +108,29 @@ def attempts(facts: dict[str, Any]) -> list[Callable[[], object]]:
                 file.write(bytes(facts["disk"] // 2))
         return 2 * facts["disk"]
 
-    tried: list[Callable[[], object]] = [environment, a_file_of_the_host, passwords, processes_of_the_host, writing_to_the_interpreter]
-    tried += [a_new_process, a_program, a_network_connection, a_signal_to_the_server, tracing_the_server, a_mount, a_user_namespace]
-    tried += [memory_outside_the_limit, shared_memory, too_much_memory, a_higher_limit, endless_cpu_time]
+    tried: list[Callable[[], object]] = [
+        environment,
+        a_file_of_the_host,
+        passwords,
+        processes_of_the_host,
+        writing_to_the_interpreter,
+    ]
+    tried += [
+        a_new_process,
+        a_program,
+        a_network_connection,
+        a_signal_to_the_server,
+        tracing_the_server,
+        a_mount,
+        a_user_namespace,
+    ]
+    tried += [
+        memory_outside_the_limit,
+        shared_memory,
+        too_much_memory,
+        a_higher_limit,
+        endless_cpu_time,
+    ]
     tried += [inherited_descriptors, capabilities, devices_of_this_user]
     if facts["namespaces"]:
         tried.append(too_much_disk)

@@ -32,7 +32,9 @@ class Zygote:
         self._control = control
         self._config = config
         self._namespaces: bool = config["namespaces"]
-        self._seccomp = confine.Seccomp(base64.b64decode(config["seccomp"])) if config["seccomp"] else None
+        self._seccomp = (
+            confine.Seccomp(base64.b64decode(config["seccomp"])) if config["seccomp"] else None
+        )
         self._self_fd = os.pidfd_open(os.getpid())
         self._poll = select.poll()
         self._calls: dict[int, tuple[int, int]] = {}  # pidfd -> (id of the call, pid)
@@ -89,7 +91,13 @@ class Zygote:
             null = os.open("/dev/null", os.O_RDONLY)
             # Up and out of the way first, so that no source is overwritten before it was copied.
             inputs, output, result = (os.dup(fd) for fd in fds)
-            for source, target in ((null, 0), (output, 1), (output, 2), (result, RESULT_FD), (inputs, RESULT_FD + 1)):
+            for source, target in (
+                (null, 0),
+                (output, 1),
+                (output, 2),
+                (result, RESULT_FD),
+                (inputs, RESULT_FD + 1),
+            ):
                 os.dup2(source, target, inheritable=False)
             os.closerange(RESULT_FD + 2, 1 << 30)
             codes, images = execute.read_inputs(RESULT_FD + 1)
@@ -103,7 +111,12 @@ class Zygote:
     def _confine(self, request: dict[str, Any], images: list[Any], seen: int) -> None:
         work: str = self._config["work"]
         if self._namespaces:
-            confine.unshare(confine.CLONE_NEWNS | confine.CLONE_NEWNET | confine.CLONE_NEWIPC | confine.CLONE_NEWUTS)
+            confine.unshare(
+                confine.CLONE_NEWNS
+                | confine.CLONE_NEWNET
+                | confine.CLONE_NEWIPC
+                | confine.CLONE_NEWUTS
+            )
             confine.mount_tmpfs(work, request["disk"], request["files"])
         else:
             confine.die_with_parent()
@@ -127,10 +140,19 @@ class Zygote:
         _, status, used = os.wait4(pid, 0)
         if not self._namespaces:
             shutil.rmtree(f"{self._config['work']}/{number}", ignore_errors=True)
-        self._send({"ended": number, "status": status, "cpu_s": used.ru_utime + used.ru_stime, "kib": used.ru_maxrss})
+        self._send(
+            {
+                "ended": number,
+                "status": status,
+                "cpu_s": used.ru_utime + used.ru_stime,
+                "kib": used.ru_maxrss,
+            }
+        )
 
     def _send(self, message: dict[str, Any]) -> None:
-        with contextlib.suppress(OSError):  # the server is gone, and this process goes at the next poll
+        with contextlib.suppress(
+            OSError
+        ):  # the server is gone, and this process goes at the next poll
             self._control.send(json.dumps(message).encode())
 
 

@@ -1,0 +1,172 @@
+"""What a person sees while a run runs: a live bar on a terminal, one line a step in a job's log, a summary at the end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as Bar
+from rich.table import Table
+from rich.text import Text
+
+from axpo.record.summary import before_after, duration
+
+SHOWN = {
+    "pass1": ("pass@1", "{:.2f}"),
+    "tool_use_rate": ("tool use", "{:.2f}"),
+    "tool_all_wrong_rate": ("all wrong", "{:.2f}"),
+    "recovery_rate": ("recovery", "{:.2f}"),
+    "tokens_per_second": ("tok/s", "{:,.0f}"),
+}
+"""Metric -> label and format of the numbers shown each step; one that is missing is shown as '-'."""
+
+
+class PhaseTimer:
+    """Seconds by phase. Phases nest: a second counts for the innermost phase only, so the phases add up to the wall clock."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._last = clock()
+        self._stack: list[str] = []
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count the block's seconds for `name`."""
+        self._charge()
+        self._stack.append(name)
+        try:
+            yield
+        finally:
+            self._charge()
+            self._stack.pop()
+
+    def take(self) -> dict[str, float]:
+        """`time/<phase>` -> seconds since the last call."""
+        self._charge()
+        taken = {f"time/{name}": seconds for name, seconds in self.seconds.items()}
+        self.seconds = {}
+        return taken
+
+    def _charge(self) -> None:
+        now = self._clock()
+        if self._stack:
+            self.seconds[self._stack[-1]] = (
+                self.seconds.get(self._stack[-1], 0.0) + now - self._last
+            )
+        self._last = now
+
+
+class Progress:
+    """Live progress of a run of `steps` steps of which `done` are behind it (a resume). Use as a context manager."""
+
+    def __init__(self, steps: int, done: int = 0, console: Console | None = None) -> None:
+        self.timer = PhaseTimer()
+        self.console = console or Console()
+        self._steps, self._first, self._done = steps, done, done
+        self._seconds = 0.0  # of the steps alone: not of starting or of the first evaluation
+        self._line = Text("")
+        # A step takes seconds to minutes: rich's default window of 30 s would see too few for an ETA.
+        self._bar = Bar(
+            SpinnerColumn(),
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("eta"),
+            TimeRemainingColumn(),
+            speed_estimate_period=1800,
+            console=self.console,
+            expand=True,
+        )
+        self._task = self._bar.add_task("training", total=steps, completed=done)
+        self._live = (
+            Live(get_renderable=self._render, console=self.console, refresh_per_second=4)
+            if self.console.is_terminal
+            else None
+        )
+
+    def __enter__(self) -> Progress:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Time the block as `name` and show it as what is happening now."""
+        outer = self._bar.tasks[0].description
+        self._bar.update(self._task, description=name)
+        try:
+            with self.timer.phase(name):
+                yield
+        finally:
+            self._bar.update(self._task, description=outer)
+
+    def step(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Step `step` (1-based) is done; `metrics` are its numbers, `time/<phase>` among them."""
+        self._done = step
+        self._bar.update(self._task, completed=step)
+        numbers = "  ".join(
+            f"{label} {form.format(metrics[name]) if name in metrics else '-'}"
+            for name, (label, form) in SHOWN.items()
+        )
+        if self._live:
+            self._line = Text(f"step {step}  {numbers}", style="cyan")
+            return
+        phases = {
+            name.removeprefix("time/"): s for name, s in metrics.items() if name.startswith("time/")
+        }
+        spent = ", ".join(f"{name} {s:.1f}" for name, s in phases.items())
+        self._seconds += sum(phases.values())
+        left = self._seconds / max(step - self._first, 1) * (self._steps - step)
+        self.say(
+            f"step {step}/{self._steps}  {numbers}  {sum(phases.values()):.1f} s ({spent})  eta {duration(left)}"
+        )
+
+    def say(self, text: str) -> None:
+        """One line of log, above the live display where there is one."""
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def _render(self) -> RenderableType:
+        return Group(self._bar, self._line)
+
+
+def summary_table(summary: Mapping[str, Any], title: str, paths: Mapping[str, Path]) -> Panel:
+    """One screen: every `<name>_start` / `<name>_end` pair of a summary side by side, then the cost and where to look."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("held-out")
+    for column in ("before", "after", "change"):
+        table.add_column(column, justify="right")
+    for name, start, end in before_after(summary):
+        before, change = (
+            ("–", "") if start is None else (f"{start:.1%}", f"{100 * (end - start):+.1f} pts")
+        )
+        table.add_row(name, before, f"{end:.1%}", Text(change, style="bold"))
+    cost = f"{summary['steps']} steps, {duration(summary['seconds'])}, {summary['tokens']:,} tokens generated"
+    width = max((len(name) for name in paths), default=0)
+    lines = [Text(f"{name:<{width}}  {path}", overflow="fold") for name, path in paths.items()]
+    return Panel(
+        Group(table, Text(""), Text(cost), *lines),
+        title=title,
+        title_align="left",
+        padding=(1, 2),
+        expand=False,
+    )

@@ -1,0 +1,164 @@
+"""A user's rows as questions: columns, images by path or bytes, verifiers, order, and what travels to the workers."""
+
+import base64
+import io
+import json
+import pickle
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from axpo.config import parse_recipe
+from axpo.errors import AxpoError
+from axpo.tasks import load_task
+from axpo.tasks.data import epoch_order
+from axpo.tasks.dataset import DatasetConfig
+
+PHOTO = np.arange(40 * 40 * 3, dtype=np.uint32).astype(np.uint8).reshape(40, 40, 3)
+
+
+def png() -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(PHOTO).save(file, "PNG")
+    return file.getvalue()
+
+
+def write(folder, *rows) -> str:
+    file = folder / "data.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(file)
+
+
+def recipe(**task):
+    engine = {"weight_transfer": "shared_memory"}
+    return parse_recipe(
+        {
+            "name": "x",
+            "model": "a/b",
+            "task": {"kind": "dataset"} | task,
+            "steps": 1,
+            "questions_per_step": 1,
+            "rollout": {"engine": engine},
+        }
+    )
+
+
+def test_columns_of_ones_own(tmp_path):
+    (tmp_path / "a.png").write_bytes(png())
+    address = "data:image/png;base64," + base64.b64encode(png()).decode()
+    rows = [
+        {
+            "problem": "<image>\nHow far?",
+            "figure": "a.png",
+            "more": [address, None],
+            "gold": 4.5,
+            "unit": "cm",
+        }
+    ]
+    columns = {
+        "question": "problem",
+        "answer": "gold",
+        "images": ["figure", "more"],
+        "info": "unit",
+    }
+    file = write(tmp_path, *rows)
+    config = recipe(
+        train=file, held_out=file, columns=columns, verify="numeric", tolerance=0.1
+    ).task
+    config.check_inputs()
+    task = load_task(config)
+    (question,) = task.held_out()
+    assert (question.text, question.answer, question.info) == ("How far?", "4.5", {"unit": "cm"})
+    assert [image.tolist() for image in question.images] == [PHOTO.tolist()] * 2
+    assert [
+        task.verify(question, f"\\boxed{{{text}}}") for text in ("4.9", "4.95", "4.96", "far")
+    ] == [1, 1, 0, 0]  # 0.1 * 4.5 = 0.45
+
+
+def test_questions_of_text_alone(tmp_path):
+    file = write(tmp_path, {"question": "1 + 1?", "answer": 2})
+    config = recipe(train=file, held_out=file, columns={"images": []}).task
+    config.check_inputs()
+    assert load_task(config).train(3).images == ()
+
+
+def test_a_dataset_keeps_its_images_for_our_limits(tmp_path):
+    import datasets
+
+    rows = [{"question": f"Which {i}?", "image": {"bytes": png()}, "answer": "B"} for i in range(3)]
+    data = datasets.Dataset.from_list(rows).cast_column("image", datasets.Image())
+    datasets.DatasetDict({"train": data, "test": data.select([1])}).save_to_disk(
+        str(tmp_path / "saved")
+    )
+    sources = {
+        name: {"path": str(tmp_path / "saved"), "split": split}
+        for name, split in (("train", "train"), ("held_out", "test"))
+    }
+    config = recipe(**sources, columns={"images": "image"}, verify="choice").task
+    config.check_inputs()
+    task = load_task(config)
+    assert [question.text for question in task.held_out()] == ["Which 1?"]
+    assert task.train(0).images[0].tolist() == PHOTO.tolist()
+    with pytest.raises(
+        AxpoError, match=r"saved, row 1: image: image 1 is 40x40 pixels, the limit of a side is 32"
+    ):
+        recipe(**sources, columns={"images": "image"}, images={"max_side": 32}).task.check_inputs()
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ({"verify": "numeric"}, "row 1: answer: expected a number, found 'many'"),
+        ({"verify": "choice"}, "row 1: answer: expected the letter of a choice, found 'many'"),
+        (
+            {"columns": {"info": ["unit"]}},
+            "row 1: unit: missing; the row has question, images, answer",
+        ),
+        ({"train": {"path": "nowhere.jsonl"}}, "nowhere.jsonl: no such file"),
+    ],
+)
+def test_rows_that_do_not_fit(tmp_path, task, message):
+    (tmp_path / "a.png").write_bytes(png())
+    file = write(tmp_path, {"question": "How many?", "images": "a.png", "answer": "many"})
+    with pytest.raises(AxpoError) as caught:
+        recipe(**{"train": file, "held_out": file} | task).task.check_inputs()
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        (
+            {"verify": "exakt"},
+            "task.verify='exakt': expected exact, numeric, choice, math or package.module:function",
+        ),
+        ({"verify": "nowhere:f"}, "task.verify='nowhere:f': cannot import nowhere"),
+        ({"columns": {"images": 3}}, "task.columns.images=3: Input should be a valid tuple"),
+        ({"train": 3}, "task.train=3: Input should be a valid dictionary"),
+        ({"kind": "datasets"}, "task="),
+    ],
+)
+def test_a_bad_field_is_named(task, message):
+    with pytest.raises(AxpoError) as caught:
+        recipe(**{"train": "a.jsonl", "held_out": "a.jsonl"} | task)
+    assert message in str(caught.value)
+
+
+def test_an_epoch_is_shuffled_once(tmp_path):
+    file = write(tmp_path, *({"question": str(i), "answer": i} for i in range(5)))
+    task = load_task(DatasetConfig(train=file, held_out=file, columns={"images": []}))
+    epoch_order.cache_clear()
+    epochs = [[task.train(5 * epoch + i).answer for i in range(5)] for epoch in range(2)]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list("01234")
+    assert epochs[0] != epochs[1]
+    assert epoch_order.cache_info().misses == 2
+
+
+def test_a_worker_gets_no_rows(tmp_path):
+    file = write(tmp_path, {"question": "Which one is it?", "answer": "7"})
+    task = load_task(DatasetConfig(train=file, held_out=file, columns={"images": []}))
+    sent = pickle.dumps(task.verify)
+    assert b"Which one" not in sent
+    assert pickle.loads(sent)(task.train(0), "\\boxed{7}") == 1.0

@@ -1,0 +1,100 @@
+"""The code of docs/your-task.md is taken from the page and used as the page says, up to where training would start."""
+
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from axpo.config import load_recipe
+from axpo.errors import AxpoError
+from axpo.tasks import load_task
+from rollout_workers.chat import Chat
+
+ROOT = Path(__file__).parents[3]
+MODEL = "axpo/models/qwen3-vl-tiny"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A working directory with every file of the page."""
+    for name, content in re.findall(
+        r"```\w+\n# (\S+)\n(.*?)```", (ROOT / "docs/your-task.md").read_text(), re.DOTALL
+    ):
+        (tmp_path / name).write_text(content)
+    (tmp_path / "axpo").symlink_to(ROOT / "axpo")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield tmp_path
+    sys.modules.pop("dots", None)
+
+
+def test_the_class(folder):
+    recipe = load_recipe("dots.yaml")
+    recipe.check_inputs()
+    task, chat = load_task(recipe.task), Chat.load(MODEL)
+    assert [question.answer for question in task.held_out()] == [
+        question.answer for question in load_task(recipe.task).held_out()
+    ]
+    zooms = hits = 0
+    for index in range(200):
+        question, turns, _ = task.example("demonstration", index)
+        zooms += len(turns) == 3
+        hits += len(turns) == 3 and "unknown" not in turns[2]
+        reward = task.verify(question, turns[-1].partition("</think>")[2])
+        assert reward == float("unknown" not in turns[-1])
+        if len(turns) == 3:
+            assert turns[1][1][0].shape == (192, 192, 3)
+            red = (
+                turns[1][1][0][:, :, 1] == 0
+            ).any()  # the dots that the crop shows are those it is asked about
+            assert red == (reward == 1)
+    assert 40 < zooms < 80
+    assert hits < zooms / 2
+    for turn in turns:
+        if isinstance(turn, str):
+            assert len(chat.encode_policy(turn)) < recipe.rollout.max_turn_tokens
+
+
+def test_the_rows(folder):
+    runpy.run_path("write_rows.py")
+    recipe = load_recipe("dots.yaml", [f"task={yaml.safe_load(Path('rows.yaml').read_text())}"])
+    recipe.check_inputs()
+    task = load_task(recipe.task)
+    question = task.held_out()[0]
+    assert question.images[0].shape == (384, 384, 3)
+    assert task.verify(question, f"\\boxed{{{question.answer}.0}}") == 1.0
+    file = Path("data/dots/train.jsonl")
+    lines = file.read_text().splitlines()
+    lines[16] = re.sub(r'"solution": \d', '"solution": "two"', lines[16])
+    file.write_text("\n".join(lines))
+    with pytest.raises(
+        AxpoError,
+        match=r"^data/dots/train\.jsonl, row 17: solution: expected a number, found 'two'$",
+    ):
+        recipe.check_inputs()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("task.path=dots:Dot", "task.path='dots:Dot': dots has no Dot"),
+        ("task.path=nowhere:Dots", "task.path='nowhere:Dots': cannot import nowhere"),
+        (
+            "task.options={least: 1}",
+            "task.path='dots:Dots': TypeError: .*unexpected keyword argument 'least'",
+        ),
+        (
+            "task.options={most: 9999}",
+            "task.path='dots:Dots': its first question: ValueError: Sample larger than population",
+        ),
+        ("task.path=dots:answer", "task.path='dots:answer': TypeError"),
+        ("task.option={}", "task.option: unknown key"),
+    ],
+)
+def test_a_class_that_cannot_be_used(folder, override, message):
+    with pytest.raises(AxpoError, match=message) as caught:
+        load_recipe("dots.yaml", [override]).check_inputs()
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,129 @@
+"""`axpo` with an engine that answers by seed and weights, and a driver that kills itself at a chosen moment.
+
+    python -m tests.axpo.training.seeded_run MOMENT axpo-arguments...
+
+MOMENT is `never`, `method:call:seconds`, for example `update:2:0.1` (0.1 s after the learner's second update began).
+Everything but the engine is real: agent loop, tools, resampler, ZeRO-3, weight transfer, checkpoints.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import random
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import axpo.session
+import axpo.training.trainer
+from axpo import cli
+from learner.learner import Learner
+from rollout_workers.agent import Generation
+from rollout_workers.chat import Chat
+from rollout_workers.pool import RolloutPool
+from rollout_workers.slots import EngineLoad
+from rollout_workers.worker import RolloutWorker
+
+
+class SeededEngine:
+    """Each reply is a function of the request's seed and of the weights it was last sent."""
+
+    def __init__(
+        self, model: str, config: Any, tokens: Any, seed: int, want_entropies: bool
+    ) -> None:
+        self.chat, self.weights, self.version = Chat.load(model), hashlib.sha256(), 0
+
+    async def generate(
+        self,
+        prompt_ids: Any,
+        images: Any,
+        *,
+        seed: int,
+        max_tokens: int,
+        n: int = 1,
+        temperature: float = 1.0,
+    ) -> list[Generation]:
+        opened = self.chat.decode(prompt_ids).endswith("<tool_call>")
+        return [
+            self._reply(
+                f"{seed + k}/{self.weights.hexdigest()}", opened, len(images), len(prompt_ids)
+            )
+            for k in range(n)
+        ]
+
+    def _reply(self, key: str, opened: bool, images: int, prompt: int) -> Generation:
+        rng = random.Random(key)
+        thought = "It is small.\n</think>\n\n"
+        if opened or (images == 1 and rng.random() < 0.5):
+            x, y = rng.randrange(0, 800, 50), rng.randrange(0, 800, 50)
+            start = "" if opened else thought + "<tool_call>"
+            arguments = f'{{"bbox_2d": [{x}, {y}, {x + 200}, {y + 200}]}}'
+            text = f'{start}\n{{"name": "image_zoom_in", "arguments": {arguments}}}\n</tool_call><|im_end|>'
+        else:
+            text = f"{thought}The answer is \\boxed{{{rng.randrange(10)}}}.<|im_end|>"
+        ids = self.chat.encode_policy(text)
+        logprobs = -np.array([rng.random() for _ in ids], np.float32)
+        return Generation(ids, logprobs, None, True, prompt, 0, self.version)
+
+    async def init_weight_transfer(self, info: dict[str, Any]) -> None:
+        pass
+
+    async def start_weight_update(self) -> None:
+        self.weights = hashlib.sha256()
+
+    async def update_weights(self, payload: dict[str, Any]) -> None:
+        self.weights.update(Path(payload["file"]).read_bytes())
+
+    async def finish_weight_update(self, version: int) -> int:
+        self.version = version
+        return version
+
+    async def alive(self) -> None:
+        pass
+
+    def load(self) -> EngineLoad:
+        return EngineLoad()
+
+    def stats(self) -> dict[str, float]:
+        return {"generated_tokens": 0, "prompt_tokens": 0, "cached_tokens": 0, "idle_seconds": 0.0}
+
+    def shutdown(self) -> None:
+        pass
+
+
+class SeededWorker(RolloutWorker):
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments, engine_factory=SeededEngine)
+
+
+def kill_at(owner: Any, name: str, call: int, seconds: float) -> None:
+    """SIGKILL to this process `seconds` after call number `call` of `owner.name` began."""
+    real, calls = getattr(owner, name), iter(range(1, 1000))
+
+    @functools.wraps(real)
+    def counted(*arguments: Any, **keywords: Any) -> Any:
+        if next(calls) == call:
+            threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        return real(*arguments, **keywords)
+
+    setattr(owner, name, counted)
+
+
+if __name__ == "__main__":
+    axpo.session.RolloutPool = functools.partial(RolloutPool, actor_class=SeededWorker)  # type: ignore[misc, assignment]
+    if sys.argv[1] != "never":
+        method, call, seconds = sys.argv[1].split(":")
+        kill_at(
+            axpo.training.trainer if method == "held_out" else Learner,
+            method,
+            int(call),
+            float(seconds),
+        )
+    sys.argv[1:] = sys.argv[2:]
+    cli.main()

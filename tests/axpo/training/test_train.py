@@ -1,0 +1,236 @@
+"""The training loop with its run directory: checkpoints, their questions, and what stops a run. Flow, policy, credit and resampler are
+real; engines and learner are mocks without Ray."""
+
+import asyncio
+import io
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from axpo.errors import AxpoError
+from axpo.record.run import RunDirectory
+from axpo.training.actors import Actors
+from axpo.training.cursor import Cursor, load_cursor
+from axpo.training.flow import Flow
+from axpo.training.policy import Policy
+from axpo.training.progress import Progress
+from axpo.training.replay import replay
+from axpo.training.trainer import train
+from learner import manifest
+from learner.checkpoint import Saving
+from rollout_workers.fleet import WorkersFailed
+from tests.axpo.helpers import TOKENS, decode, direct, group
+from tests.axpo.training import test_flow
+
+
+class Task(test_flow.Task):
+    def held_out(self):
+        return [self.train(1000)]
+
+
+class Pool(test_flow.Pool):
+    """`lost`: the question at which the last worker dies."""
+
+    workers = ()
+
+    def __init__(self, lost=None, **options):
+        super().__init__(**options)
+        self.lost = lost
+
+    async def group(self, question, step):
+        if int(question.id) == self.lost:
+            await asyncio.sleep(0.05)
+            raise WorkersFailed("too many rollout workers were lost")
+        return await super().group(question, step)
+
+    def join_with(self, bring):
+        pass
+
+    def ready(self):
+        return TOKENS
+
+    def rollout(self, questions, step, n, temperature, evaluating):
+        return iter(
+            [
+                group([direct(i, float(i % 2), q.id) for i in range(n)], question=q.id)
+                for q in questions
+            ]
+        )
+
+    def take_stats(self):
+        return {}
+
+
+class Learner:
+    """`nan`: updates, counted from 1, that are not finite; `full`: the checkpoint for which the disk has no room. A checkpoint is the
+    questions trained on so far."""
+
+    def __init__(self, nan=(), seconds=0.0, full=None):
+        self.nan, self.seconds, self.full, self.updates, self.in_a_row, self.trained = (
+            nan,
+            seconds,
+            full,
+            0,
+            0,
+            [],
+        )
+        self.saving, self.waited = Saving(), []
+
+    def update(self, items):
+        self.saving.check()
+        time.sleep(self.seconds)
+        self.updates += 1
+        self.in_a_row = self.in_a_row + 1 if self.updates in self.nan else 0
+        self.trained += sorted({int(item.question.id) for item in items})
+        return {"skipped": float(self.in_a_row > 0), "skipped_in_a_row": float(self.in_a_row)}
+
+    def save(self, folder, add, wait):
+        path, text = Path(folder), " ".join(map(str, self.trained))
+        temporary = manifest.begin(path)
+        add(temporary)
+        self.waited.append(wait)
+
+        def write():
+            time.sleep(self.seconds / 2)
+            if path.name == self.full:
+                raise OSError("no space left")
+            (temporary / "trained").write_text(text)
+
+        self.saving.start(manifest.finish, path, [write], {"ranks": 1}, 0, lambda mine: [mine])
+        if wait:
+            self.finish_save()
+
+    def finish_save(self):
+        self.saving.wait(10)
+
+    def load(self, folder):
+        self.trained = [int(q) for q in (folder / "trained").read_text().split()]
+
+
+def start(run, pool, learner, /, first=0, **fields):
+    """`train` from step `first` of a run directory, as the command does it."""
+    recipe = test_flow.recipe(**({"algorithm": "grpo", "checkpoint_every": 1} | fields))
+    cursor = Cursor()
+    if first:
+        learner.load(run.checkpoint(first))
+        cursor = load_cursor(run.checkpoint(first))
+    resampler = test_flow.Remote(recipe)
+    tools = SimpleNamespace(take_stats=dict)
+    actors = Actors(pool, tools, learner, Policy(learner, pool), resampler, TOKENS)
+    flow = Flow(recipe, Task(), pool, resampler, cursor)
+    with Progress(recipe.steps, first, Console(file=io.StringIO())) as progress:
+        try:
+            return train(recipe, Task(), actors, flow, run, progress, decode, first)
+        finally:
+            flow.close()
+
+
+def test_updates_in_a_row_that_are_not_finite_stop_the_run_with_a_checkpoint(tmp_path):
+    learner = Learner(nan=(2, 4, 5, 6))
+    with (
+        RunDirectory.create("a", {}, tmp_path) as run,
+        pytest.raises(
+            AxpoError,
+            match="2 updates in a row were not finite: stopped after step 5, with a checkpoint",
+        ),
+    ):
+        start(run, Pool(), learner, steps=8, checkpoint_every=100, learner={"max_skipped": 2})
+    assert run.held_out() == [{"step": 0, "counts": {"": [[4, 2, 0, 0]]}}]
+    assert learner.updates == 5  # one alone, the second, did not stop it
+    assert run.latest_checkpoint() == (5, run.checkpoint(5))
+    assert manifest.verify(run.checkpoint(5))["ranks"] == 1
+    assert [row.get("skipped_in_a_row") for row in run.metrics()] == [None, 0, 1, 0, 1, 2]
+    assert run.summary() is None
+
+
+def test_finished_groups_survive_a_lost_cluster_and_a_resume(tmp_path):
+    """Asynchronous: eight questions ahead. While the second batch is trained on, 8 to 11 are under way, and at 9 the last worker dies."""
+    fields = {"max_staleness": 1, "steps": 4, "checkpoint_every": 100}
+    before = Learner(seconds=0.1)
+    with (
+        RunDirectory.create("a", {}, tmp_path) as run,
+        pytest.raises(AxpoError, match="too many rollout workers were lost"),
+    ):
+        start(run, Pool(lost=9), before, **fields)
+    run, first = RunDirectory.resume(run.path)
+    assert first == 2
+    cursor = load_cursor(run.checkpoint(2))
+    assert (cursor.pending, {kept.index for kept in cursor.kept}) == ((9,), {8, 10, 11})
+    pool, learner = Pool(), Learner()
+    with run:
+        assert start(run, pool, learner, first, **fields)["steps"] == 4
+    assert sorted(learner.trained) == list(range(16))
+    assert sorted(q for q, _ in pool.asked) == [9, 12, 13, 14, 15]
+
+
+@pytest.mark.parametrize("lost", [9, 12, 13])
+def test_a_synchronous_run_with_dynamic_sampling_goes_on_exactly(lost, tmp_path):
+    """Whether the last worker dies in the first questions of a step or in the further ones: the same batches with the same seeds."""
+    fields = {"dynamic_sampling": True, "steps": 3, "checkpoint_every": 100}
+    dull = {"easy": (1, 5, 7), "hard": (4, 10)}
+    whole, expected = Pool(**dull), Learner()
+    with RunDirectory.create("whole", {}, tmp_path) as run:
+        start(run, whole, expected, **fields)
+    with RunDirectory.create("lost", {}, tmp_path) as run, pytest.raises(AxpoError, match="lost"):
+        start(run, Pool(lost=lost, **dull), Learner(), **fields)
+    run, first = RunDirectory.resume(run.path)
+    assert first == (2 if lost == 13 else 1)
+    pool, learner = Pool(**dull), Learner()
+    with run:
+        start(run, pool, learner, first, **fields)
+    assert learner.trained == expected.trained
+    assert sorted(pool.asked) == sorted(whole.asked)[-len(pool.asked) :]
+    assert [row.get("groups_uninformative") for row in run.metrics()][1:] == [3.0, 2.0, 0.0]
+
+
+def test_checkpoints_are_written_while_training_goes_on_and_the_last_is_waited_for(tmp_path):
+    learner = Learner(seconds=0.05)
+    with RunDirectory.create("a", {}, tmp_path) as run:
+        start(run, Pool(), learner, steps=3, checkpoint_async=True, keep_checkpoints=9)
+        assert learner.waited == [False, False, True]
+        for step in (1, 2, 3):
+            manifest.verify(run.checkpoint(step))
+            assert (run.checkpoint(step) / "trained").read_text() == " ".join(
+                map(str, range(4 * step))
+            )  # as it was when saved
+
+
+def test_a_checkpoint_that_fails_while_training_goes_on_stops_the_run(tmp_path):
+    learner = Learner(seconds=0.05, full="step_0002")
+    with (
+        RunDirectory.create("a", {}, tmp_path) as run,
+        pytest.raises(OSError, match="no space left"),
+    ):
+        start(run, Pool(), learner, steps=8, checkpoint_async=True)
+    assert learner.updates in (2, 3)
+    run, first = RunDirectory.resume(run.path)
+    run.close()
+    assert first == 1
+
+
+def test_a_replay_gives_credit_as_the_learners_objective_wants_it(tmp_path):
+    class Keeping:
+        def update(self, items):
+            self.items = items
+            return {}
+
+        def save(self, folder):
+            pass
+
+    learner, asked = (
+        Keeping(),
+        test_flow.recipe(learner={"objective": "dr_grpo", "loss_length": 100}),
+    )
+    with (
+        RunDirectory.create("a", {}, tmp_path) as run,
+        Progress(1, console=Console(file=io.StringIO())) as progress,
+    ):
+        run.save_rollouts(1, [group([direct(0, 1.0), direct(1, 0.0)])], decode)
+        assert replay(asked, run, learner, TOKENS, run, progress) == 1
+    assert [set(item.advantages[item.mask].tolist()) for item in learner.items] == [
+        {0.5},
+        {-0.5},
+    ]  # r - mean, not divided by the std
