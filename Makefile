@@ -15,6 +15,7 @@ test-all: lint  ## the slow ones too: runs killed and resumed at every moment, s
 lint: setup
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+	.venv/bin/lint-imports --no-cache
 	.venv/bin/mypy
 
 model: setup  ## rebuilds the embedded model
