@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -154,6 +155,7 @@ async def _attack(options: PythonOptions) -> int:
     """Runs the attack list and prints one line for each; returns how many got through."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+    from tool_server.python import build
     from tool_server.sandbox.attack_list import ATTACKS
     from tool_server.sandbox.attacks import attack_options, run_attacks
     from tool_server.tool import ToolUnavailable
@@ -166,9 +168,11 @@ async def _attack(options: PythonOptions) -> int:
         TextColumn("{task.description}"),
     )
     try:
-        with Progress(*columns, console=console, transient=True) as progress:
+        tool, pool = build("python", attack_options(options))
+        progress = Progress(*columns, console=console, transient=True)
+        with contextlib.closing(pool), progress:
             task = progress.add_task("", total=len(ATTACKS))
-            async for result in run_attacks(attack_options(options)):
+            async for result in run_attacks(tool, pool):
                 failed += not result.held
                 verdict = Text("held", "green") if result.held else Text("FAILED", "red")
                 line = Text.assemble(

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tool_server.python import build
 from tool_server.sandbox.attack_list import ATTACKS, PRELUDE, Attack
 from tool_server.sandbox.jail import DEVICES
 from tool_server.sandbox.options import MIB, PythonOptions
@@ -177,17 +176,16 @@ def attack_options(options: PythonOptions) -> PythonOptions:
     )
 
 
-async def run_attacks(options: PythonOptions) -> AsyncIterator[AttackResult]:
-    """Every attack, one after the other, against a tool that is opened for them; `attack_options` suit. Raises ToolUnavailable."""
-    tool, pool = build("python", options)
-    try:
-        with Canaries.out() as canaries:
-            await answer(tool, "1", canaries)
-            traces = Traces(pool, canaries)
-            for attack in ATTACKS:
-                yield await run_attack(attack, tool, traces)
-    finally:
-        pool.close()
+async def run_attacks(tool: Tool, pool: JailPool) -> AsyncIterator[AttackResult]:
+    """Run every attack, one after the other, against the python tool `tool` over `pool`.
+
+    The tool should be opened with `attack_options`, and for the attacks alone. The caller closes it.
+    """
+    with Canaries.out() as canaries:
+        await answer(tool, "1", canaries)
+        traces = Traces(pool, canaries)
+        for attack in ATTACKS:
+            yield await run_attack(attack, tool, traces)
 
 
 async def run_attack(attack: Attack, tool: Tool, traces: Traces) -> AttackResult:
