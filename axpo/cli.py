@@ -171,9 +171,9 @@ def _train(recipe: Recipe, run: Any, first: int) -> None:
                 actors = stack.enter_context(training_actors(recipe, task, ledger.log))
                 decode = Chat.load(local_path(recipe.model)).decode
                 if first:
-                    actors.learner.load(str(run.checkpoint(first)))
+                    actors.learner.load(str(run.checkpoints.path(first)))
             run.log_event("resume" if first else "start", step=first)
-            cursor = load_cursor(run.checkpoint(first)) or Cursor(
+            cursor = load_cursor(run.checkpoints.path(first)) or Cursor(
                 first * recipe.questions_per_step, first
             )
             flow = Flow(recipe, task, actors.pool, actors.resampler, cursor, ledger.log)
@@ -238,7 +238,7 @@ def _replay(recipe: Recipe, source: Any, run: Any) -> None:
         steps = replay(recipe, source, learner, tokens, run, progress)
     if not steps:
         raise AxpoError(f"{source.path}: no rollouts to replay (write them with --rollouts-only)")
-    console.print(f"checkpoint {run.checkpoint(steps)}")
+    console.print(f"checkpoint {run.checkpoints.path(steps)}")
 
 
 @app.command(name="eval")

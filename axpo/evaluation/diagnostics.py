@@ -51,7 +51,9 @@ def diagnostics(
     )
 
 
-def evaluate_groups(groups: Sequence[Group], tokens: SpecialTokens, k: int = 4) -> dict[str, float]:
+def evaluate_groups(
+    groups: Sequence[Group], tokens: SpecialTokens, k: int = 4, success_above: float = 0.0
+) -> dict[str, float]:
     """Held-out summary: `pass1`, `pass<k>`, `tool_use`, `use/<tool>` of several, `pass1_given_...` and `..._all_wrong_rate` of both
     subgroups; `{}` for no group.
 
@@ -59,7 +61,7 @@ def evaluate_groups(groups: Sequence[Group], tokens: SpecialTokens, k: int = 4) 
     """
     if not groups:
         return {}
-    shared = diagnostics(groups, tokens)
+    shared = diagnostics(groups, tokens, success_above)
     chances = [pass_at_k(int((g.rewards > 0).sum()), len(g.rollouts), k) for g in groups]
     summary = {
         "pass1": shared["pass1"],

@@ -16,7 +16,7 @@ from rollout_workers.trajectory import Group, Question, stored
 
 
 def held_out(
-    pool: RolloutPool, task: Task, settings: EvaluationConfig
+    pool: RolloutPool, task: Task, settings: EvaluationConfig, success_above: float = 0.0
 ) -> tuple[dict[str, float], dict[str, list[list[int]]]]:
     """`axpo.training.metrics.evaluate_groups` and `question_counts` over the task's held-out questions, with the same seeds every time.
 
@@ -27,7 +27,7 @@ def held_out(
     finished = pool.rollout(questions, 0, settings.samples, settings.temperature, evaluating=True)
     groups, dropped = complete(finished, questions)
     tokens = pool.ready()
-    measure = partial(evaluate_groups, tokens=tokens)
+    measure = partial(evaluate_groups, tokens=tokens, success_above=success_above)
     families = by_family(groups, lambda of_one: measure(of_one) | by_kind(of_one, measure))
     numbers = measure(groups) | (families or by_kind(groups, measure)) | {"dropped": float(dropped)}
     return numbers, question_counts(groups, tokens)
@@ -43,12 +43,12 @@ def load_target(target: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, st
         recipe.check_inputs()
         return recipe, recipe.model
     run = RunDirectory.open(target)
-    latest = run.latest_checkpoint()
+    latest = run.checkpoints.latest()
     if latest is None:
         raise AxpoError(f"{target}: no complete checkpoint to evaluate")
     recipe = parse_recipe(run.recipe(), overrides, str(run.path / "recipe.yaml"))
     recipe.check_inputs()
-    return recipe, str(latest[1] / "hf")
+    return recipe, str(latest.folder / "hf")
 
 
 def evaluate_model(recipe: Recipe, model: str) -> dict[str, float]:

@@ -21,16 +21,17 @@ import fcntl
 import json
 import math
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from axpo.errors import AxpoError
+from axpo.record.checkpoints import Checkpoints
+from axpo.record.files import append_row, read_rows, replace_file, step_name, step_of
 from axpo.record.records import Credited, Decode, ImageFolder, group_from_json, group_to_json
+from axpo.record.summary import read_summary
 from axpo.record.timeline import bars
-from learner import manifest
 from rollout_workers.trajectory import Group
 
 
@@ -40,9 +41,9 @@ class RunDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.images = ImageFolder(path / "trajectories" / "images")
-        self.damaged: list[
-            str
-        ] = []  # what was wrong with newer checkpoints than the one a resume goes back to
+        self.checkpoints = Checkpoints(path / "checkpoints")
+        self.damaged: list[str] = []
+        """What was wrong with newer checkpoints than the one that a resume goes back to."""
         self._exact_images = ImageFolder(path / "rollouts" / "images", exact=True)
         self._lock: int | None = None
         self._tensorboard: Any = None
@@ -71,7 +72,7 @@ class RunDirectory:
         run._acquire()
         import yaml
 
-        _write(
+        replace_file(
             path / "recipe.yaml", yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
         )
         if writer is not None:
@@ -95,10 +96,10 @@ class RunDirectory:
         writer = _summary_writer() if tensorboard else None
         run = cls.open(path)
         run._acquire()
-        if run.summary() is not None:
+        if read_summary(run.path) is not None:
             run.close()
             raise AxpoError(f"{run.path} has ended (it has a summary.json): nothing to resume")
-        manifest.clean(run.path / "checkpoints")
+        run.checkpoints.delete_partial()
         step = run._last_undamaged()
         run._rewind(step)
         if writer is not None:
@@ -116,7 +117,7 @@ class RunDirectory:
         row = {"step": step} | {
             name: float(v) if math.isfinite(v) else None for name, v in values.items()
         }
-        _append(self.path / "metrics.jsonl", row)
+        append_row(self.path / "metrics.jsonl", row)
         if self._tensorboard is not None:
             for name, value in values.items():
                 self._tensorboard.add_scalar(name, value, step)
@@ -125,22 +126,22 @@ class RunDirectory:
     def metrics(self) -> list[dict[str, Any]]:
         """One row a step in order of steps; later lines of a step add to earlier ones. A line cut off by a kill is skipped."""
         rows: dict[int, dict[str, Any]] = {}
-        for row in _read_lines(self.path / "metrics.jsonl"):
+        for row in read_rows(self.path / "metrics.jsonl"):
             rows.setdefault(row["step"], {}).update(row)
         return [rows[step] for step in sorted(rows)]
 
     def log_held_out(self, step: int, counts: Mapping[str, Sequence[Sequence[int]]]) -> None:
         """Append what an evaluation counted (`axpo.training.metrics.question_counts`)."""
-        _append(self.path / "held_out.jsonl", {"step": step, "counts": counts})
+        append_row(self.path / "held_out.jsonl", {"step": step, "counts": counts})
 
     def held_out(self) -> list[dict[str, Any]]:
         """`step` and `counts` of each evaluated step, in order of steps; the last of those that a step has."""
-        rows = {row["step"]: row for row in _read_lines(self.path / "held_out.jsonl")}
+        rows = {row["step"]: row for row in read_rows(self.path / "held_out.jsonl")}
         return [rows[step] for step in sorted(rows)]
 
     def log_event(self, event: str, **fields: Any) -> None:
         """Append what happened, with the time (UTC)."""
-        _append(
+        append_row(
             self.path / "events.jsonl",
             {"time": datetime.now(UTC).isoformat(timespec="seconds"), "event": event} | fields,
         )
@@ -160,13 +161,13 @@ class RunDirectory:
         records = [group_to_json(g, step, decode, self.images, items) for g in chosen]
         path = self._groups_file(step)
         path.parent.mkdir(exist_ok=True)
-        _write(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
+        replace_file(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
 
     def save_rollouts(self, step: int, groups: Sequence[Group], decode: Decode) -> None:
         """Keep all of a step's groups, exactly, for `replay`."""
-        path = self.path / "rollouts" / f"step_{step:04d}.jsonl"
+        path = self.path / "rollouts" / f"{step_name(step)}.jsonl"
         path.parent.mkdir(exist_ok=True)
-        _write(
+        replace_file(
             path,
             "".join(
                 json.dumps(group_to_json(g, step, decode, self._exact_images)) + "\n"
@@ -177,17 +178,17 @@ class RunDirectory:
     def rollouts(self) -> Iterator[tuple[int, list[Group]]]:
         """Step and groups of everything that `save_rollouts` kept, in order of steps."""
         for file in sorted((self.path / "rollouts").glob("step_*.jsonl")):
-            if (step := _step(file.stem)) is not None:
+            if (step := step_of(file.stem)) is not None:
                 yield (
                     step,
-                    [group_from_json(record, self._exact_images) for record in _read_lines(file)],
+                    [group_from_json(record, self._exact_images) for record in read_rows(file)],
                 )
 
     def save_timeline(self, step: int, groups: Sequence[Group]) -> None:
         """When each rollout and fork of a step ran (see `axpo.report.timeline`)."""
         path = self._timeline_file(step)
         path.parent.mkdir(exist_ok=True)
-        _write(path, json.dumps(bars(groups)) + "\n")
+        replace_file(path, json.dumps(bars(groups)) + "\n")
 
     def timeline(self, step: int) -> list[dict[str, Any]]:
         """The bars of a step's timeline; [] where there is none."""
@@ -199,71 +200,20 @@ class RunDirectory:
         return sorted(
             step
             for file in (self.path / "trajectories").glob("step_*.jsonl")
-            if (step := _step(file.stem)) is not None
+            if (step := step_of(file.stem)) is not None
         )
 
     def groups(self, step: int) -> list[dict[str, Any]]:
         """The kept groups of a step as records (`axpo.record.records.group_to_json`)."""
-        return list(_read_lines(self._groups_file(step)))
-
-    def checkpoint(self, step: int) -> Path:
-        """Where the learner saves the checkpoint after `step`."""
-        return self.path / "checkpoints" / f"step_{step:04d}"
-
-    def latest_checkpoint(self) -> tuple[int, Path] | None:
-        """Step and folder of the last complete checkpoint; a save that never finished has another name."""
-        return max(self._checkpoints(), default=None)
+        return list(read_rows(self._groups_file(step)))
 
     def prune_checkpoints(self, keep: int) -> None:
-        """Delete all but the last `keep` checkpoints and the one with the best held-out Pass@1 (the later of equals)."""
-        scores = {
-            row["step"]: row["eval/pass1"]
-            for row in self.metrics()
-            if row.get("eval/pass1") is not None
-        }
-        checkpoints = sorted(self._checkpoints())
-        best = max(
-            (step for step, _ in checkpoints if step in scores),
-            key=lambda step: (scores[step], step),
-            default=None,
-        )
-        for step, folder in checkpoints[:-keep]:
-            if step != best:
-                manifest.remove(folder)
-
-    def write_summary(
-        self,
-        *,
-        pass1_start: float | None,
-        pass1_end: float,
-        pass4_start: float | None,
-        pass4_end: float,
-        tool_use_start: float | None,
-        tool_use_end: float,
-        steps: int,
-        seconds: float,
-        tokens: int,
-        **extra: Any,
-    ) -> dict[str, Any]:
-        """End the run: held-out rates before (None: not measured) and after, steps, seconds, tokens generated. Returns what it wrote."""
-        summary = {
-            "pass1_start": pass1_start,
-            "pass1_end": pass1_end,
-            "pass4_start": pass4_start,
-            "pass4_end": pass4_end,
-            "tool_use_start": tool_use_start,
-            "tool_use_end": tool_use_end,
-            "steps": steps,
-            "seconds": seconds,
-            "tokens": tokens,
-        } | extra
-        _write(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
-        return summary
-
-    def summary(self) -> dict[str, Any] | None:
-        """The summary; None for a run that has not ended."""
-        file = self.path / "summary.json"
-        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+        """Delete all but the last `keep` checkpoints and the one with the best held-out Pass@1."""
+        scores = {}
+        for row in self.metrics():
+            if row.get("eval/pass1") is not None:
+                scores[row["step"]] = row["eval/pass1"]
+        self.checkpoints.prune(keep, scores)
 
     def close(self) -> None:
         """Release the lock and flush TensorBoard."""
@@ -281,10 +231,10 @@ class RunDirectory:
         self.close()
 
     def _groups_file(self, step: int) -> Path:
-        return self.path / "trajectories" / f"step_{step:04d}.jsonl"
+        return self.path / "trajectories" / f"{step_name(step)}.jsonl"
 
     def _timeline_file(self, step: int) -> Path:
-        return self.path / "timeline" / f"step_{step:04d}.json"
+        return self.path / "timeline" / f"{step_name(step)}.json"
 
     def _acquire(self) -> None:
         # The kernel drops the lock with the process, however it ends: a killed run can be resumed at once.
@@ -301,29 +251,22 @@ class RunDirectory:
         os.write(lock, f"{os.getpid()} on {os.uname().nodename}\n".encode())
         self._lock = lock
 
-    def _checkpoints(self) -> list[tuple[int, Path]]:
-        folders = [f for f in (self.path / "checkpoints").glob("step_*") if f.is_dir()]
-        return [(step, folder) for folder in folders if (step := _step(folder.name)) is not None]
-
     def _last_undamaged(self) -> int:
-        for step, folder in sorted(self._checkpoints(), reverse=True):
-            try:
-                manifest.verify(folder)
-            except manifest.DamagedCheckpoint as error:
-                self.damaged.append(str(error))
-                self.log_event("damaged checkpoint", step=step, reason=str(error))
-                aside = folder.with_name(f".damaged-{folder.name}")
-                shutil.rmtree(aside, ignore_errors=True)
-                folder.rename(aside)
-            else:
-                return step
+        """Return the step of the last undamaged checkpoint, 0 without one; set damaged ones aside."""
+        for checkpoint in reversed(self.checkpoints.complete()):
+            damage = checkpoint.damage()
+            if damage is None:
+                return checkpoint.step
+            self.damaged.append(damage)
+            self.log_event("damaged checkpoint", step=checkpoint.step, reason=damage)
+            checkpoint.set_aside()
         return 0
 
     def _rewind(self, step: int) -> None:
         """Drop what later steps wrote: they run again."""
         for file in (self.path / "metrics.jsonl", self.path / "held_out.jsonl"):
-            kept = [row for row in _read_lines(file) if row["step"] <= step]
-            _write(file, "".join(json.dumps(row) + "\n" for row in kept))
+            kept = [row for row in read_rows(file) if row["step"] <= step]
+            replace_file(file, "".join(json.dumps(row) + "\n" for row in kept))
         for later in self.group_steps():
             if later > step:
                 self._groups_file(later).unlink()
@@ -337,31 +280,3 @@ def _summary_writer() -> Any:
             "tensorboard is not installed: `pip install tensorboard`, or switch it off in the recipe"
         ) from None
     return SummaryWriter
-
-
-def _step(name: str) -> int | None:
-    digits = name.removeprefix("step_")
-    return int(digits) if digits.isdigit() else None
-
-
-def _append(file: Path, row: Mapping[str, Any]) -> None:
-    with file.open("a", encoding="utf-8") as lines:
-        lines.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-
-def _read_lines(file: Path) -> Iterator[dict[str, Any]]:
-    if not file.exists():
-        return
-    with file.open(encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError:
-                continue  # the last line of a killed run
-
-
-def _write(file: Path, text: str) -> None:
-    """All or nothing: a kill leaves the old file."""
-    temporary = file.with_name(file.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, file)

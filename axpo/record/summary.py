@@ -1,9 +1,52 @@
-"""Read a run's summary: which numbers it holds before and after, and how they are labelled."""
+"""The summary of a run that ended: write it, read it, and label its numbers before and after."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+from axpo.record.files import replace_file
+
+FILE = "summary.json"
+
+NUMBERS = (
+    "pass1_start",  # held-out rates before training; None: not measured
+    "pass1_end",  # and after
+    "pass4_start",
+    "pass4_end",
+    "tool_use_start",
+    "tool_use_end",
+    "steps",
+    "seconds",
+    "tokens",  # generated, in all steps
+)
+"""What every summary holds, in this order."""
+
+
+def write_summary(run: Path, numbers: Mapping[str, Any]) -> dict[str, Any]:
+    """End a run: write its summary and return what was written.
+
+    Args:
+        run: the run directory.
+        numbers: all of `NUMBERS`, and any others, which come after them.
+
+    Raises:
+        ValueError: one of `NUMBERS` is missing.
+    """
+    missing = [name for name in NUMBERS if name not in numbers]
+    if missing:
+        raise ValueError(f"summary of {run}: expected {', '.join(missing)} among its numbers")
+    summary = {name: numbers[name] for name in NUMBERS} | dict(numbers)
+    replace_file(run / FILE, json.dumps(summary, indent=2) + "\n")
+    return summary
+
+
+def read_summary(run: Path) -> dict[str, Any] | None:
+    """Return the summary of a run directory; None if the run has not ended."""
+    file = run / FILE
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
 
 
 def before_after(summary: Mapping[str, Any]) -> list[tuple[str, float | None, float]]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from axpo.record.run import RunDirectory
-from axpo.record.summary import before_after, duration, label
+from axpo.record.summary import before_after, duration, label, read_summary
 from axpo.report.charts import Series, line_chart, stacked_chart
 from axpo.report.rollout_view import SURE, Record, group_view
 from axpo.report.timeline import picture
@@ -63,7 +63,7 @@ def render(run_dir: str | Path) -> Path:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     run = RunDirectory.open(run_dir)
-    recipe, metrics, summary = run.recipe(), run.metrics(), run.summary()
+    recipe, metrics, summary = run.recipe(), run.metrics(), read_summary(run.path)
     images = Images(run.images.folder)
     page = Environment(
         loader=FileSystemLoader(Path(__file__).parent),

@@ -67,5 +67,5 @@ def replay(
         )
         progress.step(done, run.metrics()[-1])
     if done:
-        learner.save(str(run.checkpoint(done)))
+        learner.save(str(run.checkpoints.path(done)))
     return done

@@ -14,6 +14,7 @@ from axpo.errors import AxpoError
 from axpo.evaluation.diagnostics import by_family, diagnostics
 from axpo.evaluation.held_out import held_out
 from axpo.record.run import RunDirectory
+from axpo.record.summary import write_summary
 from axpo.tasks import Task
 from axpo.training.actors import Actors
 from axpo.training.cursor import Cursor
@@ -131,10 +132,10 @@ def checkpoint(
     """The learner's state after `done` steps, and with it where the questions then stand. Without `wait` it appears later."""
     with progress.phase("checkpoint"):
         actors.learner.finish_save()
-        if run.checkpoint(done).exists():
+        if run.checkpoints.path(done).exists():
             return
         run.log_event("checkpoint", step=done)
-        actors.learner.save(str(run.checkpoint(done)), add=cursor.save, wait=wait)
+        actors.learner.save(str(run.checkpoints.path(done)), add=cursor.save, wait=wait)
 
 
 def evaluation(
@@ -196,4 +197,5 @@ def summarize(run: RunDirectory) -> dict[str, Any]:
         value for row in rows for name, value in row.items() if name.startswith("time/") and value
     )
     tokens = int(sum(row.get("generated_tokens") or 0 for row in rows))
-    return run.write_summary(**numbers, steps=end["step"], seconds=round(seconds, 1), tokens=tokens)
+    cost = {"steps": end["step"], "seconds": round(seconds, 1), "tokens": tokens}
+    return write_summary(run.path, numbers | cost)

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from axpo.record.run import RunDirectory
+from axpo.record.summary import read_summary
 from benchmarks.result import machine, versions
 
 GRACE_S = 900.0
@@ -127,7 +128,7 @@ def collect(job: Job, run: Path) -> dict[str, Any]:
         },  # no paths of this machine
         "machine": machine(),
         "versions": versions(("torch", "deepspeed", "ray", "transformers", "numpy")),
-        "summary": _rounded(directory.summary() or {}),
+        "summary": _rounded(read_summary(directory.path) or {}),
         "held_out": directory.held_out(),
         "metrics": [
             _rounded({name: value for name, value in row.items() if _kept(name)})
@@ -168,4 +169,4 @@ def _kept(metric: str) -> bool:
 
 
 def _summary(run: Path) -> dict[str, Any] | None:
-    return RunDirectory.open(run).summary() if run.is_dir() else None
+    return read_summary(RunDirectory.open(run).path) if run.is_dir() else None

@@ -8,6 +8,7 @@ import pytest
 
 from axpo.config import load_recipe
 from axpo.record.run import RunDirectory
+from axpo.record.summary import write_summary
 from benchmarks.study.__main__ import main
 from benchmarks.study.curves import cumulated_tokens, held_out_points, training_curves
 from benchmarks.study.intervals import (
@@ -101,7 +102,7 @@ class Trainer:
                         "other/pass1": 0.5,
                     },
                 )
-                run.write_summary(**SUMMARY, steps=1, seconds=1.0, tokens=10)
+                write_summary(run.path, SUMMARY | {"steps": 1, "seconds": 1.0, "tokens": 10})
         self.unfinished.discard(name)
         return 0
 

@@ -19,12 +19,12 @@ def test_a_target_is_a_recipe_or_a_run(tmp_path):
         with pytest.raises(AxpoError, match="no complete checkpoint"):
             load_target(run.path)
         for step in (1, 2):
-            run.checkpoint(step).mkdir(parents=True)
+            run.checkpoints.path(step).mkdir(parents=True)
     recipe, model = load_target(run.path, ["evaluation.samples=8"])
     assert (recipe.name, recipe.evaluation.samples, model) == (
         "debug",
         8,
-        str(run.checkpoint(2) / "hf"),
+        str(run.checkpoints.path(2) / "hf"),
     )
     with pytest.raises(AxpoError, match="is not a run directory"):
         load_target(tmp_path)

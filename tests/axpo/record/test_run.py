@@ -15,7 +15,7 @@ from rich.console import Console
 from axpo.errors import AxpoError
 from axpo.record.records import ImageFolder, token_texts, trajectory_from_json, trajectory_to_json
 from axpo.record.run import RunDirectory
-from axpo.record.summary import duration
+from axpo.record.summary import duration, read_summary, write_summary
 from axpo.training.progress import PhaseTimer, Progress, summary_table
 from learner import manifest
 from tests.axpo.helpers import CROP, decode, direct, group, resample, zooming
@@ -84,17 +84,17 @@ def test_resume_winds_back_to_the_last_complete_checkpoint(tmp_path):
         run.save_groups(step, [group([direct(0, 1.0)])], decode)
     for step in (2, 4):
         checkpoint(run, step)
-    run.checkpoint(5).with_name(".step_0005.partial").mkdir()
-    run.checkpoint(5).with_name("notes").mkdir()
+    run.checkpoints.path(5).with_name(".step_0005.partial").mkdir()
+    run.checkpoints.path(5).with_name("notes").mkdir()
     with (run.path / "metrics.jsonl").open("a") as lines:
         lines.write('{"step": 6, "pass1": 0.')  # killed while writing
     run.close()
 
     resumed, step = RunDirectory.resume(run.path)
     assert step == 4
-    assert resumed.latest_checkpoint() == (4, run.path / "checkpoints" / "step_0004")
-    assert not run.checkpoint(5).with_name(".step_0005.partial").exists()
-    assert run.checkpoint(5).with_name("notes").exists()
+    assert resumed.checkpoints.latest() == (4, run.path / "checkpoints" / "step_0004")
+    assert not run.checkpoints.path(5).with_name(".step_0005.partial").exists()
+    assert run.checkpoints.path(5).with_name("notes").exists()
     assert resumed.group_steps() == [0, 1, 2, 3, 4]
     resumed.log_metrics(5, {"pass1": 0.9})
     resumed.log_held_out(5, {"": [[4, 0, 0, 0]]})
@@ -106,7 +106,7 @@ def test_resume_winds_back_to_the_last_complete_checkpoint(tmp_path):
 
 def checkpoint(run: RunDirectory, step: int) -> Path:
     """One of a single small file, written the way the learner writes its own."""
-    folder = run.checkpoint(step)
+    folder = run.checkpoints.path(step)
     temporary = manifest.partial(folder)
     temporary.mkdir(parents=True)
     (temporary / "weights").write_bytes(f"weights of step {step}".encode())
@@ -121,7 +121,7 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(tmp_path, damage):
         run.log_metrics(step, {"pass1": 0.5})
         checkpoint(run, step)
     run.close()
-    weights = run.checkpoint(2) / "weights"
+    weights = run.checkpoints.path(2) / "weights"
     content = bytearray(weights.read_bytes())
     if damage == "flip":
         content[3] ^= 1
@@ -131,11 +131,11 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(tmp_path, damage):
     elif damage == "missing":
         weights.unlink()
     else:
-        (run.checkpoint(2) / "manifest.json").write_text('{"files"')
+        (run.checkpoints.path(2) / "manifest.json").write_text('{"files"')
     resumed, step = RunDirectory.resume(run.path)
     assert step == 1
     assert ("manifest.json" if damage == "manifest" else "weights") in resumed.damaged[0]
-    assert not run.checkpoint(2).exists()
+    assert not run.checkpoints.path(2).exists()
     assert [row["step"] for row in resumed.metrics()] == [1]
     resumed.close()
 
@@ -157,8 +157,8 @@ def test_the_last_and_the_best_checkpoints_are_kept(tmp_path):
 def test_checkpoints_sort_by_number(tmp_path):
     run = RunDirectory.create("a", {}, tmp_path)
     for step in (9999, 10000):
-        run.checkpoint(step).mkdir(parents=True)
-    assert run.latest_checkpoint() == (10000, run.path / "checkpoints" / "step_10000")
+        run.checkpoints.path(step).mkdir(parents=True)
+    assert run.checkpoints.latest() == (10000, run.path / "checkpoints" / "step_10000")
     run.close()
 
 
@@ -173,10 +173,11 @@ def test_metrics_of_one_step_are_joined_and_stay_json(tmp_path):
 
 
 def test_summary_ends_a_run(tmp_path):
+    ended = NUMBERS | {"algorithm": "axpo"}
     with RunDirectory.create("a", {}, tmp_path) as run:
-        assert run.summary() is None
-        assert run.write_summary(**NUMBERS, algorithm="axpo") == NUMBERS | {"algorithm": "axpo"}
-    assert RunDirectory.open(run.path).summary() == NUMBERS | {"algorithm": "axpo"}
+        assert read_summary(run.path) is None
+        assert write_summary(run.path, ended) == ended
+    assert read_summary(run.path) == ended
     with pytest.raises(AxpoError, match="has ended"):
         RunDirectory.resume(run.path)
     with pytest.raises(AxpoError, match="has ended"):  # the refusal released the lock

@@ -9,6 +9,7 @@ import pytest
 from axpo.errors import AxpoError
 from axpo.record.records import ImageFolder, group_to_json
 from axpo.record.run import RunDirectory
+from axpo.record.summary import write_summary
 from axpo.report.charts import Series, line_chart, number, smoothed, stacked_chart, ticks
 from axpo.report.page import render
 from axpo.report.rollout_view import group_view
@@ -71,7 +72,7 @@ def write_run(root, *, finish: bool = True, hostile: str = "7"):
             run.save_groups(step, groups, decode, credit(groups, TOKENS))
         run.log_metrics(12, {"eval/pass1": 0.625})
         if finish:
-            run.write_summary(**NUMBERS)
+            write_summary(run.path, NUMBERS)
     return run.path
 
 

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from axpo.errors import AxpoError
 from axpo.record.run import RunDirectory
+from axpo.record.summary import read_summary
 from axpo.training.actors import Actors
 from axpo.training.cursor import Cursor, load_cursor
 from axpo.training.flow import Flow
@@ -115,8 +116,8 @@ def start(run, pool, learner, /, first=0, **fields):
     recipe = test_flow.recipe(**({"algorithm": "grpo", "checkpoint_every": 1} | fields))
     cursor = Cursor()
     if first:
-        learner.load(run.checkpoint(first))
-        cursor = load_cursor(run.checkpoint(first))
+        learner.load(run.checkpoints.path(first))
+        cursor = load_cursor(run.checkpoints.path(first))
     resampler = test_flow.Remote(recipe)
     tools = SimpleNamespace(take_stats=dict)
     actors = Actors(pool, tools, learner, Policy(learner, pool), resampler, TOKENS)
@@ -140,10 +141,10 @@ def test_updates_in_a_row_that_are_not_finite_stop_the_run_with_a_checkpoint(tmp
         start(run, Pool(), learner, steps=8, checkpoint_every=100, learner={"max_skipped": 2})
     assert run.held_out() == [{"step": 0, "counts": {"": [[4, 2, 0, 0]]}}]
     assert learner.updates == 5  # one alone, the second, did not stop it
-    assert run.latest_checkpoint() == (5, run.checkpoint(5))
-    assert manifest.verify(run.checkpoint(5))["ranks"] == 1
+    assert run.checkpoints.latest() == (5, run.checkpoints.path(5))
+    assert manifest.verify(run.checkpoints.path(5))["ranks"] == 1
     assert [row.get("skipped_in_a_row") for row in run.metrics()] == [None, 0, 1, 0, 1, 2]
-    assert run.summary() is None
+    assert read_summary(run.path) is None
 
 
 def test_finished_groups_survive_a_lost_cluster_and_a_resume(tmp_path):
@@ -157,7 +158,7 @@ def test_finished_groups_survive_a_lost_cluster_and_a_resume(tmp_path):
         start(run, Pool(lost=9), before, **fields)
     run, first = RunDirectory.resume(run.path)
     assert first == 2
-    cursor = load_cursor(run.checkpoint(2))
+    cursor = load_cursor(run.checkpoints.path(2))
     assert (cursor.pending, {kept.index for kept in cursor.kept}) == ((9,), {8, 10, 11})
     pool, learner = Pool(), Learner()
     with run:
@@ -192,8 +193,8 @@ def test_checkpoints_are_written_while_training_goes_on_and_the_last_is_waited_f
         start(run, Pool(), learner, steps=3, checkpoint_async=True, keep_checkpoints=9)
         assert learner.waited == [False, False, True]
         for step in (1, 2, 3):
-            manifest.verify(run.checkpoint(step))
-            assert (run.checkpoint(step) / "trained").read_text() == " ".join(
+            manifest.verify(run.checkpoints.path(step))
+            assert (run.checkpoints.path(step) / "trained").read_text() == " ".join(
                 map(str, range(4 * step))
             )  # as it was when saved
 
