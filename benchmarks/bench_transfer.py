@@ -138,7 +138,7 @@ def _model(folder: Path, sizes: dict[str, int]) -> tuple[int, int]:
 
 def _sync(learner: Learner, pool: RolloutPool, version: int) -> float:
     begun = time.monotonic()
-    learner.sync_weights(pool.workers, version)
+    learner.send_weights(pool.workers, version)
     return time.monotonic() - begun
 
 

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-BAN_BIAS = -100.0  # the engine's logit bias on tokens that must not be sampled
+from rollout_workers.trajectory import BAN_BIAS
+
 CHUNK = (
     1 << 24
 )  # logits of one chunk: 64 MB in float32, and about four times that while it is worked on

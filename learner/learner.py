@@ -115,12 +115,12 @@ class Learner:
         """Per item [R]: the exact entropy in nats of the distribution that each token under its mask is drawn from, 0 elsewhere."""
         return self._of_tokens("entropies", items)
 
-    def sync_weights(self, receivers: Sequence[Any], version: int) -> None:
+    def send_weights(self, receivers: Sequence[Any], version: int) -> None:
         """Bring every receiver (rollout worker handle) to this policy, as `version`.
 
         Raises what a receiver raised; with check_sync RuntimeError naming the parameters that differ afterwards.
         """
-        address = self._wait("sync_weights", [self._ranks[0].address.remote()])[0]
+        address = self._wait("send_weights", [self._ranks[0].address.remote()])[0]
         self._all("send_weights", list(receivers), version, address)
         if self.config.check_sync:
             different = self._all("check_weights")[0]

@@ -125,7 +125,7 @@ class LearnerRank:
 
     def check_weights(self) -> list[str]:
         """Names of the parameters that some receiver does not hold as this policy does (rank 0; else empty)."""
-        answers = self._stream("weights_equal")
+        answers = self._stream("differing_weights")
         return sorted({name for bucket in answers for names in bucket for name in names})
 
     def save(self, folder: str, hf_dtype: str | None, wait: bool) -> None:

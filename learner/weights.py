@@ -1,7 +1,7 @@
 """Sending the policy's weights: ZeRO-3 partitions are gathered bucket by bucket and handed to the engines.
 
 Receivers are rollout workers (Ray actor handles) with `init_weight_transfer(info)`, `start_weight_update()`,
-`update_weights(payload)`, `finish_weight_update(version) -> version` and `weights_equal(payload) -> list[str]`. Through shared
+`update_weights(payload)`, `finish_weight_update(version) -> version` and `differing_weights(payload) -> list[str]`. Through shared
 memory (one machine) a payload is a file of one bucket:
 
     {"file": "/dev/shm/axpo-.../<bucket>", "tensors": [{"name": ..., "dtype": "float32", "shape": [...], "offset": bytes}, ...]}

@@ -15,10 +15,8 @@ import numpy as np
 from rollout_workers.agent import ContextFull, EngineFailure, Generation
 from rollout_workers.config import RolloutConfig
 from rollout_workers.slots import EngineLoad
-from rollout_workers.trajectory import Floats, Ids, Pixels, SpecialTokens
+from rollout_workers.trajectory import BAN_BIAS, Floats, Ids, Pixels, SpecialTokens
 
-BAN = -100.0
-"""Added to the logits of banned tokens; the learner adds the same before its log-softmax."""
 _TOP = 20
 """Logprobs a token from which its entropy is estimated."""
 _ONE_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
@@ -179,7 +177,7 @@ class VLLMEngine:
             max_tokens=max_tokens,
             stop_token_ids=[self._tokens.im_end],
             ignore_eos=True,  # a turn ends at <|im_end|> and nowhere else
-            logit_bias=dict.fromkeys(self._tokens.banned, BAN),
+            logit_bias=dict.fromkeys(self._tokens.banned, BAN_BIAS),
             logprobs=self._logprobs,
             flat_logprobs=True,
             detokenize=False,
@@ -249,9 +247,9 @@ class VLLMEngine:
         self._open.set()
         return self._version
 
-    async def weights_differing(self, payload: dict[str, Any]) -> list[str]:
+    async def differing_weights(self, payload: dict[str, Any]) -> list[str]:
         """Names of the engine's parameters that are not exactly what the tensors of a shared-memory payload make them."""
-        per_process = await self._llm.collective_rpc("weights_differing", args=(payload,))
+        per_process = await self._llm.collective_rpc("differing_weights", args=(payload,))
         return sorted({name for names in per_process for name in names})
 
     async def alive(self) -> None:

@@ -25,6 +25,8 @@ Span: TypeAlias = tuple[int, int]
 """[start, stop) in response coordinates."""
 ForkAt: TypeAlias = Literal["first_call", "every_call", "prompt", "answer", "observation"]
 """Where a rollout is forked, see `fork_points`."""
+BAN_BIAS = -100.0
+"""Added to the logits of `SpecialTokens.banned`, by the engine when it samples and by the learner."""
 
 
 @dataclass(frozen=True)

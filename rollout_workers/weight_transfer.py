@@ -123,7 +123,7 @@ class EngineProcess:
         self._weight_update_active = False
         self.weight_transfer_engine.reset_weight_update_target()
 
-    def weights_differing(self, payload: dict[str, Any]) -> list[str]:
+    def differing_weights(self, payload: dict[str, Any]) -> list[str]:
         """The live parameters that do not equal the payload's tensors, element for element."""
         with set_current_vllm_config(self.vllm_config), torch.no_grad():
             return _differing(self.model_runner.get_model(), SharedMemoryUpdate(**payload))

@@ -163,7 +163,7 @@ def closing(actors: Actors, question: Question, script: Trajectory) -> None:
             actors.learner.update([item], "nll")
         if actors.learner.logprobs([item])[0][after_call].min() > np.log(0.9):
             break
-    actors.learner.sync_weights(actors.pool.workers, version=1)
+    actors.learner.send_weights(actors.pool.workers, version=1)
 
 
 @pytest.fixture(scope="module")

@@ -48,7 +48,7 @@ class Policy:
                 handles = self._pool.workers
                 try:
                     if handles:
-                        self._learner.sync_weights(handles, self.version)
+                        self._learner.send_weights(handles, self.version)
                     break
                 except (RayError, TimeoutError):
                     self._pool.check()
@@ -61,4 +61,4 @@ class Policy:
     def _welcome(self, worker: Any) -> None:
         """Weights for an engine that replaces a lost one."""
         with self._lock:
-            self._learner.sync_weights([worker], self.version)
+            self._learner.send_weights([worker], self.version)

@@ -322,7 +322,7 @@ class Receiver:
         self.version = version
         return version
 
-    def weights_equal(self, payload: dict) -> list[str]:
+    def differing_weights(self, payload: dict) -> list[str]:
         return [
             t["name"]
             for t in payload["tensors"]
@@ -348,7 +348,7 @@ def test_sync_sends_every_parameter_once_and_names_what_differs(
     learner: Learner, tmp_path: Path
 ) -> None:
     receivers = [receiver(), receiver()]
-    learner.sync_weights(receivers, 7)
+    learner.send_weights(receivers, 7)
     learner.save(str(tmp_path / "sent"))
     weights = hf_weights(str(tmp_path / "sent"))
     for version, tensors in ray.get([r.state.remote() for r in receivers]):
@@ -359,16 +359,16 @@ def test_sync_sends_every_parameter_once_and_names_what_differs(
     assert not list(Path("/dev/shm").glob("axpo-*"))
     name = "model.language_model.norm.weight"
     with pytest.raises(RuntimeError, match=f"differ in 1 parameters: .'{name}'"):
-        learner.sync_weights([receivers[0], receiver(lose=name)], 8)
+        learner.send_weights([receivers[0], receiver(lose=name)], 8)
 
 
 def test_a_failing_receiver_raises_and_leaves_the_learner_usable(
     learner: Learner, model: str
 ) -> None:
     with pytest.raises(RuntimeError, match="engine is gone"):
-        learner.sync_weights([receiver(fail=True)], 1)
+        learner.send_weights([receiver(fail=True)], 1)
     assert not list(Path("/dev/shm").glob("axpo-*"))
-    learner.sync_weights([receiver()], 2)
+    learner.send_weights([receiver()], 2)
 
 
 def test_ranks_that_do_not_fit_are_refused(model: str, cluster: None) -> None:
@@ -413,7 +413,7 @@ def test_adapters_train_alone_and_leave_merged(model: str, cluster: None, tmp_pa
         items = on_policy(learner, make_items(model, 4, advantage=1.0))
         first, second = learner.update(items), learner.update(items)
         target = receiver()
-        learner.sync_weights([target], 1)  # check_sync is on
+        learner.send_weights([target], 1)  # check_sync is on
         learner.save(str(tmp_path / "saved"))
         logprobs = learner.logprobs(items)
         learner.load(str(tmp_path / "saved"))

@@ -193,7 +193,7 @@ def test_weight_updates_change_the_policy(worker, new_weights, tmp_path):
             {name: tensor * scale for name, tensor in new_weights.items()}, tmp_path / str(version)
         )
         differing = {
-            name for bucket in buckets for name in get(worker.weights_equal.remote(bucket))
+            name for bucket in buckets for name in get(worker.differing_weights.remote(bucket))
         }
         assert len(differing) == PARAMETERS
         get(worker.start_weight_update.remote())
@@ -203,7 +203,7 @@ def test_weight_updates_change_the_policy(worker, new_weights, tmp_path):
         assert ray.wait([held_back], timeout=0.5)[0] == []
         get(worker.finish_weight_update.remote(version))
 
-        assert [get(worker.weights_equal.remote(bucket)) for bucket in buckets] == [[], []]
+        assert [get(worker.differing_weights.remote(bucket)) for bucket in buckets] == [[], []]
         (after,) = get(held_back).rollouts
         assert {s.policy_version for s in after.segments if isinstance(s, PolicySegment)} == {
             version
@@ -217,7 +217,7 @@ def test_one_wrong_element_is_found(worker, new_weights, tmp_path):
     name = "model.language_model.layers.2.self_attn.k_proj.weight"
     changed = new_weights[name].clone()
     changed[5, 7] = torch.nextafter(changed[5, 7], torch.tensor(torch.inf))
-    assert get(worker.weights_equal.remote(payload({name: changed}, tmp_path))) == [
+    assert get(worker.differing_weights.remote(payload({name: changed}, tmp_path))) == [
         "language_model.model.layers.2.self_attn.qkv_proj.weight"
     ]
 

@@ -125,7 +125,7 @@ def test_an_update_cut_in_the_middle_is_forgotten(pool, new_weights, tmp_path):
     held_back = pool.run(pool.group(QUESTION, 10))
     buckets = halves(new_weights, tmp_path / "whole")
     assert update(worker, buckets, 3) == 3
-    assert [get(worker.weights_equal.remote(bucket)) for bucket in buckets] == [[], []]
+    assert [get(worker.differing_weights.remote(bucket)) for bucket in buckets] == [[], []]
     group, _ = held_back.result(120)
     assert {
         s.policy_version

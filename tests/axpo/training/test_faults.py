@@ -65,7 +65,7 @@ class Learner:
         self.trained.append({item.question.id for item in items})
         return {"loss": 0.0}
 
-    def sync_weights(self, receivers, version):
+    def send_weights(self, receivers, version):
         for method, *arguments in (
             ("start_weight_update",),
             ("update_weights", {}),

@@ -20,7 +20,7 @@ class Calls(list):
         self.append("update")
         return {"loss": 1.0}
 
-    def sync_weights(self, workers, version):
+    def send_weights(self, workers, version):
         self.append((tuple(workers), version))
         if self.dead & set(workers):
             raise ActorDiedError()

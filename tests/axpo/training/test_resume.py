@@ -91,7 +91,7 @@ def uninterrupted(tmp_path_factory):
 
 # While learning, while saving, while sending weights, while evaluating.
 @pytest.mark.parametrize(
-    "moment", ["update:2:0.05", "save:2:0.2", "sync_weights:3:0.02", "held_out:3:0.02"]
+    "moment", ["update:2:0.05", "save:2:0.2", "send_weights:3:0.02", "held_out:3:0.02"]
 )
 def test_killed_and_resumed_equals_uninterrupted(moment, uninterrupted, tmp_path):
     run = finish(start(moment, tmp_path, "killed"), tmp_path, "killed", -signal.SIGKILL)

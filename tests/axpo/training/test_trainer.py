@@ -115,7 +115,7 @@ class MockLearner:
         self.items = items
         return {"loss": 0.0}
 
-    def sync_weights(self, receivers, version):
+    def send_weights(self, receivers, version):
         ray.get(
             [receiver.finish_weight_update.remote(version) for receiver in receivers], timeout=30
         )
