@@ -29,7 +29,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError
-from pydantic_core import CoreSchema, core_schema
+from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, core_schema
 
 
 def find(path: str) -> Any:
@@ -135,62 +135,111 @@ class Registry(Generic[V]):
         Raises:
             ValueError: there is no such variant, or it does not take these options; one line.
         """
+        try:
+            return self.validate(value)
+        except ValidationError as error:
+            raise ValueError(f"{self.concept}: {_first_fault(error)}") from None
+
+    def validate(self, value: Any) -> V:
+        """Do as `parse`, but report every fault with its place, for a recipe that holds the value.
+
+        Raises:
+            ValidationError: each fault has a location within `value`; pydantic puts the location
+                of the recipe's field in front of it.
+        """
         if isinstance(value, self.base):
             return value
-        options = dict(value) if isinstance(value, Mapping) else {self.key: value}
-        name = options.pop(self.key, self.default)
+        options: dict[Any, Any] = {}
+        name = value
+        place: tuple[str, ...] = ()
+        if isinstance(value, Mapping):
+            options = dict(value)
+            name, place = options.pop(self.key, self.default), (self.key,)
+        if name is None:
+            raise self._fault("missing", (self.key,), value)
         try:
-            return self._class_of(name)(**options)
-        except ValidationError as error:
-            raise ValueError(f"{name}: {_first_fault(error)}") from None
+            variant = self._class_of(name)
+        except ValueError as error:
+            message = PydanticCustomError("variant", "{error}", {"error": str(error)})
+            raise self._fault(message, place, name) from None
+        return variant.model_validate(options)
 
     def described(self) -> list[tuple[str, str]]:
-        """Return the name and one line of description of every registered variant."""
-        return [(name, _first_line(variant)) for name, variant in self._variants.items()]
+        """Return the name and one line of description of every variant, without older names."""
+        return [
+            (name, _first_line(variant))
+            for name, variant in self._variants.items()
+            if name == variant.name
+        ]
+
+    def class_of(self, name: Any) -> type[V]:
+        """Return the class of the variant `name`, a registered name or an import path.
+
+        Raises:
+            ValueError: there is no such variant; one line.
+        """
+        try:
+            return self._class_of(name)
+        except ValueError as error:
+            raise ValueError(f"{name!r}: {error}") from None
 
     def _class_of(self, name: Any) -> type[V]:
+        """Do as `class_of`; the message of the error does not repeat the name."""
         if isinstance(name, str) and name in self._variants:
             return self._variants[name]
         if not isinstance(name, str) or ":" not in name:
             known = ", ".join(self._variants)
-            raise ValueError(f"expected one of {known}, or package.module:name; got {name!r}")
+            raise ValueError(f"expected one of {known}, or package.module:name")
         if name not in self._own:
-            self._own[name] = self._as_class(find(name), name)
+            variant = self._as_class(find(name), name)
+            if variant.name != name:
+                # Another process may not have imported the module that registers this class, so
+                # only its path finds it everywhere.
+                variant = type(variant.__name__, (variant,), {**_origin(variant), "name": name})
+            self._own[name] = variant
         return self._own[name]
 
     def _as_class(self, found: Any, name: str) -> type[V]:
         """Return `found` as a subclass of the base, whether it is one or a function."""
         if inspect.isclass(found) and issubclass(found, self.base):
             return self._named(found, name)
-        if not inspect.isfunction(found):
-            raise ValueError(f"{name!r}: expected {self._expected()}")
-        self._check_signature(found, name)
-        members = {
-            self.core: staticmethod(found),
-            "__module__": found.__module__,
-            "__doc__": found.__doc__,
-        }
-        return self._named(type(found.__name__, (self.base,), members), name)
+        if inspect.isclass(found) or not callable(found):
+            raise ValueError(f"expected {self._expected()}")
+        self._check_signature(found)
+        members = {self.core: staticmethod(found), **_origin(found)}
+        title = getattr(found, "__name__", self.core)
+        return self._named(type(title, (self.base,), members), name)
 
     def _named(self, variant: type[V], name: str) -> type[V]:
         if inspect.isabstract(variant):
             missing = ", ".join(sorted(variant.__abstractmethods__))
-            raise ValueError(f"{name!r}: has no {missing}; expected {self._expected()}")
-        if not vars(variant).get("name"):  # a registered class keeps its name under any path
+            raise ValueError(f"has no {missing}; expected {self._expected()}")
+        if not vars(variant).get("name"):  # a class keeps the name it was registered with first
             variant.name = name
         return variant
 
-    def _check_signature(self, function: Callable[..., Any], name: str) -> None:
-        wanted = list(inspect.signature(getattr(self.base, self.core)).parameters)[1:]
+    def _check_signature(self, function: Callable[..., Any]) -> None:
         try:
-            inspect.signature(function).bind(*wanted)
+            signature = inspect.signature(function)
+        except ValueError:  # a function written in C may not tell its parameters
+            return
+        try:
+            signature.bind(*self._parameters())
         except TypeError:
-            raise ValueError(f"{name!r}: expected {self._expected()}") from None
+            raise ValueError(f"expected {self._expected()}") from None
 
     def _expected(self) -> str:
-        wanted = list(inspect.signature(getattr(self.base, self.core)).parameters)[1:]
         owner = f"{self.base.__module__}.{self.base.__name__}"
-        return f"a function of ({', '.join(wanted)}) or a subclass of {owner}"
+        return f"a function of ({', '.join(self._parameters())}) or a subclass of {owner}"
+
+    def _parameters(self) -> list[str]:
+        return list(inspect.signature(getattr(self.base, self.core)).parameters)[1:]
+
+    def _fault(
+        self, kind: str | PydanticCustomError, place: tuple[str, ...], value: Any
+    ) -> ValidationError:
+        details = InitErrorDetails(type=kind, loc=place, input=value)
+        return ValidationError.from_exception_data(self.concept, [details])
 
 
 class Registered:
@@ -204,8 +253,14 @@ class Registered:
     ) -> CoreSchema:
         written = core_schema.plain_serializer_function_ser_schema(lambda variant: variant.spec())
         return core_schema.no_info_plain_validator_function(
-            source.registry.parse, serialization=written
+            source.registry.validate, serialization=written
         )
+
+
+def _origin(found: Any) -> dict[str, Any]:
+    """Return the members of a class made of `found` that say where it comes from."""
+    module = getattr(found, "__module__", None) or __name__
+    return {"__module__": module, "__doc__": found.__doc__}
 
 
 def _first_line(variant: type[Variant]) -> str:
@@ -217,5 +272,10 @@ def _first_fault(error: ValidationError) -> str:
     field = ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "extra_forbidden":
         return f"unknown option {field!r}"
+    if fault["type"] == "missing":
+        return f"{field}: required, but not given"
     message = fault["msg"].removeprefix("Value error, ")
-    return f"{field}={fault['input']!r}: {message}" if field else message
+    if field:
+        return f"{field}={fault['input']!r}: {message}"
+    # The checks of a variant as a whole name the option themselves.
+    return message if fault["type"] == "value_error" else f"{fault['input']!r}: {message}"
