@@ -40,12 +40,12 @@ def list_tools(recipe: RecipeFile = None) -> None:
     """With a recipe, its tools as the policy sees them (this opens them); without, the kinds of tools there are."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     if recipe is None:
-        from tool_server.registry import KINDS
+        from tool_server.config import tool_kinds
 
         for column in ("kind", "options"):
             table.add_column(column, overflow="fold")
-        for name, kind in KINDS.items():
-            fields = kind.options.model_fields.items()
+        for name, _ in tool_kinds.described():
+            fields = tool_kinds.class_of(name).model_fields.items()
             shown = [
                 f"{field}={f.default}" if isinstance(f.default, str | int | float) else field
                 for field, f in fields
@@ -91,7 +91,6 @@ def call(
     from PIL import Image
 
     from tool_server.images import ImageError, decode
-    from tool_server.registry import KINDS
     from tool_server.tool import ToolResult, ToolStatus
 
     try:
@@ -111,7 +110,10 @@ def call(
         update=wanted | {"tools": {n: entry for n, entry in config.tools.items() if n == name}}
     )
     if not config.tools and not config.mcp:
-        known = ", ".join(_config(recipe).tools if recipe else KINDS)
+        from tool_server.config import tool_kinds
+
+        kinds = [kind for kind, _ in tool_kinds.described()]
+        known = ", ".join(_config(recipe).tools if recipe else kinds)
         raise AxpoError(f"unknown tool {name!r}, known: {known}")
 
     async def one(server: ToolServer) -> ToolResult:

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from tool_server.search.index import build
-from tool_server.search.options import SearchOptions
-from tool_server.search.tools import open_search
+from tool_server.search.options import LocalOptions
+from tool_server.search.tools import Search
 from tool_server.tool import ToolCall
 
 DOCUMENTS = 20_000
@@ -34,10 +34,8 @@ def measure() -> list[dict[str, Any]]:
         started = time.perf_counter()
         manifest, _ = build(corpus, out)
         build_s = time.perf_counter() - started
-        tool = open_search(
-            "search",
-            SearchOptions.model_validate({"provider": {"kind": "local", "index": str(out)}}),
-        )
+        search = Search(provider=LocalOptions(index=str(out)))
+        tool = search.open("search")
         size = sum(size for size, _ in manifest.files.values()) / 1e6
         calls = [(ToolCall(tool.parse({"query": query})), address) for query, address in queries]
         for call, _ in calls[:50]:

@@ -11,15 +11,15 @@ from PIL import Image
 
 from benchmarks.timing import interleaved
 from tool_server.tool import ToolCall
-from tool_server.zoom import IMAGE_ZOOM_IN, ZoomOptions, pixel_box
+from tool_server.zoom import ImageZoomIn, pixel_box
 
 REPETITIONS = 40
 
 
 def measure() -> list[dict[str, Any]]:
     """Entry `zoom_vs_pillow`. The tool starts from an array and returns one; Pillow starts from its own image and keeps it."""
-    options = ZoomOptions(max_side=1024)
-    tool = IMAGE_ZOOM_IN.open("image_zoom_in", options)
+    options = ImageZoomIn(max_side=1024)
+    tool = options.open("image_zoom_in")
     pixels = np.random.default_rng(0).integers(0, 256, (2160, 3840, 3), np.uint8)
     image = Image.fromarray(pixels)
     call = ToolCall(tool.parse({"bbox_2d": [100, 100, 900, 900]}), [pixels])

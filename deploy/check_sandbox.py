@@ -2,7 +2,7 @@
 
 import sys
 
-from tool_server.python import PYTHON
+from tool_server.python import Python
 from tool_server.sandbox.layers import check, table
 from tool_server.sandbox.options import PythonOptions
 from tool_server.tool import ToolUnavailable
@@ -13,7 +13,7 @@ def main() -> int:
     print("setup: the sandbox of the python tool")
     print(table(check(options)))
     try:
-        PYTHON.open("python", options).close()
+        Python().open("python").close()
     except ToolUnavailable as error:
         print(f"setup: the python tool does not start here: {str(error).splitlines()[0]}")
         print(

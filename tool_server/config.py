@@ -8,7 +8,11 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from tool_server.registry import KINDS
+# A kind of tool is registered when its module is imported.
+import tool_server.python
+import tool_server.search.tools
+import tool_server.zoom  # noqa: F401
+from tool_server.tool import ToolKind, tool_kinds
 
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 """Names of functions in OpenAI's schema, and the dots that MCP allows."""
@@ -89,6 +93,15 @@ class ToolConfig(Limits):
     )
     options: dict[str, Any] = Field(default_factory=dict, description="the tool's own settings")
 
+    def kind_as(self, name: str) -> ToolKind:
+        """Return the kind with its options, for a tool that the policy sees as `name`.
+
+        Raises:
+            ValueError: there is no such kind, or (pydantic's ValidationError) it does not take
+                these options.
+        """
+        return tool_kinds.class_of(self.kind or name).model_validate(self.options)
+
 
 class MCPConfig(Limits):
     """A Model Context Protocol server whose tools are offered: a command that speaks it on stdin and stdout, or an address."""
@@ -148,15 +161,8 @@ def _faults(name: str, tool: ToolConfig) -> Iterator[tuple[str, str]]:
         return
     if tool.pure:
         yield ".pure", "only of a function; the other tools know"
-    kind = tool.kind or name
-    if kind not in KINDS:
-        yield (
-            ".kind" if tool.kind else "",
-            f"no kind of tool named {kind!r}; there are: {', '.join(KINDS)}",
-        )
-        return
     try:
-        KINDS[kind].options.model_validate(tool.options)
+        tool.kind_as(name)
     except ValidationError as error:
         fault = error.errors(include_url=False, include_context=False)[0]
         at = ".".join(str(part) for part in fault["loc"])
@@ -166,6 +172,8 @@ def _faults(name: str, tool: ToolConfig) -> Iterator[tuple[str, str]]:
             else f"{fault['msg'].removeprefix('Value error, ')}"
         )
         yield f".options{'.' + at if at else ''}", given
+    except ValueError as error:
+        yield ".kind" if tool.kind else "", str(error)
 
 
 class ToolServerConfig(Section):

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import os
-import sys
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
 from pydantic_core import to_json
 
+from axpo.registry import find
 from tool_server.arguments import parameters, parse
 from tool_server.tool import Output, Tool, ToolCall
 
@@ -28,25 +26,6 @@ class UserFunction:
     description: str
     arguments: type[BaseModel]
     call_parameter: str | None  # gets the ToolCall: images and earlier calls
-
-
-def find(path: str) -> Any:
-    """The object at `package.module:name`. Raises ValueError with one line about what is wrong."""
-    module_name, colon, name = path.partition(":")
-    if not (colon and module_name and name.isidentifier()):
-        raise ValueError("expected package.module:name")
-    # As `python -m` would: a console script does not have the working directory on its path.
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # the module is the user's: anything may happen in it
-        raise ValueError(
-            f"cannot import {module_name}: {type(error).__name__}: {' '.join(str(error).split())}"
-        ) from error
-    if not hasattr(module, name):
-        raise ValueError(f"{module_name} has no {name}")
-    return getattr(module, name)
 
 
 def load(path: str) -> UserFunction:

@@ -17,7 +17,16 @@ from tool_server.sandbox.layers import isolation
 from tool_server.sandbox.options import MAX_CODE, MAX_OUTPUT, MIB, PythonOptions
 from tool_server.sandbox.pool import JailPool
 from tool_server.sandbox.process import Finished
-from tool_server.tool import Output, Pixels, Tool, ToolCall, ToolError, ToolKind, ToolUnavailable
+from tool_server.tool import (
+    Output,
+    Pixels,
+    Tool,
+    ToolCall,
+    ToolError,
+    ToolKind,
+    ToolUnavailable,
+    tool_kinds,
+)
 
 REMEMBERED = 10_000
 """Histories known to end their process: 64 bytes each."""
@@ -178,9 +187,15 @@ def build(name: str, options: PythonOptions) -> tuple[Tool, JailPool]:
     ), pool
 
 
-def _limits(options: PythonOptions) -> dict[str, Any]:
-    """The pool has limits and a queue of its own; the server's deadline is behind both."""
-    return {"concurrency": options.slot_count(), "deadline_s": 60 + 4 * options.wall_s}
+@tool_kinds.register("python")
+class Python(ToolKind, PythonOptions):
+    """Run the policy's Python code in a sandbox."""
 
+    def open(self, name: str) -> Tool:
+        """Return the tool, with warm interpreters of its own."""
+        tool, _ = build(name, self)
+        return tool
 
-PYTHON = ToolKind(PythonOptions, lambda name, options: build(name, options)[0], _limits)
+    def default_limits(self) -> dict[str, Any]:
+        """Return limits behind those of the pool, which has a queue and deadlines of its own."""
+        return {"concurrency": self.slot_count(), "deadline_s": 60 + 4 * self.wall_s}

@@ -10,7 +10,6 @@ from typing import Any
 
 from tool_server.arguments import MAX_SIZE, echo, too_large
 from tool_server.config import NAME, Limits, MCPConfig, ToolConfig, ToolServerConfig
-from tool_server.registry import KINDS
 from tool_server.runner import ToolRunner
 from tool_server.stats import ToolStats
 from tool_server.threads import in_thread
@@ -195,8 +194,7 @@ def _limits(name: str, entry: ToolConfig) -> Limits:
     """The recipe's limits, and the kind's own where the recipe leaves one open."""
     if entry.function is not None:
         return entry
-    kind = KINDS[entry.kind or name]
-    suited = kind.limits(kind.options.model_validate(entry.options))
+    suited = entry.kind_as(name).default_limits()
     return entry.model_copy(
         update={
             field: value for field, value in suited.items() if field not in entry.model_fields_set
@@ -210,8 +208,7 @@ def _tool_opener(name: str, entry: ToolConfig) -> Callable[[], list[Tool]]:
             from tool_server.functions import open_function
 
             return [open_function(name, entry.function, entry.pure)]
-        kind = KINDS[entry.kind or name]
-        return [kind.open(name, kind.options.model_validate(entry.options))]
+        return [entry.kind_as(name).open(name)]
 
     return opener
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -9,7 +10,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel
+
+from axpo.registry import Registry, Variant
 
 Pixels: TypeAlias = NDArray[np.uint8]
 """RGB, [height, width, 3]."""
@@ -88,14 +90,26 @@ class Tool:
     close: Callable[[], None] = lambda: None  # frees what the tool holds
 
 
-@dataclass(frozen=True)
-class ToolKind:
+class ToolKind(Variant):
     """An implementation that a recipe can offer under any name.
 
-    `open(name, options)` brings one tool up. It may take seconds and runs once per server. Raises ToolUnavailable.
+    The fields of a subclass are the tool's options in the recipe. They are checked before anything
+    starts.
     """
 
-    options: type[BaseModel]  # settings from the recipe, checked before anything starts
-    open: Callable[[str, Any], Tool]
-    limits: Callable[[Any], dict[str, Any]] = lambda options: {}
-    """Limits (`tool_server.config.Limits`) that suit the options, for those that the recipe leaves open."""
+    @abstractmethod
+    def open(self, name: str) -> Tool:
+        """Return the tool, ready to run under the name that the policy sees.
+
+        This may take seconds and runs once per server.
+
+        Raises:
+            ToolUnavailable: the tool cannot start here.
+        """
+
+    def default_limits(self) -> dict[str, Any]:
+        """Return limits (`tool_server.config.Limits`) for those that the recipe leaves open."""
+        return {}
+
+
+tool_kinds = Registry("tools", ToolKind, core="open", key="kind")

@@ -12,8 +12,12 @@ from pydantic_core import PydanticCustomError
 
 from tool_server.arguments import define, integer
 from tool_server.images import MAX_ASPECT, fit
-from tool_server.tool import Output, ToolCall, ToolError, ToolKind
+from tool_server.tool import Output, Tool, ToolCall, ToolError, ToolKind, tool_kinds
 
+DESCRIPTION = (
+    "Zoom in on a region of an image by cropping it, given a bounding box and the label of an "
+    "object."
+)
 SCALE = 1000
 """Qwen3-VL's boxes are relative to the image: 0 to 1000 on both axes."""
 
@@ -48,8 +52,9 @@ class ZoomArguments(BaseModel):
     )
 
 
-class ZoomOptions(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+@tool_kinds.register("image_zoom_in")
+class ImageZoomIn(ToolKind):
+    """Cut out the part of an image inside a box, from the original pixels."""
 
     min_side: int = Field(
         default=32,
@@ -68,7 +73,7 @@ class ZoomOptions(BaseModel):
     )
 
     @model_validator(mode="after")
-    def _ordered(self) -> ZoomOptions:
+    def _ordered(self) -> ImageZoomIn:
         if self.max_side is not None and self.max_side < self.min_side:
             raise ValueError(f"max_side {self.max_side} is below min_side {self.min_side}")
         if self.max_pixels is not None and self.max_pixels < self.min_side**2:
@@ -76,6 +81,14 @@ class ZoomOptions(BaseModel):
                 f"max_pixels {self.max_pixels} is below the square of min_side {self.min_side}"
             )
         return self
+
+    def open(self, name: str) -> Tool:
+        """Return the tool. It needs nothing of the machine."""
+
+        def run(call: ToolCall) -> Output:
+            return image_zoom_in(call, self)
+
+        return define(name, DESCRIPTION, ZoomArguments, run, pure=True)
 
     @property
     def max_aspect(self) -> float:
@@ -86,7 +99,7 @@ class ZoomOptions(BaseModel):
 
 
 def pixel_box(
-    box: Sequence[float], width: int, height: int, options: ZoomOptions
+    box: Sequence[float], width: int, height: int, options: ImageZoomIn
 ) -> tuple[int, int, int, int]:
     """(left, top, right, bottom) in pixels of a box in 0-1000, half open, inside the image.
 
@@ -109,7 +122,7 @@ def pixel_box(
     return left, top, right, bottom
 
 
-def image_zoom_in(call: ToolCall, options: ZoomOptions) -> Output:
+def image_zoom_in(call: ToolCall, options: ImageZoomIn) -> Output:
     """No text and the crop: the original pixels, copied; resized only where they exceed a maximum of the recipe."""
     arguments, images = call.arguments, call.images
     if arguments.img_idx >= len(images):
@@ -128,13 +141,3 @@ def _grow(start: int, stop: int, limit: int, least: int) -> tuple[int, int]:
     length = max(stop - start, min(least, limit))
     start = min(max((start + stop - length) // 2, 0), limit - length)
     return start, start + length
-
-
-DESCRIPTION = "Zoom in on a region of an image by cropping it, given a bounding box and the label of an object."
-
-IMAGE_ZOOM_IN = ToolKind(
-    ZoomOptions,
-    lambda name, options: define(
-        name, DESCRIPTION, ZoomArguments, lambda call: image_zoom_in(call, options), pure=True
-    ),
-)

@@ -8,8 +8,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from axpo.errors import AxpoError
+from axpo.registry import find
 from axpo.tasks.task import Task
-from tool_server.functions import find
 
 METHODS = ("train", "held_out", "verify", "example")
 

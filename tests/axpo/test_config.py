@@ -52,7 +52,7 @@ def test_the_papers_settings():
         ("resampler.k=1", "resampler.k=1: Input should be greater than or equal to 2"),
         ("algorithm=ppo", "algorithm='ppo': Input should be 'axpo' or 'grpo'"),
         ("rollout.temperature=0.7", "learner.temperature=1.0: must equal rollout.temperature=0.7"),
-        ("tools.tools={pyton: {}}", "no kind of tool named 'pyton'"),
+        ("tools.tools={pyton: {}}", "tools.tools.pyton: 'pyton': expected one of"),
         ("model=nowhere/at/all", "model='nowhere/at/all': no model folder there"),
         ("learner", "--set learner: expected key=value"),
     ],

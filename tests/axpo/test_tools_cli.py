@@ -49,10 +49,10 @@ def test_list_shows_kinds_and_the_tools_of_a_recipe(recipe):
     code, out = axpo("list")
     assert code == 0
     assert re.findall(r"^(\w+)", out, re.M)[1:] == [
-        "image_zoom_in",
         "python",
         "search",
         "image_search",
+        "image_zoom_in",
     ]
     echo = {"function": "tests.tool_server.user_tools:echo"}
     code, out = axpo("list", recipe({"tools": {"crop": {"kind": "image_zoom_in"}, "echo": echo}}))
@@ -111,7 +111,7 @@ def test_call_prints_text_and_saves_images(tmp_path, recipe):
         (
             ("call", "telepathy", "{}"),
             2,
-            "no kind of tool named 'telepathy'; there are: image_zoom_in, python, search",
+            "'telepathy': expected one of python, search, image_search",
         ),
         (("call", "telepathy", "{}", DEBUG), 2, "unknown tool 'telepathy', known: image_zoom_in"),
         (("call", "search", "{}"), 2, "tools.tools.search.options.provider"),

@@ -10,11 +10,10 @@ from pydantic import BaseModel, ConfigDict
 
 from tool_server.arguments import define
 from tool_server.config import Breaker, ToolServerConfig
-from tool_server.registry import KINDS
 from tool_server.runner import Circuit
 from tool_server.server import ToolServer
 from tool_server.stats import summarize
-from tool_server.tool import ToolError, ToolKind, ToolStatus, ToolUnavailable
+from tool_server.tool import ToolError, ToolStatus, ToolUnavailable
 
 OK, TOOL_ERROR, INFRASTRUCTURE = ToolStatus.OK, ToolStatus.TOOL_ERROR, ToolStatus.INFRASTRUCTURE
 
@@ -23,12 +22,11 @@ class Anything(BaseModel):
     model_config = ConfigDict(extra="allow")
 
 
-def server_with(monkeypatch, run, *, pure=False, servers=1, **limits) -> ToolServer:
-    monkeypatch.setitem(
-        KINDS,
-        "probe",
-        ToolKind(Anything, lambda name, options: define(name, "a probe", Anything, run, pure=pure)),
-    )
+def server_with(own_kinds, run, *, pure=False, servers=1, **limits) -> ToolServer:
+    @own_kinds.register("probe")
+    def open_probe(name):
+        return define(name, "a probe", Anything, run, pure=pure)
+
     return ToolServer(
         ToolServerConfig.model_validate({"tools": {"probe": limits}, "servers": servers})
     )
@@ -38,7 +36,7 @@ async def many(server: ToolServer, count: int, **arguments) -> list:
     return await asyncio.gather(*(server.call("probe", arguments, []) for _ in range(count)))
 
 
-def test_concurrency_is_limited_and_waiting_does_not_count(monkeypatch):
+def test_concurrency_is_limited_and_waiting_does_not_count(own_kinds):
     running, most = 0, 0
 
     async def run(call):
@@ -50,7 +48,7 @@ def test_concurrency_is_limited_and_waiting_does_not_count(monkeypatch):
         return "done", ()
 
     async def six() -> list:
-        server = server_with(monkeypatch, run, concurrency=2, deadline_s=2)
+        server = server_with(own_kinds, run, concurrency=2, deadline_s=2)
         return await asyncio.gather(*(server.call("probe", {}, []) for _ in range(6)))
 
     results = asyncio.run(six())
@@ -61,7 +59,7 @@ def test_concurrency_is_limited_and_waiting_does_not_count(monkeypatch):
     assert all(r.seconds < 2 for r in results)
 
 
-def test_deadline_frees_the_slot_of_a_function_that_hangs(monkeypatch):
+def test_deadline_frees_the_slot_of_a_function_that_hangs(own_kinds):
     release = threading.Event()
     calls = []
 
@@ -72,7 +70,7 @@ def test_deadline_frees_the_slot_of_a_function_that_hangs(monkeypatch):
         return "done", ()
 
     async def two() -> list:
-        server = server_with(monkeypatch, run, concurrency=1, deadline_s=0.2)
+        server = server_with(own_kinds, run, concurrency=1, deadline_s=0.2)
         results = [await server.call("probe", {}, []), await server.call("probe", {}, [])]
         release.set()
         await asyncio.to_thread(calls[0].join)
@@ -85,7 +83,7 @@ def test_deadline_frees_the_slot_of_a_function_that_hangs(monkeypatch):
     assert time.monotonic() - started < 5
 
 
-def test_plain_functions_do_not_block_the_loop(monkeypatch):
+def test_plain_functions_do_not_block_the_loop(own_kinds):
     together = threading.Barrier(4)
 
     def run(call):
@@ -93,21 +91,21 @@ def test_plain_functions_do_not_block_the_loop(monkeypatch):
         return threading.current_thread().name, ()
 
     async def four() -> list:
-        server = server_with(monkeypatch, run)
+        server = server_with(own_kinds, run)
         return await asyncio.gather(*(server.call("probe", {}, []) for _ in range(4)))
 
     assert all(r.text == "tool-probe" for r in asyncio.run(four()))
 
 
-def test_a_broken_tool_is_infrastructure(monkeypatch):
+def test_a_broken_tool_is_infrastructure(own_kinds):
     def run(call):
         raise RuntimeError("no disk")
 
-    result = asyncio.run(server_with(monkeypatch, run).call("probe", {}, []))
+    result = asyncio.run(server_with(own_kinds, run).call("probe", {}, []))
     assert (result.status, result.text) == (INFRASTRUCTURE, "probe failed: RuntimeError: no disk")
 
 
-def test_infrastructure_is_tried_again_and_the_policys_faults_are_not(monkeypatch):
+def test_infrastructure_is_tried_again_and_the_policys_faults_are_not(own_kinds):
     calls = []
 
     def run(call):
@@ -119,7 +117,7 @@ def test_infrastructure_is_tried_again_and_the_policys_faults_are_not(monkeypatc
         return "done", ()
 
     async def both() -> list:
-        server = server_with(monkeypatch, run, retries=2)
+        server = server_with(own_kinds, run, retries=2)
         return [await server.call("probe", {"what": what}, []) for what in ("flaky", "wrong")]
 
     flaky, wrong = asyncio.run(both())
@@ -127,13 +125,13 @@ def test_infrastructure_is_tried_again_and_the_policys_faults_are_not(monkeypatc
     assert (wrong.status, wrong.text, calls.count("wrong")) == (TOOL_ERROR, "not like this", 1)
 
 
-def test_a_full_queue_refuses_and_nothing_is_lost(monkeypatch):
+def test_a_full_queue_refuses_and_nothing_is_lost(own_kinds):
     async def run(call):
         await asyncio.sleep(0.1)
         return "done", ()
 
     async def ten() -> tuple[list, dict]:
-        server = server_with(monkeypatch, run, concurrency=2, queue=3)
+        server = server_with(own_kinds, run, concurrency=2, queue=3)
         return await many(server, 10), await server.take_stats()
 
     results, stats = asyncio.run(ten())
@@ -143,7 +141,7 @@ def test_a_full_queue_refuses_and_nothing_is_lost(monkeypatch):
     assert numbers["wait_p99_s"] >= 0.09  # the fifth waited for two rounds
 
 
-def test_the_circuit_opens_answers_at_once_and_closes_again(monkeypatch):
+def test_the_circuit_opens_answers_at_once_and_closes_again(own_kinds):
     broken, ran = True, 0
 
     async def run(call):
@@ -155,7 +153,7 @@ def test_the_circuit_opens_answers_at_once_and_closes_again(monkeypatch):
 
     async def story() -> list:
         nonlocal broken
-        server = server_with(monkeypatch, run, retries=0, breaker={"failures": 3, "seconds": 1})
+        server = server_with(own_kinds, run, retries=0, breaker={"failures": 3, "seconds": 1})
         failed = [await server.call("probe", {}, []) for _ in range(5)]
         broken = False
         await asyncio.sleep(1.1)
@@ -185,7 +183,7 @@ def test_a_circuit_lets_one_call_try():
     assert [circuit.admit(), circuit.admit()] == [True, True]
 
 
-def test_rate_is_shared_by_the_servers_and_waiting_does_not_count(monkeypatch):
+def test_rate_is_shared_by_the_servers_and_waiting_does_not_count(own_kinds):
     starts = []
 
     async def run(call):
@@ -193,15 +191,13 @@ def test_rate_is_shared_by_the_servers_and_waiting_does_not_count(monkeypatch):
         return "done", ()
 
     async def four() -> list:
-        return await many(
-            server_with(monkeypatch, run, servers=2, rate_per_s=20, deadline_s=0.25), 4
-        )
+        return await many(server_with(own_kinds, run, servers=2, rate_per_s=20, deadline_s=0.25), 4)
 
     assert [r.status for r in asyncio.run(four())] == [OK] * 4
     assert starts[-1] - starts[0] >= 0.29  # 20 a second over two servers: one each 0.1 s
 
 
-def test_equal_calls_of_a_pure_tool_are_answered_from_the_cache(monkeypatch):
+def test_equal_calls_of_a_pure_tool_are_answered_from_the_cache(own_kinds):
     ran = []
     black, white = np.zeros((4, 4, 3), np.uint8), np.full((4, 4, 3), 255, np.uint8)
 
@@ -211,7 +207,7 @@ def test_equal_calls_of_a_pure_tool_are_answered_from_the_cache(monkeypatch):
 
     async def five() -> tuple[list, dict]:
         server = server_with(
-            monkeypatch, run, pure=True, cache_mb=0.002
+            own_kinds, run, pure=True, cache_mb=0.002
         )  # 2,097 bytes: some of these results
         calls = [
             ({"a": 1, "b": 2}, black),
@@ -234,14 +230,14 @@ def test_equal_calls_of_a_pure_tool_are_answered_from_the_cache(monkeypatch):
     assert summarize([stats])["probe"]["cached"] == 1
 
 
-def test_only_a_pure_tool_can_be_cached(monkeypatch):
+def test_only_a_pure_tool_can_be_cached(own_kinds):
     with pytest.raises(
         ToolUnavailable, match=r"tools\.tools\.probe: cache_mb=1, but probe is not a pure tool"
     ):
-        asyncio.run(server_with(monkeypatch, lambda call: ("", ()), cache_mb=1).schemas())
+        asyncio.run(server_with(own_kinds, lambda call: ("", ()), cache_mb=1).schemas())
 
 
-def test_results_are_capped_and_said_to_be(monkeypatch):
+def test_results_are_capped_and_said_to_be(own_kinds):
     image = np.zeros((2, 2, 3), np.uint8)
 
     def run(call):
@@ -250,7 +246,7 @@ def test_results_are_capped_and_said_to_be(monkeypatch):
         return "x" * 50, (image,) * 5
 
     async def both() -> list:
-        server = server_with(monkeypatch, run, max_characters=40, max_images=2)
+        server = server_with(own_kinds, run, max_characters=40, max_images=2)
         return [await server.call("probe", {"fail": fail}, []) for fail in (False, True)]
 
     good, bad = asyncio.run(both())
@@ -260,7 +256,7 @@ def test_results_are_capped_and_said_to_be(monkeypatch):
     assert bad.text == "y" * 40 + "\n[10 more characters cut]"
 
 
-def test_functions_that_never_end_do_not_pile_up(monkeypatch):
+def test_functions_that_never_end_do_not_pile_up(own_kinds):
     release, ran = threading.Event(), []
 
     def run(call):
@@ -270,7 +266,7 @@ def test_functions_that_never_end_do_not_pile_up(monkeypatch):
 
     async def story() -> list:
         server = server_with(
-            monkeypatch, run, concurrency=1, deadline_s=0.5, breaker={"failures": 1000}
+            own_kinds, run, concurrency=1, deadline_s=0.5, breaker={"failures": 1000}
         )
         late = [await server.call("probe", {}, []) for _ in range(6)]
         release.set()
@@ -283,14 +279,14 @@ def test_functions_that_never_end_do_not_pile_up(monkeypatch):
     assert len(ran) == 5
 
 
-def test_numbers_of_several_servers_are_merged_and_taken_once(monkeypatch):
+def test_numbers_of_several_servers_are_merged_and_taken_once(own_kinds):
     async def run(call):
         if call.arguments.model_dump().get("bad"):
             raise ToolError("bad")
         return "", ()
 
     async def story() -> tuple:
-        server = server_with(monkeypatch, run)
+        server = server_with(own_kinds, run)
         await many(server, 3)
         await many(server, 1, bad=True)
         return await server.take_stats(), await server.take_stats()

@@ -12,7 +12,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tool_server.arguments import MAX_SIZE, define
 from tool_server.config import ToolServerConfig
-from tool_server.registry import KINDS
 from tool_server.server import ToolServer
 from tool_server.tool import ToolKind, ToolStatus, ToolUnavailable
 
@@ -136,11 +135,11 @@ def test_a_lost_image_is_infrastructure():
     [
         (
             {"tools": {"pyton": {}}},
-            "tools.tools.pyton: no kind of tool named 'pyton'; there are: image_zoom_in",
+            "tools.tools.pyton: 'pyton': expected one of python, search, image_search, image_zoom_in, or",
         ),
         (
             {"tools": {"web": {"kind": "internet"}}},
-            "tools.tools.web.kind: no kind of tool named 'internet'; there are: image_zoom_in",
+            "tools.tools.web.kind: 'internet': expected one of python, search, image_search",
         ),
         (
             {"tools": {"image_zoom_in": {"options": {"min_size": 3}}}},
@@ -196,9 +195,9 @@ class Nothing(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-def opens(monkeypatch, start_deadline_s=30.0, **openers) -> ToolServer:
+def opens(own_kinds, start_deadline_s=30.0, **openers) -> ToolServer:
     for name, opener in openers.items():
-        monkeypatch.setitem(KINDS, name, ToolKind(Nothing, opener))
+        own_kinds.register(name)(opener)
     return ToolServer(
         ToolServerConfig.model_validate(
             {"tools": {name: {} for name in openers}, "start_deadline_s": start_deadline_s}
@@ -207,7 +206,7 @@ def opens(monkeypatch, start_deadline_s=30.0, **openers) -> ToolServer:
 
 
 def tool(closed, together=None, fault=None):
-    def opener(name, options):
+    def opener(name):
         if together:
             together.wait(10)
         if fault:
@@ -219,11 +218,11 @@ def tool(closed, together=None, fault=None):
     return opener
 
 
-def test_tools_open_side_by_side_and_close_once(monkeypatch):
+def test_tools_open_side_by_side_and_close_once(own_kinds):
     closed, together = [], threading.Barrier(3)  # one after the other, the first would wait in vain
 
     async def story() -> list:
-        server = opens(monkeypatch, **{name: tool(closed, together) for name in "abc"})
+        server = opens(own_kinds, **{name: tool(closed, together) for name in "abc"})
         names = [s["function"]["name"] for s in await server.schemas()]
         await asyncio.gather(server.close(), server.close())
         with pytest.raises(ToolUnavailable, match="the tool server is closed"):
@@ -234,25 +233,28 @@ def test_tools_open_side_by_side_and_close_once(monkeypatch):
     assert sorted(closed) == ["a", "b", "c"]
 
 
-def test_a_tool_that_cannot_open_is_named_and_the_others_are_closed(monkeypatch):
-    for fault, message in (
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
         (
             ToolUnavailable("no bwrap: install bubblewrap"),
             "tools.tools.bad: no bwrap: install bubblewrap",
         ),
         (OSError("disk"), "tools.tools.bad: OSError: disk"),
-    ):
-        closed = []
-        server = opens(monkeypatch, good=tool(closed), bad=tool(closed, fault=fault))
-        with pytest.raises(ToolUnavailable) as error:
-            asyncio.run(server.schemas())
-        assert (str(error.value), closed) == (message, ["good"])
+    ],
+)
+def test_a_tool_that_cannot_open_is_named_and_the_others_are_closed(own_kinds, fault, message):
+    closed = []
+    server = opens(own_kinds, good=tool(closed), bad=tool(closed, fault=fault))
+    with pytest.raises(ToolUnavailable) as error:
+        asyncio.run(server.schemas())
+    assert (str(error.value), closed) == (message, ["good"])
 
 
-def test_a_tool_that_opens_too_late_is_closed_when_it_does(monkeypatch):
+def test_a_tool_that_opens_too_late_is_closed_when_it_does(own_kinds):
     closed, late = [], threading.Event()
 
-    def opener(name, options):
+    def opener(name):
         time.sleep(1.3)
         return define(
             name,
@@ -263,21 +265,21 @@ def test_a_tool_that_opens_too_late_is_closed_when_it_does(monkeypatch):
         )
 
     with pytest.raises(ToolUnavailable, match=r"tools\.tools\.slow: not open after 1 s"):
-        asyncio.run(opens(monkeypatch, 1, slow=opener).schemas())
+        asyncio.run(opens(own_kinds, 1, slow=opener).schemas())
     assert late.wait(5)
     assert closed == ["slow"]
 
 
-def test_what_failed_to_open_is_tried_again(monkeypatch):
+def test_what_failed_to_open_is_tried_again(own_kinds):
     faults = [ToolUnavailable("not yet")]
 
-    def opener(name, options):
+    def opener(name):
         if faults:
             raise faults.pop()
         return define(name, "a probe", Nothing, lambda call: ("done", ()))
 
     async def twice():
-        server = opens(monkeypatch, probe=opener)
+        server = opens(own_kinds, probe=opener)
         with pytest.raises(ToolUnavailable):
             await server.call("probe", {}, [])
         return await server.call("probe", {}, [])
@@ -285,13 +287,15 @@ def test_what_failed_to_open_is_tried_again(monkeypatch):
     assert asyncio.run(twice()).status == ToolStatus.OK
 
 
-def test_limits_that_suit_a_kind_give_way_to_the_recipe(monkeypatch):
-    def opener(name, options):
-        return define(name, "a probe", Nothing, lambda call: (time.sleep(0.2), ("done", ()))[1])
+def test_limits_that_suit_a_kind_give_way_to_the_recipe(own_kinds):
+    @own_kinds.register("probe")
+    class Probe(ToolKind):
+        def open(self, name):
+            return define(name, "a probe", Nothing, lambda call: (time.sleep(0.2), ("done", ()))[1])
 
-    monkeypatch.setitem(
-        KINDS, "probe", ToolKind(Nothing, opener, limits=lambda options: {"deadline_s": 0.05})
-    )
+        def default_limits(self):
+            return {"deadline_s": 0.05}
+
     for entry, status in (({}, ToolStatus.DEADLINE), ({"deadline_s": 5}, ToolStatus.OK)):
         server = ToolServer(ToolServerConfig.model_validate({"tools": {"probe": entry}}))
         assert asyncio.run(server.call("probe", {}, [])).status == status

@@ -12,10 +12,9 @@ from tool_server.arguments import parse
 from tool_server.images import fitted
 from tool_server.tool import ToolCall, ToolError
 from tool_server.zoom import (
-    IMAGE_ZOOM_IN,
     MAX_ASPECT,
+    ImageZoomIn,
     ZoomArguments,
-    ZoomOptions,
     image_zoom_in,
     pixel_box,
 )
@@ -30,7 +29,7 @@ def coordinates(width: int, height: int) -> np.ndarray:
 
 def zoom(arguments: dict, images: list[np.ndarray], **options) -> np.ndarray:
     call = ToolCall(parse(ZoomArguments, arguments), images)
-    text, (crop,) = image_zoom_in(call, ZoomOptions.model_validate({"min_side": 1} | options))
+    text, (crop,) = image_zoom_in(call, ImageZoomIn.model_validate({"min_side": 1} | options))
     assert text == ""
     return crop
 
@@ -38,7 +37,7 @@ def zoom(arguments: dict, images: list[np.ndarray], **options) -> np.ndarray:
 def box(
     numbers: list[float], width: int, height: int, min_side: int = 1, **options
 ) -> tuple[int, int, int, int]:
-    return pixel_box(numbers, width, height, ZoomOptions(min_side=min_side, **options))
+    return pixel_box(numbers, width, height, ImageZoomIn(min_side=min_side, **options))
 
 
 def test_crop_is_the_original_pixels():
@@ -174,11 +173,11 @@ def test_a_long_box_grows_so_that_both_minimum_and_maximum_hold():
 )
 def test_options_that_contradict(options):
     with pytest.raises(ValidationError):
-        ZoomOptions.model_validate(options)
+        ImageZoomIn.model_validate(options)
 
 
 def test_label_and_index_are_optional():
-    tool = IMAGE_ZOOM_IN.open("zoom", ZoomOptions())
+    tool = ImageZoomIn().open("zoom")
     assert tool.parameters["required"] == ["bbox_2d"]
     assert tool.parameters["properties"]["img_idx"] == {
         "type": "integer",
@@ -207,7 +206,7 @@ def test_any_four_numbers_give_a_legal_box_or_a_message():
             random.choice([None, 64, 100, 1024]),
             random.choice([None, 4096, 100_000]),
         )
-        options = ZoomOptions(min_side=min_side, max_side=max_side, max_pixels=max_pixels)
+        options = ImageZoomIn(min_side=min_side, max_side=max_side, max_pixels=max_pixels)
         try:
             clamped = parse(ZoomArguments, {"bbox_2d": numbers}).bbox_2d
             assert parse(ZoomArguments, {"bbox_2d": clamped}).bbox_2d == clamped

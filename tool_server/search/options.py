@@ -6,9 +6,6 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from tool_server.images import ImageLimits
-from tool_server.search.results import Caps
-
 MAX_RETRY_AFTER_S = 30.0
 """A provider that asks for a longer pause is tried earlier, then parked."""
 
@@ -48,20 +45,3 @@ class TavilyOptions(BaseModel):
         min_length=1,
         description="folder of answers; on a cluster, a shared one",
     )
-
-
-class SearchOptions(Caps):
-    """`provider` is one back end for the whole run: there is no switch to another one when it fails."""
-
-    provider: LocalOptions | TavilyOptions = Field(discriminator="kind")
-
-
-class ImageSearchOptions(Caps):
-    index: str = Field(
-        min_length=1, description="folder that `axpo index build` wrote from captioned images"
-    )
-    max_images: int = Field(
-        default=3, ge=1, le=20, description="images of one answer; more results are not shown"
-    )
-    max_side: int = Field(default=1024, ge=32, description="pixels; larger images are downscaled")
-    limits: ImageLimits = Field(default_factory=ImageLimits, description="what is decoded")

@@ -1,94 +1,122 @@
-"""`search` and `image_search` as tools."""
+"""The kinds of tools `search` and `image_search`."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from tool_server.arguments import define
-from tool_server.images import ImageError, decode, fit
-from tool_server.search.options import (
-    MAX_RETRY_AFTER_S,
-    ImageSearchOptions,
-    LocalOptions,
-    SearchOptions,
+from tool_server.images import ImageError, ImageLimits, decode, fit
+from tool_server.search.options import MAX_RETRY_AFTER_S, LocalOptions, TavilyOptions
+from tool_server.search.results import Caps, Result, SearchArguments, render
+from tool_server.tool import (
+    Output,
+    Pixels,
+    Tool,
+    ToolCall,
+    ToolKind,
+    ToolUnavailable,
+    tool_kinds,
 )
-from tool_server.search.results import SearchArguments, render
-from tool_server.tool import Output, Tool, ToolCall, ToolKind, ToolUnavailable
 
 DESCRIPTION = "Search for a query. Returns titles, addresses and the parts of the text that match."
 IMAGE_DESCRIPTION = "Search for images by what their captions say. Returns captions and images."
 
 
-def open_search(name: str, options: SearchOptions) -> Tool:
-    """The back end that the recipe names. Raises ToolUnavailable."""
-    if isinstance(options.provider, LocalOptions):
+@tool_kinds.register("search")
+class Search(ToolKind, Caps):
+    """Search a local index of texts, or the web through Tavily.
+
+    `provider` is one back end for the whole run: there is no switch to another one when it fails.
+    """
+
+    provider: LocalOptions | TavilyOptions = Field(discriminator="kind")
+
+    def open(self, name: str) -> Tool:
+        """Return the tool over the back end that the recipe names."""
+        if isinstance(self.provider, LocalOptions):
+            return _open_local(name, self.provider, self)
+        return _open_tavily(name, self.provider, self)
+
+    def default_limits(self) -> dict[str, Any]:
+        """Return a deadline behind Tavily's own.
+
+        It leaves time for all attempts, the longest pauses between them, and half a minute for the
+        rate limit.
+        """
+        if isinstance(self.provider, LocalOptions):
+            return {}
+        attempts = self.provider.attempts
+        requests_s = attempts * self.provider.timeout_s
+        pauses_s = (attempts - 1) * MAX_RETRY_AFTER_S
+        return {"deadline_s": requests_s + pauses_s + 30}
+
+
+@tool_kinds.register("image_search")
+class ImageSearch(ToolKind, Caps):
+    """Search a local index of captioned images."""
+
+    index: str = Field(
+        min_length=1, description="folder that `axpo index build` wrote from captioned images"
+    )
+    max_images: int = Field(
+        default=3, ge=1, le=20, description="images of one answer; more results are not shown"
+    )
+    max_side: int = Field(default=1024, ge=32, description="pixels; larger images are downscaled")
+    limits: ImageLimits = Field(default_factory=ImageLimits, description="what is decoded")
+
+    def open(self, name: str) -> Tool:
+        """Return the tool. Raises ToolUnavailable if the index or its images are not here."""
         from tool_server.search.index import SearchIndex
 
-        index = SearchIndex(Path(options.provider.index), "texts")
+        index = SearchIndex(Path(self.index), "images")
+        if not index.folder.is_dir():
+            raise ToolUnavailable(
+                f"{name}: the images of {self.index} are not here: no folder {index.folder}"
+            )
 
-        def local(call: ToolCall) -> Output:
-            query = call.arguments.query
-            return render(
-                query,
-                index.search(query, call.arguments.max_results, options.snippet_chars),
-                options,
-            ), ()
+        def run(call: ToolCall) -> Output:
+            query, wanted = call.arguments.query, call.arguments.max_results
+            results = index.search(query, min(wanted, self.max_images), self.snippet_chars)
+            images = tuple(self._image(name, index.folder, result) for result in results)
+            text = render(query, results, self)
+            if wanted > self.max_images == len(results):
+                text += f"\n\n[an answer has at most {self.max_images} images]"
+            return text, images
 
-        return define(name, DESCRIPTION, SearchArguments, local, pure=True)
+        return define(name, IMAGE_DESCRIPTION, SearchArguments, run, pure=True)
 
-    from tool_server.search.tavily import Tavily
-
-    tavily = Tavily(name, options.provider)
-
-    async def remote(call: ToolCall) -> Output:
-        query = call.arguments.query
-        return render(query, await tavily.search(query, call.arguments.max_results), options), ()
-
-    return define(name, DESCRIPTION, SearchArguments, remote, close=tavily.close)
+    def _image(self, name: str, folder: Path, result: Result) -> Pixels:
+        try:
+            pixels = decode(folder / result.image, self.limits)
+        except ImageError as error:
+            raise ToolUnavailable(f"{name}: {folder / result.image} {error}") from None
+        return fit(pixels, self.max_side, None)
 
 
-def open_image_search(name: str, options: ImageSearchOptions) -> Tool:
-    """A local index of captioned images. Raises ToolUnavailable."""
+def _open_local(name: str, provider: LocalOptions, caps: Caps) -> Tool:
     from tool_server.search.index import SearchIndex
 
-    index = SearchIndex(Path(options.index), "images")
-    folder = index.folder
-    if not folder.is_dir():
-        raise ToolUnavailable(
-            f"{name}: the images of {options.index} are not here: no folder {folder}"
-        )
+    index = SearchIndex(Path(provider.index), "texts")
 
     def run(call: ToolCall) -> Output:
-        query, wanted = call.arguments.query, call.arguments.max_results
-        results = index.search(query, min(wanted, options.max_images), options.snippet_chars)
-        images = []
-        for result in results:
-            try:
-                images.append(
-                    fit(decode(folder / result.image, options.limits), options.max_side, None)
-                )
-            except ImageError as error:
-                raise ToolUnavailable(f"{name}: {folder / result.image} {error}") from None
-        text = render(query, results, options)
-        if wanted > options.max_images == len(results):
-            text += f"\n\n[an answer has at most {options.max_images} images]"
-        return text, tuple(images)
+        query = call.arguments.query
+        results = index.search(query, call.arguments.max_results, caps.snippet_chars)
+        return render(query, results, caps), ()
 
-    return define(name, IMAGE_DESCRIPTION, SearchArguments, run, pure=True)
+    return define(name, DESCRIPTION, SearchArguments, run, pure=True)
 
 
-def _limits(options: SearchOptions) -> dict[str, Any]:
-    """Tavily's deadline is behind its own: all attempts, the longest pauses between them, and half a minute for its rate limit."""
-    if isinstance(options.provider, LocalOptions):
-        return {}
-    attempts = options.provider.attempts
-    return {
-        "deadline_s": attempts * options.provider.timeout_s
-        + (attempts - 1) * MAX_RETRY_AFTER_S
-        + 30
-    }
+def _open_tavily(name: str, provider: TavilyOptions, caps: Caps) -> Tool:
+    from tool_server.search.tavily import Tavily
 
+    tavily = Tavily(name, provider)
 
-SEARCH = ToolKind(SearchOptions, open_search, _limits)
-IMAGE_SEARCH = ToolKind(ImageSearchOptions, open_image_search)
+    async def run(call: ToolCall) -> Output:
+        query = call.arguments.query
+        results = await tavily.search(query, call.arguments.max_results)
+        return render(query, results, caps), ()
+
+    return define(name, DESCRIPTION, SearchArguments, run, close=tavily.close)

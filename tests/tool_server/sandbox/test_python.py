@@ -10,7 +10,7 @@ import pytest
 
 import axpo
 from rollout_workers.chat import Chat
-from tool_server.python import PYTHON, cut
+from tool_server.python import Python, cut
 from tool_server.sandbox.options import PythonOptions
 from tool_server.tool import EarlierCall, ToolCall, ToolError
 
@@ -314,4 +314,4 @@ def test_options_that_cannot_be_are_refused():
     ):
         with pytest.raises(ValueError, match="validation error"):
             PythonOptions.model_validate(wrong)
-    assert PYTHON.limits(PythonOptions(wall_s=10, slots=3)) == {"concurrency": 3, "deadline_s": 100}
+    assert Python(wall_s=10, slots=3).default_limits() == {"concurrency": 3, "deadline_s": 100}

@@ -12,11 +12,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from tenacity import wait_fixed
 
-from tool_server.registry import KINDS
 from tool_server.search import tavily as tavily_module
-from tool_server.search.options import MAX_RETRY_AFTER_S, SearchOptions, TavilyOptions
+from tool_server.search.options import MAX_RETRY_AFTER_S, LocalOptions, TavilyOptions
 from tool_server.search.results import Result
 from tool_server.search.tavily import Tavily, _retry_after
+from tool_server.search.tools import Search
 from tool_server.tool import ToolError, ToolUnavailable
 
 KEY = "tvly-secret"
@@ -312,16 +312,11 @@ def test_retry_after_is_honoured_up_to_a_limit(provider, tmp_path, monkeypatch):
 
 
 def test_the_deadline_of_the_tool_is_behind_all_attempts():
-    tavily = SearchOptions.model_validate({"provider": {"kind": "tavily"}})
-    assert KINDS["search"].limits(tavily) == {
-        "deadline_s": 120
-    }  # 3 x 10 s, 2 pauses of at most 30 s, 30 s for the rate limit
-    patient = SearchOptions.model_validate(
-        {"provider": {"kind": "tavily", "attempts": 2, "timeout_s": 50}}
-    )
-    assert KINDS["search"].limits(patient) == {"deadline_s": 160}
-    local = SearchOptions.model_validate({"provider": {"kind": "local", "index": "x"}})
-    assert KINDS["search"].limits(local) == {}
+    # 3 x 10 s, 2 pauses of at most 30 s, 30 s for the rate limit
+    assert Search(provider=TavilyOptions()).default_limits() == {"deadline_s": 120}
+    patient = TavilyOptions(attempts=2, timeout_s=50)
+    assert Search(provider=patient).default_limits() == {"deadline_s": 160}
+    assert Search(provider=LocalOptions(index="x")).default_limits() == {}
 
 
 def test_retry_after_as_a_date():

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from tool_server.search.corpus import CorpusError
 from tool_server.search.index import build
 from tool_server.search.results import Caps, Result, render
-from tool_server.search.tools import IMAGE_SEARCH, SEARCH
+from tool_server.search.tools import ImageSearch, Search
 from tool_server.tool import Tool, ToolCall, ToolError, ToolUnavailable
 
 ROWS = [
@@ -27,14 +27,14 @@ def rows(path, items):
 
 
 def open_tool(kind, name, options) -> Tool:
-    return kind.open(name, kind.options.model_validate(options))
+    return kind.model_validate(options).open(name)
 
 
 @pytest.fixture
 def search(tmp_path):
     build(rows(tmp_path / "towers.jsonl", ROWS), tmp_path / "out")
     tool = open_tool(
-        SEARCH, "tavily-search", {"provider": {"kind": "local", "index": str(tmp_path / "out")}}
+        Search, "tavily-search", {"provider": {"kind": "local", "index": str(tmp_path / "out")}}
     )
     yield tool
     tool.close()
@@ -156,11 +156,11 @@ def test_what_is_cut_is_said_to_be_cut():
     assert huge.endswith("...")
 
 
-@pytest.mark.parametrize("kind", [SEARCH, IMAGE_SEARCH])
+@pytest.mark.parametrize("kind", [Search, ImageSearch])
 def test_a_missing_index_is_infrastructure(kind, tmp_path):
     where = str(tmp_path / "none")
     options = (
-        {"provider": {"kind": "local", "index": where}} if kind is SEARCH else {"index": where}
+        {"provider": {"kind": "local", "index": where}} if kind is Search else {"index": where}
     )
     with pytest.raises(
         ToolUnavailable,
@@ -174,7 +174,7 @@ def test_tavily_without_a_key_does_not_open(monkeypatch, tmp_path):
     with pytest.raises(
         ToolUnavailable, match="tavily-search: no key for Tavily; set TAVILY_API_KEY"
     ):
-        open_tool(SEARCH, "tavily-search", {"provider": {"kind": "tavily", "cache": str(tmp_path)}})
+        open_tool(Search, "tavily-search", {"provider": {"kind": "tavily", "cache": str(tmp_path)}})
 
 
 def test_a_failing_provider_stays_the_provider(monkeypatch, tmp_path):
@@ -185,7 +185,7 @@ def test_a_failing_provider_stays_the_provider(monkeypatch, tmp_path):
         "base_url": "http://127.0.0.1:9",
         "attempts": 1,
     }
-    tool = open_tool(SEARCH, "tavily-search", {"provider": provider})
+    tool = open_tool(Search, "tavily-search", {"provider": provider})
     with pytest.raises(ToolUnavailable, match="tavily: ConnectError"):
         call(tool, {"query": "q"})
 
@@ -204,12 +204,12 @@ def test_a_failing_provider_stays_the_provider(monkeypatch, tmp_path):
 )
 def test_bad_options_fail_in_the_recipe(options):
     with pytest.raises(ValidationError):
-        SEARCH.options.model_validate(options)
+        Search.model_validate(options)
 
 
 def test_image_search(pictures, tmp_path):
     tool = open_tool(
-        IMAGE_SEARCH, "image_search", {"index": str(tmp_path / "pictures.index"), "max_images": 2}
+        ImageSearch, "image_search", {"index": str(tmp_path / "pictures.index"), "max_images": 2}
     )
     text, images = call(tool, {"query": "red squares"})
     assert [image.shape for image in images] == [
@@ -229,7 +229,7 @@ def test_image_search(pictures, tmp_path):
 
 
 def test_an_image_that_has_gone_or_grown_is_infrastructure(pictures, tmp_path):
-    tool = open_tool(IMAGE_SEARCH, "image_search", {"index": str(tmp_path / "pictures.index")})
+    tool = open_tool(ImageSearch, "image_search", {"index": str(tmp_path / "pictures.index")})
     (pictures / "1.png").unlink()
     with pytest.raises(ToolUnavailable, match=r"image_search: .*1\.png is not there"):
         call(tool, {"query": "blue"})
@@ -243,10 +243,10 @@ def test_an_image_that_has_gone_or_grown_is_infrastructure(pictures, tmp_path):
 
 def test_images_and_texts_do_not_mix(pictures, search, tmp_path):
     with pytest.raises(ToolUnavailable, match="holds texts, this tool needs images"):
-        open_tool(IMAGE_SEARCH, "image_search", {"index": str(tmp_path / "out")})
+        open_tool(ImageSearch, "image_search", {"index": str(tmp_path / "out")})
     with pytest.raises(ToolUnavailable, match="holds images, this tool needs texts"):
         open_tool(
-            SEARCH,
+            Search,
             "search",
             {"provider": {"kind": "local", "index": str(tmp_path / "pictures.index")}},
         )
@@ -259,12 +259,12 @@ def test_images_are_found_after_a_move(pictures, tmp_path):
     (tmp_path / "new").mkdir()
     pictures.rename(tmp_path / "new" / "pictures")
     index = (tmp_path / "pictures.index").rename(tmp_path / "new" / "pictures.index")
-    tool = open_tool(IMAGE_SEARCH, "image_search", {"index": str(index)})
+    tool = open_tool(ImageSearch, "image_search", {"index": str(index)})
     (image,) = call(tool, {"query": "green"})[1]
     assert np.array_equal(image[0, 0], [0, 128, 0])
     index.rename(tmp_path / "alone")
     with pytest.raises(ToolUnavailable, match=r"the images of .*alone are not here"):
-        open_tool(IMAGE_SEARCH, "image_search", {"index": str(tmp_path / "alone")})
+        open_tool(ImageSearch, "image_search", {"index": str(tmp_path / "alone")})
 
 
 def test_a_caption_with_a_bomb_is_refused_when_the_index_is_built(pictures, tmp_path):

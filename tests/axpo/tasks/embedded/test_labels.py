@@ -8,7 +8,7 @@ from PIL import Image
 from axpo.tasks.embedded.labels import write
 from axpo.tasks.embedded.small_fact import wines
 from tool_server.search.index import build
-from tool_server.search.tools import IMAGE_SEARCH
+from tool_server.search.tools import ImageSearch
 from tool_server.tool import ToolCall
 
 
@@ -20,10 +20,8 @@ def test_every_label_is_found_by_its_number(tmp_path):
     assert (folder / "wine-7.jpg").read_bytes() == first
     assert len((folder / "captions.jsonl").read_text().splitlines()) == 178
     build(folder, tmp_path / "labels.index")
-    options = IMAGE_SEARCH.options.model_validate(
-        {"index": str(tmp_path / "labels.index"), "max_images": 1}
-    )
-    tool = IMAGE_SEARCH.open("image_search", options)
+    kind = ImageSearch(index=str(tmp_path / "labels.index"), max_images=1)
+    tool = kind.open("image_search")
     try:
         for wine in wines().values():
             text, images = tool.run(

@@ -18,7 +18,8 @@ from axpo.tasks.embedded.small_fact import (
     wines,
 )
 from tool_server.search.index import build
-from tool_server.search.tools import SEARCH
+from tool_server.search.options import LocalOptions
+from tool_server.search.tools import Search
 from tool_server.tool import ToolCall
 
 TASK = SmallFact(SmallFactConfig(held_out=64))
@@ -29,9 +30,7 @@ def search(tmp_path_factory):
     """The tool on an index of the corpus: arguments -> text."""
     out = tmp_path_factory.mktemp("wines") / "wines.index"
     build(CORPUS, out)
-    tool = SEARCH.open(
-        "search", SEARCH.options.model_validate({"provider": {"kind": "local", "index": str(out)}})
-    )
+    tool = Search(provider=LocalOptions(index=str(out))).open("search")
     yield lambda arguments: tool.run(ToolCall(tool.parse(arguments)))[0]
     tool.close()
 
