@@ -1,5 +1,6 @@
-"""Record: the folder of a run, and how groups, events and summaries are written to it and read back.
+"""Record: the folder of a run, and how everything in it is written and read back.
 
-May import `axpo.errors`, `learner.manifest` and `rollout_workers.trajectory`; nothing that starts or trains anything.
-Start reading in `run.py`.
+It owns every file of a run: metrics, sampled groups, timelines, events, checkpoints, the summary.
+It may import `axpo.errors`, `learner.manifest` and `rollout_workers.trajectory`; nothing here
+starts or trains anything. Start reading in `run.py`; its first lines list the files.
 """

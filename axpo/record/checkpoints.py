@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from axpo.record.files import step_name, step_of
+from axpo.record.files import by_step, step_name
 from learner import manifest
 
 
@@ -30,8 +30,9 @@ class Checkpoint(NamedTuple):
         return None
 
     def set_aside(self) -> None:
-        """Rename the folder, so that it does not count as a checkpoint any more."""
+        """Rename the folder: it is not a checkpoint any more, but people can still look at it."""
         aside = self.folder.with_name(f".damaged-{self.folder.name}")
+        # An earlier resume may have set this step aside too: one copy is enough to look at.
         shutil.rmtree(aside, ignore_errors=True)
         self.folder.rename(aside)
 
@@ -51,12 +52,8 @@ class Checkpoints:
 
         A save that never finished has another name and is not among them.
         """
-        found = []
-        for folder in self.folder.glob("step_*"):
-            step = step_of(folder.name)
-            if step is not None and folder.is_dir():
-                found.append(Checkpoint(step, folder))
-        return sorted(found)
+        found = by_step(self.folder)
+        return [Checkpoint(step, folder) for step, folder in found if folder.is_dir()]
 
     def latest(self) -> Checkpoint | None:
         """Return the last complete checkpoint; None if there is none."""
@@ -77,6 +74,7 @@ class Checkpoints:
         complete = self.complete()
         evaluated = [step for step, _ in complete if step in scores]
         best = max(evaluated, key=lambda step: (scores[step], step), default=None)
+        # `manifest.remove` renames before it deletes: a kill leaves no half of a checkpoint.
         for step, folder in complete[:-keep]:
             if step != best:
                 manifest.remove(folder)

@@ -12,14 +12,19 @@ STEP_PREFIX = "step_"
 
 
 def step_name(step: int) -> str:
-    """Return the name that a step's file or folder starts with: `step_0001`."""
+    """Return what a step's files and folders are called, without an ending: `step_0001`."""
     return f"{STEP_PREFIX}{step:04d}"
 
 
-def step_of(name: str) -> int | None:
-    """Return the step of a name that `step_name` made; None for any other name."""
-    digits = name.removeprefix(STEP_PREFIX)
-    return int(digits) if digits.isdigit() else None
+def by_step(folder: Path, ending: str = "") -> list[tuple[int, Path]]:
+    """Return the step and path of all that belongs to a step in a folder, in order of steps."""
+    found = []
+    for path in folder.glob(f"{STEP_PREFIX}*{ending}"):
+        digits = path.name.removesuffix(ending).removeprefix(STEP_PREFIX)
+        if digits.isdigit():
+            found.append((int(digits), path))
+    # By number, not by name: step_10000 comes after step_9999.
+    return sorted(found)
 
 
 def append_row(file: Path, row: Mapping[str, Any]) -> None:
@@ -37,12 +42,12 @@ def read_rows(file: Path) -> Iterator[dict[str, Any]]:
 
 
 def parse_rows(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """Yield the JSON object of each line."""
+    """Yield the JSON object of each line; lines that are not JSON are left out."""
     for line in lines:
         try:
             yield json.loads(line)
         except json.JSONDecodeError:
-            # The last line of a run that was killed may be cut off.
+            # A kill may have cut off the last line.
             continue
 
 
@@ -50,4 +55,5 @@ def replace_file(file: Path, text: str) -> None:
     """Write a file all or nothing: a kill leaves the old one."""
     temporary = file.with_name(file.name + ".tmp")
     temporary.write_text(text, encoding="utf-8")
+    # Renaming is one act: readers see the old file or the new one.
     os.replace(temporary, file)

@@ -1,9 +1,13 @@
-"""The event log of a run's rollouts, and the invariants it must satisfy: nothing is lost, nothing is trained on twice.
+"""The log of a run's questions, and the rules that it must satisfy.
 
-One JSON object a line in `rollouts.jsonl`: `t` (seconds since the epoch), `event`, and its fields. A question's life is
-`dispatched`, then exactly one of `trained` and `dropped` (with a reason); between them it may be `finished`, `requeued` (its
-worker was lost) and `forked`. `started` opens a process of the run: what the one before had in flight is dispatched again, with
-`restored` where the checkpoint kept its group.
+The rules say that no question is lost and that none is trained on twice.
+
+The log is `rollouts.jsonl`, one JSON object a line: `t` (seconds since the epoch), `event`, and the
+event's fields. A question is `dispatched`, and then exactly one of `trained` and `dropped` (with a
+reason). Between them it may be `finished`, `requeued` (its worker was lost) and `forked`.
+
+`started` opens a process of the run. What the process before it had in flight is dispatched again,
+with `restored` if the checkpoint kept its group.
 """
 
 from __future__ import annotations
@@ -17,15 +21,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from axpo.record.files import parse_rows
+
+IN_FLIGHT, UNKNOWN = "in flight", "unknown"
+
 
 class Ledger:
-    """Appends whole lines, from any thread."""
+    """Append events to the log, from any thread."""
 
     def __init__(self, file: Path) -> None:
+        # Buffered by line: a kill loses no event that was logged.
         self._lines = file.open("a", encoding="utf-8", buffering=1)
         self._lock = threading.Lock()
 
     def log(self, event: str, **fields: Any) -> None:
+        """Append one event as one complete line, with the time."""
         line = json.dumps({"t": round(time.time(), 3), "event": event} | fields)
         with self._lock:
             self._lines.write(line + "\n")
@@ -33,7 +43,7 @@ class Ledger:
 
 @dataclass(frozen=True)
 class Balance:
-    """Questions of one process of a run; dispatched = trained + dropped + in_flight."""
+    """The questions of one process of a run: dispatched = trained + dropped + in_flight."""
 
     dispatched: int
     trained: int
@@ -42,35 +52,31 @@ class Balance:
 
 
 def balance(events: Iterable[Mapping[str, Any]]) -> Balance:
-    """The balance of the last process in an event log.
+    """Return the balance of the last process in a log.
 
-    Raises ValueError where a question was dispatched twice, or trained on or dropped twice, or without being dispatched.
+    Raises:
+        ValueError: a question was dispatched twice, or trained on or dropped twice, or either of
+            them without being dispatched.
     """
     states: dict[str, str] = {}
     for row in events:
         event, question = row["event"], str(row.get("question"))
         if event == "started":
+            # This process dispatches again what the one before had in flight.
             states = {}
         elif event == "dispatched":
             if question in states:
                 raise ValueError(f"question {question} was dispatched twice")
-            states[question] = "in flight"
+            states[question] = IN_FLIGHT
         elif event in ("trained", "dropped"):
-            if states.get(question) != "in flight":
-                raise ValueError(
-                    f"question {question} was {event}, but it is {states.get(question, 'unknown')}"
-                )
+            state = states.get(question, UNKNOWN)
+            if state != IN_FLIGHT:
+                raise ValueError(f"question {question} was {event}, but it is {state}")
             states[question] = event
     counts = Counter(states.values())
-    return Balance(len(states), counts["trained"], counts["dropped"], counts["in flight"])
+    return Balance(len(states), counts["trained"], counts["dropped"], counts[IN_FLIGHT])
 
 
 def read(file: Path) -> list[dict[str, Any]]:
-    """The events of a log; a line cut off by a kill is left out."""
-    events = []
-    for line in file.read_text(encoding="utf-8").splitlines():
-        try:
-            events.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return events
+    """Return the events of a log, without a line that a kill cut off."""
+    return list(parse_rows(file.read_text(encoding="utf-8").splitlines()))

@@ -1,8 +1,11 @@
-"""Trajectories as JSON records and image files: what a run directory keeps, the report shows and a replay trains on.
+"""Trajectories as JSON records and image files.
 
-A record holds a trajectory's token ids, logprobs and decoded text; its images are files named by their content, so that the
-forks of one prefix share one file. Records for people round logprobs and keep large images as JPEG; exact ones (an
-`ImageFolder(exact=True)`) do neither.
+A run directory keeps them, the report shows them, and a replay trains on them. A record holds the
+token ids, logprobs and decoded text of a trajectory. Its images are files named by their content,
+so that the continuations of one prefix share one file.
+
+Records for people round logprobs and keep large images as JPEG. Exact records, those with an
+`ImageFolder(exact=True)`, do neither.
 """
 
 from __future__ import annotations
@@ -34,43 +37,53 @@ from rollout_workers.trajectory import (
 LOGPROB_DIGITS = 4
 PNG_PIXELS = 256 * 256
 """Larger images are kept as JPEG: a PNG of one photograph takes about 0.3 s to write."""
+CHARACTER_BYTES = 4
+"""The longest UTF-8 character: no more tokens than this can share one."""
 
 Decode = Callable[[Sequence[int]], str]
 
 
 class Credited(Protocol):
-    """What `learner.credit.TrainItem` knows about one trajectory."""
+    """What `learner.credit.TrainItem` knows about one trajectory of R response tokens."""
 
     @property
     def trajectory(self) -> Trajectory: ...
     @property
     def advantages(self) -> NDArray[np.float32]: ...  # [R]
     @property
-    def mask(self) -> NDArray[np.bool_]: ...  # [R] True where the loss reads the advantage
+    def mask(self) -> NDArray[np.bool_]: ...  # [R] True if the loss reads the advantage
 
 
 class ImageFolder:
-    """Images by content: saving the same pixels twice keeps one file."""
+    """Image files named by their content: saving the same pixels twice keeps one file."""
 
-    def __init__(self, folder: Path, exact: bool = False) -> None:
+    def __init__(self, folder: Path, *, exact: bool = False) -> None:
         self.folder, self.exact = folder, exact
 
     def save(self, image: Pixels) -> str:
-        """Write [H, W, 3] RGB pixels unless they are there already; returns the file's name."""
+        """Write an image unless it is there already, and return the file's name.
+
+        Args:
+            image: RGB pixels, shape [H, W, 3].
+        """
+        # PIL is slow to import, and most readers of a run do without it.
         from PIL import Image
 
         height, width, _ = image.shape
-        digest = sha1(
-            f"{height}x{width}".encode() + np.ascontiguousarray(image).tobytes()
-        ).hexdigest()[:16]
-        name = digest + (".png" if self.exact or height * width <= PNG_PIXELS else ".jpg")
-        if not (self.folder / name).exists():
+        # With the shape: an image of one colour has the same bytes in other shapes. Contiguous: a
+        # crop may be a view of a larger image.
+        content = f"{height}x{width}".encode() + np.ascontiguousarray(image).tobytes()
+        as_png = self.exact or height * width <= PNG_PIXELS
+        name = sha1(content).hexdigest()[:16] + (".png" if as_png else ".jpg")
+        file = self.folder / name
+        if not file.exists():
             self.folder.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image).save(self.folder / name, quality=92)
+            # PNG has no quality and ignores it.
+            Image.fromarray(image).save(file, quality=92)
         return name
 
     def load(self, name: str) -> Pixels:
-        """[H, W, 3] RGB; exact for PNG, close for JPEG."""
+        """Return the RGB pixels [H, W, 3] of a file: exact from PNG, close from JPEG."""
         from PIL import Image
 
         with Image.open(self.folder / name) as image:
@@ -80,22 +93,32 @@ class ImageFolder:
 def group_to_json(
     group: Group, step: int, decode: Decode, images: ImageFolder, items: Sequence[Credited] = ()
 ) -> dict[str, Any]:
-    """One question with its rollouts and resamples. `items` are the step's train items: they add each trajectory's credit."""
+    """Return the record of one question with its rollouts and resamples.
+
+    Args:
+        group: the rollouts and resamples of the question.
+        step: the training step that they belong to.
+        decode: token ids to text.
+        images: where the images go.
+        items: the step's train items; they add the credit of each trajectory.
+    """
     question = group.question
-    credit = {
-        (i.trajectory.rollout, i.trajectory.fork): {
-            "advantage": round(float(i.advantages[i.mask].mean()), 4),
-            "tokens": int(i.mask.sum()),
-        }
-        for i in items
-        if i.trajectory.question_id == question.id and i.mask.any()
-    }
+    credit = _credit(items, question)
 
     def record(trajectory: Trajectory) -> dict[str, Any]:
-        return trajectory_to_json(trajectory, decode, images) | {
-            "credit": credit.get((trajectory.rollout, trajectory.fork))
-        }
+        own = credit.get((trajectory.rollout, trajectory.fork))
+        return trajectory_to_json(trajectory, decode, images) | {"credit": own}
 
+    resamples = []
+    for resample in group.resamples:
+        continuations = [record(trajectory) for trajectory in resample.continuations]
+        resamples.append(
+            {
+                "source": resample.source,
+                "prefix_tokens": resample.prefix_tokens,
+                "continuations": continuations,
+            }
+        )
     return {
         "step": step,
         "worker": group.worker,
@@ -106,47 +129,33 @@ def group_to_json(
             "images": [images.save(pixels(image)) for image in question.images],
         },
         "prompt": decode(group.rollouts[0].prompt_ids.tolist()),
-        "rollouts": [record(t) for t in group.rollouts],
-        "resamples": [
-            {
-                "source": r.source,
-                "prefix_tokens": r.prefix_tokens,
-                "continuations": [record(t) for t in r.continuations],
-            }
-            for r in group.resamples
-        ],
+        "rollouts": [record(trajectory) for trajectory in group.rollouts],
+        "resamples": resamples,
     }
 
 
 def group_from_json(record: Mapping[str, Any], images: ImageFolder) -> Group:
-    """The group of a record (`question.info` is the verifier's alone and is not kept). Raises as `trajectory_from_json`."""
+    """Return the group of a record, without `question.info`: only the verifier reads it.
+
+    Raises:
+        KeyError: the record has another format.
+        ValueError: the record has another format.
+    """
     asked = record["question"]
-    question = Question(
-        asked["id"],
-        asked["text"],
-        tuple(images.load(name) for name in asked["images"]),
-        asked["answer"],
-    )
-    resamples = tuple(
-        Resample(
-            r["source"],
-            r["prefix_tokens"],
-            tuple(trajectory_from_json(t, images) for t in r["continuations"]),
-        )
-        for r in record["resamples"]
-    )
-    return Group(
-        question,
-        tuple(trajectory_from_json(t, images) for t in record["rollouts"]),
-        record["worker"],
-        resamples,
-    )
+    question_images = tuple(images.load(name) for name in asked["images"])
+    question = Question(asked["id"], asked["text"], question_images, asked["answer"])
+    resamples = tuple(_resample_from_json(row, images) for row in record["resamples"])
+    rollouts = tuple(trajectory_from_json(row, images) for row in record["rollouts"])
+    return Group(question, rollouts, record["worker"], resamples)
 
 
 def trajectory_to_json(
     trajectory: Trajectory, decode: Decode, images: ImageFolder
 ) -> dict[str, Any]:
-    """A record that `trajectory_from_json` reads back; logprobs and entropies to 4 digits, or exact where the images are."""
+    """Return a record that `trajectory_from_json` reads back.
+
+    Logprobs and entropies have 4 digits, or are exact if the images are.
+    """
     return {
         "question_id": trajectory.question_id,
         "rollout": trajectory.rollout,
@@ -156,50 +165,82 @@ def trajectory_to_json(
         "reward": trajectory.reward,
         "stats": asdict(trajectory.stats),
         "prompt_ids": trajectory.prompt_ids.tolist(),
-        "segments": [_segment_to_json(s, decode, images) for s in trajectory.segments],
+        "segments": [_segment_to_json(segment, decode, images) for segment in trajectory.segments],
     }
 
 
 def trajectory_from_json(record: Mapping[str, Any], images: ImageFolder) -> Trajectory:
-    """The trajectory of a record. Raises KeyError or ValueError on a record of another format."""
+    """Return the trajectory of a record.
+
+    Raises:
+        KeyError: the record has another format.
+        ValueError: the record has another format.
+    """
     return Trajectory(
         question_id=record["question_id"],
         rollout=record["rollout"],
         prompt_ids=np.array(record["prompt_ids"], dtype=np.int32),
-        segments=tuple(_segment_from_json(s, images) for s in record["segments"]),
+        segments=tuple(_segment_from_json(row, images) for row in record["segments"]),
         end=EndReason(record["end"]),
         answer=record["answer"],
         reward=record["reward"],
         fork=ForkPoint(**record["fork"]) if record["fork"] else None,
-        stats=_stats(record["stats"]),
+        stats=_stats_from_json(record["stats"]),
     )
 
 
-def _stats(record: Mapping[str, Any]) -> RolloutStats:
-    lists = {
-        "tool_spans": tuple(map(tuple, record.get("tool_spans", ()))),
-        "tools": tuple(record.get("tools", ())),
-    }
-    return RolloutStats(**{**record, **lists})
-
-
 def token_texts(ids: Sequence[int], decode: Decode) -> list[str]:
-    """The text each token adds; bytes of one character split over tokens count for the last of them."""
+    """Return the text that each token adds.
+
+    If the bytes of one character are split over several tokens, the last of them has the character
+    and the others have "".
+    """
     texts: list[str] = []
     pending: list[int] = []
+    last = len(ids) - 1
     for position, token in enumerate(ids):
+        # Decoded with the tokens before it that had no text yet: the bytes of a part of a character
+        # are no text.
         pending.append(token)
         text = decode(pending)
-        if (
-            text.endswith("\N{REPLACEMENT CHARACTER}")
-            and len(pending) < 4
-            and position + 1 < len(ids)
-        ):
+        cut_off = text.endswith("\N{REPLACEMENT CHARACTER}")
+        if cut_off and len(pending) < CHARACTER_BYTES and position < last:
             texts.append("")
         else:
             texts.append(text)
             pending = []
     return texts
+
+
+def _credit(
+    items: Sequence[Credited], question: Question
+) -> dict[tuple[int, ForkPoint | None], dict[str, Any]]:
+    """Return the mean advantage and the trained tokens of each trained trajectory of a question."""
+    credit = {}
+    # The fork tells continuations from their source: a rollout's is None.
+    for item in items:
+        trajectory = item.trajectory
+        if trajectory.question_id != question.id or not item.mask.any():
+            continue
+        credit[trajectory.rollout, trajectory.fork] = {
+            "advantage": round(float(item.advantages[item.mask].mean()), 4),
+            "tokens": int(item.mask.sum()),
+        }
+    return credit
+
+
+def _resample_from_json(record: Mapping[str, Any], images: ImageFolder) -> Resample:
+    continuations = tuple(trajectory_from_json(row, images) for row in record["continuations"])
+    return Resample(record["source"], record["prefix_tokens"], continuations)
+
+
+def _stats_from_json(record: Mapping[str, Any]) -> RolloutStats:
+    # JSON has lists for what were tuples.
+    tuples = {
+        "tool_spans": tuple(tuple(span) for span in record.get("tool_spans", ())),
+        "tools": tuple(record.get("tools", ())),
+    }
+    return RolloutStats(**{**record, **tuples})
 
 
 def _segment_to_json(segment: Segment, decode: Decode, images: ImageFolder) -> dict[str, Any]:
@@ -208,19 +249,18 @@ def _segment_to_json(segment: Segment, decode: Decode, images: ImageFolder) -> d
         return {
             "kind": "observation",
             "text": decode(ids),
-            "images": [images.save(i) for i in segment.images],
+            "images": [images.save(image) for image in segment.images],
             "token_ids": ids,
         }
+    entropies = segment.entropies
     return {
         "kind": "policy",
         "text": decode(ids),
         "policy_version": segment.policy_version,
         "token_ids": ids,
         "token_texts": token_texts(ids, decode),
-        "logprobs": _numbers(segment.logprobs, images.exact),
-        "entropies": None
-        if segment.entropies is None
-        else _numbers(segment.entropies, images.exact),
+        "logprobs": _numbers(segment.logprobs, exact=images.exact),
+        "entropies": None if entropies is None else _numbers(entropies, exact=images.exact),
     }
 
 
@@ -228,13 +268,13 @@ def _segment_from_json(record: Mapping[str, Any], images: ImageFolder) -> Segmen
     ids = np.array(record["token_ids"], dtype=np.int32)
     if record["kind"] == "observation":
         return ObservationSegment(ids, tuple(images.load(name) for name in record["images"]))
-    entropies = (
-        None if record["entropies"] is None else np.array(record["entropies"], dtype=np.float32)
-    )
-    return PolicySegment(
-        ids, np.array(record["logprobs"], dtype=np.float32), record["policy_version"], entropies
-    )
+    logprobs = np.array(record["logprobs"], dtype=np.float32)
+    entropies = record["entropies"]
+    if entropies is not None:
+        entropies = np.array(entropies, dtype=np.float32)
+    return PolicySegment(ids, logprobs, record["policy_version"], entropies)
 
 
-def _numbers(values: NDArray[np.float32], exact: bool) -> list[float]:
-    return [float(v) if exact else round(float(v), LOGPROB_DIGITS) for v in values]
+def _numbers(values: NDArray[np.float32], *, exact: bool) -> list[float]:
+    numbers = [float(value) for value in values]
+    return numbers if exact else [round(number, LOGPROB_DIGITS) for number in numbers]

@@ -12,33 +12,37 @@ from axpo.record.files import replace_file
 FILE = "summary.json"
 
 NUMBERS = (
-    "pass1_start",  # held-out rates before training; None: not measured
-    "pass1_end",  # and after
+    "pass1_start",  # held-out rates before training; None if they were not measured
+    "pass1_end",  # and after it
     "pass4_start",
     "pass4_end",
     "tool_use_start",
     "tool_use_end",
     "steps",
     "seconds",
-    "tokens",  # generated, in all steps
+    "tokens",  # generated in all steps
 )
 """What every summary holds, in this order."""
 
 
 def write_summary(run: Path, numbers: Mapping[str, Any]) -> dict[str, Any]:
-    """End a run: write its summary and return what was written.
+    """End a run: write its summary.
 
     Args:
         run: the run directory.
-        numbers: all of `NUMBERS`, and any others, which come after them.
+        numbers: all of `NUMBERS`, and others of any name, which come after them.
+
+    Returns:
+        What was written.
 
     Raises:
         ValueError: one of `NUMBERS` is missing.
     """
     missing = [name for name in NUMBERS if name not in numbers]
     if missing:
-        raise ValueError(f"summary of {run}: expected {', '.join(missing)} among its numbers")
-    summary = {name: numbers[name] for name in NUMBERS} | dict(numbers)
+        raise ValueError(f"{run / FILE}: {', '.join(missing)} missing; expected all of {NUMBERS}")
+    ordered = {name: numbers[name] for name in NUMBERS}
+    summary = ordered | dict(numbers)
     replace_file(run / FILE, json.dumps(summary, indent=2) + "\n")
     return summary
 
@@ -46,39 +50,48 @@ def write_summary(run: Path, numbers: Mapping[str, Any]) -> dict[str, Any]:
 def read_summary(run: Path) -> dict[str, Any] | None:
     """Return the summary of a run directory; None if the run has not ended."""
     file = run / FILE
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+    if not file.exists():
+        return None
+    summary: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return summary
 
 
 def before_after(summary: Mapping[str, Any]) -> list[tuple[str, float | None, float]]:
-    """(label, start, end) of every rate that a summary holds, but those of kinds of questions: one screen. Start None: not measured."""
-    names = [
-        n.removesuffix("_start")
-        for n in summary
-        if n.endswith("_start") and f"{n.removesuffix('_start')}_end" in summary
-    ]
-    names = [n for n in names if "kind" not in n.split("/")]
-    pairs = [(n, summary[f"{n}_start"], summary[f"{n}_end"]) for n in names]
-    return [
-        (label(n), None if start is None else float(start), float(end))
-        for n, start, end in pairs
-        if end is not None
-    ]
+    """Return (label, start, end) of every rate of a summary. A start of None was not measured.
+
+    Rates of single kinds of questions are left out: the rest fits on one screen.
+    """
+    rates = []
+    for key in summary:
+        name = key.removesuffix("_start")
+        if name == key or f"{name}_end" not in summary:
+            continue
+        if "kind" in name.split("/"):
+            continue
+        start, end = summary[f"{name}_start"], summary[f"{name}_end"]
+        if end is not None:
+            rates.append((label(name), None if start is None else float(start), float(end)))
+    return rates
 
 
 def label(name: str) -> str:
-    """`pass4` -> 'Pass@4', `tool_use` -> 'Tool use', `tool_all_wrong_rate` -> 'Tool all-wrong', `zoom/pass1` -> 'zoom: Pass@1'."""
-    family, slash, name = name.rpartition("/")
+    """Return what people read instead of a metric's name.
+
+    For example `pass4` is 'Pass@4', `tool_use` is 'Tool use', `tool_all_wrong_rate` is
+    'Tool all-wrong' and `zoom/pass1` is 'zoom: Pass@1'.
+    """
+    family, slash, rate = name.rpartition("/")
     if slash:
-        return f"{family}: {label(name)}"
-    if name.removeprefix("pass").isdigit():
-        return f"Pass@{name.removeprefix('pass')}"
-    return (
-        name.removesuffix("_rate").replace("all_wrong", "all-wrong").replace("_", " ").capitalize()
-    )
+        return f"{family}: {label(rate)}"
+    samples = name.removeprefix("pass")
+    if samples.isdigit():
+        return f"Pass@{samples}"
+    words = name.removesuffix("_rate").replace("all_wrong", "all-wrong").replace("_", " ")
+    return words.capitalize()
 
 
 def duration(seconds: float) -> str:
-    """'42 s', '7 min 5 s', '3 h 20 min'."""
+    """Return seconds as '42 s', '7 min 5 s' or '3 h 20 min'."""
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 1:
         return f"{rest} s"

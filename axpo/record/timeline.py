@@ -1,4 +1,4 @@
-"""Say when each rollout of a step ran, for the picture in the report."""
+"""When each rollout of a step ran: the data of the report's picture (`axpo.report.timeline`)."""
 
 from __future__ import annotations
 
@@ -9,33 +9,44 @@ from rollout_workers.trajectory import Group, Trajectory
 
 
 def bars(groups: Sequence[Group]) -> list[dict[str, Any]]:
-    """A bar a rollout and fork, in order of their starts: question, rollout, fork (None: a rollout), worker of the group, start and stop
-    in seconds since the first start, spans of waiting for tools, reward."""
-    found = [
-        (g, t)
-        for g in groups
-        for t in (*g.rollouts, *(c for r in g.resamples for c in r.continuations))
-        if t.stats.seconds
-    ]
-    if not found:
+    """Return a bar for each rollout and continuation, in order of their starts.
+
+    A bar has the question, the rollout, the index of the continuation as `fork` (None for a
+    rollout), the worker of the group, start and stop in seconds since the first start, the spans of
+    waiting for tools, and the reward.
+    """
+    timed = []
+    for group in groups:
+        timed += [(group, trajectory) for trajectory in _trajectories(group)]
+    # Rollouts that another process made up, as tests do, have no seconds.
+    timed = [(group, trajectory) for group, trajectory in timed if trajectory.stats.seconds]
+    if not timed:
         return []
-    zero = min(t.stats.started for _, t in found)
-    return sorted(
-        (_bar(g, t, t.stats.started - zero) for g, t in found),
-        key=lambda bar: (bar["start"], bar["stop"]),
-    )
+    zero = min(trajectory.stats.started for _, trajectory in timed)
+    found = [_bar(group, trajectory, zero) for group, trajectory in timed]
+    return sorted(found, key=lambda bar: (bar["start"], bar["stop"]))
 
 
-def _bar(group: Group, trajectory: Trajectory, start: float) -> dict[str, Any]:
+def _trajectories(group: Group) -> list[Trajectory]:
+    """Return the rollouts of a group, then its continuations."""
+    trajectories = list(group.rollouts)
+    for resample in group.resamples:
+        trajectories += resample.continuations
+    return trajectories
+
+
+def _bar(group: Group, trajectory: Trajectory, zero: float) -> dict[str, Any]:
+    stats = trajectory.stats
+    start = stats.started - zero
+    # Workers give the spans of their waits from the start of the rollout.
+    waits = [[round(start + begin, 3), round(start + end, 3)] for begin, end in stats.tool_spans]
     return {
         "question": group.question.id,
         "rollout": trajectory.rollout,
         "fork": trajectory.fork.index if trajectory.fork else None,
         "worker": group.worker,
         "start": round(start, 3),
-        "stop": round(start + trajectory.stats.seconds, 3),
-        "tools": [
-            [round(start + a, 3), round(start + b, 3)] for a, b in trajectory.stats.tool_spans
-        ],
+        "stop": round(start + stats.seconds, 3),
+        "tools": waits,
         "reward": trajectory.reward,
     }

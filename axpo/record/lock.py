@@ -1,0 +1,41 @@
+"""The lock of a run directory: one run, one process."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+
+from axpo.errors import AxpoError
+
+
+class RunLock:
+    """Hold a run directory for this process until `release`.
+
+    The kernel drops the lock when the process ends, however it ends: a killed run can be resumed at
+    once.
+
+    Raises:
+        AxpoError: another process holds the run.
+    """
+
+    def __init__(self, run: Path) -> None:
+        # Without O_TRUNC: the file still says who holds the run.
+        file = os.open(run / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(file, 100).decode(errors="replace").strip()
+            os.close(file)
+            raise AxpoError(
+                f"{run} is in use by process {holder or 'unknown'}: "
+                "wait for it or choose another run name"
+            ) from None
+        # The next process that is refused reads here who holds the run.
+        os.truncate(file, 0)
+        os.write(file, f"{os.getpid()} on {os.uname().nodename}\n".encode())
+        self._file = file
+
+    def release(self) -> None:
+        """Let another process have the run."""
+        os.close(self._file)
