@@ -15,6 +15,7 @@ from axpo.tasks import Task
 from learner.learner import Learner
 from rollout_workers.fleet import Log
 from rollout_workers.pool import RolloutPool
+from rollout_workers.settings import WorkerSettings
 from tool_server.config import ToolServerConfig
 from tool_server.pool import ToolPool, start_tool_servers
 from tool_server.tool import ToolUnavailable
@@ -82,16 +83,16 @@ def rollout_actors(
 ) -> Iterator[tuple[RolloutPool, ToolPool]]:
     """Tool servers and rollout workers on `model`. The tools serve; the engines may still be loading."""
     with tool_servers(recipe.all_tools, recipe.evaluation.tools) as tools:
-        pool = RolloutPool(
+        settings = WorkerSettings(
             model=local_path(model),
             config=recipe.rollout,
             tools=tools,
             system=task.system,
             verify=task.verify,
             run_seed=recipe.seed,
-            want_entropies=recipe.algorithm == "axpo" and recipe.resampler.ranking == "entropy",
-            log=log,
+            want_entropies=recipe.algorithm == "axpo" and recipe.resampler.ranking.needs_entropies,
         )
+        pool = RolloutPool(settings, log=log)
         try:
             await_tools(tools)
             yield pool, tools

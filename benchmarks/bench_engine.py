@@ -14,6 +14,7 @@ from axpo.training.flow import Flow
 from benchmarks.engines import BLOCK, CONFIG, IN_FLIGHT, MODEL, Script, ask, each, engines
 from resampler.resampler import start_resampler
 from rollout_workers.pool import RolloutPool
+from rollout_workers.settings import ForkRequest
 from rollout_workers.trajectory import Group, Question, Trajectory, fork_prefix_tokens
 
 ROUNDS = 3
@@ -109,7 +110,7 @@ def _fork_share(pool: RolloutPool) -> tuple[float, float]:
     questions = ask(8 * len(pool.workers), 200)
     groups = list(pool.rollout(questions, 0))
     futures = [
-        pool.run(pool.fork(group, t.rollout, _prefix(pool, t), 4, 0))
+        pool.run(pool.fork(group, ForkRequest(t.rollout, _prefix(pool, t), k=4), 0))
         for group in groups
         for t in group.rollouts[:2]
     ]

@@ -21,6 +21,7 @@ from benchmarks.engines import IN_FLIGHT, MODEL
 from resampler.resampler import start_resampler
 from rollout_workers.config import RolloutConfig
 from rollout_workers.pool import RolloutPool
+from rollout_workers.settings import ForkRequest, WorkerSettings
 from rollout_workers.trajectory import (
     EndReason,
     ForkPoint,
@@ -38,16 +39,15 @@ ENGINES = (1, 4, 16, 64)
 N = 8
 GROUPS_EACH = 32
 """Questions an engine: four times what it has in flight."""
-TOKENS = SpecialTokens(*range(10))
+TOKENS = SpecialTokens(*range(9))
 
 
 class WaitingWorker:
     """A rollout worker that waits as long as a group takes, and answers with trajectories of the usual size."""
 
-    def __init__(
-        self, index: int, model: str, config: RolloutConfig, tools: tuple[float, float], *rest: Any
-    ) -> None:
-        self.index, (self.mu, self.sigma) = index, tools
+    def __init__(self, index: int, settings: WorkerSettings) -> None:
+        fit: Any = settings.tools
+        self.index, (self.mu, self.sigma) = index, fit
         self.room = asyncio.Semaphore(
             IN_FLIGHT // N
         )  # groups that are generated at once; others wait here, as in a real worker
@@ -63,6 +63,7 @@ class WaitingWorker:
         question: Question,
         n: int,
         step: int,
+        *,
         temperature: float | None = None,
         evaluating: bool = False,
     ) -> Group:
@@ -75,13 +76,7 @@ class WaitingWorker:
         return Group(question, tuple(rollouts), self.index)
 
     async def fork(
-        self,
-        question: Question,
-        source: Trajectory,
-        prefix_tokens: int,
-        k: int,
-        step: int,
-        min_distinct_calls: int,
+        self, question: Question, source: Trajectory, request: ForkRequest, step: int
     ) -> Resample:
         rng = np.random.default_rng([int(question.id), step, source.rollout])
         await asyncio.sleep(rng.lognormal(self.mu, self.sigma) / 2)
@@ -91,11 +86,11 @@ class WaitingWorker:
                 source.rollout,
                 rng,
                 float(i == 0),
-                ForkPoint(source.rollout, i, prefix_tokens),
+                ForkPoint(source.rollout, i, request.prefix_tokens),
             )
-            for i in range(k)
+            for i in range(request.k)
         ]
-        return Resample(source.rollout, prefix_tokens, tuple(forks))
+        return Resample(source.rollout, request.prefix_tokens, tuple(forks))
 
     async def shutdown(self) -> None:
         pass
@@ -201,7 +196,8 @@ def _run(count: int, fit: tuple[float, float]) -> tuple[float, tuple[float, floa
         if event == "finished":
             finished.append((time.monotonic(), fields["question"]))
 
-    pool = RolloutPool("", config, fit, None, lambda q, a: 0.0, 0, actor_class=WaitingWorker)  # type: ignore[arg-type]
+    settings = WorkerSettings("", config, fit, lambda q, a: 0.0, run_seed=0)  # type: ignore[arg-type]
+    pool = RolloutPool(settings, actor_class=WaitingWorker)
     try:
         resampler = start_resampler(recipe.resampler, pool.ready(), N)
         before, spent = (

@@ -20,6 +20,7 @@ from learner.config import LearnerConfig
 from learner.learner import Learner
 from rollout_workers.config import EngineConfig, RolloutConfig
 from rollout_workers.pool import RolloutPool
+from rollout_workers.settings import WorkerSettings
 
 ROUNDS = 3
 LAYERS = 22
@@ -100,7 +101,7 @@ def _connected(sizes: dict[str, int]) -> Iterator[tuple[Learner, RolloutPool, in
     """A learner and an engine of one random model; its number of tensors and bytes."""
     with tempfile.TemporaryDirectory() as folder:
         tensors, size = _model(Path(folder), sizes)
-        pool = RolloutPool(folder, ROLLOUT, WaitingTools(), None, right, run_seed=0)
+        pool = RolloutPool(WorkerSettings(folder, ROLLOUT, WaitingTools(), right, run_seed=0))
         learner = Learner(folder, LEARNER)
         try:
             pool.ready()

@@ -18,11 +18,12 @@ import ray
 
 from axpo.tasks import load_task
 from axpo.tasks.embedded.small_digit import SmallDigitConfig
-from rollout_workers.agent import Generation
 from rollout_workers.chat import Chat
 from rollout_workers.config import EngineConfig, RolloutConfig
 from rollout_workers.engine import VLLMEngine
+from rollout_workers.interfaces import Generation, Sampling
 from rollout_workers.pool import RolloutPool
+from rollout_workers.settings import WorkerSettings
 from rollout_workers.trajectory import Question
 from rollout_workers.worker import RolloutWorker
 
@@ -94,25 +95,23 @@ class Script:
 class ScriptedEngine(VLLMEngine):
     """vLLM with forced lengths. `script` may be changed between measurements."""
 
-    def __init__(self, model: str, *arguments: Any) -> None:
-        super().__init__(model, *arguments)
+    def __init__(self, model: str, *arguments: Any, **options: Any) -> None:
+        super().__init__(model, *arguments, **options)
         self.chat, self.script = Chat.load(model), Script()
 
-    def _sampling(self, seed: int, max_tokens: int, n: int, temperature: float) -> Any:
-        params = super()._sampling(seed, max_tokens, n, temperature)
+    def _sampling_params(self, sampling: Sampling) -> Any:
+        params = super()._sampling_params(sampling)
         params.stop_token_ids = []
         return params
 
-    async def generate(
-        self, prompt_ids: Any, images: Any, *, seed: int, max_tokens: int, **options: Any
-    ) -> list[Generation]:
+    async def generate(self, prompt_ids: Any, images: Any, sampling: Sampling) -> list[Generation]:
         opened = prompt_ids[-1] == self.chat.tokens.call_open
         # A prompt opens system (the tools), user and assistant; each tool result opens the last two again.
         turn = (int((prompt_ids == self.chat.tokens.im_start).sum()) - 3) // 2
-        most = min(max_tokens, self.script.tokens(seed, turn, opened))
-        generations = await super().generate(
-            prompt_ids, images, seed=seed, max_tokens=most, **options
-        )
+        seed = sampling.seed
+        most = min(sampling.max_tokens, self.script.tokens(seed, turn, opened))
+        shorter = replace(sampling, max_tokens=most)
+        generations = await super().generate(prompt_ids, images, shorter)
         return [
             self._ended(generation, self.script.ending(seed + k, turn, opened))
             for k, generation in enumerate(generations)
@@ -189,17 +188,17 @@ class BenchWorker(RolloutWorker):
         """vLLM's AsyncLLM.generate on the same prompts, seeds and lengths, at most IN_FLIGHT at once; returns tokens generated."""
         from PIL import Image
 
-        from rollout_workers.seeds import derive_seed
+        from rollout_workers.seeds import Seeds
         from rollout_workers.trajectory import pixels
 
         engine: Any = self._engine
-        prompts = [(await self._prompt(q, False)).tolist() for q in questions]
+        prompts = [(await self._prompt(q, evaluating=False)).tolist() for q in questions]
         images = [[Image.fromarray(pixels(image)) for image in q.images] for q in questions]
         slots = asyncio.Semaphore(IN_FLIGHT)
 
         async def one(i: int, rollout: int) -> int:
-            seed = derive_seed(self._run_seed, step, questions[i].id, rollout, None, 0)
-            params = engine._sampling(seed, engine.script.tokens(seed), 1, 1.0)
+            seed = Seeds(self._run_seed, step, questions[i].id, rollout).of_turn(0)
+            params = engine._sampling_params(Sampling(seed, engine.script.tokens(seed)))
             prompt = {"prompt_token_ids": prompts[i], "multi_modal_data": {"image": images[i]}}
             tokens = 0
             async with slots:
@@ -217,7 +216,7 @@ class BenchWorker(RolloutWorker):
 
     async def lockstep(self, questions: Sequence[Question], n: int, step: int, turns: int) -> int:
         """The same rollouts batch by batch of IN_FLIGHT: all generate a turn, then all call their tool, and so on; returns tokens."""
-        from rollout_workers.seeds import derive_seed
+        from rollout_workers.seeds import Seeds
         from rollout_workers.trajectory import pixels
 
         engine: Any = self._engine
@@ -225,15 +224,13 @@ class BenchWorker(RolloutWorker):
         everyone = [(q, r) for q in questions for r in range(n)]
         for start in range(0, len(everyone), IN_FLIGHT):
             batch = everyone[start : start + IN_FLIGHT]
-            histories = [await self._prompt(q, False) for q, _ in batch]
+            histories = [await self._prompt(q, evaluating=False) for q, _ in batch]
             images = [[pixels(image) for image in q.images] for q, _ in batch]
             for turn in range(turns):
-                seeds = [derive_seed(self._run_seed, step, q.id, r, None, turn) for q, r in batch]
+                seeds = [Seeds(self._run_seed, step, q.id, r).of_turn(turn) for q, r in batch]
                 answers = await asyncio.gather(
                     *[
-                        engine.generate(
-                            ids, pics, seed=seed, max_tokens=self._config.max_turn_tokens
-                        )
+                        engine.generate(ids, pics, Sampling(seed, self._config.max_turn_tokens))
                         for ids, pics, seed in zip(histories, images, seeds, strict=True)
                     ]
                 )
@@ -272,9 +269,8 @@ def engines(workers: int = 1, in_flight: int = IN_FLIGHT) -> Iterator[RolloutPoo
         config = CONFIG.model_copy(
             update={"workers": workers, "concurrency": in_flight, "engine": engine}
         )
-        pool = RolloutPool(
-            MODEL, config, WaitingTools(), None, right, run_seed=1, actor_class=BenchWorker
-        )
+        settings = WorkerSettings(MODEL, config, WaitingTools(), right, run_seed=1)
+        pool = RolloutPool(settings, actor_class=BenchWorker)
         try:
             pool.ready()
             yield pool

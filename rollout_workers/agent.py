@@ -11,15 +11,23 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias
+from typing import Any
 
 import numpy as np
 
 from rollout_workers.chat import Chat, Observed, in_chat_thread
+from rollout_workers.interfaces import (
+    Called,
+    CallTool,
+    ContextFull,
+    EngineFailure,
+    Generate,
+    Generation,
+    Sampling,
+)
 from rollout_workers.parser import BadCall, Call, Turn, parse_turn
 from rollout_workers.trajectory import (
     EndReason,
-    Floats,
     Ids,
     ObservationSegment,
     Pixels,
@@ -30,65 +38,6 @@ from rollout_workers.trajectory import (
 )
 
 log = logging.getLogger(__name__)
-
-
-class EngineFailure(Exception):
-    """The engine could not serve a request: infrastructure."""
-
-
-class ContextFull(Exception):
-    """Prompt and response, images expanded, leave no room for another token."""
-
-
-@dataclass(frozen=True)
-class Generation:
-    """One sampled continuation."""
-
-    token_ids: Ids  # [T], a closing <|im_end|> included
-    logprobs: Floats  # [T], of the distribution sampled from: temperature and bans included
-    entropies: Floats | None  # [T] nats
-    finished: bool  # closed by <|im_end|>; otherwise a length limit or a weight update cut it
-    prompt_tokens: int  # images expanded
-    cached_tokens: int  # of these, served from the prefix cache
-    policy_version: int
-    cut: bool = False  # by a weight update: the next policy goes on with the turn
-
-
-class Generate(Protocol):
-    async def __call__(
-        self,
-        prompt_ids: Ids,
-        images: Sequence[Pixels],
-        *,
-        seed: int,
-        max_tokens: int,
-        n: int = 1,
-        temperature: float = 1.0,
-    ) -> list[Generation]:
-        """Sample n continuations, the k-th with seed + k. Raises EngineFailure or ContextFull."""
-
-
-class ToolAnswer(Observed, Protocol):
-    """The typed result of a tool server."""
-
-    @property
-    def status(self) -> str:
-        """`ok`, `tool_error` (the policy's fault), `unavailable` (nobody's: the rollout goes on), `infrastructure` or `deadline`."""
-
-    @property
-    def tool(self) -> str:
-        """The tool that the call reached; empty where it reached none: never a name that the policy made up."""
-
-
-Called: TypeAlias = tuple[str, dict[str, Any], int]
-"""Name and arguments of a call, as the policy wrote them, and how many images there were."""
-
-
-class CallTool(Protocol):
-    async def __call__(
-        self, name: str, arguments: dict[str, Any], images: Sequence[Any], earlier: Sequence[Called]
-    ) -> ToolAnswer:
-        """Run a tool on the images seen so far; `earlier` are the rollout's calls before it. An exception is an infrastructure failure."""
 
 
 @dataclass(frozen=True)
@@ -219,13 +168,8 @@ class Rollout:
         started = time.monotonic()
         ids = np.concatenate([self.prompt_ids, *[s.token_ids for s in self.segments]])
         images = [*self.question_images, *observed_images(self.segments)]
-        (generation,) = await self.generate(
-            ids,
-            images,
-            seed=self.seed(turn, part),
-            max_tokens=max_tokens,
-            temperature=self.temperature,
-        )
+        sampling = Sampling(self.seed(turn, part), max_tokens, temperature=self.temperature)
+        (generation,) = await self.generate(ids, images, sampling)
         self._engine_seconds += time.monotonic() - started
         return generation
 
@@ -326,29 +270,6 @@ def observed_images(segments: Sequence[Segment]) -> list[Pixels]:
 def turn_index(segments: Sequence[Segment]) -> int:
     """The turn being written: the number of observations so far."""
     return sum(isinstance(s, ObservationSegment) for s in segments)
-
-
-def prefix_segments(segments: Sequence[Segment], prefix_tokens: int) -> list[Segment]:
-    """The first `prefix_tokens` response tokens, the last segment cut; ValueError where they end inside an observation or nowhere."""
-    kept: list[Segment] = []
-    left = prefix_tokens
-    for segment in segments:
-        if left <= 0:
-            break
-        if left < len(segment.token_ids):
-            if isinstance(segment, ObservationSegment):
-                break
-            entropies = None if segment.entropies is None else segment.entropies[:left]
-            segment = PolicySegment(
-                segment.token_ids[:left], segment.logprobs[:left], segment.policy_version, entropies
-            )
-        kept.append(segment)
-        left -= len(segment.token_ids)
-    if left != 0:
-        raise ValueError(
-            f"a prefix of {prefix_tokens} tokens does not end where the policy can go on"
-        )
-    return kept
 
 
 def distinct_calls(generations: Sequence[Generation], tokens: SpecialTokens) -> int:

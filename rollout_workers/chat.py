@@ -29,7 +29,6 @@ T = TypeVar("T")
 _SPECIAL = {
     "im_start": "<|im_start|>",
     "im_end": "<|im_end|>",
-    "think_open": "<think>",
     "think_close": "</think>",
     "call_open": "<tool_call>",
     "call_close": "</tool_call>",
@@ -81,7 +80,7 @@ class Chat:
 
         tokenizer = AutoTokenizer.from_pretrained(model)
         vocabulary = tokenizer.get_added_vocab()
-        if missing := [text for text in _SPECIAL.values() if text not in vocabulary]:
+        if missing := [text for text in ("<think>", *_SPECIAL.values()) if text not in vocabulary]:
             raise ValueError(f"{model}: the tokenizer has no {', '.join(missing)}")
         plain = json.loads(tokenizer.backend_tokenizer.to_str())
         plain["added_tokens"] = []

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from rollout_workers.agent import ContextFull, EngineFailure, Generation
 from rollout_workers.config import RolloutConfig
+from rollout_workers.interfaces import ContextFull, EngineFailure, Generation, Sampling
 from rollout_workers.slots import EngineLoad
 from rollout_workers.trajectory import BAN_BIAS, Floats, Ids, Pixels, SpecialTokens
 
@@ -32,6 +32,7 @@ class VLLMEngine:
         model: str,
         config: RolloutConfig,
         tokens: SpecialTokens,
+        *,
         seed: int,
         want_entropies: bool = False,
     ) -> None:
@@ -106,14 +107,7 @@ class VLLMEngine:
         self._idle_since = time.monotonic()
 
     async def generate(
-        self,
-        prompt_ids: Ids,
-        images: Sequence[Pixels],
-        *,
-        seed: int,
-        max_tokens: int,
-        n: int = 1,
-        temperature: float = 1.0,
+        self, prompt_ids: Ids, images: Sequence[Pixels], sampling: Sampling
     ) -> list[Generation]:
         """Sample n continuations of `prompt_ids` (one `<|image_pad|>` per image), the k-th with seed + k.
 
@@ -122,7 +116,7 @@ class VLLMEngine:
         """
         from vllm.exceptions import VLLMClientError, VLLMServerError
 
-        params = self._sampling(seed, max_tokens, n, temperature)
+        params = self._sampling_params(sampling)
         async with self._serving():
             version = self._version
             prompt: dict[str, Any] = {
@@ -131,7 +125,7 @@ class VLLMEngine:
             }
             if images:
                 prompt["multi_modal_data"] = {"image": await asyncio.to_thread(_to_pil, images)}
-            parts: list[list[Any]] = [[] for _ in range(n)]
+            parts: list[list[Any]] = [[] for _ in range(sampling.n)]
             first: Any = None
             try:
                 async for output in self._llm.generate(
@@ -163,18 +157,18 @@ class VLLMEngine:
         self._stats["cached_tokens"] += cached
         return generations
 
-    def _sampling(self, seed: int, max_tokens: int, n: int, temperature: float) -> Any:
+    def _sampling_params(self, sampling: Sampling) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
         return SamplingParams(
-            n=n,
-            temperature=temperature,
+            n=sampling.n,
+            temperature=sampling.temperature,
             top_p=1.0,
             top_k=-1,
             min_p=0.0,
-            seed=seed,
-            max_tokens=max_tokens,
+            seed=sampling.seed,
+            max_tokens=sampling.max_tokens,
             stop_token_ids=[self._tokens.im_end],
             ignore_eos=True,  # a turn ends at <|im_end|> and nowhere else
             logit_bias=dict.fromkeys(self._tokens.banned, BAN_BIAS),
@@ -271,7 +265,7 @@ class VLLMEngine:
         if not self._inside or not self._reports:
             return EngineLoad()
         report = self._reports[-1]
-        return EngineLoad(report.num_running_reqs, report.num_waiting_reqs, report.kv_cache_usage)
+        return EngineLoad(report.num_waiting_reqs, report.kv_cache_usage)
 
     def stats(self) -> dict[str, float]:
         """Since the start: tokens (an n=K request counts its prompt once) and `idle_seconds` without a request; now: requests `running`."""

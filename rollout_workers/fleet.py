@@ -28,6 +28,10 @@ Log = Callable[..., None]
 """Takes an event's name and its fields."""
 
 
+def no_log(event: str, **fields: Any) -> None:
+    """Drop the event."""
+
+
 class WorkersFailed(Exception):
     """More workers were lost than the recipe allows."""
 

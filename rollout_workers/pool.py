@@ -20,9 +20,6 @@ import numpy as np
 import ray
 from ray.exceptions import RayActorError, RayError
 
-from rollout_workers.agent import prefix_segments
-from rollout_workers.config import RolloutConfig
-from rollout_workers.faults import FaultPlan
 from rollout_workers.fleet import (
     START_DEADLINE_S,
     Fleet,
@@ -30,8 +27,10 @@ from rollout_workers.fleet import (
     Worker,
     WorkersFailed,
     answer,
+    no_log,
     within,
 )
+from rollout_workers.settings import ForkRequest, WorkerSettings
 from rollout_workers.trajectory import (
     EndReason,
     Group,
@@ -40,8 +39,9 @@ from rollout_workers.trajectory import (
     Resample,
     SpecialTokens,
     Trajectory,
+    frozen_prefix,
 )
-from rollout_workers.worker import RolloutWorker, Tools, Verify
+from rollout_workers.worker import RolloutWorker
 
 T = TypeVar("T")
 OVERLOAD = 1.25
@@ -62,27 +62,19 @@ class RolloutPool:
 
     def __init__(
         self,
-        model: str,
-        config: RolloutConfig,
-        tools: Tools,
-        system: str | None,
-        verify: Verify,
-        run_seed: int,
-        want_entropies: bool = False,
+        settings: WorkerSettings,
         actor_class: type = RolloutWorker,
-        faults: FaultPlan | None = None,
-        log: Log = lambda event, **fields: None,
+        log: Log = no_log,
     ) -> None:
         """Starts the workers; nothing waits for them yet. `actor_class` stands in for RolloutWorker in tests without an engine.
 
         Raises ValueError where Ray cannot place the workers.
         """
-        arguments = (model, config, tools, system, verify, run_seed, want_entropies)
-        extra = {"faults": faults} if faults else {}
+        config = settings.config
         self.loop = asyncio.new_event_loop()
         self._fleet = Fleet(
             lambda options, worker_id: (
-                ray.remote(actor_class).options(**options).remote(worker_id, *arguments, **extra)
+                ray.remote(actor_class).options(**options).remote(worker_id, settings)
             ),
             config,
             self._place_waiting,
@@ -127,6 +119,7 @@ class RolloutPool:
         questions: Sequence[Question],
         step: int,
         n: int | None = None,
+        *,
         temperature: float | None = None,
         evaluating: bool = False,
     ) -> Iterator[Group]:
@@ -136,7 +129,7 @@ class RolloutPool:
         """
         self.ready()
         futures = [
-            self.run(self.group(question, step, n, temperature, evaluating))
+            self.run(self.group(question, step, n, temperature=temperature, evaluating=evaluating))
             for question in questions
         ]
         try:
@@ -151,6 +144,7 @@ class RolloutPool:
         question: Question,
         step: int,
         n: int | None = None,
+        *,
         temperature: float | None = None,
         evaluating: bool = False,
     ) -> tuple[Group, Any]:
@@ -163,7 +157,14 @@ class RolloutPool:
             worker = await self._any(n)
             try:
                 group, reference = await self._ask(
-                    worker, n, "rollout", question, n, step, temperature, evaluating
+                    worker,
+                    n,
+                    "rollout",
+                    question,
+                    n,
+                    step,
+                    temperature=temperature,
+                    evaluating=evaluating,
                 )
                 await self._trust(worker, question, group, n)
                 return group, reference
@@ -171,18 +172,11 @@ class RolloutPool:
                 self._counts["requeued"] += 1
                 self._log("requeued", question=question.id, step=step, worker=worker.id)
 
-    async def fork(
-        self,
-        group: Group,
-        rollout: int,
-        prefix_tokens: int,
-        k: int,
-        step: int,
-        min_distinct_calls: int = 1,
-    ) -> Resample:
+    async def fork(self, group: Group, request: ForkRequest, step: int) -> Resample:
         """K scored continuations of a rollout's first `prefix_tokens` response tokens; see `RolloutWorker.fork`. Raises as `group`."""
-        source = next(t for t in group.rollouts if t.rollout == rollout)
-        source = replace(source, segments=tuple(prefix_segments(source.segments, prefix_tokens)))
+        k = request.k
+        source = next(t for t in group.rollouts if t.rollout == request.rollout)
+        source = replace(source, segments=frozen_prefix(source, request.prefix_tokens))
         while True:
             worker = self._home(group.worker, k) or await self._any(k)
             self._counts["forks"] += 1
@@ -195,10 +189,8 @@ class RolloutPool:
                         "fork",
                         group.question,
                         source,
-                        prefix_tokens,
-                        k,
+                        request,
                         step,
-                        min_distinct_calls,
                     )
                 )[0]
             except _Lost:
@@ -208,7 +200,7 @@ class RolloutPool:
                     question=group.question.id,
                     step=step,
                     worker=worker.id,
-                    rollout=rollout,
+                    rollout=request.rollout,
                 )
 
     def take_stats(self) -> dict[str, float]:
@@ -309,7 +301,7 @@ class RolloutPool:
         return None
 
     async def _ask(
-        self, worker: Worker, work: int, method: str, *arguments: Any
+        self, worker: Worker, work: int, method: str, *arguments: Any, **options: Any
     ) -> tuple[Any, Any]:
         """The worker's answer and its reference; _Lost where the worker is lost first. `work` was added to its load."""
         config = self._config
@@ -317,7 +309,7 @@ class RolloutPool:
         patience = (
             waves * (1 + config.retries) * (config.deadline_s + config.verify_s) + _SCORING_MARGIN_S
         )
-        reference = getattr(worker.actor, method).remote(*arguments)
+        reference = getattr(worker.actor, method).remote(*arguments, **options)
         value = answer(reference)
         try:
             await asyncio.wait(

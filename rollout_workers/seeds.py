@@ -1,36 +1,43 @@
-"""Sampling seeds: every request's seed is a function of what it samples, so a run replays and a resume continues exactly."""
+"""Sampling seeds.
+
+The seed of a request is a function of what it samples. So a run replays exactly, and a resume
+continues exactly.
+"""
 
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 
 _BITS = 62
-"""Below the signed 64-bit limit even after vLLM adds the index of an n=K request's child to its seed."""
+"""Below the signed 64-bit limit, also after vLLM adds the index of an n=K request's child."""
 
 
-def derive_seed(
-    run_seed: int,
-    step: int,
-    question_id: str,
-    rollout: int,
-    fork: tuple[int, int] | None,
-    turn: int,
-    part: int = 0,
-) -> int:
-    """Seed of one turn's request, in [0, 2**62).
+@dataclass(frozen=True)
+class Seeds:
+    """The seeds of the requests of one rollout or of one continuation.
 
-    `fork` is None for a rollout and (length, k) for the k-th continuation of its first `length` tokens. The first turn of a fork is one
-    n=K request, seeded with k = 0: vLLM gives its k-th child seed + k. `part` counts the weight updates that cut the turn.
+    `fork` is None for a rollout, and (length, k) for the k-th continuation of the rollout's first
+    `length` response tokens. The first turn of a fork is one n=K request, seeded with k = 0: vLLM
+    gives its k-th child seed + k.
     """
-    parts = [
-        str(run_seed),
-        str(step),
-        question_id,
-        str(rollout),
-        "" if fork is None else "{} {}".format(*fork),
-        str(turn),
-    ]
-    key = "\0".join(parts + ([str(part)] if part else []))
-    return int.from_bytes(
-        hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big"
-    ) >> (64 - _BITS)
+
+    run_seed: int
+    step: int
+    question_id: str
+    rollout: int
+    fork: tuple[int, int] | None = None
+
+    def of_turn(self, turn: int, part: int = 0) -> int:
+        """Return the seed of one turn's request, in [0, 2**62).
+
+        `part` counts the weight updates that cut the turn.
+        """
+        fork = "" if self.fork is None else f"{self.fork[0]} {self.fork[1]}"
+        parts = [str(self.run_seed), str(self.step), self.question_id]
+        parts += [str(self.rollout), fork, str(turn)]
+        if part:
+            parts.append(str(part))
+        key = "\0".join(parts).encode("utf-8", "surrogatepass")
+        digest = hashlib.blake2b(key, digest_size=8).digest()
+        return int.from_bytes(digest, "big") >> (64 - _BITS)

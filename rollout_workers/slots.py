@@ -19,7 +19,6 @@ FULL = 0.95
 class EngineLoad:
     """What an engine last reported."""
 
-    running: int = 0  # requests being decoded
     waiting: int = 0  # requests that found no room
     kv_use: float = 0.0  # share of the KV cache in use
 
@@ -51,7 +50,7 @@ class Slots:
         return sum(count for count, future in (*self._urgent, *self._waiting) if not future.done())
 
     @asynccontextmanager
-    async def hold(self, count: int = 1, urgent: bool = False) -> AsyncIterator[None]:
+    async def hold(self, count: int = 1, *, urgent: bool = False) -> AsyncIterator[None]:
         """Wait for `count` slots, in order of arrival, urgent ones first. More than the limit are let in when nothing else is."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         (self._urgent if urgent else self._waiting).append((count, future))

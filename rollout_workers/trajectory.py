@@ -35,7 +35,6 @@ class SpecialTokens:
 
     im_start: int
     im_end: int
-    think_open: int
     think_close: int
     call_open: int
     call_close: int
@@ -309,6 +308,44 @@ def fork_points(
     if at == "prompt":
         return [(0, span) for span in spans[:1]]
     return [(span[0] + 1, span) for span in (spans[:1] if at == "first_call" else spans)]
+
+
+def frozen_prefix(source: Trajectory, prefix_tokens: int) -> tuple[Segment, ...]:
+    """Return the prefix of a source that its continuations keep: rule 4 of docs/method.md.
+
+    A continuation starts from the source's own tokens, with the log-probabilities and the policy
+    versions that they were sampled with. The last segment is cut if the prefix ends inside it.
+
+    Args:
+        source: the rollout that is forked.
+        prefix_tokens: length of the prefix in response tokens, from 0 to R.
+
+    Raises:
+        ValueError: if the prefix ends inside an observation, or not within the response.
+    """
+    kept: list[Segment] = []
+    left = prefix_tokens
+    for segment in source.segments:
+        if left <= 0:
+            break
+        if left < len(segment.token_ids):
+            if isinstance(segment, ObservationSegment):
+                break
+            segment = _cut(segment, left)
+        kept.append(segment)
+        left -= len(segment.token_ids)
+    if left != 0:
+        raise ValueError(
+            f"a prefix of {prefix_tokens} tokens does not end where the policy can go on"
+        )
+    return tuple(kept)
+
+
+def _cut(segment: PolicySegment, length: int) -> PolicySegment:
+    entropies = None if segment.entropies is None else segment.entropies[:length]
+    return PolicySegment(
+        segment.token_ids[:length], segment.logprobs[:length], segment.policy_version, entropies
+    )
 
 
 def recovered(group: Group, resample: Resample) -> bool:

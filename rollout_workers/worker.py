@@ -11,33 +11,36 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from rollout_workers.agent import (
-    Called,
-    CallTool,
-    ContextFull,
-    EngineFailure,
-    Generate,
-    Generation,
     Limits,
     Response,
     Rollout,
-    ToolAnswer,
     Unavailable,
     distinct_calls,
     observed_images,
-    prefix_segments,
     turn_index,
 )
 from rollout_workers.chat import Chat, in_chat_thread
-from rollout_workers.config import RolloutConfig
 from rollout_workers.engine import VLLMEngine
-from rollout_workers.faults import FaultPlan, InjectedFault
-from rollout_workers.seeds import derive_seed
-from rollout_workers.slots import EngineLoad, Slots
+from rollout_workers.faults import InjectedFault
+from rollout_workers.interfaces import (
+    Called,
+    CallTool,
+    ContextFull,
+    Engine,
+    EngineFailure,
+    Generation,
+    Sampling,
+    ToolAnswer,
+    Tools,
+)
+from rollout_workers.seeds import Seeds
+from rollout_workers.settings import ForkRequest, WorkerSettings
+from rollout_workers.slots import Slots
 from rollout_workers.trajectory import (
     EndReason,
     ForkPoint,
@@ -50,44 +53,11 @@ from rollout_workers.trajectory import (
     Segment,
     SpecialTokens,
     Trajectory,
+    frozen_prefix,
     pixels,
 )
 
 T = TypeVar("T")
-Verify = Callable[[Question, str | None], float]
-"""Reward of an answer (None: there is none), a finite number. Runs in a thread of its own."""
-
-
-class Engine(Protocol):
-    """What a worker needs of an engine; see `VLLMEngine`."""
-
-    @property
-    def generate(self) -> Generate: ...
-
-    async def init_weight_transfer(self, info: dict[str, Any]) -> None: ...
-    async def start_weight_update(self) -> None: ...
-    async def update_weights(self, payload: dict[str, Any]) -> None: ...
-    async def finish_weight_update(self, version: int) -> int: ...
-    async def differing_weights(self, payload: dict[str, Any]) -> list[str]: ...
-    async def alive(self) -> None: ...
-    async def sleep(self) -> None: ...
-    async def wake(self, tag: str) -> None: ...
-    def load(self) -> EngineLoad: ...
-    def stats(self) -> dict[str, float]: ...
-    def shutdown(self) -> None: ...
-
-
-class Tools(Protocol):
-    """The tools of a run: something that can be sent to a worker."""
-
-    @property
-    def call(self) -> CallTool: ...
-
-    async def schemas(self) -> list[dict[str, Any]]: ...
-
-    def evaluating(self) -> Tools:
-        """The same, with the tools that evaluations alone offer. Asked for by rollouts of an evaluation only."""
-        ...
 
 
 class RolloutWorker:
@@ -96,30 +66,30 @@ class RolloutWorker:
     def __init__(
         self,
         index: int,
-        model: str,
-        config: RolloutConfig,
-        tools: Tools,
-        system: str | None,
-        verify: Verify,
-        run_seed: int,
-        want_entropies: bool = False,
+        settings: WorkerSettings,
         engine_factory: Callable[..., Engine] = VLLMEngine,
-        faults: FaultPlan | None = None,
     ) -> None:
+        config = settings.config
         self._index = index
         self._config = config
-        self._tools = tools
+        self._tools = settings.tools
         self._evaluation_tools: Tools | None = None
-        self._system = system
-        self._verify = verify
-        self._run_seed = run_seed
-        self._chat = Chat.load(model)
-        self._engine = engine_factory(model, config, self._chat.tokens, run_seed, want_entropies)
+        self._system = settings.system
+        self._verify = settings.verify
+        self._run_seed = settings.run_seed
+        self._chat = Chat.load(settings.model)
+        self._engine = engine_factory(
+            settings.model,
+            config,
+            self._chat.tokens,
+            seed=settings.run_seed,
+            want_entropies=settings.want_entropies,
+        )
         self._limits = Limits(
             config.max_turns, config.max_turn_tokens, config.max_calls_per_turn, config.deadline_s
         )
         self._slots = Slots(config.concurrency_min, config.concurrency, self._engine.load)
-        self._faults = faults or FaultPlan()
+        self._faults = settings.faults
         self._torn = False
         self._started = time.monotonic()
         self._schemas: dict[
@@ -135,6 +105,7 @@ class RolloutWorker:
         question: Question,
         n: int,
         step: int,
+        *,
         temperature: float | None = None,
         evaluating: bool = False,
     ) -> Group:
@@ -142,11 +113,13 @@ class RolloutWorker:
 
         `evaluating`: with the tools that evaluations alone offer.
         """
-        prompt_ids, images = await self._prompt(question, evaluating), await _pixels(question)
+        prompt_ids, images = (
+            await self._prompt(question, evaluating=evaluating),
+            await _pixels(question),
+        )
 
         async def one(rollout: int) -> Trajectory:
-            def seed(turn: int, part: int) -> int:
-                return derive_seed(self._run_seed, step, question.id, rollout, None, turn, part)
+            seeds = Seeds(self._run_seed, step, question.id, rollout)
 
             def start() -> Awaitable[Response]:
                 return self._start(
@@ -154,9 +127,9 @@ class RolloutWorker:
                     prompt_ids,
                     images,
                     [],
-                    seed,
+                    seeds.of_turn,
                     temperature,
-                    self._caller(step, evaluating),
+                    self._caller(step, evaluating=evaluating),
                 ).play()
 
             async with self._slots.hold():
@@ -173,34 +146,30 @@ class RolloutWorker:
         self,
         question: Question,
         source: Trajectory,
-        prefix_tokens: int,
-        k: int,
+        request: ForkRequest,
         step: int,
-        min_distinct_calls: int = 1,
     ) -> Resample:
         """K scored continuations of the source's first `prefix_tokens` response tokens; none where they begin with fewer distinct calls
-        than `min_distinct_calls`, which is seen before any is run.
+        than `request.min_distinct_calls`, which is seen before any is run.
 
         The first turn is one n=K request with the source's own ids and images, which the engine that generated the
         source serves from its prefix cache.
         """
+        k, prefix_tokens = request.k, request.prefix_tokens
         images = await _pixels(question)
-        prefix = prefix_segments(source.segments, prefix_tokens)
+        prefix = frozen_prefix(source, prefix_tokens)
 
-        def seed(fork: int, turn: int, part: int = 0) -> int:
-            return derive_seed(
-                self._run_seed, step, question.id, source.rollout, (prefix_tokens, fork), turn, part
-            )
+        def seeds(fork: int) -> Seeds:
+            return Seeds(self._run_seed, step, question.id, source.rollout, (prefix_tokens, fork))
 
         async def one(fork: int, first: Generation, begun: float) -> Response:
             def start() -> Awaitable[Response]:
-                turns = partial(seed, fork)
                 return self._start(
                     question,
                     source.prompt_ids,
                     images,
                     prefix,
-                    turns,
+                    seeds(fork).of_turn,
                     None,
                     self._caller(step),
                     begun,
@@ -211,11 +180,11 @@ class RolloutWorker:
         async with self._slots.hold(k, urgent=True):
             begun = time.monotonic()
             first = await self._first_turns(
-                source.prompt_ids, images, prefix, k, seed(0, turn_index(prefix))
+                source.prompt_ids, images, prefix, k, seeds(0).of_turn(turn_index(prefix))
             )
             if isinstance(first, EndReason):
-                responses = [Response(tuple(prefix), first, None, RolloutStats())] * k
-            elif distinct_calls(first, self._chat.tokens) < min_distinct_calls:
+                responses = [Response(prefix, first, None, RolloutStats())] * k
+            elif distinct_calls(first, self._chat.tokens) < request.min_distinct_calls:
                 responses = []
             else:
                 responses = await _all(
@@ -289,10 +258,10 @@ class RolloutWorker:
         """End the engine."""
         self._engine.shutdown()
 
-    async def _prompt(self, question: Question, evaluating: bool) -> Ids:
+    async def _prompt(self, question: Question, *, evaluating: bool) -> Ids:
         if evaluating not in self._schemas:
             self._schemas[evaluating] = await asyncio.wait_for(
-                self._tools_for(evaluating).schemas(), self._config.deadline_s
+                self._tools_for(evaluating=evaluating).schemas(), self._config.deadline_s
             )
         return await in_chat_thread(
             self._chat.prompt,
@@ -302,7 +271,7 @@ class RolloutWorker:
             self._system,
         )
 
-    def _tools_for(self, evaluating: bool) -> Tools:
+    def _tools_for(self, *, evaluating: bool) -> Tools:
         if not evaluating:
             return self._tools
         self._evaluation_tools = self._evaluation_tools or self._tools.evaluating()
@@ -342,16 +311,18 @@ class RolloutWorker:
             self._torn = True
             raise
 
-    async def _generate(self, *arguments: Any, **options: Any) -> list[Generation]:
+    async def _generate(
+        self, prompt_ids: Ids, images: Sequence[Pixels], sampling: Sampling
+    ) -> list[Generation]:
         try:
             await self._faults.reach("turn", self._index)
         except InjectedFault as fault:
             raise EngineFailure(str(fault)) from fault
-        return await self._engine.generate(*arguments, **options)
+        return await self._engine.generate(prompt_ids, images, sampling)
 
-    def _caller(self, step: int, evaluating: bool = False) -> CallTool:
+    def _caller(self, step: int, *, evaluating: bool = False) -> CallTool:
         """What calls the tools of a step's rollouts."""
-        tools = self._tools_for(evaluating)
+        tools = self._tools_for(evaluating=evaluating)
 
         async def call(
             name: str, arguments: dict[str, Any], images: Sequence[Any], earlier: Sequence[Called]
@@ -380,10 +351,7 @@ class RolloutWorker:
                     return await self._generate(
                         ids,
                         [*images, *observed_images(prefix)],
-                        seed=seed,
-                        max_tokens=self._config.max_turn_tokens,
-                        n=k,
-                        temperature=self._config.temperature,
+                        Sampling(seed, self._config.max_turn_tokens, k, self._config.temperature),
                     )
             except TimeoutError:
                 end = EndReason.DEADLINE

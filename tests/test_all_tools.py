@@ -29,6 +29,7 @@ from axpo.tasks import load_task
 from axpo.training.actors import Actors, training_actors
 from learner.credit import sft_items
 from rollout_workers.chat import Chat
+from rollout_workers.settings import ForkRequest
 from rollout_workers.trajectory import (
     EndReason,
     ObservationSegment,
@@ -179,9 +180,8 @@ def rollout(
         source = Trajectory(
             question.id, 0, script.prompt_ids, (*segments, call), EndReason.OUT_OF_TOKENS
         )
-        asked = actors.pool.workers[0].fork.remote(
-            question, source, len(source.response_ids), 2, turn
-        )
+        request = ForkRequest(rollout=0, prefix_tokens=len(source.response_ids), k=2)
+        asked = actors.pool.workers[0].fork.remote(question, source, request, turn)
         forks = ray.get(asked, timeout=240).continuations
         whole = next(
             fork for fork in forks if len(fork.segments) > len(segments) + 2

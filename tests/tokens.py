@@ -5,7 +5,6 @@ from rollout_workers.trajectory import SpecialTokens
 TOKENS = SpecialTokens(
     im_start=1,
     im_end=2,
-    think_open=3,
     think_close=4,
     call_open=5,
     call_close=6,

@@ -24,7 +24,9 @@ def held_out(
     kinds, of a mixed task `<family>/...` and `<family>/kind/<kind>/...`, and `dropped`: groups lost to infrastructure.
     """
     questions = [stored(question) for question in task.held_out()]
-    finished = pool.rollout(questions, 0, settings.samples, settings.temperature, evaluating=True)
+    finished = pool.rollout(
+        questions, 0, settings.samples, temperature=settings.temperature, evaluating=True
+    )
     groups, dropped = complete(finished, questions)
     tokens = pool.ready()
     measure = partial(evaluate_groups, tokens=tokens, success_above=success_above)

@@ -29,6 +29,7 @@ from benchmarks.result import machine, versions
 from benchmarks.study.intervals import Estimate, estimate
 from benchmarks.study.runs import written
 from resampler.select import allocate, candidates
+from rollout_workers.settings import ForkRequest
 from rollout_workers.trajectory import (
     Group,
     Question,
@@ -68,9 +69,7 @@ class Pool(Protocol):
     async def group(
         self, question: Question, step: int, n: int | None = None
     ) -> tuple[Group, Any]: ...
-    async def fork(
-        self, group: Group, rollout: int, prefix_tokens: int, k: int, step: int
-    ) -> Resample: ...
+    async def fork(self, group: Group, request: ForkRequest, step: int) -> Resample: ...
 
 
 async def probe(
@@ -92,7 +91,7 @@ async def probe(
         return "not triggered"
     (chosen,) = allocate([found], 1)
     resample, (fresh, _) = await asyncio.gather(
-        pool.fork(group, chosen.rollout, chosen.prefix_tokens, samples, SOURCES),
+        pool.fork(group, ForkRequest(chosen.rollout, chosen.prefix_tokens, samples), SOURCES),
         pool.group(question, FRESH, samples),
     )
     if len(resample.continuations) < samples or _lost([*resample.continuations, *fresh.rollouts]):

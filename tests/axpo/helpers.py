@@ -24,7 +24,7 @@ from rollout_workers.trajectory import (
 )
 
 SPECIAL = (
-    *("<|im_start|>", "<|im_end|>", "<think>", "</think>", "<tool_call>", "</tool_call>"),
+    *("<|im_start|>", "<|im_end|>", "</think>", "<tool_call>", "</tool_call>"),
     *("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"),
 )
 TOKENS = SpecialTokens(*range(len(SPECIAL)))

@@ -40,9 +40,10 @@ class Pool:
         fresh = [direct(i, 0.0) for i in range(n - 2)]
         return make_group([*fresh, direct(n - 2, 1.0), zooming(n - 1, 1.0)]), None
 
-    async def fork(self, group, rollout, prefix_tokens, k, step):
-        self.asked.append(("fork", step, rollout, prefix_tokens))
-        made = resample(group.rollouts[rollout], [(BOX, float(i == 0), 0) for i in range(k)])
+    async def fork(self, group, request, step):
+        self.asked.append(("fork", step, request.rollout, request.prefix_tokens))
+        continuations = [(BOX, float(i == 0), 0) for i in range(request.k)]
+        made = resample(group.rollouts[request.rollout], continuations)
         if self.broken:
             lost = replace(made.continuations[0], reward=None, end=EndReason.TOOL_ERROR)
             return replace(made, continuations=(lost, *made.continuations[1:]))

@@ -90,7 +90,7 @@ def forked_items(model: str, seed: int = 0) -> list[TrainItem]:
         254,
     )  # any ids: what they mean is SpecialTokens' business
     tokens = SpecialTokens(
-        1, im_end, 2, think_close, call_open, call_close, ids["start"], ids["end"], ids["image"], 3
+        1, im_end, think_close, call_open, call_close, ids["start"], ids["end"], ids["image"], 3
     )
     image = rng.integers(0, 255, (96, 128, 3)).astype(np.uint8)
     question = Question(f"forked{seed}", "", (image,), "")

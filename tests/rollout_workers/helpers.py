@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from rollout_workers.agent import Generation
 from rollout_workers.chat import Chat
+from rollout_workers.interfaces import Generation
 from rollout_workers.slots import EngineLoad
 from rollout_workers.trajectory import Pixels, Question
 
@@ -34,15 +34,15 @@ class MockEngine:
     def __init__(self, chat: Chat, script: Callable[[int], Reply]) -> None:
         self.chat, self.script, self.requests, self.version = chat, script, [], 0
 
-    async def generate(self, prompt_ids, images, *, seed, max_tokens, n=1, temperature=1.0):
+    async def generate(self, prompt_ids, images, sampling):
         reply = self.script(len(self.requests))
         self.requests.append(
             {
                 "ids": prompt_ids,
                 "images": len(images),
-                "seed": seed,
-                "n": n,
-                "temperature": temperature,
+                "seed": sampling.seed,
+                "n": sampling.n,
+                "temperature": sampling.temperature,
             }
         )
         if isinstance(reply, Exception):
@@ -57,7 +57,7 @@ class MockEngine:
             Generation(
                 ids, logprobs, None, not reply.endswith("…"), len(prompt_ids), 3, self.version
             )
-        ] * n
+        ] * sampling.n
 
     async def finish_weight_update(self, version):
         self.version = version

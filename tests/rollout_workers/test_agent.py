@@ -4,14 +4,8 @@ import asyncio
 
 import numpy as np
 
-from rollout_workers.agent import (
-    ContextFull,
-    EngineFailure,
-    Generation,
-    Limits,
-    Rollout,
-    distinct_calls,
-)
+from rollout_workers.agent import Limits, Rollout, distinct_calls
+from rollout_workers.interfaces import ContextFull, EngineFailure, Generation
 from rollout_workers.trajectory import EndReason, ObservationSegment
 from tests.rollout_workers.helpers import ZOOM, MockEngine, MockTools, Result, picture, zoomed
 

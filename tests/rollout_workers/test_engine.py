@@ -14,6 +14,7 @@ from rollout_workers.agent import turn_index
 from rollout_workers.config import EngineConfig, RolloutConfig
 from rollout_workers.engine import _logprobs
 from rollout_workers.pool import RolloutPool
+from rollout_workers.settings import ForkRequest, WorkerSettings
 from rollout_workers.trajectory import EndReason, PolicySegment, Question
 from tests.rollout_workers.helpers import Result, picture
 
@@ -55,9 +56,10 @@ def reward(question, answer):
 
 
 def start(model: str) -> RolloutPool:
-    pool = RolloutPool(
-        model, CONFIG, Tools(), "look closely", reward, run_seed=3, want_entropies=True
+    settings = WorkerSettings(
+        model, CONFIG, Tools(), reward, run_seed=3, system="look closely", want_entropies=True
     )
+    pool = RolloutPool(settings)
     pool.ready()
     return pool
 
@@ -152,7 +154,9 @@ def fork(worker, step):
         key=lambda t: len(t.segments[0].token_ids),
     )
     prefix = len(source.segments[0].token_ids) // 2
-    resample = get(worker.fork.remote(QUESTION, source, prefix, 4, step))
+    resample = get(
+        worker.fork.remote(QUESTION, source, ForkRequest(source.rollout, prefix, k=4), step)
+    )
     stats = resample.continuations[0].stats
     return source, resample, stats.prompt_tokens, stats.cached_tokens
 

@@ -10,6 +10,7 @@ import psutil
 import pytest
 
 from rollout_workers.pool import RolloutPool
+from rollout_workers.settings import ForkRequest, WorkerSettings
 from rollout_workers.trajectory import EndReason, ObservationSegment, Question
 from tests.rollout_workers.helpers import picture
 from tests.rollout_workers.test_engine import (
@@ -33,7 +34,8 @@ QUESTION = Question("q1", "what is the digit in the red frame? ", (picture(0, 12
 
 @pytest.fixture(scope="module")
 def pool(cluster: None, model: str) -> Iterator[RolloutPool]:
-    pool = RolloutPool(model, UPDATES, Tools(), "look closely", reward, run_seed=3)
+    settings = WorkerSettings(model, UPDATES, Tools(), reward, run_seed=3, system="look closely")
+    pool = RolloutPool(settings)
     pool.ready()
     yield pool
     pool.shutdown()
@@ -139,9 +141,8 @@ def test_forks_of_one_engine_come_from_its_cache(pool):
     async def fork():
         group, _ = await pool.group(QUESTION, 11)
         source = max(group.rollouts, key=lambda t: len(t.segments[0].token_ids))
-        return source, await pool.fork(
-            group, source.rollout, len(source.segments[0].token_ids) // 2, 3, 11
-        )
+        request = ForkRequest(source.rollout, len(source.segments[0].token_ids) // 2, k=3)
+        return source, await pool.fork(group, request, 11)
 
     source, resample = pool.run(fork()).result(300)
     stats = resample.continuations[0].stats

@@ -6,6 +6,7 @@ import pickle
 import pytest
 
 from rollout_workers.faults import POINTS, Fault, FaultPlan, InjectedFault
+from rollout_workers.settings import WorkerSettings
 from rollout_workers.trajectory import EndReason
 from rollout_workers.worker import RolloutWorker
 from tests.rollout_workers.helpers import ZOOM, MockEngine, MockTools, question, zoomed
@@ -45,17 +46,14 @@ def group(model, *faults, replies=(CALL, ANSWER, CALL, ANSWER), **config):
     config = RolloutConfig(
         **{"n": 2, "deadline_s": 0.3, "concurrency": 1, "concurrency_min": 1} | config
     )
-    worker = RolloutWorker(
-        0,
-        model,
-        config,
-        MockTools(zoomed),
-        None,
-        right,
-        run_seed=9,
-        engine_factory=lambda model, *_: MockEngine(worker_chat(model), lambda i: next(replies)),
-        faults=FaultPlan(faults),
+    settings = WorkerSettings(
+        model, config, MockTools(zoomed), right, run_seed=9, faults=FaultPlan(faults)
     )
+
+    def engine(model, *_, **__):
+        return MockEngine(worker_chat(model), lambda i: next(replies))
+
+    worker = RolloutWorker(0, settings, engine_factory=engine)
     return asyncio.run(worker.rollout(question(), n=2, step=0))
 
 

@@ -14,6 +14,7 @@ import ray
 from rollout_workers.config import RolloutConfig
 from rollout_workers.fleet import WorkersFailed
 from rollout_workers.pool import RolloutPool
+from rollout_workers.settings import ForkRequest, WorkerSettings
 from rollout_workers.trajectory import (
     EndReason,
     Group,
@@ -26,15 +27,15 @@ from rollout_workers.trajectory import (
 from tests.rollout_workers.helpers import picture
 
 pytestmark = [pytest.mark.engine]
-TOKENS = SpecialTokens(*range(10))
+TOKENS = SpecialTokens(*range(9))
 
 
 class MockWorker:
     """Takes `info["seconds"]` for a question. Worker 0 does what `info["fault"]` says; the one that replaces it is spared."""
 
-    def __init__(self, index, model, config, tools, system, verify, run_seed, want_entropies):
-        self.index, self.verify, self.ill = index, verify, False
-        if model == "broken":
+    def __init__(self, index, settings):
+        self.index, self.verify, self.ill = index, settings.verify, False
+        if settings.model == "broken":
             raise ValueError("no such model")
 
     async def ready(self):
@@ -44,7 +45,7 @@ class MockWorker:
         if self.ill:
             raise RuntimeError("the engine is dead")
 
-    async def rollout(self, question, n, step, temperature=None, evaluating=False):
+    async def rollout(self, question, n, step, *, temperature=None, evaluating=False):
         fault = (
             question.info.get("fault") if self.index == 0 or question.info.get("always") else None
         )
@@ -84,13 +85,15 @@ class MockWorker:
             answer=str(self.index),
         )
 
-    async def fork(self, question, source, prefix_tokens, k, step, min_distinct_calls):
-        assert len(source.response_ids) == prefix_tokens  # what follows the prefix is not sent
+    async def fork(self, question, source, request, step):
+        assert (
+            len(source.response_ids) == request.prefix_tokens
+        )  # what follows the prefix is not sent
         await asyncio.sleep(question.info.get("seconds", 0))
         return Resample(
             source.rollout,
-            prefix_tokens,
-            tuple(self.trajectory(question, i, EndReason.ANSWERED) for i in range(k)),
+            request.prefix_tokens,
+            tuple(self.trajectory(question, i, EndReason.ANSWERED) for i in range(request.k)),
         )
 
     async def engine_stats(self):
@@ -120,12 +123,7 @@ def make(cluster):
             | config
         )
         made = RolloutPool(
-            model,
-            config,
-            None,
-            None,
-            lambda q, a: 1.0,
-            run_seed=0,
+            WorkerSettings(model, config, None, lambda q, a: 1.0, run_seed=0),
             actor_class=MockWorker,
             log=lambda event, **fields: events.append((event, fields)),
         )
@@ -230,10 +228,16 @@ def test_forks_go_home_unless_it_is_overloaded_or_gone(make):
     async def forks(seconds, count):
         group = Group(
             ask(id="q", seconds=seconds),
-            (MockWorker(0, *[None] * 7).trajectory(ask(id="q"), 0, EndReason.DEADLINE),),
+            (
+                MockWorker(
+                    0, WorkerSettings("", RolloutConfig(), None, None, run_seed=0)
+                ).trajectory(ask(id="q"), 0, EndReason.DEADLINE),
+            ),
             worker=1,
         )
-        return await asyncio.gather(*[pool.fork(group, 0, 3, 4, 0) for _ in range(count)])
+        return await asyncio.gather(
+            *[pool.fork(group, ForkRequest(0, 3, k=4), 0) for _ in range(count)]
+        )
 
     def homes(resamples):
         return [r.continuations[0].answer == "1" for r in resamples]

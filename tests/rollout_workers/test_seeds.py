@@ -2,11 +2,11 @@
 
 import itertools
 
-from rollout_workers.seeds import derive_seed
+from rollout_workers.seeds import Seeds
 
 
 def test_a_seed_is_the_same_in_every_process_and_release():
-    assert derive_seed(0, 0, "q", 0, None, 0) == 1740880109338352246
+    assert Seeds(0, 0, "q", 0).of_turn(0) == 1740880109338352246
 
 
 def test_every_coordinate_counts_and_no_two_collide():
@@ -15,8 +15,8 @@ def test_every_coordinate_counts_and_no_two_collide():
             (0, 1), (0, 1), ("a", "b"), (0, 1), (None, (3, 0), (3, 1), (31, 0)), (0, 1)
         )
     )
-    assert len({derive_seed(*point) for point in grid}) == len(grid) == 128
+    assert len({Seeds(*rollout).of_turn(turn) for *rollout, turn in grid}) == len(grid) == 128
 
 
 def test_a_seed_leaves_room_for_the_index_of_a_child_request():
-    assert all(0 <= derive_seed(0, step, "q", 0, None, 0) < 2**62 for step in range(100))
+    assert all(0 <= Seeds(0, step, "q", 0).of_turn(0) < 2**62 for step in range(100))

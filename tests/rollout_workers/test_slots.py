@@ -22,7 +22,7 @@ def test_no_more_than_the_limit_and_urgent_ones_first():
         slots, order = Slots(1, 4, EngineLoad), []
 
         async def work(name, count=1, urgent=False):
-            async with slots.hold(count, urgent):
+            async with slots.hold(count, urgent=urgent):
                 order.append((name, slots.in_use))
                 await asyncio.sleep(0.01)
 
@@ -53,7 +53,7 @@ def test_the_limit_falls_while_requests_wait_and_rises_again():
         await rollouts(20)
         low = slots.limit
         nonlocal load
-        load = EngineLoad(running=4)
+        load = EngineLoad()
         await rollouts(20)
         return low, slots.limit
 

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from rollout_workers.agent import prefix_segments
 from rollout_workers.trajectory import (
     EndReason,
     ForkPoint,
@@ -16,6 +15,7 @@ from rollout_workers.trajectory import (
     Trajectory,
     fork_points,
     fork_prefix_tokens,
+    frozen_prefix,
     recovered,
     tool_call_spans,
     turns,
@@ -25,7 +25,6 @@ from rollout_workers.trajectory import (
 TOKENS = SpecialTokens(
     im_start=5,
     im_end=4,
-    think_open=6,
     think_close=1,
     call_open=2,
     call_close=3,
@@ -132,24 +131,24 @@ def test_a_forks_prefix_and_continuation_are_one_turn():
 
 
 def test_a_prefix_cuts_the_last_turn_and_keeps_versions():
-    (cut,) = prefix_segments(TWO_TURNS.segments, 3)
+    (cut,) = frozen_prefix(TWO_TURNS, 3)
     assert (cut.token_ids.tolist(), cut.logprobs.tolist(), cut.policy_version) == (
         [20, 1, 2],
         [-1, -2, -3],
         3,
     )
-    assert [len(s.token_ids) for s in prefix_segments(TWO_TURNS.segments, 9)] == [6, 2, 1]
+    assert [len(s.token_ids) for s in frozen_prefix(TWO_TURNS, 9)] == [6, 2, 1]
 
 
 def test_a_prefix_may_be_empty_or_end_with_an_observation():
-    assert prefix_segments(TWO_TURNS.segments, 0) == []
-    assert [len(s.token_ids) for s in prefix_segments(TWO_TURNS.segments, 8)] == [6, 2]
+    assert frozen_prefix(TWO_TURNS, 0) == ()
+    assert [len(s.token_ids) for s in frozen_prefix(TWO_TURNS, 8)] == [6, 2]
 
 
 @pytest.mark.parametrize("tokens", [-1, 7, 13])
 def test_a_prefix_ends_where_the_policy_can_go_on(tokens):
     with pytest.raises(ValueError, match="does not end where the policy can go on"):
-        prefix_segments(TWO_TURNS.segments, tokens)
+        frozen_prefix(TWO_TURNS, tokens)
 
 
 def test_a_group_without_all_rewards_has_none():

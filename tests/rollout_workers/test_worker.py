@@ -6,10 +6,11 @@ import threading
 import numpy as np
 import pytest
 
-from rollout_workers.agent import EngineFailure
 from rollout_workers.config import RolloutConfig
-from rollout_workers.seeds import derive_seed
-from rollout_workers.trajectory import EndReason, fork_prefix_tokens, tool_call_spans, turns
+from rollout_workers.interfaces import EngineFailure
+from rollout_workers.seeds import Seeds
+from rollout_workers.settings import ForkRequest, WorkerSettings
+from rollout_workers.trajectory import EndReason, tool_call_spans, turns
 from rollout_workers.worker import RolloutWorker
 from tests.rollout_workers.helpers import ZOOM, MockEngine, MockTools, question, zoomed
 
@@ -25,22 +26,22 @@ def start(model, script, verify=right, **config):
     """Returns (worker, its engine)."""
     engines = []
 
-    def factory(model, config, tokens, seed, want_entropies):
+    def factory(model, config, tokens, *, seed, want_entropies):
         engines.append(MockEngine(worker_chat(model), script))
         return engines[0]
 
     config = RolloutConfig(**{"n": 2, "deadline_s": 5.0} | config)
-    worker = RolloutWorker(
-        1,
-        model,
-        config,
-        MockTools(zoomed),
-        "look closely",
-        verify,
-        run_seed=9,
-        engine_factory=factory,
+    settings = WorkerSettings(
+        model, config, MockTools(zoomed), verify, run_seed=9, system="look closely"
     )
+    worker = RolloutWorker(1, settings, engine_factory=factory)
     return worker, engines[0]
+
+
+def first_call(source, tokens, k, **options):
+    """Asks for k continuations of the source's first call."""
+    prefix_tokens = tool_call_spans(source, tokens)[0][0] + 1
+    return ForkRequest(source.rollout, prefix_tokens, k, **options)
 
 
 def worker_chat(model):
@@ -58,7 +59,7 @@ def test_a_group_is_scored_and_knows_its_worker(model):
         [1, 0, 1],
     )
     assert [r["seed"] for r in engine.requests] == [
-        derive_seed(9, 5, "q1", i, None, 0) for i in range(3)
+        Seeds(9, 5, "q1", i).of_turn(0) for i in range(3)
     ]
     assert {r["temperature"] for r in engine.requests} == {0.25}
 
@@ -94,7 +95,7 @@ def test_a_tool_is_out_of_service_for_some_steps_and_never_in_evaluations(model)
         ]
         (evaluated,) = (await worker.rollout(question(), n=1, step=1, evaluating=True)).rollouts
         forked = await worker.fork(
-            question(), groups[0], fork_prefix_tokens(groups[0], engine.chat.tokens), 1, step=2
+            question(), groups[0], first_call(groups[0], engine.chat.tokens, 1), step=2
         )
         return [*groups, evaluated, *forked.continuations]
 
@@ -187,7 +188,7 @@ def test_a_fork_continues_its_source(model):
         group = await worker.rollout(question(), n=1, step=5)
         source = group.rollouts[0]
         return source, await worker.fork(
-            group.question, source, fork_prefix_tokens(source, tokens), k=2, step=5
+            group.question, source, first_call(source, tokens, 2), step=5
         )
 
     source, resample = asyncio.run(run())
@@ -196,9 +197,9 @@ def test_a_fork_continues_its_source(model):
     assert (request["n"], request["images"]) == (2, 1)
     assert np.array_equal(request["ids"], [*source.prompt_ids, *source.response_ids[:prefix]])
     assert request["ids"][-1] == tokens.call_open
-    assert request["seed"] == derive_seed(9, 5, "q1", 0, (prefix, 0), 0)
+    assert request["seed"] == Seeds(9, 5, "q1", 0, (prefix, 0)).of_turn(0)
     assert [r["seed"] for r in engine.requests[3:]] == [
-        derive_seed(9, 5, "q1", 0, (prefix, k), 1) for k in (0, 1)
+        Seeds(9, 5, "q1", 0, (prefix, k)).of_turn(1) for k in (0, 1)
     ]
     assert [
         (c.fork.source, c.fork.index, c.fork.prefix_tokens, c.reward)
@@ -224,7 +225,7 @@ def test_a_prefix_whose_continuations_call_alike_is_given_up_before_a_tool_runs(
     async def run():
         source = (await worker.rollout(question(), n=1, step=5)).rollouts[0]
         return await worker.fork(
-            question(), source, fork_prefix_tokens(source, tokens), 2, 5, min_distinct_calls=2
+            question(), source, first_call(source, tokens, 2, min_distinct_calls=2), 5
         )
 
     assert asyncio.run(run()).continuations == ()
@@ -241,7 +242,10 @@ def test_continuations_from_the_prompt_or_after_an_observation(model):
         return (
             source,
             observed,
-            *[await worker.fork(question(), source, cut, k=2, step=5) for cut in (0, observed)],
+            *[
+                await worker.fork(question(), source, ForkRequest(0, cut, k=2), step=5)
+                for cut in (0, observed)
+            ],
         )
 
     source, observed, fresh, later = asyncio.run(run())
@@ -249,7 +253,7 @@ def test_continuations_from_the_prompt_or_after_an_observation(model):
     assert engine.requests[2]["ids"].tolist() == source.prompt_ids.tolist()
     assert (
         engine.requests[2]["seed"]
-        == derive_seed(9, 5, "q1", 0, (0, 0), 0)
+        == Seeds(9, 5, "q1", 0, (0, 0)).of_turn(0)
         != engine.requests[0]["seed"]
     )  # no copy of its source
     assert engine.requests[3]["ids"].tolist() == [
@@ -258,7 +262,7 @@ def test_continuations_from_the_prompt_or_after_an_observation(model):
     ]
     assert (engine.requests[3]["images"], engine.requests[3]["seed"]) == (
         2,
-        derive_seed(9, 5, "q1", 0, (observed, 0), 1),
+        Seeds(9, 5, "q1", 0, (observed, 0)).of_turn(1),
     )
     assert [len(turns(c)) for c in (fresh.continuations[0], later.continuations[0])] == [1, 2]
 
@@ -282,7 +286,7 @@ def test_a_fork_tells_tools_the_calls_of_its_prefix_and_no_others(model):
     async def run():
         source = (await worker.rollout(question(), n=1, step=0)).rollouts[0]
         second_call = tool_call_spans(source, tokens)[1][0] + 1
-        await worker.fork(question(), source, second_call, k=1, step=0)
+        await worker.fork(question(), source, ForkRequest(0, second_call, k=1), step=0)
 
     asyncio.run(run())
     # Each with the number of images then: the question's, and one more with every zoom.
@@ -298,9 +302,7 @@ def test_a_fork_whose_engine_fails_has_no_rewards(model):
 
     async def run():
         source = (await worker.rollout(question(), n=1, step=0)).rollouts[0]
-        return await worker.fork(
-            question(), source, fork_prefix_tokens(source, tokens), k=2, step=0
-        )
+        return await worker.fork(question(), source, first_call(source, tokens, 2), step=0)
 
     assert [(c.end, c.reward) for c in asyncio.run(run()).continuations] == [
         (EndReason.ENGINE_FAILURE, None)

@@ -24,8 +24,8 @@ import axpo.session
 import axpo.training.trainer
 from axpo import cli
 from learner.learner import Learner
-from rollout_workers.agent import Generation
 from rollout_workers.chat import Chat
+from rollout_workers.interfaces import Generation, Sampling
 from rollout_workers.pool import RolloutPool
 from rollout_workers.slots import EngineLoad
 from rollout_workers.worker import RolloutWorker
@@ -39,22 +39,16 @@ class SeededEngine:
     ) -> None:
         self.chat, self.weights, self.version = Chat.load(model), hashlib.sha256(), 0
 
-    async def generate(
-        self,
-        prompt_ids: Any,
-        images: Any,
-        *,
-        seed: int,
-        max_tokens: int,
-        n: int = 1,
-        temperature: float = 1.0,
-    ) -> list[Generation]:
+    async def generate(self, prompt_ids: Any, images: Any, sampling: Sampling) -> list[Generation]:
         opened = self.chat.decode(prompt_ids).endswith("<tool_call>")
         return [
             self._reply(
-                f"{seed + k}/{self.weights.hexdigest()}", opened, len(images), len(prompt_ids)
+                f"{sampling.seed + k}/{self.weights.hexdigest()}",
+                opened,
+                len(images),
+                len(prompt_ids),
             )
-            for k in range(n)
+            for k in range(sampling.n)
         ]
 
     def _reply(self, key: str, opened: bool, images: int, prompt: int) -> Generation:

@@ -21,6 +21,7 @@ from resampler.resampler import start_resampler
 from rollout_workers.faults import Fault, FaultPlan
 from rollout_workers.fleet import WorkersFailed
 from rollout_workers.pool import RolloutPool
+from rollout_workers.settings import WorkerSettings
 from tests.axpo.training.test_trainer import MODEL, MockWorker, Phases, ScriptedEngine, SevenTask
 from tests.rollout_workers.test_pool import alive, until
 from tool_server.pool import start_tool_servers
@@ -33,11 +34,11 @@ B, N = 4, 4
 class Engine(ScriptedEngine):
     """Slow enough for a fault to find work in flight, and with weights that are sent in two buckets."""
 
-    async def generate(self, *arguments, **options):
+    async def generate(self, prompt_ids, images, sampling):
         import asyncio
 
         await asyncio.sleep(0.05)
-        return await super().generate(*arguments, **options)
+        return await super().generate(prompt_ids, images, sampling)
 
     async def start_weight_update(self):
         self.buckets = 0
@@ -109,17 +110,15 @@ class Run:
     def __init__(self, plan=(), **rollout):
         self.recipe, self.events = recipe(**rollout), []
         self.learner, self.tools = Learner(), start_tool_servers(self.recipe.tools)
-        self.pool = RolloutPool(
+        settings = WorkerSettings(
             MODEL,
             self.recipe.rollout,
             self.tools,
-            None,
             SevenTask.verify,
-            0,
-            actor_class=Worker,
+            run_seed=0,
             faults=FaultPlan(plan),
-            log=self.log,
         )
+        self.pool = RolloutPool(settings, actor_class=Worker, log=self.log)
         tokens = self.pool.ready()
         self.resampler = start_resampler(self.recipe.resampler, tokens, N)
         self.actors = Actors(

@@ -74,12 +74,13 @@ class Pool:
         group = make_group(rollouts, question=question.id)
         return group, group
 
-    async def fork(self, group, rollout, prefix_tokens, k, step, min_distinct_calls):
+    async def fork(self, group, request, step):
+        rollout, prefix_tokens = request.rollout, request.prefix_tokens
         self.forks.append((int(group.question.id), rollout, self.in_flight))
         source = group.rollouts[rollout]
-        if min_distinct_calls > 1:  # all continuations call alike
+        if request.min_distinct_calls > 1:  # all continuations call alike
             return Resample(rollout, prefix_tokens, ())
-        made = resample(source, [(RIGHT_BOX, float(i == 0), 9) for i in range(k)])
+        made = resample(source, [(RIGHT_BOX, float(i == 0), 9) for i in range(request.k)])
         return (
             made
             if int(group.question.id) != 1

@@ -20,9 +20,10 @@ from axpo.training.policy import Policy
 from axpo.training.trainer import measurements, train_step
 from benchmarks.study.proposition import probe
 from resampler.resampler import start_resampler
-from rollout_workers.agent import Generation
 from rollout_workers.chat import Chat
+from rollout_workers.interfaces import Generation
 from rollout_workers.pool import RolloutPool
+from rollout_workers.settings import WorkerSettings
 from rollout_workers.slots import EngineLoad
 from rollout_workers.trajectory import EndReason, Group, Question, Trajectory
 from rollout_workers.worker import RolloutWorker
@@ -56,7 +57,7 @@ class ScriptedEngine:
 
         self.chat, self.asked, self.version = Chat.load(model), 0, 0
 
-    async def generate(self, prompt_ids, images, *, seed, max_tokens, n=1, temperature=1.0):
+    async def generate(self, prompt_ids, images, sampling):
         text = self.chat.decode(prompt_ids)
         turn = text.rpartition("<|im_start|>assistant")[2]
         if turn.endswith("<tool_call>"):
@@ -141,9 +142,8 @@ class Phases:
 def actors():
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, ignore_reinit_error=True)
     tools = start_tool_servers(RECIPE.all_tools, RECIPE.evaluation.tools)
-    pool = RolloutPool(
-        MODEL, RECIPE.rollout, tools, None, SevenTask.verify, 0, actor_class=MockWorker
-    )
+    settings = WorkerSettings(MODEL, RECIPE.rollout, tools, SevenTask.verify, run_seed=0)
+    pool = RolloutPool(settings, actor_class=MockWorker)
     tokens, learner = pool.ready(), MockLearner()
     yield Actors(
         pool,
