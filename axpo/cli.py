@@ -57,7 +57,7 @@ def check(
     from rich.syntax import Syntax
 
     from axpo.memory import estimate, read_config, shape_of
-    from resampler.select import budget
+    from resampler.history import History
 
     loaded = _load(recipe, overrides)
     console.print(
@@ -69,7 +69,8 @@ def check(
     )
     n, resampler = loaded.rollout.n, loaded.resampler
     forks = (
-        budget(loaded.questions_per_step, n, resampler.k, resampler.budget_ratio)
+        resampler.budget.prefixes(loaded.questions_per_step, n, resampler.k, History())
+        * resampler.k
         if loaded.algorithm == "axpo"
         else 0
     )

@@ -189,10 +189,7 @@ class Recipe(Section):
                     forks,
                     (
                         "fork_at",
-                        "success_above",
-                        "success_quantile",
-                        "target_recovery",
-                        "target_cost_s",
+                        "trigger",
                         "min_distinct_calls",
                     ),
                 ),
@@ -202,16 +199,25 @@ class Recipe(Section):
                     if (value := getattr(settings, name)) != type(settings).model_fields[
                         name
                     ].default:
+                        told = getattr(value, "name", value)
                         raise ValueError(
-                            f"{section}.{name}={value!r}: means nothing with algorithm='grpo', which forks nothing"
+                            f"{section}.{name}={told!r}: means nothing with algorithm='grpo', which forks nothing"
                         )
-        if forks.fork_at == "observation" and not credit.joined:
+            if forks.budget.learns:
+                raise ValueError(
+                    f"resampler.budget={forks.budget.name!r}: means nothing with "
+                    "algorithm='grpo', which forks nothing"
+                )
+        place = forks.fork_at
+        if place.joins_group and not credit.joined:
             raise ValueError(
-                "learner.credit.joined=False: must be True with resampler.fork_at='observation', whose branches join their group"
+                f"learner.credit.joined=False: must be True with resampler.fork_at={place.name!r}, "
+                "whose branches join their group"
             )
-        if forks.fork_at == "prompt" and not credit.prefix:
+        if not place.keeps_prefix and not credit.prefix:
             raise ValueError(
-                "learner.credit.prefix=False: with resampler.fork_at='prompt' there is no prefix to credit"
+                f"learner.credit.prefix=False: with resampler.fork_at={place.name!r} there is no prefix "
+                "to credit"
             )
 
     def stage_task(self, stage: SFTStage) -> Any:

@@ -12,10 +12,11 @@ from axpo.config import Recipe, parse_recipe
 from axpo.tasks.embedded.small_digit import SmallDigit, SmallDigitConfig
 from axpo.training.flow import Flow
 from benchmarks.engines import BLOCK, CONFIG, IN_FLIGHT, MODEL, Script, ask, each, engines
+from resampler.places import fork_prefix_tokens
 from resampler.resampler import start_resampler
 from rollout_workers.pool import RolloutPool
 from rollout_workers.settings import ForkRequest
-from rollout_workers.trajectory import Group, Question, Trajectory, fork_prefix_tokens
+from rollout_workers.trajectory import Group, Question, Trajectory
 
 ROUNDS = 3
 WALL_ROUNDS = 9

@@ -201,7 +201,7 @@ def _run(count: int, fit: tuple[float, float]) -> tuple[float, tuple[float, floa
     try:
         resampler = start_resampler(recipe.resampler, pool.ready(), N)
         before, spent = (
-            ray.get(resampler.__ray_call__.remote(lambda self: time.process_time()), timeout=60),
+            ray.get(resampler.actor.__ray_call__.remote(lambda self: time.process_time()), timeout=60),
             time.process_time(),
         )
         flow = Flow(recipe, _Task(), pool, resampler, log=log)  # type: ignore[arg-type]
@@ -210,10 +210,10 @@ def _run(count: int, fit: tuple[float, float]) -> tuple[float, tuple[float, floa
         trajectories = len(finished) * N
         driver = (time.process_time() - spent) / trajectories
         forked = (
-            ray.get(resampler.__ray_call__.remote(lambda self: time.process_time()), timeout=60)
+            ray.get(resampler.actor.__ray_call__.remote(lambda self: time.process_time()), timeout=60)
             - before
         ) / trajectories
-        ray.kill(resampler)
+        ray.kill(resampler.actor)
     finally:
         pool.shutdown()
     wave = count * IN_FLIGHT // N

@@ -1,97 +1,108 @@
-"""Says which prefixes are forked, and when: sees every finished group of a batch, in order of completion.
+"""Decide which prefixes are forked, and when: one resampler sees every finished group of a run.
 
-It holds no engine and runs no fork: the forks it asks for go through the rollout pool, which knows where each prefix lies
-in a cache, which engines live and how full they are.
+It holds no engine and runs no fork. The forks that it asks for go through the rollout pool, which
+knows where each prefix lies in a cache, which engines live and how full they are.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from dataclasses import dataclass
-from typing import Any
-
+from resampler.client import ResamplerClient
 from resampler.config import ResamplerConfig
-from resampler.online import Decision, Past, Selections
-from resampler.select import adapted, budget, candidates, failed_up_to, prices
+from resampler.history import History, Outcome
+from resampler.schedules import Decision, Selection, Terms
+from resampler.select import Rules, candidates
 from rollout_workers.trajectory import Group, SpecialTokens
-
-REMEMBERED = 64
-"""Prefixes of which recovery and cost are remembered: at a rate of 1/8 a standard error of 4 points."""
-
-
-@dataclass(frozen=True)
-class History:
-    """What finished batches taught: with it, another resampler goes on as this one would."""
-
-    recoveries: tuple[bool, ...] = ()  # of the last prefixes, oldest first
-    past: tuple[Past, ...] = ()  # of the last batches, oldest first
-    costs: tuple[
-        tuple[str, float], ...
-    ] = ()  # of the same prefixes: the tool that the source called first, seconds
 
 
 class Resampler:
-    """A plain class; `start_resampler` makes it an actor."""
+    """Take in the groups of each batch as they finish, and answer with the prefixes to fork.
+
+    This is a plain class; `start_resampler` makes it an actor.
+    """
 
     def __init__(
         self, config: ResamplerConfig, tokens: SpecialTokens, n: int, seed: int = 0
     ) -> None:
-        self._config, self._tokens, self._n, self._seed = config, tokens, n, seed
-        self._selections = Selections(config.schedule)
-        self._recoveries: deque[bool] = deque(maxlen=REMEMBERED)
-        self._costs: deque[tuple[str, float]] = deque(maxlen=REMEMBERED)
+        self._config = config
+        self._n = n
+        self._rules = Rules(tokens, config.fork_at, config.ranking, seed)
+        self._selections: dict[int, Selection] = {}  # of the batches under way, by their number
+        self._history = History()
 
-    def offer(self, group: Group | None, step: int, index: int, questions: int) -> Decision:
-        """Group `index` of the batch of `questions` that step `step` asked is finished; None: it was lost.
+    def offer(self, group: Group | None, batch: int, place: int, questions: int) -> Decision:
+        """Take in a finished group, and return what it leads to.
 
-        Each index is offered once. The budget is that of the batch's questions, whether or not all of them are answered.
-        Raises ValueError where a rollout has no reward.
+        The budget is that of the batch's questions, whether or not all of them are answered.
+
+        Args:
+            group: None if the group was lost.
+            batch: number of the batch.
+            place: place of the question in the batch; each is offered once.
+            questions: questions of the batch.
+
+        Raises:
+            ValueError: a rollout has no reward, or a fork place gave a point that is none.
         """
-        config = self._config
-        groups = [group] if group else []
-        success_above = config.success_above
-        if config.success_quantile is not None:
-            seen = [reward for past in self._selections.past for reward in past.rewards]
-            success_above = failed_up_to(seen, config.success_quantile, config.success_above)
-        found = candidates(
-            groups,
-            self._tokens,
-            config.ranking,
-            seed=self._seed,
-            step=step,
-            first=index,
-            fork_at=config.fork_at,
-            success_above=success_above,
-        )
-        prefixes = budget(questions, self._n, config.k, config.budget_ratio) // config.k
-        prefixes = adapted(prefixes, self._recoveries, config.target_recovery)
-        dear = prices(self._costs, config.target_cost_s)
-        rewards = group.rewards.tolist() if group else []
-        return self._selections.offer(
-            step, index, found[0] if found else [], questions, prefixes, dear, rewards
-        )
+        if batch not in self._selections:
+            self._selections[batch] = self._opened(questions)
+        selection = self._selections[batch]
+        decision = self._offered(selection, group, batch, place)
+        if selection.complete:
+            del self._selections[batch]
+            self._history = self._history.after_batch(selection.past)
+        return decision
 
-    def learn(self, recovered: bool, tool: str = "", cost_s: float = 0.0) -> None:
-        """What came of a resampled prefix, and what its tools cost; the next batch's budget knows it, where the recipe adapts budgets.
-
-        `tool`: that the source called first.
-        """
-        self._recoveries.append(recovered)
-        self._costs.append((tool, cost_s))
+    def learn(self, outcome: Outcome) -> None:
+        """Remember what came of a resampled prefix; the budget of the next batch may follow it."""
+        self._history = self._history.after(outcome)
 
     def history(self) -> History:
-        """What a checkpoint keeps of it. Batches under way are not in it: a resume asks their questions again."""
-        return History(tuple(self._recoveries), self._selections.past, tuple(self._costs))
+        """Return what a checkpoint keeps.
+
+        Batches under way are not in it: a resume asks their questions again.
+        """
+        return self._history
 
     def restore(self, history: History) -> None:
         """Go on from the history of an earlier process of the run."""
-        self._recoveries = deque(history.recoveries, maxlen=REMEMBERED)
-        self._costs = deque(history.costs, maxlen=REMEMBERED)
-        self._selections = Selections(self._config.schedule, history.past)
+        self._history = history
+        self._selections = {}
+
+    def _opened(self, questions: int) -> Selection:
+        """Return the choice of a new batch, with the budget and the prices of this moment."""
+        config, history = self._config, self._history
+        prefixes = config.budget.prefixes(questions, self._n, config.k, history)
+        if prefixes < 0 or prefixes != int(prefixes):
+            raise ValueError(
+                f"resampler.budget={config.budget.name!r}: gave {prefixes!r} prefixes for "
+                f"{questions} questions, expected a whole number from 0"
+            )
+        terms = Terms(questions, int(prefixes), config.budget.prices(history))
+        return Selection(config.schedule, terms, history.past)
+
+    def _offered(
+        self, selection: Selection, group: Group | None, batch: int, place: int
+    ) -> Decision:
+        if group is None:
+            return selection.offer(place, [])
+        failed_up_to = self._config.trigger.failed_up_to(self._history.rewards)
+        found = candidates(group, self._rules, batch=batch, place=place, failed_up_to=failed_up_to)
+        return selection.offer(place, found, group.rewards.tolist())
 
 
-def start_resampler(config: ResamplerConfig, tokens: SpecialTokens, n: int, seed: int = 0) -> Any:
-    """The resampler as a Ray actor."""
+def start_resampler(
+    config: ResamplerConfig, tokens: SpecialTokens, n: int, seed: int = 0
+) -> ResamplerClient:
+    """Start the resampler as a Ray actor.
+
+    Args:
+        config: the recipe's `resampler`.
+        tokens: ids of the tokenizer.
+        n: rollouts of a question.
+        seed: seed of the run.
+    """
     import ray
 
-    return ray.remote(Resampler).options(num_cpus=0.1).remote(config, tokens, n, seed)
+    return ResamplerClient(
+        ray.remote(Resampler).options(num_cpus=0.1).remote(config, tokens, n, seed)
+    )

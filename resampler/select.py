@@ -1,203 +1,154 @@
-"""Which prefixes are resampled: trigger, ranking and budget (docs/method.md, rules 1 to 3), as pure functions.
+"""Choose the prefixes to fork: rules 1 to 3 of docs/method.md, as pure functions.
 
-A score orders candidates: lowest first.
+Rule 1 is `triggered`. Rule 2, the prefixes of a question, is `candidates`, with a fork place
+(`places.py`) and a ranking (`rankings.py`). Rule 3 is `allocate`, which every schedule calls
+(`schedules.py`).
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from fractions import Fraction
-from typing import Literal
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rollout_workers.trajectory import (
-    ForkAt,
-    Group,
-    Resample,
-    Span,
-    SpecialTokens,
-    Trajectory,
-    fork_points,
-    turns,
-    uses_tools,
-)
-
-START = 20
-"""Tokens over which ARPO compares entropies."""
+from resampler.budgets import first_tool
+from resampler.places import ForkPlace
+from resampler.rankings import Ranking, chance
+from rollout_workers.trajectory import Group, SpecialTokens, Trajectory
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A place where a rollout may be forked."""
+    """A prefix that may be forked."""
 
-    group: int  # index in the batch
-    rollout: int  # index in the group
-    prefix_tokens: int  # response tokens that are kept
-    score: float
-    tool: str = ""  # that its source called first
+    group: int  # place of its question in the batch
+    rollout: int  # index of the source in its group
+    prefix_tokens: int  # response tokens that its continuations keep
+    score: float  # the lowest is forked first
+    tool: str = ""  # the one that its source called first
+    depth: int = 0  # candidates of its question that come before it
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What decides about the candidates of a question, the same over a run."""
+
+    tokens: SpecialTokens
+    fork_at: ForkPlace
+    ranking: Ranking
+    seed: int = 0
 
 
 def triggered(
-    rewards_N: NDArray[np.float64], subgroup_N: NDArray[np.bool_], success_above: float = 0.0
+    rewards_N: NDArray[np.float64], subgroup_N: NDArray[np.bool_], failed_up_to: float = 0.0
 ) -> bool:
-    """True where the subgroup (rule 1: T, the tool-using rollouts) is not empty and none of its rewards is above `success_above`.
+    """Return whether the subgroup is not empty and all of it failed (rule 1).
 
-    The others of the group do not matter.
+    The rollouts outside the subgroup do not matter.
+
+    Args:
+        rewards_N: verified outcomes of a question's rollouts, shape [N].
+        subgroup_N: which of them are in the subgroup, shape [N]: in the paper those that call a
+            tool (T).
+        failed_up_to: a rollout failed if its reward is not above this.
     """
-    return bool(subgroup_N.any()) and not bool((rewards_N[subgroup_N] > success_above).any())
-
-
-def confidence(trajectory: Trajectory, span: Span) -> float:
-    """Mean probability, as sampled, over a span: of a whole tool call with both its tags (rule 2); in (0, 1]."""
-    return float(np.exp(trajectory.logprobs[slice(*span)].astype(np.float64)).mean())
-
-
-def entropy(trajectory: Trajectory, span: Span) -> float:
-    """Mean token entropy in nats over a span. Raises ValueError where the engine was not asked for entropies."""
-    if trajectory.entropies is None:
-        raise ValueError(
-            f"rollout {trajectory.rollout} of question {trajectory.question_id} has no entropies, which this ranking needs"
-        )
-    return float(trajectory.entropies[slice(*span)].astype(np.float64).mean())
-
-
-def entropy_rise(trajectory: Trajectory, span: Span) -> float:
-    """Mean entropy in nats over the first tokens of a turn after an observation, minus that over the rollout's first ones.
-
-    ARPO's Delta H (arXiv 2507.19849, section 3.1) up to its constant log of the vocabulary's size. Raises as `entropy`.
-    """
-    (first, stop), (start, end) = turns(trajectory)[0], span
-    return entropy(trajectory, (start, min(end, start + START))) - entropy(
-        trajectory, (first, min(stop, first + START))
-    )
-
-
-def chance(seed: int, step: int, question_id: str, rollout: int, prefix_tokens: int) -> float:
-    """A number in [0, 1) that depends on nothing but its arguments: the order of groups in the batch does not matter."""
-    key = f"{seed}\0{step}\0{question_id}\0{rollout}\0{prefix_tokens}".encode(
-        "utf-8", "surrogatepass"
-    )
-    return int.from_bytes(hashlib.blake2b(key, digest_size=4).digest(), "big") / 2**32
+    rewards = rewards_N[subgroup_N]
+    return len(rewards) > 0 and not bool((rewards > failed_up_to).any())
 
 
 def candidates(
-    groups: Sequence[Group],
-    tokens: SpecialTokens,
-    ranking: Literal["confidence", "entropy", "random"],
-    *,
-    seed: int,
-    step: int,
-    first: int = 0,
-    fork_at: ForkAt = "first_call",
-    success_above: float = 0.0,
-) -> list[list[Candidate]]:
-    """Candidates of each group in the order of its rollouts: all of the subgroup where the group triggers, none elsewhere.
+    group: Group, rules: Rules, *, batch: int, place: int, failed_up_to: float = 0.0
+) -> list[Candidate]:
+    """Return the candidates of one question, the lowest score first; none if it did not trigger.
 
-    The subgroup is T, or where answers are forked (an ablation) the rollouts without a tool. After observations (ARPO) there is no
-    trigger: candidates are all places where the entropy rose, the highest rise first. `first`: the place in the batch of the first
-    of `groups`.
+    Args:
+        group: the question's rollouts, each with a reward.
+        rules: where rollouts are forked, and in which order.
+        batch: number of the batch, from which a random ranking draws.
+        place: place of the question in the batch.
+        failed_up_to: see `triggered`.
+
+    Raises:
+        ValueError: a rollout has no reward, or the fork place gave a point that cannot be forked.
     """
-    arpo = fork_at == "observation"
-
-    def score(trajectory: Trajectory, prefix_tokens: int, span: Span) -> float:
-        if arpo:
-            return -entropy_rise(trajectory, span)
-        if ranking == "confidence":
-            return confidence(trajectory, span)
-        if ranking == "entropy":
-            return -entropy(trajectory, span)
-        return chance(seed, step, trajectory.question_id, trajectory.rollout, prefix_tokens)
-
+    fork_at, tokens = rules.fork_at, rules.tokens
+    in_subgroup = [fork_at.subgroup(rollout, tokens) for rollout in group.rollouts]
+    if fork_at.needs_trigger:
+        subgroup = np.array(in_subgroup, dtype=np.bool_)
+        if not triggered(group.rewards, subgroup, failed_up_to):
+            return []
     found = []
-    for index, group in enumerate(groups, first):
-        subgroup = np.array(
-            [uses_tools(t, tokens) == (fork_at != "answer") for t in group.rollouts], dtype=np.bool_
+    for rollout, chosen in zip(group.rollouts, in_subgroup, strict=True):
+        for prefix_tokens, span in fork_at.points(rollout, tokens) if chosen else []:
+            _check_point(rollout, prefix_tokens, rules)
+            draw = chance(rules.seed, batch, rollout.question_id, rollout.rollout, prefix_tokens)
+            score = rules.ranking.score(rollout, span, draw)
+            if fork_at.keeps(score):
+                tool = first_tool(rollout)
+                found.append(Candidate(place, rollout.rollout, prefix_tokens, score, tool))
+    return in_depth(found)
+
+
+def in_depth(found: Iterable[Candidate]) -> list[Candidate]:
+    """Return the candidates of one question, the lowest score first, each with its depth.
+
+    Ties go to the earlier rollout.
+    """
+    ordered = sorted(found, key=lambda candidate: (candidate.score, candidate.rollout))
+    return [replace(candidate, depth=depth) for depth, candidate in enumerate(ordered)]
+
+
+def turn(candidate: Candidate) -> tuple[int, float, int, int]:
+    """Return the key that orders the candidates of a batch breadth first (rule 3)."""
+    return candidate.depth, candidate.score, candidate.group, candidate.rollout
+
+
+def one_unit(candidate: Candidate) -> float:
+    """Return 1: without prices every prefix uses up one unit of the budget."""
+    return 1.0
+
+
+def at_once(candidate: Candidate) -> bool:
+    """Return True: nothing holds a candidate back."""
+    return True
+
+
+def allocate(
+    found: Iterable[Candidate],
+    budget: float,
+    *,
+    price: Callable[[Candidate], float] = one_unit,
+    may_take: Callable[[Candidate], bool] = at_once,
+) -> list[Candidate]:
+    """Choose the candidates to fork: breadth first, within the budget (rule 3).
+
+    Every question gives its best candidate before any question gives its second, and so on. Among
+    candidates of one depth the lower score goes first (for the second ones and further: our
+    reading). Ties go to the earlier group, then to the earlier rollout.
+
+    Args:
+        found: the candidates of any number of questions.
+        budget: units that may be used up together.
+        price: units that a candidate uses up; one that what is left cannot pay is passed over.
+        may_take: whether a candidate may be taken now.
+    """
+    chosen, left = [], budget
+    for candidate in sorted(found, key=turn):
+        units = price(candidate)
+        if units <= left and may_take(candidate):
+            chosen.append(candidate)
+            left -= units
+    return chosen
+
+
+def _check_point(rollout: Trajectory, prefix_tokens: int, rules: Rules) -> None:
+    length = len(rollout.response_ids)
+    ended = prefix_tokens == length and rollout.response_ids[-1:].tolist() == [rules.tokens.im_end]
+    if not 0 <= prefix_tokens <= length or ended:
+        raise ValueError(
+            f"resampler.fork_at={rules.fork_at.name!r}: a prefix of {prefix_tokens} tokens of "
+            f"rollout {rollout.rollout} of question {rollout.question_id}, which has {length}: "
+            "expected one that lies within the rollout and leaves something to continue"
         )
-        sources = (
-            group.rollouts if arpo or triggered(group.rewards, subgroup, success_above) else ()
-        )
-        points = [
-            (t, prefix, span) for t in sources for prefix, span in fork_points(t, tokens, fork_at)
-        ]
-        scored = [
-            Candidate(index, t.rollout, prefix, score(t, prefix, span), first_tool(t))
-            for t, prefix, span in points
-        ]
-        found.append([candidate for candidate in scored if candidate.score < 0] if arpo else scored)
-    return found
-
-
-def budget(questions: int, n: int, k: int, ratio: float) -> int:
-    """R = floor(ratio * B * N / K) * K extra rollouts for B questions of N (rule 3): within the budget, in whole K."""
-    return (
-        int(Fraction(str(ratio)) * questions * n / k) * k
-    )  # exact: in floats 0.29 * 100 is below 29
-
-
-def adapted(prefixes: int, recoveries: Sequence[bool], target: float | None) -> int:
-    """The part of a budget of `prefixes` that their returns are worth: one at least, to go on measuring.
-
-    The share that the recovery rate of the last prefixes is of its target; the whole where nothing is measured or there is no target.
-    [past the paper] A resample that recovers nothing teaches nothing but to avoid its prefix, at the cost of K rollouts.
-    """
-    share = sum(recoveries) / len(recoveries) / target if recoveries and target is not None else 1.0
-    return min(prefixes, max(1, round(prefixes * share)))
-
-
-def first_tool(trajectory: Trajectory) -> str:
-    """The name of the tool that a rollout's first call ran; empty where none ran."""
-    return next(iter(trajectory.stats.tools), "")
-
-
-def tool_cost(resample: Resample, call_costs: Mapping[str, float]) -> float:
-    """Seconds: what the continuations of a prefix waited for tools, plus `call_costs` of each call that they made (else 0)."""
-    return sum(
-        t.stats.tool_seconds + sum(call_costs.get(tool, 0.0) for tool in t.stats.tools)
-        for t in resample.continuations
-    )
-
-
-def prices(costs: Sequence[tuple[str, float]], target_s: float | None) -> dict[str, float]:
-    """For how many prefixes of the budget one counts, by the tool that its source called first: at least 1, and 1 for tools not in it.
-
-    A tool's mean cost over its target. `costs`: (that tool, seconds that the K continuations cost) of the last prefixes.
-    [past the paper] So a batch's forks are expected to cost at most its prefixes times the target; cheap tools do not pay for dear ones.
-    """
-    if target_s is None:
-        return {}
-    by_tool: dict[str, list[float]] = {}
-    for tool, seconds in costs:
-        by_tool.setdefault(tool, []).append(seconds)
-    return {
-        tool: max(1.0, sum(seconds) / len(seconds) / target_s) for tool, seconds in by_tool.items()
-    }
-
-
-def failed_up_to(rewards: Sequence[float], quantile: float, otherwise: float) -> float:
-    """The reward up to which a rollout failed: the lower `quantile` of the rewards seen, but never the best of them.
-
-    [past the paper] So outcomes of 0 and 1 trigger as in rule 1, whatever their quantile; graded ones where no tool-using rollout
-    is better than that share of what was seen. `otherwise` where fewer than two different rewards were.
-    """
-    levels = np.unique(np.asarray(rewards, np.float64))
-    if len(levels) < 2:
-        return otherwise
-    return float(min(np.quantile(rewards, quantile, method="lower"), levels[-2]))
-
-
-def allocate(candidates_B: Sequence[Sequence[Candidate]], prefixes: int) -> list[Candidate]:
-    """At most `prefixes` candidates, breadth first (rule 3).
-
-    Every question gives its lowest score first, questions in the order of that score; only when all have one, the second
-    ones (in the order of their own scores: our reading), and so on. Ties go to the earlier group, then the earlier rollout.
-    """
-    turns = [
-        (place, candidate.score, candidate.group, candidate.rollout, candidate)
-        for found in candidates_B
-        for place, candidate in enumerate(sorted(found, key=lambda c: (c.score, c.rollout)))
-    ]
-    return [candidate for *_, candidate in sorted(turns, key=lambda turn: turn[:4])[:prefixes]]

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +23,6 @@ Pixels: TypeAlias = NDArray[np.uint8]
 """RGB, [height, width, 3]."""
 Span: TypeAlias = tuple[int, int]
 """[start, stop) in response coordinates."""
-ForkAt: TypeAlias = Literal["first_call", "every_call", "prompt", "answer", "observation"]
-"""Where a rollout is forked, see `fork_points`."""
 BAN_BIAS = -100.0
 """Added to the logits of `SpecialTokens.banned`, by the engine when it samples and by the learner."""
 
@@ -279,37 +277,6 @@ def uses_tools(trajectory: Trajectory, tokens: SpecialTokens) -> bool:
     return bool(tool_call_spans(trajectory, tokens))
 
 
-def fork_prefix_tokens(trajectory: Trajectory, tokens: SpecialTokens) -> int:
-    """Length of the source prefix t1 in response tokens: up to and including the first opening `<tool_call>`."""
-    spans = tool_call_spans(trajectory, tokens)
-    if not spans:
-        raise ValueError(
-            f"rollout {trajectory.rollout} of question {trajectory.question_id} has no tool call to fork at"
-        )
-    return spans[0][0] + 1
-
-
-def fork_points(
-    trajectory: Trajectory, tokens: SpecialTokens, at: ForkAt
-) -> list[tuple[int, Span]]:
-    """(prefix length in response tokens, span whose uncertainty ranks it) of each place where a rollout can be forked, in order.
-
-    first_call  up to and including the first opening `<tool_call>`; the span is the whole call (docs/method.md, rule 2)
-    every_call  the same of every call
-    prompt      nothing of a rollout that calls a tool is kept; the span is its first call
-    answer      a rollout without a call, up to and including its `</think>`; the span is the answer without its end of turn
-    observation any rollout, up to and including the result of a tool call; the span is the turn after it
-    """
-    if at == "observation":
-        return [(span[0], span) for span in turns(trajectory)[1:]]
-    spans = tool_call_spans(trajectory, tokens)
-    if at == "answer":
-        return [] if spans else _answers(trajectory, tokens)
-    if at == "prompt":
-        return [(0, span) for span in spans[:1]]
-    return [(span[0] + 1, span) for span in (spans[:1] if at == "first_call" else spans)]
-
-
 def frozen_prefix(source: Trajectory, prefix_tokens: int) -> tuple[Segment, ...]:
     """Return the prefix of a source that its continuations keep: rule 4 of docs/method.md.
 
@@ -361,18 +328,6 @@ def pixels(image: Any) -> Pixels:
     import ray
 
     return ray.get(image, timeout=60)
-
-
-def _answers(trajectory: Trajectory, tokens: SpecialTokens) -> list[tuple[int, Span]]:
-    found = []
-    for start, stop in turns(trajectory):
-        ids = trajectory.response_ids[start:stop]
-        closes = np.flatnonzero(ids == tokens.think_close)
-        stop -= int(ids[-1] == tokens.im_end)
-        if len(closes) and start + closes[0] + 1 < stop:
-            opened = start + int(closes[0]) + 1
-            found.append((opened, (opened, stop)))
-    return found
 
 
 def _reward(trajectory: Trajectory) -> float:

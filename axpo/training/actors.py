@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 from axpo.config import Recipe
 from axpo.session import learner_ranks, rollout_actors
 from axpo.tasks import Task
 from axpo.training.policy import Policy
 from learner.learner import Learner
+from resampler.client import ResamplerClient
 from resampler.resampler import start_resampler
 from rollout_workers.fleet import Log
 from rollout_workers.pool import RolloutPool
@@ -27,7 +27,7 @@ class Actors:
     tools: ToolPool
     learner: Learner
     policy: Policy
-    resampler: Any
+    resampler: ResamplerClient
     tokens: SpecialTokens
 
 

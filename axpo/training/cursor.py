@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from axpo.record.records import ImageFolder, group_from_json, group_to_json
-from resampler.online import Past
-from resampler.resampler import History
+from resampler.history import History, PastBatch
 from rollout_workers.trajectory import Group
 
 FOLDER = "questions"
@@ -82,7 +81,7 @@ def _history(record: dict[str, Any] | None) -> History | None:
     if record is None or any("entries" not in batch for batch in record["past"]):
         return None
     past = tuple(
-        Past(
+        PastBatch(
             batch["questions"],
             tuple((place, score, price) for place, score, price in batch["entries"]),
             tuple(batch["rewards"]),

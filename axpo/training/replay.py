@@ -34,7 +34,7 @@ def record(
             batch = flow.take(step)
         times = progress.timer.take()
         numbers = (
-            diagnostics(batch.finished, tokens, recipe.resampler.success_above)
+            diagnostics(batch.finished, tokens, recipe.resampler.trigger.success_above)
             | rollout_metrics(batch.finished, times["time/rollout"])
             | pool.take_stats()
         )
@@ -62,7 +62,7 @@ def replay(
         run.log_metrics(
             done,
             update
-            | diagnostics(groups, tokens, recipe.resampler.success_above)
+            | diagnostics(groups, tokens, recipe.resampler.trigger.success_above)
             | progress.timer.take(),
         )
         progress.step(done, run.metrics()[-1])

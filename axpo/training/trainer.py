@@ -1,33 +1,55 @@
-"""The training loop, as in the paper: questions become groups, groups become forks, outcomes become advantages, advantages
-become an update, the update becomes the next policy."""
+"""The training loop, as in the paper.
+
+Questions become groups, groups become forks, outcomes become advantages, advantages become an
+update, and the update becomes the next policy: that is `train_step`. `train` repeats it, and writes
+down, evaluates and saves what is due.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol
 
 from axpo.config import Recipe
 from axpo.errors import AxpoError
 from axpo.evaluation.diagnostics import by_family, diagnostics
 from axpo.evaluation.held_out import held_out
+from axpo.record.records import Decode
 from axpo.record.run import RunDirectory
 from axpo.record.summary import write_summary
 from axpo.tasks import Task
 from axpo.training.actors import Actors
 from axpo.training.cursor import Cursor
 from axpo.training.flow import Flow, Taken
-from axpo.training.metrics import rollout_metrics, shaping_metrics, tool_metrics
+from axpo.training.metrics import batch_metrics, rollout_metrics, shaping_metrics, tool_metrics
 from axpo.training.progress import Progress
+from axpo.training.schedule import End, Schedule
 from axpo.training.stop import StopRequest
 from learner.credit import TrainItem, credit
 from rollout_workers.fleet import WorkersFailed
+from rollout_workers.trajectory import Group
 
 
 class Phases(Protocol):
-    def phase(self, name: str) -> AbstractContextManager[None]: ...
+    """What times the phases of a step: `Progress`, or nothing in a test."""
+
+    def phase(self, name: str) -> AbstractContextManager[None]:
+        """Time the block as `name`."""
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """What a training run consists of."""
+
+    recipe: Recipe
+    task: Task
+    actors: Actors
+    flow: Flow
+    directory: RunDirectory
+    progress: Progress
+    decode: Decode  # for the trajectories that people read
 
 
 @dataclass(frozen=True)
@@ -40,162 +62,182 @@ class Step:
 
 
 def train_step(recipe: Recipe, actors: Actors, flow: Flow, step: int, progress: Phases) -> Step:
-    """Policy version `step` in, version `step + 1` in the learner and on every engine out."""
+    """Turn policy version `step` into version `step + 1`, in the learner and on every engine."""
     with progress.phase("rollout"):
-        flow.feed(
-            step
-        )  # questions become rollouts; as groups finish, the resampler forks those that triggered
+        # Questions become rollouts. As groups finish, the resampler forks those that triggered.
+        flow.feed(step)
         batch = flow.take(step)
     with progress.phase("learn"):
-        items = credit(batch.groups, actors.tokens, recipe.learner.baseline, recipe.learner.credit)
+        items = credit(batch.groups, actors.tokens, recipe.learner)
         update = actors.policy.update(items)
     with progress.phase("sync"):
         actors.policy.publish()
     return Step(batch, items, update)
 
 
-def train(
-    recipe: Recipe,
-    task: Task,
-    actors: Actors,
-    flow: Flow,
-    run: RunDirectory,
-    progress: Progress,
-    decode: Any,
-    first: int = 0,
-) -> dict[str, Any] | None:
-    """Steps `first` .. `recipe.steps`, then the summary (also written to the run directory).
+def train(run: TrainingRun, first: int = 0) -> dict[str, Any] | None:
+    """Make the steps from `first` to `recipe.steps`.
 
-    With `first` > 0 the learner must hold the checkpoint of that step and the flow its cursor. SIGTERM ends the run after the
-    step in progress, with a checkpoint and without a summary (None). Raises AxpoError where too many rollout workers were lost
-    (the run can then be resumed from a checkpoint of the last whole step) or `learner.max_skipped` updates in a row were not finite.
+    Args:
+        run: what the run consists of. With `first` > 0 the learner must hold the checkpoint of
+            that step, and the flow its cursor.
+        first: steps that are behind the run.
+
+    Returns:
+        The summary, which is also in the run directory. None if SIGTERM ended the run: after the
+        step in progress, with a checkpoint and without a summary.
+
+    Raises:
+        AxpoError: too many rollout workers were lost (the run can be resumed from a checkpoint of
+            the last complete step), or `learner.max_skipped` updates in a row were not finite.
     """
-    stop = StopRequest()
-    with progress.phase("sync"):
-        actors.policy.publish(first)
-    if first == 0:
-        if recipe.evaluation.start:
-            evaluation(recipe, task, actors, run, progress, 0)
-        run.log_metrics(0, progress.timer.take())
-    for step in range(first, recipe.steps):
-        cursor = flow.cursor
-        try:
-            result = train_step(recipe, actors, flow, step, progress)
-        except WorkersFailed as error:
-            actors.learner.finish_save()
-            if actors.policy.version == step > first:
-                checkpoint(actors, cursor, run, progress, step)
-            raise AxpoError(
-                f"step {step + 1}: {error}. Continue with --resume {run.path}"
-            ) from error
+    schedule = Schedule(run.recipe, StopRequest())
+    _begin(run, first)
+    for step in range(first, run.recipe.steps):
+        result = _train_step_or_save(run, step, first)
         done = step + 1
-        times = progress.timer.take()
-        run.log_metrics(
-            done,
-            measurements(recipe, result, actors, times) | tool_metrics(actors.tools.take_stats()),
-        )
-        run.save_groups(done, result.batch.groups, decode, result.items, recipe.logging.groups_kept)
-        run.save_timeline(done, result.batch.finished)
-        if result.batch.dropped:
-            run.log_event("groups dropped", step=done, count=result.batch.dropped)
-        last = done == recipe.steps
-        if last or (recipe.evaluation.every and done % recipe.evaluation.every == 0):
-            evaluation(recipe, task, actors, run, progress, done)
-        broken = result.update.get("skipped_in_a_row", 0) >= recipe.learner.max_skipped
-        stopped = stop.requested
-        ending = last or stopped or broken
-        if ending or done % recipe.checkpoint_every == 0:
-            checkpoint(
-                actors, flow.cursor, run, progress, done, wait=ending or not recipe.checkpoint_async
-            )
-            run.prune_checkpoints(recipe.keep_checkpoints)
-        run.log_metrics(done, progress.timer.take())
-        progress.step(done, run.metrics()[-1])
-        if broken:
+        _write_down(run, done, result)
+        if schedule.evaluation(done):
+            evaluation(run, done)
+        end = schedule.end(done, result.update)
+        if schedule.checkpoint(done, end):
+            wait = end is not None or not run.recipe.checkpoint_async
+            checkpoint(run, done, run.flow.cursor, wait=wait)
+            run.directory.prune_checkpoints(run.recipe.keep_checkpoints)
+        run.directory.log_metrics(done, run.progress.timer.take())
+        run.progress.step(done, run.directory.metrics()[-1])
+        if end is End.NOT_FINITE:
             raise AxpoError(
-                f"{recipe.learner.max_skipped} updates in a row were not finite: stopped after step {done}, with a checkpoint"
+                f"{run.recipe.learner.max_skipped} updates in a row were not finite: "
+                f"stopped after step {done}, with a checkpoint"
             )
-        if stopped and not last:
-            run.log_event("stopped", step=done)
+        if end is End.STOPPED:
+            run.directory.log_event("stopped", step=done)
             return None
-    return summarize(run)
+    return summarize(run.directory)
 
 
-def checkpoint(
-    actors: Actors,
-    cursor: Cursor,
-    run: RunDirectory,
-    progress: Phases,
-    done: int,
-    wait: bool = True,
-) -> None:
-    """The learner's state after `done` steps, and with it where the questions then stand. Without `wait` it appears later."""
-    with progress.phase("checkpoint"):
+def _begin(run: TrainingRun, first: int) -> None:
+    """Give the engines the learner's policy; at the start of a run, evaluate it."""
+    with run.progress.phase("sync"):
+        run.actors.policy.publish(first)
+    if first == 0:
+        if run.recipe.evaluation.start:
+            evaluation(run, 0)
+        run.directory.log_metrics(0, run.progress.timer.take())
+
+
+def _train_step_or_save(run: TrainingRun, step: int, first: int) -> Step:
+    """Make one step. If too many workers are lost in it, save the last complete step first."""
+    actors = run.actors
+    cursor = run.flow.cursor
+    try:
+        return train_step(run.recipe, actors, run.flow, step, run.progress)
+    except WorkersFailed as error:
         actors.learner.finish_save()
-        if run.checkpoints.path(done).exists():
-            return
-        run.log_event("checkpoint", step=done)
-        actors.learner.save(str(run.checkpoints.path(done)), add=cursor.save, wait=wait)
+        # Only if this step's update has not begun, and a checkpoint of `step` is not there yet.
+        if actors.policy.version == step and step > first:
+            checkpoint(run, step, cursor)
+        path = run.directory.path
+        raise AxpoError(f"step {step + 1}: {error}. Continue with --resume {path}") from error
 
 
-def evaluation(
-    recipe: Recipe, task: Task, actors: Actors, run: RunDirectory, progress: Phases, done: int
-) -> None:
-    """Writes held-out numbers of the engines' policy after `done` steps, as `eval/...`, and of the tools it called, as `eval_tool/...`."""
-    with progress.phase("evaluate"):
-        numbers, counts = held_out(actors.pool, task, recipe.evaluation)
-    actors.pool.take_stats()
-    run.log_held_out(done, counts)
-    run.log_metrics(
-        done,
-        {f"eval/{name}": value for name, value in numbers.items()}
-        | tool_metrics(actors.tools.take_stats(), "eval_tool"),
+def _write_down(run: TrainingRun, done: int, result: Step) -> None:
+    """Write a step's metrics, trajectories and timeline into the run directory."""
+    batch, directory = result.batch, run.directory
+    times = run.progress.timer.take()
+    numbers = measurements(run.recipe, result, run.actors, times)
+    tools = tool_metrics(run.actors.tools.take_stats())
+    directory.log_metrics(done, numbers | tools)
+    directory.save_groups(
+        done, batch.groups, run.decode, result.items, run.recipe.logging.groups_kept
     )
+    directory.save_timeline(done, batch.finished)
+    if batch.dropped:
+        directory.log_event("groups dropped", step=done, count=batch.dropped)
+
+
+def checkpoint(run: TrainingRun, done: int, cursor: Cursor, *, wait: bool = True) -> None:
+    """Save the learner's state after `done` steps, and where the questions then stand.
+
+    Args:
+        run: what is saved.
+        done: steps that are done.
+        cursor: where the questions stand.
+        wait: return only when the checkpoint is complete; otherwise it appears later.
+    """
+    learner, path = run.actors.learner, run.directory.checkpoints.path(done)
+    with run.progress.phase("checkpoint"):
+        learner.finish_save()
+        if path.exists():
+            return
+        run.directory.log_event("checkpoint", step=done)
+        learner.save(str(path), add=cursor.save, wait=wait)
+
+
+def evaluation(run: TrainingRun, done: int) -> None:
+    """Write the held-out numbers of the engines' policy after `done` steps.
+
+    They are `eval/...`; those of the tools that it called are `eval_tool/...`.
+    """
+    recipe, actors = run.recipe, run.actors
+    with run.progress.phase("evaluate"):
+        numbers, counts = held_out(
+            actors.pool, run.task, recipe.evaluation, recipe.resampler.trigger.success_above
+        )
+    actors.pool.take_stats()
+    run.directory.log_held_out(done, counts)
+    held_out_numbers = {f"eval/{name}": value for name, value in numbers.items()}
+    tools = tool_metrics(actors.tools.take_stats(), "eval_tool")
+    run.directory.log_metrics(done, held_out_numbers | tools)
 
 
 def measurements(
-    recipe: Recipe, result: Step, actors: Actors, times: dict[str, float]
+    recipe: Recipe, result: Step, actors: Actors, times: Mapping[str, float]
 ) -> dict[str, float]:
-    """A step's line of metrics: the paper's diagnostics, the update's numbers, seconds by phase, what generation cost."""
+    """Return a step's line of metrics.
+
+    It has the update's numbers, the paper's diagnostics, what generation cost, and the seconds of
+    each phase.
+    """
     batch = result.batch
+
+    def diagnose(groups: list[Group]) -> dict[str, float]:
+        return diagnostics(groups, actors.tokens, recipe.resampler.trigger.success_above)
+
+    families = by_family(batch.finished, diagnose)
     seconds = sum(times.get(f"time/{phase}", 0.0) for phase in ("rollout", "learn", "sync"))
-    ages = Counter(batch.staleness.values())
-    told = partial(diagnostics, tokens=actors.tokens, success_above=recipe.resampler.success_above)
     return {
         **result.update,
-        **told(batch.finished),
-        **{f"family/{name}": value for name, value in by_family(batch.finished, told).items()},
+        **diagnose(batch.finished),
+        **{f"family/{name}": value for name, value in families.items()},
         **shaping_metrics(batch.finished, actors.tokens, recipe.learner.credit.tool_bonus),
         **rollout_metrics(batch.finished, seconds),
         **actors.pool.take_stats(),
         **times,
-        **{f"staleness/{age}": float(count) for age, count in sorted(ages.items())},
-        "groups_dropped": float(batch.dropped),
-        "groups_stale": float(batch.stale),
-        "groups_uninformative": float(len(batch.uninformative)),
-        "forks_dropped": float(batch.forks_dropped),
-        "forks_collapsed": float(batch.forks_collapsed),
-        "verifier_failures": float(batch.verifier_failures),
+        **batch_metrics(batch),
     }
 
 
-def summarize(run: RunDirectory) -> dict[str, Any]:
-    """Held-out numbers before and after, and what it cost, from the run's own metrics (so a resumed run counts whole)."""
-    rows = run.metrics()
+def summarize(directory: RunDirectory) -> dict[str, Any]:
+    """Write the summary: held-out numbers before and after, and what the run cost.
+
+    It is made of the run's own metrics, so a resumed run counts as a whole.
+    """
+    rows = directory.metrics()
     start, end = rows[0], rows[-1]
-    names = [
-        name.removeprefix("eval/")
-        for name in end
-        if name.startswith("eval/") and name != "eval/dropped"
-    ]
-    numbers: dict[str, Any] = {
-        f"{name}_{when}": row.get(f"eval/{name}")
-        for name in names
-        for when, row in (("start", start), ("end", end))
-    }
-    seconds = sum(
-        value for row in rows for name, value in row.items() if name.startswith("time/") and value
-    )
+    numbers: dict[str, Any] = {}
+    for key in end:
+        name = key.removeprefix("eval/")
+        if name != key and name != "dropped":
+            numbers[f"{name}_start"] = start.get(key)
+            numbers[f"{name}_end"] = end[key]
+    seconds = sum(_seconds(row) for row in rows)
     tokens = int(sum(row.get("generated_tokens") or 0 for row in rows))
     cost = {"steps": end["step"], "seconds": round(seconds, 1), "tokens": tokens}
-    return write_summary(run.path, numbers | cost)
+    return write_summary(directory.path, numbers | cost)
+
+
+def _seconds(row: Mapping[str, Any]) -> float:
+    """Return the seconds of all phases of a step."""
+    return sum(value for name, value in row.items() if name.startswith("time/") and value)

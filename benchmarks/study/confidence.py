@@ -4,7 +4,7 @@
     python -m benchmarks.study.confidence RUN [--out FILE]
 
 For the first tool call of each recorded rollout, both tags included (docs/method.md, rule 2): the mean probability of its tokens as the
-engine sampled them (`resampler.select.confidence`), and the mean entropy in nats of the distributions they were sampled from, over the
+engine sampled them (`resampler.rankings.confidence`), and the mean entropy in nats of the distributions they were sampled from, over the
 whole vocabulary, which the learner computes from the same weights. Both correlations are of 1 - confidence with the entropy; the paper
 gives 0.84 (Pearson). The raw result is JSON; the table goes to the standard output.
 """
@@ -28,8 +28,9 @@ from benchmarks.result import machine, versions
 from benchmarks.study.intervals import Estimate
 from benchmarks.study.runs import written
 from learner.credit import TrainItem
-from resampler.select import confidence
-from rollout_workers.trajectory import Floats, Group, SpecialTokens, fork_points
+from resampler.places import FirstCall
+from resampler.rankings import confidence
+from rollout_workers.trajectory import Floats, Group, SpecialTokens
 
 HERE = Path(__file__).parent
 DRAWS = 2_000
@@ -54,7 +55,7 @@ def call_items(groups: Sequence[Group], tokens: SpecialTokens) -> list[TrainItem
     items = []
     for group in groups:
         for trajectory in group.rollouts:
-            for _, (start, stop) in fork_points(trajectory, tokens, "first_call"):
+            for _, (start, stop) in FirstCall().points(trajectory, tokens):
                 places = np.arange(len(trajectory.response_ids))
                 mask = (places >= start) & (places < stop)
                 items.append(

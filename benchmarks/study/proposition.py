@@ -28,7 +28,9 @@ from axpo.evaluation.diagnostics import pass_at_k
 from benchmarks.result import machine, versions
 from benchmarks.study.intervals import Estimate, estimate
 from benchmarks.study.runs import written
-from resampler.select import allocate, candidates
+from resampler.places import FirstCall
+from resampler.rankings import Confidence
+from resampler.select import Rules, allocate, candidates
 from rollout_workers.settings import ForkRequest
 from rollout_workers.trajectory import (
     Group,
@@ -79,17 +81,16 @@ async def probe(
     group, _ = await pool.group(question, SOURCES)
     if _lost(group.rollouts):
         return "lost"
-    (found,) = candidates(
-        [group],
-        tokens,
-        "confidence",
-        seed=recipe.seed,
-        step=SOURCES,
-        success_above=recipe.resampler.success_above,
+    found = candidates(
+        group,
+        Rules(tokens, FirstCall(), Confidence()),
+        batch=SOURCES,
+        place=0,
+        failed_up_to=recipe.resampler.trigger.success_above,
     )
     if not found:
         return "not triggered"
-    (chosen,) = allocate([found], 1)
+    (chosen,) = allocate(found, 1)
     resample, (fresh, _) = await asyncio.gather(
         pool.fork(group, ForkRequest(chosen.rollout, chosen.prefix_tokens, samples), SOURCES),
         pool.group(question, FRESH, samples),

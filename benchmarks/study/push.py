@@ -29,7 +29,8 @@ from axpo.tasks import load_task
 from benchmarks.study.intervals import estimate
 from benchmarks.study.runs import written
 from learner.credit import TrainItem, credit
-from rollout_workers.trajectory import Group, SpecialTokens, fork_points
+from resampler.places import Answer, FirstCall
+from rollout_workers.trajectory import Group, SpecialTokens
 
 HERE = Path(__file__).parent
 STREAMS = ("calling", "prefix", "answering")
@@ -56,8 +57,8 @@ class Push:
 def decided(item: TrainItem, tokens: SpecialTokens) -> float:
     """The part of an entry's advantage that falls on tokens up to the decision; 0 where there was none."""
     found = [
-        *fork_points(item.trajectory, tokens, "first_call"),
-        *fork_points(item.trajectory, tokens, "answer"),
+        *FirstCall().points(item.trajectory, tokens),
+        *Answer().points(item.trajectory, tokens),
     ]
     if not found:
         return 0.0
@@ -78,7 +79,7 @@ def pushes(
         for item in credit([group], tokens, recipe.learner.baseline, recipe.learner.credit):
             t = item.trajectory
             if t.fork is None:
-                calls = bool(fork_points(t, tokens, "first_call"))
+                calls = bool(FirstCall().points(t, tokens))
                 stream = (
                     "prefix"
                     if t.rollout in sources and calls

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from resampler.places import fork_prefix_tokens
 from rollout_workers.trajectory import (
     EndReason,
     ForkPoint,
@@ -20,7 +21,6 @@ from rollout_workers.trajectory import (
     RolloutStats,
     SpecialTokens,
     Trajectory,
-    fork_prefix_tokens,
 )
 
 SPECIAL = (

@@ -32,7 +32,7 @@ def test_the_papers_settings():
         assert (
             recipe.rollout.n,
             recipe.resampler.k,
-            recipe.resampler.budget_ratio,
+            recipe.resampler.budget.ratio,
             recipe.rollout.max_turns,
         ) == (8, 4, 0.25, 3)
         assert (recipe.learner.clip_low, recipe.learner.clip_high, recipe.learner.kl_beta) == (
@@ -85,7 +85,7 @@ def test_a_bad_field_is_one_line(override, message):
         ),
         (
             ["resampler.fork_at=observation"],
-            "resampler.ranking='confidence': must be 'entropy' with resampler.fork_at='observation'",
+            "resampler.ranking='confidence': must be 'entropy_rise' with resampler.fork_at='observation'",
         ),
         (
             ["resampler.min_distinct_calls=5"],
@@ -97,24 +97,26 @@ def test_a_bad_field_is_one_line(override, message):
         ),
         (
             [
-                "resampler={success_above: 0.5, fork_at: observation, ranking: entropy}",
+                "resampler={trigger: {success_above: 0.5}, fork_at: observation, ranking: entropy_rise}",
                 "learner.credit.joined=true",
             ],
-            "resampler.success_above=0.5: resampler.fork_at='observation' forks whatever the outcomes",
+            "resampler.trigger={'name': 'all_wrong', 'success_above': 0.5}: "
+            "resampler.fork_at='observation' forks whatever the outcomes",
         ),
         (
-            ["algorithm=grpo", "resampler.success_quantile=0.5"],
-            "resampler.success_quantile=0.5: means nothing with algorithm='grpo'",
+            ["algorithm=grpo", "resampler.trigger=quantile"],
+            "resampler.trigger='quantile': means nothing with algorithm='grpo'",
         ),
         (
             [
-                "resampler={success_quantile: 0.5, fork_at: observation, ranking: entropy}",
+                "resampler={trigger: quantile, fork_at: observation, ranking: entropy_rise}",
                 "learner.credit.joined=true",
             ],
-            "resampler.success_quantile=0.5: resampler.fork_at='observation' forks whatever the outcomes",
+            "resampler.trigger={'name': 'quantile', 'success_above': 0.0, 'quantile': 0.5}: "
+            "resampler.fork_at='observation' forks whatever the outcomes",
         ),
         (
-            ["resampler={fork_at: observation, ranking: entropy}"],
+            ["resampler={fork_at: observation, ranking: entropy_rise}"],
             "learner.credit.joined=False: must be True",
         ),
         (

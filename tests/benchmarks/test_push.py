@@ -12,7 +12,7 @@ from axpo.tasks import load_task
 from benchmarks.study import push
 from benchmarks.study.push import Push, decided, markdown, measure, pushes
 from learner.credit import credit
-from rollout_workers.trajectory import fork_points, fork_prefix_tokens
+from resampler.places import Answer, fork_prefix_tokens
 from tests.axpo.helpers import TOKENS, direct, group, resample, zooming
 
 RECIPE = load_recipe("deploy/recipes/debug.yaml")
@@ -24,7 +24,7 @@ def test_only_tokens_up_to_the_decision_count():
     assert decided(calls, TOKENS) == pytest.approx(
         fork_prefix_tokens(t, TOKENS) / t.policy_mask.sum(), rel=1e-5
     )
-    ((end, _),) = fork_points(answers.trajectory, TOKENS, "answer")
+    ((end, _),) = Answer().points(answers.trajectory, TOKENS)
     assert decided(answers, TOKENS) == pytest.approx(
         -end / len(answers.trajectory.response_ids), rel=1e-5
     )

@@ -9,7 +9,8 @@ import torch
 from learner.config import CreditConfig, LearnerConfig
 from learner.credit import TrainItem, credit, informative, sft_items
 from learner.loss import policy_loss
-from rollout_workers.trajectory import ForkPoint, Resample, fork_prefix_tokens, uses_tools
+from resampler.places import fork_prefix_tokens
+from rollout_workers.trajectory import ForkPoint, Resample, uses_tools
 from tests.learner.helpers import DIRECT, QUESTION, TOOL, TOOL_PREFIX, group, resample, trajectory
 from tests.tokens import TOKENS
 

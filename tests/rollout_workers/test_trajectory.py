@@ -1,4 +1,4 @@
-"""What is derived from a trajectory: masks, turns, spans, fork points. Ids by hand: 1 think_close, 2 open, 3 close, 4 im_end."""
+"""What is derived from a trajectory: masks, turns, spans. Ids by hand: 1 think_close, 2 open, 3 close, 4 im_end."""
 
 import numpy as np
 import pytest
@@ -13,8 +13,6 @@ from rollout_workers.trajectory import (
     Resample,
     SpecialTokens,
     Trajectory,
-    fork_points,
-    fork_prefix_tokens,
     frozen_prefix,
     recovered,
     tool_call_spans,
@@ -62,17 +60,14 @@ def test_arrays_share_one_axis():
     assert TWO_TURNS.policy_tokens == 10
 
 
-def test_spans_and_fork_point():
+def test_turns_and_spans():
     assert turns(TWO_TURNS) == [(0, 6), (8, 12)]
     assert tool_call_spans(TWO_TURNS, TOKENS) == [(2, 5)]
-    assert fork_prefix_tokens(TWO_TURNS, TOKENS) == 3
 
 
 def test_a_tag_inside_thinking_is_no_call():
     thinking = trajectory(policy(20, 2, 21, 3, 1, 23, 4))
     assert not uses_tools(thinking, TOKENS)
-    with pytest.raises(ValueError, match="no tool call to fork at"):
-        fork_prefix_tokens(thinking, TOKENS)
     assert tool_call_spans(trajectory(policy(20, 2, 1, 2, 21, 3, 4)), TOKENS) == [(3, 6)]
 
 
@@ -87,28 +82,6 @@ def test_two_calls_in_a_turn():
         (1, 4),
         (5, 8),
     ]
-
-
-@pytest.mark.parametrize(
-    ("at", "expected"),
-    [
-        ("first_call", [(2, (1, 3))]),
-        ("every_call", [(2, (1, 3)), (6, (5, 8)), (11, (10, 13))]),
-        ("prompt", [(0, (1, 3))]),
-        ("answer", []),
-        ("observation", [(9, (9, 14))]),
-    ],
-)
-def test_fork_points(at, expected):
-    calls = trajectory(policy(1, 2, 3, 20, 21, 2, 22, 3), observation(30), policy(1, 2, 23, 3, 4))
-    assert fork_points(calls, TOKENS, at) == expected
-
-
-def test_an_answer_is_forked_after_its_thinking():
-    assert fork_points(trajectory(policy(20, 2, 1, 21, 22, 4)), TOKENS, "answer") == [(3, (3, 5))]
-    assert fork_points(trajectory(policy(20, 1, 4)), TOKENS, "answer") == []  # no answer
-    assert fork_points(trajectory(policy(20, 21)), TOKENS, "answer") == []  # thought without end
-    assert fork_points(trajectory(policy(20, 1, 4)), TOKENS, "every_call") == []
 
 
 @pytest.mark.parametrize(

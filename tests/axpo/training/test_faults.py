@@ -98,7 +98,7 @@ def recipe(**rollout):
             "steps": 3,
             "questions_per_step": B,
             "rollout": settings | rollout | {"engine": {"weight_transfer": "shared_memory"}},
-            "resampler": {"k": 2, "budget_ratio": 0.5},
+            "resampler": {"k": 2, "budget": {"ratio": 0.5}},
             "tools": {"servers": 2},
         }
     )
@@ -155,7 +155,7 @@ class Run:
         self.flow.close()
         self.pool.shutdown()
         self.tools.shutdown()
-        ray.kill(self.resampler)
+        ray.kill(self.resampler.actor)
         until(lambda: not any(map(alive, self.processes)))
         assert {group["state"] for group in placement_group_table().values()} == {"REMOVED"}
 

@@ -3,10 +3,7 @@
 import asyncio
 import threading
 import time
-from concurrent.futures import Future
 from dataclasses import replace
-from functools import partial
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,10 +14,10 @@ from axpo.training.cursor import Cursor, Kept, load_cursor
 from axpo.training.flow import Flow
 from learner.credit import credit
 from resampler.config import ResamplerConfig
-from resampler.resampler import Resampler
 from rollout_workers.trajectory import EndReason, Question, Resample, RolloutStats
 from tests.axpo.helpers import TOKENS, direct, resample, zooming
 from tests.axpo.helpers import group as make_group
+from tests.resampler.local import LocalResampler
 
 WRONG_BOX, RIGHT_BOX = (0, 0, 1, 1), (5, 5, 9, 9)
 
@@ -88,22 +85,8 @@ class Pool:
         )
 
 
-class Remote:
-    """A resampler called as an actor is."""
-
-    def __init__(self, recipe):
-        self.resampler = Resampler(recipe.resampler, TOKENS, recipe.rollout.n)
-        for name in ("offer", "learn", "history", "restore"):
-            setattr(
-                self,
-                name,
-                SimpleNamespace(remote=partial(self._answer, getattr(self.resampler, name))),
-            )
-
-    def _answer(self, method, *arguments):
-        future = Future()
-        future.set_result(method(*arguments))
-        return SimpleNamespace(future=lambda: future)
+def local_resampler(recipe):
+    return LocalResampler(recipe.resampler, TOKENS, recipe.rollout.n)
 
 
 class Task:
@@ -120,7 +103,7 @@ def recipe(**fields):
             "steps": 4,
             "questions_per_step": 4,
             "rollout": {"n": 3, "engine": {"weight_transfer": "shared_memory"}},
-            "resampler": {"k": 2, "budget_ratio": 0.5, "schedule": "batch"},
+            "resampler": {"k": 2, "budget": {"ratio": 0.5}, "schedule": "batch"},
         }
         | fields
     )
@@ -130,7 +113,7 @@ def start(pool=None, cursor=Cursor(), **fields):
     """Returns (flow, its pool, its events)."""
     events, settings, pool = [], recipe(**fields), pool or Pool()
     log = lambda event, **values: events.append({"event": event} | values)  # noqa: E731
-    return Flow(settings, Task(), pool, Remote(settings), cursor, log), pool, events
+    return Flow(settings, Task(), pool, local_resampler(settings), cursor, log), pool, events
 
 
 def ids(taken):
@@ -162,7 +145,12 @@ def test_grpo_forks_nothing():
 
 def test_prefixes_whose_continuations_call_alike_are_given_up_and_counted():
     flow, _, events = start(
-        resampler={"k": 2, "budget_ratio": 0.5, "schedule": "batch", "min_distinct_calls": 2}
+        resampler={
+            "k": 2,
+            "budget": {"ratio": 0.5},
+            "schedule": "batch",
+            "min_distinct_calls": 2,
+        }
     )
     flow.feed(0)
     taken = flow.take(0)
@@ -177,23 +165,30 @@ def test_prefixes_whose_continuations_call_alike_are_given_up_and_counted():
 def test_what_prefixes_recover_reaches_the_next_budget():
     # Of step 0's three prefixes question 1's is dropped and the others recover: a rate of 1, so the budget stays three.
     flow, pool, _ = start(
-        resampler={"k": 2, "budget_ratio": 0.5, "schedule": "batch", "target_recovery": 0.5}
+        resampler={
+            "k": 2,
+            "budget": {"name": "adaptive", "ratio": 0.5, "target_recovery": 0.5},
+            "schedule": "batch",
+        }
     )
     for step in range(2):
         flow.feed(step)
         flow.take(step)
     assert len(pool.forks) == 6
-    assert list(flow._resampler.resampler._recoveries) == [True] * 5
+    assert flow.cursor.history.recoveries == (True,) * 5
 
 
 def test_a_resume_goes_on_with_what_the_resampler_had_learned(tmp_path):
     adaptive = {
         "k": 2,
-        "budget_ratio": 0.5,
+        "budget": {
+            "name": "adaptive",
+            "ratio": 0.5,
+            "target_recovery": 0.5,
+            "target_cost_s": 9.0,
+        },
         "schedule": "batch",
-        "target_recovery": 0.5,
-        "target_cost_s": 9.0,
-        "success_quantile": 0.5,
+        "trigger": {"name": "quantile", "quantile": 0.5},
     }
     flow, _, _ = start(resampler=adaptive)
     run(flow, 2)
@@ -215,7 +210,7 @@ def test_a_resume_goes_on_with_what_the_resampler_had_learned(tmp_path):
 
 def test_streaming_forks_start_while_other_questions_still_generate():
     flow, pool, _ = start(
-        Pool(seconds={0: 0.5}), resampler={"k": 2, "budget_ratio": 2.0, "schedule": "streaming"}
+        Pool(seconds={0: 0.5}), resampler={"k": 2, "budget": {"ratio": 2.0}, "schedule": "streaming"}
     )
     flow.feed(0)
     flow.take(0)
@@ -430,7 +425,7 @@ def test_dynamic_sampling_keeps_the_staleness_bound():
 
 
 def test_the_config_refuses_what_cannot_be():
-    assert ResamplerConfig().schedule == "streaming"
+    assert ResamplerConfig().schedule.name == "streaming"
     with pytest.raises(Exception, match=r"max_staleness=1: must be 0 with rollout\.colocated"):
         recipe(
             max_staleness=1,

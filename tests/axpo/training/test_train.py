@@ -118,7 +118,7 @@ def start(run, pool, learner, /, first=0, **fields):
     if first:
         learner.load(run.checkpoints.path(first))
         cursor = load_cursor(run.checkpoints.path(first))
-    resampler = test_flow.Remote(recipe)
+    resampler = test_flow.local_resampler(recipe)
     tools = SimpleNamespace(take_stats=dict)
     actors = Actors(pool, tools, learner, Policy(learner, pool), resampler, TOKENS)
     flow = Flow(recipe, Task(), pool, resampler, cursor)

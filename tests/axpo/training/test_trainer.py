@@ -43,7 +43,7 @@ RECIPE = parse_recipe(
             "cpus_per_worker": 0.1,
             "engine": {"weight_transfer": "shared_memory"},
         },
-        "resampler": {"k": 2, "budget_ratio": 0.5},
+        "resampler": {"k": 2, "budget": {"ratio": 0.5}},
         "evaluation": {"tools": {"echo": {"function": "tests.tool_server.user_tools:echo"}}},
     }
 )

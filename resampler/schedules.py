@@ -1,0 +1,199 @@
+"""Choose which prefixes to fork while groups are still coming in.
+
+The paper ranks the candidates of a whole batch, so every fork waits for the slowest rollout of the
+batch (`schedule: batch`). This module can decide earlier (`schedule: streaming`): it forks a
+candidate as soon as the rank that we expect it to have in the whole batch is within the budget.
+Both choose with `select.allocate` (docs/method.md, rule 3).
+
+How the rank is estimated. When m of the B questions of a batch are in, a candidate's expected rank
+is
+
+    rank = seen + awaited * rate
+
+    seen     candidates of the m questions that are at least as good as this one
+    awaited  questions that are still out, without the slowest B // STRAGGLER
+    rate     such candidates per question, over the m questions and the last BATCHES batches
+
+A candidate that is not within the budget yet is held, and looked at again when the next question
+comes in. When all but the stragglers are in, the rank is the one among the candidates seen. So
+what is left of the budget goes where the paper's order puts it, without the stragglers. Only the
+stragglers' candidates, and those that were taken too early, can differ from the paper's choice.
+The budget is never exceeded. Budget that nobody used goes to the last questions, in the paper's
+order.
+
+With priced tools (`resampler.budget.target_cost_s`) a candidate uses up `price` units of the
+budget instead of 1, and counts for as many in the rank. A price is at most the whole budget. A
+candidate that what is left of the budget cannot pay is passed over.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import ClassVar
+
+from axpo.registry import Registry, Variant
+from resampler.history import Entry, PastBatch
+from resampler.select import Candidate, allocate
+
+STRAGGLER = 16
+"""One question in so many, the last ones to finish, for which no budget is kept. Their forks would
+begin when the engines run dry, and the batch would wait for them alone. The tests say how much of
+the choice stays the same, `make bench-rollouts` says what it saves."""
+
+
+class Schedule(Variant):
+    """Say when a prefix is forked: how long it waits for the other questions of its batch."""
+
+    whole_batch: ClassVar[bool] = False
+    """Whether nothing is decided before the whole batch is in."""
+
+    @abstractmethod
+    def takes(self, rank: float, prefixes: int) -> bool:
+        """Return whether a candidate is forked while questions of its batch are still out.
+
+        Args:
+            rank: the rank that the candidate is expected to have in the whole batch, from 1.
+            prefixes: the budget of the batch.
+        """
+
+
+schedules: Registry[Schedule] = Registry("schedules", Schedule, core="takes")
+
+
+@schedules.register("batch")
+class Batch(Schedule):
+    """Choose when the whole batch is there (exactly the paper)."""
+
+    whole_batch = True
+
+    def takes(self, rank: float, prefixes: int) -> bool:
+        """Return False."""
+        return False
+
+
+@schedules.register("streaming")
+class Streaming(Schedule):
+    """Choose while groups still come in, as soon as the expected rank is within the budget."""
+
+    def takes(self, rank: float, prefixes: int) -> bool:
+        """Return whether the expected rank is within the budget."""
+        return rank <= prefixes
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What one more question of a batch led to. Questions are named by their place in the batch."""
+
+    forks: tuple[Candidate, ...] = ()  # to fork now, of this question or of earlier ones
+    settled: tuple[int, ...] = ()  # questions seen for which no further fork will come
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What bounds the choice of one batch, fixed when its first question comes in."""
+
+    questions: int
+    prefixes: int  # the budget
+    prices: Mapping[str, float] = field(default_factory=dict)  # see `Budget.prices`
+
+
+class Selection:
+    """The choice of one batch. `offer` is called once for each of its questions."""
+
+    def __init__(self, schedule: Schedule, terms: Terms, past: Sequence[PastBatch] = ()) -> None:
+        self._schedule = schedule
+        self._terms = terms
+        self._left = float(terms.prefixes)
+        self._asked_before = sum(batch.questions for batch in past)
+        self._before = _Counts([entry for batch in past for entry in batch.entries])
+        self._seen = 0
+        self._entries: list[Entry] = []  # of all candidates seen
+        self._rewards: list[float] = []
+        self._held: list[Candidate] = []
+        self._unsettled: set[int] = set()
+
+    @property
+    def complete(self) -> bool:
+        """Whether all questions of the batch were offered."""
+        return self._seen == self._terms.questions
+
+    @property
+    def past(self) -> PastBatch:
+        """What this batch teaches the next ones."""
+        return PastBatch(self._seen, tuple(self._entries), tuple(sorted(self._rewards)))
+
+    def offer(
+        self, place: int, found: Sequence[Candidate], rewards: Sequence[float] = ()
+    ) -> Decision:
+        """Take in one more question of the batch.
+
+        Args:
+            place: its place in the batch.
+            found: its candidates, as `select.candidates` returns them; none if it did not trigger
+                or was lost.
+            rewards: those of its rollouts.
+        """
+        self._seen += 1
+        self._rewards += rewards
+        self._unsettled.add(place)
+        self._entries += [(c.depth, c.score, self._price(c)) for c in found]
+        self._held += found
+        return Decision(self._take(), self._settle())
+
+    def _take(self) -> tuple[Candidate, ...]:
+        if self._schedule.whole_batch and not self.complete:
+            return ()
+        counts = _Counts(self._entries)
+
+        def may_take(candidate: Candidate) -> bool:
+            if self.complete:
+                return True
+            return self._schedule.takes(self._rank(candidate, counts), self._terms.prefixes)
+
+        chosen = allocate(self._held, self._left, price=self._price, may_take=may_take)
+        for candidate in chosen:
+            self._left -= self._price(candidate)
+        taken = set(chosen)
+        self._held = [candidate for candidate in self._held if candidate not in taken]
+        return tuple(chosen)
+
+    def _settle(self) -> tuple[int, ...]:
+        settled = set(self._unsettled)
+        if not self.complete:
+            settled -= self._waiting()
+        self._unsettled -= settled
+        return tuple(sorted(settled))
+
+    def _waiting(self) -> set[int]:
+        if self._schedule.whole_batch:
+            return self._unsettled
+        return {c.group for c in self._held if self._price(c) <= self._left}
+
+    def _price(self, candidate: Candidate) -> float:
+        return min(self._terms.prices.get(candidate.tool, 1.0), max(1, self._terms.prefixes))
+
+    def _rank(self, candidate: Candidate, counts: _Counts) -> float:
+        questions = self._terms.questions
+        seen = counts.up_to(candidate)
+        awaited = max(0, questions - questions // STRAGGLER - self._seen)
+        rate_over = self._seen + self._asked_before
+        return seen + awaited * (seen + self._before.up_to(candidate)) / rate_over
+
+
+class _Counts:
+    """What the candidates up to one count for together.
+
+    Logarithmic, because every held candidate asks whenever a question comes in.
+    """
+
+    def __init__(self, entries: Sequence[Entry]) -> None:
+        ordered = sorted(entries)
+        self._keys = [(depth, score) for depth, score, _ in ordered]
+        self._totals = [0.0, *accumulate(price for *_, price in ordered)]
+
+    def up_to(self, candidate: Candidate) -> float:
+        return self._totals[bisect_right(self._keys, (candidate.depth, candidate.score))]
