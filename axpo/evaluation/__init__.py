@@ -1,5 +1,6 @@
-"""Evaluation: held-out questions, what a policy's rollouts say about it, and Pass@k.
+"""Evaluation: what rollouts say about a policy, and how it does on the held-out questions.
 
-May import `axpo.session`, `axpo.record`, `axpo.tasks` and the engine rooms; never `axpo.training`.
-Start reading in `held_out.py`; every number is defined in `diagnostics.py`.
+It owns Pass@k, the paper's diagnostics and the held-out evaluation. It may import `axpo.session`,
+`axpo.config`, `axpo.record`, `axpo.tasks` and the engine rooms, never `axpo.training`. Start
+reading in `held_out.py`; every number is defined in `diagnostics.py`.
 """

@@ -1,4 +1,7 @@
-"""Held-out evaluation: Pass@1, Pass@4, tool use and the Thinking-Acting Gap of a policy, on engines already running or started for it."""
+"""Held-out evaluation: Pass@1, Pass@4, tool use and the Thinking-Acting Gap of a policy.
+
+The engines are already running, or are started for it.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from axpo.config import EvaluationConfig, Recipe, load_recipe, parse_recipe
 from axpo.errors import AxpoError
 from axpo.evaluation.diagnostics import by_family, by_kind, evaluate_groups, question_counts
 from axpo.record.run import RunDirectory
+from axpo.session import rollout_actors
 from axpo.tasks import Task, load_task
 from rollout_workers.pool import RolloutPool
 from rollout_workers.trajectory import Group, Question, stored
@@ -18,27 +22,50 @@ from rollout_workers.trajectory import Group, Question, stored
 def held_out(
     pool: RolloutPool, task: Task, settings: EvaluationConfig, success_above: float = 0.0
 ) -> tuple[dict[str, float], dict[str, list[list[int]]]]:
-    """`axpo.training.metrics.evaluate_groups` and `question_counts` over the task's held-out questions, with the same seeds every time.
+    """Ask a policy the task's held-out questions, with the same seeds every time.
 
-    `evaluation.tools` are offered beside those of training. The numbers also have `kind/<kind>/...` where questions are of several
-    kinds, of a mixed task `<family>/...` and `<family>/kind/<kind>/...`, and `dropped`: groups lost to infrastructure.
+    The tools of `evaluation.tools` are offered beside those of training.
+
+    Args:
+        pool: the engines of the policy.
+        task: the task, for its held-out questions.
+        settings: samples a question, temperature and tools.
+        success_above: the recipe's `resampler.trigger.success_above`, as in training's diagnostics.
+
+    Returns:
+        The numbers of `evaluate_groups` and those of `question_counts`. The numbers also have
+        `kind/<kind>/...` if the questions are of several kinds; for a mixed task `<family>/...` and
+        `<family>/kind/<kind>/...` instead; and `dropped`, the groups lost to infrastructure.
     """
+    # Images go to the object store once, not once with each rollout.
     questions = [stored(question) for question in task.held_out()]
+    # Always as of step 0: seeds follow the step, and all evaluations must have the same ones.
     finished = pool.rollout(
         questions, 0, settings.samples, temperature=settings.temperature, evaluating=True
     )
     groups, dropped = complete(finished, questions)
     tokens = pool.ready()
     measure = partial(evaluate_groups, tokens=tokens, success_above=success_above)
-    families = by_family(groups, lambda of_one: measure(of_one) | by_kind(of_one, measure))
-    numbers = measure(groups) | (families or by_kind(groups, measure)) | {"dropped": float(dropped)}
+
+    def measure_family(of_one: Sequence[Group]) -> dict[str, float]:
+        return measure(of_one) | by_kind(of_one, measure)
+
+    # A mixed task has kinds within each family; other tasks have kinds only.
+    parts = by_family(groups, measure_family) or by_kind(groups, measure)
+    numbers = measure(groups) | parts | {"dropped": float(dropped)}
     return numbers, question_counts(groups, tokens)
 
 
 def load_target(target: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, str]:
-    """What is measured: a recipe and its model, or a run's recipe and the model of its last checkpoint. Nothing is started.
+    """Return the recipe and the model folder to evaluate. Nothing is started.
 
-    Raises AxpoError where the recipe is bad, its inputs are not there, or the run has no complete checkpoint.
+    Args:
+        target: a recipe, whose model is measured, or a run directory, whose last checkpoint is.
+        overrides: fields of the recipe to change, as KEY=VALUE.
+
+    Raises:
+        AxpoError: the recipe is not valid, its inputs do not exist, or the run has no complete
+            checkpoint.
     """
     if not target.is_dir():
         recipe = load_recipe(target, overrides)
@@ -48,27 +75,38 @@ def load_target(target: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, st
     latest = run.checkpoints.latest()
     if latest is None:
         raise AxpoError(f"{target}: no complete checkpoint to evaluate")
+    # A run is measured with the recipe it was started with.
     recipe = parse_recipe(run.recipe(), overrides, str(run.path / "recipe.yaml"))
     recipe.check_inputs()
     return recipe, str(latest.folder / "hf")
 
 
 def evaluate_model(recipe: Recipe, model: str) -> dict[str, float]:
-    """Held-out numbers of a model folder, on engines started for it. Needs a Ray session."""
-    from axpo.session import rollout_actors
+    """Return the held-out numbers of a model folder, on engines started for it.
 
+    A Ray session must be open.
+    """
     task = load_task(recipe.task)
     with rollout_actors(recipe, task, model) as (pool, _):
-        return held_out(pool, task, recipe.evaluation)[0]
+        numbers, _ = held_out(pool, task, recipe.evaluation)
+    return numbers
 
 
 def complete(finished: Iterator[Group], questions: Sequence[Question]) -> tuple[list[Group], int]:
-    """The groups in the order of their questions, without those in which a rollout has no reward, and how many those were.
+    """Sort groups into the order of their questions and drop those that are not scored.
 
-    A rollout that infrastructure cut short was re-run by its worker; if that failed too its group is dropped whole: never
-    padded, never scored as the model's mistake.
+    A rollout that infrastructure cut short was run again by its worker. If that failed too, its
+    group is dropped entirely: it is never filled up, and never scored as the model's mistake.
+
+    Returns:
+        The groups in which every rollout has a reward, and the number of the others.
     """
     order = {question.id: index for index, question in enumerate(questions)}
+    # Groups come in as they finish.
     groups = sorted(finished, key=lambda group: order[group.question.id])
-    kept = [group for group in groups if all(t.reward is not None for t in group.rollouts)]
-    return kept, len(groups) - len(kept)
+    scored = [group for group in groups if _is_scored(group)]
+    return scored, len(groups) - len(scored)
+
+
+def _is_scored(group: Group) -> bool:
+    return all(rollout.reward is not None for rollout in group.rollouts)
