@@ -88,7 +88,8 @@ def evaluate_model(recipe: Recipe, model: str) -> dict[str, float]:
     """
     task = load_task(recipe.task)
     with rollout_actors(recipe, task, model) as (pool, _):
-        numbers, _ = held_out(pool, task, recipe.evaluation)
+        success_above = recipe.resampler.trigger.success_above
+        numbers, _ = held_out(pool, task, recipe.evaluation, success_above)
     return numbers
 
 

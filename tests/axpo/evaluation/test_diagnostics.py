@@ -167,6 +167,13 @@ def test_evaluate_groups():
     assert evaluate_groups([], TOKENS) == {}
 
 
+def test_an_evaluation_calls_the_same_rollouts_wrong_as_training():
+    graded = [group([zooming(0, 0.4), zooming(1, 0.0), direct(2, 0.6), direct(3, 0.0)])]
+    for numbers in (diagnostics(graded, TOKENS, 0.5), evaluate_groups(graded, TOKENS, 4, 0.5)):
+        assert (numbers["tool_all_wrong_rate"], numbers["no_tool_all_wrong_rate"]) == (1.0, 0.0)
+    assert evaluate_groups(graded, TOKENS)["tool_all_wrong_rate"] == 0.0
+
+
 def test_an_evaluations_counts_a_question():
     first, second, third = three_groups()
     third = replace(third, question=replace(third.question, info={"kind": "frame"}))
