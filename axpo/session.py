@@ -106,8 +106,9 @@ def learner_ranks(recipe: Recipe) -> Iterator[Learner]:
     learner = Learner(
         local_path(recipe.model),
         recipe.learner,
-        recipe.seed,
-        local_path(recipe.reference or recipe.model),
+        seed=recipe.seed,
+        reference=local_path(recipe.reference or recipe.model),
+        serving=recipe.serving,
     )
     try:
         yield learner

@@ -49,7 +49,7 @@ class Step:
         )
         self.policy = Policy(network, banned, 1.0)
         self.processor = AutoProcessor.from_pretrained(model).image_processor
-        self.config = LearnerConfig()
+        self.config = LearnerConfig(ranks=1, micro_batch_tokens=BUDGET)
 
     def __call__(self, items: Sequence[Any], layout: Form) -> float:
         """Seconds. `layout` "plain" is what Hugging Face's forward asks of a trainer, and peers do: rows in the batch's order, each
@@ -60,17 +60,14 @@ class Step:
         self.policy.zero_grad(set_to_none=True)
         started = time.perf_counter()
         images = StepImages(self.processor)
-        rows = [make_row(item, images.add(item), images, self.vision.image_pad) for item in items]
+        rows = [make_row(item, images, self.vision.image_pad) for item in items]
         if layout == "plain":
             parts = in_order([len(row.ids) for row in rows], BUDGET)
         else:
             questions = [item.question.id for item in items]
-            parts = [
-                step[0]
-                for step in plan_rows(
-                    rows, questions, lambda key: float(images.patches(key)), 1, BUDGET, layout
-                )
-            ]
+            config = self.config.model_copy(update={"layout": layout})
+            steps = plan_rows(rows, questions, lambda key: float(images.patches(key)), config)
+            parts = [step[0] for step in steps]
         for part in parts:
             self._backward([rows[i] for i in part], images, layout)
         return time.perf_counter() - started
@@ -79,7 +76,7 @@ class Step:
         import torch
 
         from learner.batch import collate
-        from learner.loss import policy_loss
+        from learner.loss import TrainedTokens, policy_loss
 
         batch = collate(rows, images, self.vision, "padded" if layout == "plain" else layout)
         if layout == "plain":
@@ -92,16 +89,15 @@ class Step:
             )
         logprobs, _ = self.policy(batch)
         ones = torch.ones_like(logprobs.detach())
-        out = policy_loss(
-            logprobs,
-            batch.old_logprobs,
-            batch.advantages,
-            batch.weights,
-            batch.items,
-            None,
-            ones,
-            self.config,
+        tokens = TrainedTokens(
+            logprobs=logprobs,
+            old=batch.old_logprobs,
+            advantages=batch.advantages,
+            weights=batch.weights,
+            items=batch.items,
+            correction=ones,
         )
+        out = policy_loss(tokens, self.config.objective, self.config.kl_beta)
         out.loss.backward()
 
 

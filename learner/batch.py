@@ -16,18 +16,18 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from hashlib import blake2b
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from learner.config import Layout
 from learner.credit import TrainItem
 from learner.tree import Tree, lay_out
 from rollout_workers.trajectory import Floats, Pixels, pixels
 
-Layout = Literal["tree", "packed", "padded"]
 ImageKey: TypeAlias = Hashable
 BLANK: ImageKey = "blank"
 
@@ -152,34 +152,45 @@ class StepImages:
 
 def make_row(
     item: TrainItem,
-    keys: Sequence[ImageKey],
     images: StepImages,
     image_pad: int,
-    length: float | None = None,
+    *,
+    divisor: float | None = None,
     old_logprobs: Floats | None = None,
 ) -> Row:
-    """Expand and cut one item; `keys` of `images.add(item)`.
+    """Expand the images of one item and cut it after its last trained token.
 
-    A token weighs the item's weight / `length`, by default its trained tokens (so that the item counts as their mean).
-    `old_logprobs` [R]: what the ratio compares with, by default the engine's. Raises ValueError where placeholders and images
-    differ in number.
+    Args:
+        item: has at least one trained token.
+        images: the step's; the item's own are added to them.
+        image_pad: id of an image's placeholder.
+        divisor: a token weighs the item's weight / divisor; None: the number of its trained tokens,
+            so that the item counts as their mean.
+        old_logprobs: what the ratio compares with, shape [R]; None: the engine's.
+
+    Raises:
+        ValueError: placeholders and images differ in number.
     """
     trajectory = item.trajectory
+    keys = images.add(item)
     ids = np.concatenate([trajectory.prompt_ids, trajectory.response_ids]).astype(np.int64)
     pads = ids == image_pad
     if pads.sum() != len(keys):
         raise ValueError(
-            f"rollout {trajectory.rollout} of question {trajectory.question_id}: {pads.sum()} placeholders for {len(keys)} images"
+            f"rollout {trajectory.rollout} of question {trajectory.question_id}: "
+            f"{pads.sum()} placeholders for {len(keys)} images"
         )
     repeats = np.ones(len(ids), np.int64)
     repeats[pads] = [images.features(key) for key in keys]
     starts = np.cumsum(repeats) - repeats
+    # Equal tokens have equal keys, and so have equal images: the tree shares what is equal.
+    marked = ids.copy()
+    marked[pads] = [-1 - images.number(key) for key in keys]
     trained = np.flatnonzero(item.mask)
     tokens = trained + len(trajectory.prompt_ids)
     last = tokens[-1]
     kept = int(pads[:last].sum())
-    marked = ids.copy()
-    marked[pads] = [-1 - images.number(key) for key in keys]
+    old = trajectory.logprobs if old_logprobs is None else old_logprobs
     return Row(
         ids=np.repeat(ids[:last], repeats[:last]),
         keys=np.repeat(marked[:last], repeats[:last]),
@@ -188,9 +199,9 @@ def make_row(
         positions=starts[tokens] - 1,
         targets=ids[tokens],
         engine_logprobs=trajectory.logprobs[trained],
-        old_logprobs=(trajectory.logprobs if old_logprobs is None else old_logprobs)[trained],
+        old_logprobs=old[trained],
         advantages=item.advantages[trained],
-        weight=item.weight / (length or len(trained)),
+        weight=item.weight / (divisor or len(trained)),
     )
 
 

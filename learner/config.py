@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import dataclass
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from axpo.registry import Registered
+from learner.baselines import Baseline
+from learner.objectives import Clip, Objective
+
+Layout: TypeAlias = Literal["tree", "packed", "padded"]
+"""How a micro-batch is laid out; see `learner.batch`."""
 
 
 class LoraSettings(BaseModel):
@@ -26,31 +34,41 @@ class CreditConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    baseline: Annotated[Baseline, Registered()] | None = Field(
+        None, description="what is subtracted from rewards; None: the objective's own baseline"
+    )
     prefix: bool = Field(
         True,
-        description="the prefix of a resampled rollout is credited with what came of it; False (ablation): it trains nothing",
+        description="the prefix of a resampled rollout is credited with what came of it; "
+        "False (ablation): it trains nothing",
     )
     joined: bool = Field(
         False,
-        description="ablation: a question's rollouts and continuations are one group with one mean and std, not separate streams",
+        description="ablation: a question's rollouts and continuations are one group with one mean "
+        "and std, not separate streams",
     )
     tool_bonus: float = Field(
         0.0,
-        description="added to the reward of every rollout and continuation that calls a tool, right or wrong; below 0: a tool penalty",
+        description="added to the reward of every rollout and continuation that calls a tool, "
+        "right or wrong; below 0: a tool penalty",
     )
 
     @model_validator(mode="after")
     def _consistent(self) -> CreditConfig:
         if self.joined and not self.prefix:
             raise ValueError(
-                "learner.credit.prefix=False: with learner.credit.joined=True there is no separate prefix credit to leave out"
+                "learner.credit.prefix=False: with learner.credit.joined=True there is no "
+                "separate prefix credit to leave out"
             )
         return self
 
 
 class LearnerConfig(BaseModel):
+    """The `learner` section of a recipe."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    # Ranks
     ranks: int = Field(2, ge=1, description="ZeRO-3 ranks, one process each")
     gpus_per_rank: int = Field(0, ge=0, le=1, description="0: CPU with gloo; 1: one GPU with NCCL")
     cpus_per_rank: float = Field(1, gt=0, description="CPUs that Ray reserves for a rank")
@@ -59,6 +77,7 @@ class LearnerConfig(BaseModel):
         "float32", description="of forward and backward; the optimizer keeps float32"
     )
 
+    # Optimizer
     lr: float = Field(1e-6, gt=0, description="AdamW learning rate after warm-up")
     betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW betas")
     weight_decay: float = Field(0.0, ge=0, description="AdamW decoupled weight decay")
@@ -75,17 +94,13 @@ class LearnerConfig(BaseModel):
         1.0, gt=0, description="gradients with a larger global norm are scaled down to it"
     )
 
-    objective: Literal["clip", "dr_grpo", "dapo", "rloo", "gspo", "cispo"] = Field(
-        "clip", description="policy loss; clip is the paper's. See learner/loss.py"
+    # Loss
+    objective: Annotated[Objective, Registered()] = Field(
+        Clip(), description="policy loss; clip is the paper's. `axpo list objectives` shows all"
     )
     credit: CreditConfig = Field(
         default_factory=CreditConfig,
         description="advantages of rollouts, prefixes and continuations",
-    )
-    loss_length: int = Field(
-        0,
-        ge=0,
-        description="tokens by which dr_grpo and rloo divide a trajectory's sum: its longest response",
     )
     epochs: int = Field(1, ge=1, description="passes over a batch")
     mini_batches: int = Field(
@@ -93,7 +108,8 @@ class LearnerConfig(BaseModel):
     )
     correction: Literal["none", "truncate", "mask"] = Field(
         "none",
-        description="for engine and learner computing different log-probabilities; with it the ratio is to the learner's own",
+        description="for engine and learner computing different log-probabilities; with it the "
+        "ratio is to the learner's own",
     )
     correction_level: Literal["token", "sequence"] = Field(
         "token", description="whose probability the correction compares"
@@ -101,21 +117,15 @@ class LearnerConfig(BaseModel):
     correction_cap: float = Field(
         2.0, gt=1, description="largest importance weight; mask: also the inverse of the smallest"
     )
-
-    clip_low: float = Field(0.2, gt=0, lt=1, description="the ratio is clipped below 1 - clip_low")
-    clip_high: float = Field(0.4, gt=0, description="the ratio is clipped above 1 + clip_high")
     kl_beta: float = Field(
         1e-3, ge=0, description="weight of KL(policy || reference); 0 loads no reference"
     )
-    temperature: float = Field(
-        1.0,
-        gt=0,
-        description="sampling temperature of the rollouts, applied to the learner's logits too",
-    )
 
-    layout: Literal["tree", "packed", "padded"] = Field(
+    # Computation
+    layout: Layout = Field(
         "tree",
-        description="tree: shared prefixes are computed once; packed: sequences side by side; padded: one row each. Same result",
+        description="tree: shared prefixes are computed once; packed: sequences side by side; "
+        "padded: one row each. Same result",
     )
     micro_batch_tokens: int = Field(
         16384, ge=1, description="tokens of one micro-batch of one rank, as laid out"
@@ -127,15 +137,8 @@ class LearnerConfig(BaseModel):
     offload_optimizer: bool = Field(False, description="optimizer states in host memory")
     offload_parameters: bool = Field(False, description="parameters in host memory")
 
-    weight_transfer: Literal["shared_memory", "nccl", "ipc"] = Field(
-        "shared_memory", description="must be the engines' own"
-    )
+    # Weights to the engines, and faults
     bucket_mb: int = Field(256, ge=1, description="weights gathered and sent at a time, MB")
-    receiver_ranks: int = Field(
-        1,
-        ge=1,
-        description="processes of one engine (its tensor parallel size); sizes the nccl group",
-    )
     check_sync: bool = Field(
         False,
         description="after each weight update compare the engines' weights with the learner's",
@@ -149,25 +152,43 @@ class LearnerConfig(BaseModel):
         1800, gt=0, description="seconds until start, update, weight sync, save or load is given up"
     )
 
-    @property
-    def baseline(self) -> Literal["group", "centered", "leave_one_out"]:
-        """What `learner.credit` subtracts from rewards under this objective, and whether it divides by their std."""
-        if self.objective == "dr_grpo":
-            return "centered"
-        return "leave_one_out" if self.objective == "rloo" else "group"
-
     @model_validator(mode="after")
     def _consistent(self) -> LearnerConfig:
         if self.schedule == "cosine" and self.total_steps <= self.warmup_steps:
             raise ValueError(
-                f"total_steps={self.total_steps}: the cosine schedule needs more than warmup_steps={self.warmup_steps}"
-            )
-        if self.objective in ("dr_grpo", "rloo") and not self.loss_length:
-            raise ValueError(
-                f"loss_length=0: objective={self.objective!r} divides by it; expected the longest response in tokens"
-            )
-        if self.gpus_per_rank == 0 and self.weight_transfer != "shared_memory":
-            raise ValueError(
-                f"weight_transfer={self.weight_transfer!r} needs gpus_per_rank=1; CPU ranks send through 'shared_memory'"
+                f"learner.total_steps={self.total_steps}: the cosine schedule needs more than "
+                f"learner.warmup_steps={self.warmup_steps}"
             )
         return self
+
+
+@dataclass(frozen=True)
+class Serving:
+    """What the learner must know of the engines that serve its policy.
+
+    A recipe derives it from its `rollout` section, so nothing is set twice.
+    """
+
+    temperature: float = 1.0
+    """Sampling temperature of the rollouts, applied to the learner's logits too."""
+    weight_transfer: str = "shared_memory"
+    """How weights reach the engines: shared_memory, nccl or ipc."""
+    ranks_per_engine: int = 1
+    """Processes of one engine (its tensor parallel size); sizes the nccl group."""
+
+
+@dataclass(frozen=True)
+class RankSettings:
+    """What one rank starts with."""
+
+    model: str
+    """Hugging Face folder of the policy."""
+    reference: str
+    """Hugging Face folder of the reference policy."""
+    config: LearnerConfig
+    serving: Serving
+    seed: int
+    rank: int
+    address: str
+    """Host on which rank 0 listens for the others."""
+    port: int

@@ -1,45 +1,52 @@
-"""Credit: the verified outcomes of groups and their resamples become advantages on tokens (docs/method.md, rules 5 and 6).
+"""Credit: the verified outcomes of groups become advantages on tokens (docs/method.md, rule 5).
 
-Three streams, and no token is in two of them:
+There are three streams, and no token is in two of them:
 
-    every other rollout i        A_i = (r_i - mean_N) / (std_N + eps)               on its policy tokens
-    prefix of a selected source  A_prefix = (r_prefix - mean) / (std + eps)         on its policy tokens up to the fork;
-                                 mean and std over the group's rewards, the source's own replaced by
+    every other rollout i        A_i = (r_i - mean_N) / (std_N + eps)
+                                 on its policy tokens
+    prefix of a selected source  A_prefix = (r_prefix - mean) / (std + eps)
+                                 on its policy tokens up to the fork point; mean and std are over
+                                 the group's rewards with the source's own replaced by
                                  r_prefix = max(r_source, max_k r_k)
-    continuation k of K          A_k = (r_k - mean_K) / (std_K + eps)               on its policy tokens after the prefix
+    continuation k of K          A_k = (r_k - mean_K) / (std_K + eps)
+                                 on its policy tokens after the prefix
 
-The source's own continuation trains nothing. Each entry weighs 1 / (N * B), so a selected source adds 1 + K entries and
-dilutes no other. std is the population's. With rewards of 0 and 1, r_prefix is 1 iff any continuation is right.
+The source's own continuation trains nothing. Each entry weighs 1 / (N * B), so a selected source
+adds 1 + K entries and dilutes no other. std is the population's. With rewards of 0 and 1, r_prefix
+is 1 iff any continuation is right. This is the baseline "group"; others stand in
+`learner.baselines`, and every stream uses the same one.
 
-Of a source forked at several places, the tokens up to a fork are credited with all the continuations that share them. A source
-forked at the prompt shares nothing with its continuations: it is one of the other rollouts.
+If a source is forked at several places, the tokens up to a fork point are credited with all the
+continuations that share them. A source that is forked at the prompt shares nothing with its
+continuations: it is one of the other rollouts.
 
-Ablation `joined`: a question's N rollouts and M continuations are one group. Advantages are (r - mean) / (std + eps) over its N + M
-rewards, entries weigh 1 / ((N + M) * B), a source trains whole, and tokens that several of the N + M share are trained once, with
-the mean of their advantages: what ARPO does with its branches (arXiv 2507.19849, hard advantages).
-Ablation `prefix=False`: the second stream trains nothing.
+Two ablations change the streams:
+
+    joined        A question's N rollouts and M continuations are one group. Advantages are
+                  (r - mean) / (std + eps) over its N + M rewards, entries weigh 1 / ((N + M) * B),
+                  and a source trains whole. Tokens that several of the N + M share are trained
+                  once, with the mean of their advantages: what ARPO does with its branches
+                  (arXiv 2507.19849, hard advantages).
+    prefix=False  The second stream trains nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from learner.config import CreditConfig
+from learner.baselines import Baseline, Rewards
+from learner.config import LearnerConfig
 from rollout_workers.trajectory import (
     Floats,
-    ForkAt,
     Group,
     Question,
     Resample,
     SpecialTokens,
     Trajectory,
-    fork_points,
     rewards_of,
     uses_tools,
 )
@@ -47,7 +54,7 @@ from rollout_workers.trajectory import (
 
 @dataclass(frozen=True)
 class TrainItem:
-    """One entry of the loss: weight * mean over the tokens with mask of the token loss."""
+    """One entry of the loss: weight * mean of the token loss over the tokens under the mask."""
 
     question: Question
     trajectory: Trajectory
@@ -56,163 +63,185 @@ class TrainItem:
     weight: float
 
 
-Baseline = Literal["group", "centered", "leave_one_out"]
-Rewards: TypeAlias = NDArray[np.float64]
-Entry: TypeAlias = tuple[Trajectory, NDArray[np.float64], NDArray[np.bool_]]
-"""A trajectory, the advantage of each of its tokens [R], and which of them are trained [R]."""
+@dataclass(frozen=True)
+class _Entry:
+    """A trajectory, the advantage of each of its R tokens, and which of them are trained."""
+
+    trajectory: Trajectory
+    advantages: NDArray[np.float64]  # [R]
+    mask: NDArray[np.bool_]  # [R]
 
 
-def group_advantages(rewards: Rewards, baseline: Baseline = "group", eps: float = 1e-6) -> Rewards:
-    """[N] -> [N]: r - mean, divided by the population std + eps for "group" (GRPO), as it is for "centered" (Dr.GRPO).
+@dataclass(frozen=True)
+class _Rewards:
+    """The shaped rewards of a group."""
 
-    "leave_one_out" (RLOO): r_i minus the mean of the other N - 1 rewards, N / (N - 1) times r - mean.
+    rollouts: Rewards  # [N]
+    continuations: list[Rewards]  # [K] for each resample of the group
+
+    def __len__(self) -> int:
+        return len(self.rollouts) + sum(len(rewards_K) for rewards_K in self.continuations)
+
+
+def credit(
+    groups: Sequence[Group], tokens: SpecialTokens, config: LearnerConfig = LearnerConfig()
+) -> list[TrainItem]:
+    """Return the train items of a batch. Without resamples this is plain GRPO.
+
+    Args:
+        groups: the B groups of the batch.
+        tokens: the model's special tokens; they say which rollouts call a tool.
+        config: its `credit` section, and its objective for the baseline.
+
+    Returns:
+        Items with at least one trained token.
+
+    Raises:
+        ValueError: a rollout has no reward, a source was resampled twice at one place, or a
+            continuation does not start with its source's prefix.
     """
-    centered = rewards - rewards.mean()
-    if baseline == "group":
-        return centered / (rewards.std() + eps)
-    return (
-        centered * (len(rewards) / (len(rewards) - 1)) if baseline == "leave_one_out" else centered
-    )
+    settings = config.credit
+    baseline = settings.baseline or config.objective.baseline
+    items: list[TrainItem] = []
+    for group in groups:
+        _check(group)
+        rewards = _shaped(group, tokens, settings.tool_bonus)
+        if settings.joined:
+            size = len(rewards)
+            entries = _joined(group, rewards, baseline)
+        else:
+            size = len(rewards.rollouts)
+            entries = _separate(group, rewards, baseline, prefix=settings.prefix)
+        weight = 1.0 / (size * len(groups))
+        items += [_item(group.question, entry, weight) for entry in entries]
+    return [item for item in items if item.mask.any()]
 
 
 def shaped_rewards(
     trajectories: Sequence[Trajectory], tokens: SpecialTokens, tool_bonus: float
 ) -> Rewards:
-    """The verified outcome of each, and `tool_bonus` for those that call a tool. Raises ValueError if one has no outcome."""
-    return rewards_of(trajectories) + tool_bonus * np.array(
-        [uses_tools(t, tokens) for t in trajectories]
-    )
+    """Return the rewards that credit is computed from.
 
+    Args:
+        trajectories: N verified rollouts or continuations.
+        tokens: the model's special tokens.
+        tool_bonus: added to the verified outcome of those that call a tool.
 
-def credit(
-    groups: Sequence[Group],
-    tokens: SpecialTokens,
-    baseline: Baseline = "group",
-    settings: CreditConfig = CreditConfig(),
-    *,
-    eps: float = 1e-6,
-) -> list[TrainItem]:
-    """The train items of a batch of B groups; `baseline` as in `group_advantages`, in each stream. Without resamples this is plain GRPO.
+    Returns:
+        Rewards, shape [N].
 
-    Raises ValueError for a rollout without a reward, two resamples of one source at one place, or a resample whose prefix is not
-    its source's up to a fork point.
+    Raises:
+        ValueError: a trajectory has no outcome.
     """
-    items: list[TrainItem] = []
-    for group in groups:
-        _check(group, tokens)
-        rewards_N = shaped_rewards(group.rollouts, tokens, settings.tool_bonus)
-        rewards_K = [
-            shaped_rewards(resample.continuations, tokens, settings.tool_bonus)
-            for resample in group.resamples
-        ]
-        streams = _joined if settings.joined else partial(_separate, prefix=settings.prefix)
-        size = len(rewards_N) + (sum(map(len, rewards_K)) if settings.joined else 0)
-        for trajectory, advantages, mask in streams(
-            group, rewards_N, rewards_K, partial(group_advantages, baseline=baseline, eps=eps)
-        ):
-            items.append(
-                _item(group.question, trajectory, advantages, mask, 1.0 / (size * len(groups)))
-            )
-    return [item for item in items if item.mask.any()]
+    calls = np.array([uses_tools(trajectory, tokens) for trajectory in trajectories])
+    return rewards_of(trajectories) + tool_bonus * calls
 
 
 def informative(group: Group) -> bool:
-    """Whether not all rollouts and continuations of a group have one verified outcome; a tool bonus does not count."""
-    continuations = [t.reward for resample in group.resamples for t in resample.continuations]
-    return len({*group.rewards.tolist(), *continuations}) > 1
+    """Return whether the verified outcomes of a group differ; a tool bonus does not count."""
+    outcomes = set(group.rewards.tolist())
+    for resample in group.resamples:
+        outcomes |= {continuation.reward for continuation in resample.continuations}
+    return len(outcomes) > 1
 
 
 def sft_items(pairs: Sequence[tuple[Question, Trajectory]]) -> list[TrainItem]:
-    """Supervised items on all policy tokens, weighted so that the summed loss is the mean over the batch's tokens."""
-    tokens = [int(trajectory.policy_mask.sum()) for _, trajectory in pairs]
-    return [
-        _item(question, t, 1.0, t.policy_mask, n / sum(tokens))
-        for (question, t), n in zip(pairs, tokens, strict=True)
-        if n
-    ]
+    """Return supervised items on all policy tokens.
+
+    They are weighted so that the summed loss is the mean over the batch's tokens.
+    """
+    lengths = [int(trajectory.policy_mask.sum()) for _, trajectory in pairs]
+    items = []
+    for (question, trajectory), length in zip(pairs, lengths, strict=True):
+        if length:
+            ones = np.ones(len(trajectory.response_ids))
+            entry = _Entry(trajectory, ones, trajectory.policy_mask)
+            items.append(_item(question, entry, length / sum(lengths)))
+    return items
 
 
 def _separate(
-    group: Group,
-    rewards_N: Rewards,
-    rewards_K: Sequence[Rewards],
-    advantages_of: Callable[[Rewards], Rewards],
-    prefix: bool,
-) -> Iterator[Entry]:
-    """The three streams; without the second where `prefix` is False."""
-    for i, (rollout, plain) in enumerate(
-        zip(group.rollouts, advantages_of(rewards_N), strict=True)
-    ):
-        own = _longest_first(group, i, rewards_K)
-        advantages, replaced = np.full(len(rollout.response_ids), plain), rewards_N.copy()
-        for resample, rewards in own:
-            replaced[i] = max(replaced[i], rewards.max())
-            advantages[: resample.prefix_tokens] = advantages_of(replaced)[i]
+    group: Group, rewards: _Rewards, baseline: Baseline, *, prefix: bool
+) -> Iterator[_Entry]:
+    """Yield the entries of the three streams; the second trains nothing without `prefix`."""
+    plain = baseline.advantages(rewards.rollouts)
+    for i, rollout in enumerate(group.rollouts):
+        own = _longest_first(group, i, rewards.continuations)
+        advantages = np.full(len(rollout.response_ids), plain[i])
+        replaced = rewards.rollouts.copy()
+        # A shorter prefix is shared by the continuations of the longer ones too, so the best
+        # outcome so far goes on with it.
+        for resample, rewards_K in own:
+            replaced[i] = max(replaced[i], rewards_K.max())
+            advantages[: resample.prefix_tokens] = baseline.advantages(replaced)[i]
         frozen = own[0][0].prefix_tokens if own else 0
-        yield (
-            rollout,
-            advantages,
-            rollout.policy_mask & (prefix & ~_after(rollout, frozen) if frozen else True),
-        )
-        for resample, rewards in own:
-            yield from _continuations(resample, advantages_of(rewards))
+        yield _Entry(rollout, advantages, _source_mask(rollout, frozen, prefix=prefix))
+        for resample, rewards_K in own:
+            yield from _continuations(resample, baseline.advantages(rewards_K))
 
 
-def _joined(
-    group: Group,
-    rewards_N: Rewards,
-    rewards_K: Sequence[Rewards],
-    advantages_of: Callable[[Rewards], Rewards],
-) -> Iterator[Entry]:
-    """One group of N + M."""
-    together = advantages_of(np.concatenate([rewards_N, *rewards_K]))
-    advantages_N, *advantages_K = np.split(
-        together, np.cumsum([len(rewards_N), *map(len, rewards_K)])[:-1]
-    )
-    for i, (rollout, plain) in enumerate(zip(group.rollouts, advantages_N, strict=True)):
-        advantages, sharing = np.full(len(rollout.response_ids), plain), [plain]
+def _source_mask(rollout: Trajectory, frozen: int, *, prefix: bool) -> NDArray[np.bool_]:
+    """Return which tokens of a rollout train whose longest prefix has `frozen` tokens."""
+    if frozen == 0:
+        return rollout.policy_mask
+    if not prefix:
+        return np.zeros_like(rollout.policy_mask)
+    return rollout.policy_mask & ~_after(rollout, frozen)
+
+
+def _joined(group: Group, rewards: _Rewards, baseline: Baseline) -> Iterator[_Entry]:
+    """Yield the entries of one group of N + M."""
+    together = baseline.advantages(np.concatenate([rewards.rollouts, *rewards.continuations]))
+    sizes = [len(rewards.rollouts), *map(len, rewards.continuations)]
+    advantages_N, *advantages_K = np.split(together, np.cumsum(sizes)[:-1])
+    for i, rollout in enumerate(group.rollouts):
+        advantages = np.full(len(rollout.response_ids), advantages_N[i])
+        sharing = [advantages_N[i]]
         for resample, after in _longest_first(group, i, advantages_K):
             sharing += list(after)
             advantages[: resample.prefix_tokens] = np.mean(sharing)
             yield from _continuations(resample, after)
-        yield rollout, advantages, rollout.policy_mask
+        yield _Entry(rollout, advantages, rollout.policy_mask)
 
 
-def _continuations(resample: Resample, advantages_K: Rewards) -> Iterator[Entry]:
+def _continuations(resample: Resample, advantages_K: Rewards) -> Iterator[_Entry]:
+    """Yield the entries of the third stream."""
     for continuation, advantage in zip(resample.continuations, advantages_K, strict=True):
         mask = continuation.policy_mask & _after(continuation, resample.prefix_tokens)
-        yield continuation, np.full(len(mask), advantage), mask
+        yield _Entry(continuation, np.full(len(mask), advantage), mask)
 
 
 def _longest_first(
     group: Group, source: int, values: Sequence[Rewards]
 ) -> list[tuple[Resample, Rewards]]:
-    """The resamples of a source, each with its entry of `values`: those of longer prefixes share the tokens of shorter ones."""
-    own = [
-        (resample, value)
-        for resample, value in zip(group.resamples, values, strict=True)
-        if resample.source == source
-    ]
-    return sorted(own, key=lambda pair: -pair[0].prefix_tokens)
+    """Return the resamples of a source, longest prefix first, each with its entry of `values`."""
+    paired = zip(group.resamples, values, strict=True)
+    own = [(resample, value) for resample, value in paired if resample.source == source]
+    own.sort(key=_prefix_tokens, reverse=True)
+    return own
+
+
+def _prefix_tokens(pair: tuple[Resample, Rewards]) -> int:
+    return pair[0].prefix_tokens
 
 
 def _after(trajectory: Trajectory, position: int) -> NDArray[np.bool_]:
     return np.arange(len(trajectory.response_ids)) >= position
 
 
-def _item(
-    question: Question,
-    trajectory: Trajectory,
-    advantages: Rewards | float,
-    mask: NDArray[np.bool_],
-    weight: float,
-) -> TrainItem:
-    return TrainItem(
-        question, trajectory, np.where(mask, advantages, 0.0).astype(np.float32), mask, weight
-    )
+def _shaped(group: Group, tokens: SpecialTokens, tool_bonus: float) -> _Rewards:
+    continuations = [
+        shaped_rewards(resample.continuations, tokens, tool_bonus) for resample in group.resamples
+    ]
+    return _Rewards(shaped_rewards(group.rollouts, tokens, tool_bonus), continuations)
 
 
-def _check(group: Group, tokens: SpecialTokens) -> None:
+def _item(question: Question, entry: _Entry, weight: float) -> TrainItem:
+    advantages = np.where(entry.mask, entry.advantages, 0.0).astype(np.float32)
+    return TrainItem(question, entry.trajectory, advantages, entry.mask, weight)
+
+
+def _check(group: Group) -> None:
     seen = set()
     for resample in group.resamples:
         source, cut = group.rollouts[resample.source], resample.prefix_tokens
@@ -222,14 +251,9 @@ def _check(group: Group, tokens: SpecialTokens) -> None:
                 f"{where}: resampled twice at token {cut}, its prefix would get two signals"
             )
         seen.add((resample.source, cut))
-        if cut not in {
-            prefix for at in get_args(ForkAt) for prefix, _ in fork_points(source, tokens, at)
-        }:
-            raise ValueError(
-                f"{where}: a prefix of {cut} tokens ends at no fork point, such as the opening tag of a tool call"
-            )
+        prefix = source.response_ids[:cut]
         for k, continuation in enumerate(resample.continuations):
-            if not np.array_equal(continuation.response_ids[:cut], source.response_ids[:cut]):
+            if not np.array_equal(continuation.response_ids[:cut], prefix):
                 raise ValueError(
                     f"{where}: continuation {k} does not start with its source's prefix"
                 )

@@ -10,6 +10,7 @@ import socket
 import threading
 import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from learner import manifest
-from learner.config import LearnerConfig
+from learner.config import LearnerConfig, RankSettings, Serving
 from learner.credit import TrainItem
 from rollout_workers.trajectory import Floats
 
@@ -32,23 +33,15 @@ class _RankActor:
             probe.bind(("", 0))
             return ray.util.get_node_ip_address(), probe.getsockname()[1]
 
-    def start(
-        self,
-        model: str,
-        config: LearnerConfig,
-        seed: int,
-        reference: str | None,
-        rank: int,
-        address: str,
-        port: int,
-    ) -> None:
+    def start(self, settings: RankSettings) -> None:
+        """Load the policy."""
         # Both are read once, when torch and DeepSpeed are imported.
-        os.environ["OMP_NUM_THREADS"] = str(config.threads)
-        if config.gpus_per_rank == 0:
+        os.environ["OMP_NUM_THREADS"] = str(settings.config.threads)
+        if settings.config.gpus_per_rank == 0:
             os.environ["DS_ACCELERATOR"] = "cpu"
         from learner.rank import LearnerRank
 
-        self.rank = LearnerRank(model, config, seed, reference, rank, address, port)
+        self.rank = LearnerRank(settings)
 
     def call(self, method: str, *arguments: Any) -> Any:
         return getattr(self.rank, method)(*arguments)
@@ -58,11 +51,26 @@ class Learner:
     """The policy under training. Every call waits at most `config.deadline_s` (TimeoutError); a failed rank raises."""
 
     def __init__(
-        self, model: str, config: LearnerConfig, seed: int = 0, reference: str | None = None
+        self,
+        model: str,
+        config: LearnerConfig,
+        *,
+        seed: int = 0,
+        reference: str | None = None,
+        serving: Serving = Serving(),
     ) -> None:
-        """`model`: a Hugging Face folder; `reference`: that of the KL's reference policy, by default `model`.
+        """Start the ranks, each with the policy loaded.
 
-        Raises ValueError where Ray cannot place the ranks.
+        Args:
+            model: a Hugging Face folder.
+            config: the learner's settings.
+            seed: of torch, and of how questions are dealt to mini-batches.
+            reference: folder of the KL's reference policy; None: `model`.
+            serving: the engines that will receive the weights.
+
+        Raises:
+            ValueError: Ray cannot place the ranks.
+            TimeoutError: they did not start within `config.deadline_s`.
         """
         self.config = config
         self._order = threading.Lock()
@@ -78,34 +86,61 @@ class Learner:
             ).remote()
             for i in range(config.ranks)
         ]
-        folders = os.path.abspath(model), os.path.abspath(reference or model)
         try:
             address, port = self._wait("start", [self._ranks[0].address.remote()])[0]
+            first = RankSettings(
+                model=os.path.abspath(model),
+                reference=os.path.abspath(reference or model),
+                config=config,
+                serving=serving,
+                seed=seed,
+                rank=0,
+                address=address,
+                port=port,
+            )
             starts = [
-                rank.start.remote(folders[0], config, seed, folders[1], i, address, port)
-                for i, rank in enumerate(self._ranks)
+                rank.start.remote(replace(first, rank=i)) for i, rank in enumerate(self._ranks)
             ]
             self._wait("start", starts)
         except BaseException:
             self.shutdown()
             raise
 
-    def update(
-        self, items: Sequence[TrainItem], loss: Literal["policy", "nll"] = "policy"
-    ) -> dict[str, float]:
-        """Optimizer steps on the sum over items of weight * (mean of the token loss over the item's trained tokens).
+    def update(self, items: Sequence[TrainItem]) -> dict[str, float]:
+        """Take the optimizer steps of one batch on the configured objective and KL.
 
-        "policy": the configured objective and KL, in `epochs` x `mini_batches` steps; "nll": -log pi, one step. A step whose loss
-        or gradient is not finite is skipped. Returns loss, policy_loss, grad_norm (before clipping; means over the steps), lr,
-        skipped and optimizer_steps (counts), skipped_in_a_row (up to now), trained_tokens, tokens (images expanded, each
-        sequence by itself), computed_tokens (as laid out, padding included), micro_steps, seconds; over the trained tokens
-        entropy_mean and percentiles (nats); for "policy" also kl (k3, to the reference), clip_fraction, ratio_mean, ratio_max and
-        percentiles, and before the first step logprob_gap_mean, _max (|learner's - engine's logprob|) and engine_kl
-        (KL(engine || learner)); with a correction its mean and minimum.
+        There are `epochs` x `mini_batches` steps, each on the sum over its items of weight * (mean
+        of the token loss over the item's trained tokens). A step whose loss or gradient is not
+        finite is skipped.
+
+        Args:
+            items: those without a trained token are left out.
+
+        Returns:
+            Means over the steps: loss, policy_loss, grad_norm (before clipping).
+            Counts: skipped, optimizer_steps, micro_steps, trained_tokens, tokens (images expanded,
+            each sequence by itself), computed_tokens (as laid out, padding included).
+            Of the whole: lr, skipped_in_a_row (up to now), seconds.
+            Over the trained tokens: entropy_mean and percentiles (nats), kl (k3, to the reference),
+            clip_fraction, ratio_mean, ratio_max and percentiles; with a correction its mean and
+            minimum; before the first step logprob_gap_mean and logprob_gap_max (|learner's -
+            engine's log-probability|) and engine_kl (KL(engine || learner)).
+
+        Raises:
+            ValueError: no item has a token to train on.
         """
-        if not any(item.mask.any() for item in items):
-            raise ValueError("update: no item has a token to train on")
-        return self._all("update", ray.put([item for item in items if item.mask.any()]), loss)[0]
+        return self._all("update", ray.put(_trainable(items)))[0]
+
+    def fine_tune(self, items: Sequence[TrainItem]) -> dict[str, float]:
+        """Take one optimizer step on -log pi of the items' trained tokens.
+
+        Returns:
+            The metrics of `update`, without those of ratio, KL, clipping, correction and gap.
+
+        Raises:
+            ValueError: no item has a token to train on.
+        """
+        return self._all("fine_tune", ray.put(_trainable(items)))[0]
 
     def logprobs(self, items: Sequence[TrainItem]) -> list[Floats]:
         """Per item [R]: the policy's log-probabilities of the tokens under its mask (bans and temperature included), 0 elsewhere."""
@@ -132,6 +167,7 @@ class Learner:
     def save(
         self,
         folder: str,
+        *,
         hf_dtype: Literal["float32", "bfloat16"] | None = None,
         add: Callable[[Path], None] = lambda folder: None,
         wait: bool = True,
@@ -189,6 +225,13 @@ class Learner:
             raise TimeoutError(
                 f"learner: {what} did not finish within deadline_s={self.config.deadline_s:g}"
             ) from error
+
+
+def _trainable(items: Sequence[TrainItem]) -> list[TrainItem]:
+    trainable = [item for item in items if item.mask.any()]
+    if not trainable:
+        raise ValueError("update: no item has a token to train on")
+    return trainable
 
 
 def _reserve(config: LearnerConfig) -> Any:

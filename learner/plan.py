@@ -9,7 +9,8 @@ import heapq
 from collections.abc import Callable, Sequence
 from itertools import count
 
-from learner.batch import ImageKey, Layout, Row
+from learner.batch import ImageKey, Row
+from learner.config import LearnerConfig
 from learner.tree import tree_size
 
 Steps = list[list[list[int]]]
@@ -20,14 +21,13 @@ def plan_rows(
     rows: Sequence[Row],
     questions: Sequence[str],
     image_cost: Callable[[ImageKey], float],
-    ranks: int,
-    budget: int,
-    layout: Layout,
+    config: LearnerConfig,
 ) -> Steps:
     """`questions`: the question of each row; `image_cost`: of encoding an image, in tokens. `budget`: tokens of one micro-batch.
 
     In a tree the rows of a question stay together while they fit the budget; a longer row stands alone.
     """
+    ranks, budget, layout = config.ranks, config.micro_batch_tokens, config.layout
     lengths = [len(row.ids) for row in rows]
     if layout == "padded":
         return plan_padded(lengths, ranks, budget)

@@ -26,11 +26,13 @@ from learner.checkpoint import (
     save_hf,
     set_random_states,
 )
-from learner.config import LearnerConfig, LoraSettings
+from learner.config import LearnerConfig, LoraSettings, RankSettings
 from learner.credit import TrainItem
+from learner.passes import Passes
 from learner.policy import Policy, load_policy
 from learner.schedule import lr_factor
-from learner.update import Reference, Updater, without_adapters, without_gradient
+from learner.reference import Reference, without_adapters, without_gradient
+from learner.update import Updater
 from learner.weights import Receivers, full_shape, stream_shared_memory, vllm_sender
 from rollout_workers.trajectory import Floats
 
@@ -38,31 +40,24 @@ from rollout_workers.trajectory import Floats
 class LearnerRank:
     """Every method is collective: all ranks are called with the same arguments."""
 
-    def __init__(
-        self,
-        model: str,
-        config: LearnerConfig,
-        seed: int,
-        reference: str | None,
-        rank: int,
-        address: str,
-        port: int,
-    ) -> None:
-        """Joins the process group at address:port and loads the policy; `reference` is loaded where the KL term needs it."""
+    def __init__(self, settings: RankSettings) -> None:
+        """Join the process group and load the policy, and the reference if there is a KL term."""
         from transformers import AutoProcessor
 
+        config, model = settings.config, settings.model
         self.model_folder = model
         self.config = config
-        self.rank = rank
+        self.serving = settings.serving
+        self.rank = settings.rank
         os.environ |= {
-            "MASTER_ADDR": address,
-            "MASTER_PORT": str(port),
-            "RANK": str(rank),
+            "MASTER_ADDR": settings.address,
+            "MASTER_PORT": str(settings.port),
+            "RANK": str(settings.rank),
             "WORLD_SIZE": str(config.ranks),
             "LOCAL_RANK": "0",
         }
         torch.set_num_threads(config.threads)
-        torch.manual_seed(seed)
+        torch.manual_seed(settings.seed)
         self.device = torch.device("cuda", 0) if config.gpus_per_rank else torch.device("cpu")
         backend = "nccl" if config.gpus_per_rank else "gloo"
         extensions.prepare(config.offload_optimizer)
@@ -81,18 +76,25 @@ class LearnerRank:
             ),
         )[0]
         processor = AutoProcessor.from_pretrained(model).image_processor
-        self.updater = Updater(
-            self.engine, self._reference(model, reference), processor, config, rank, seed
+        passes = Passes(
+            self.engine.module.model, processor, config, settings.rank, self.engine.device
         )
+        reference = self._reference(model, settings.reference)
+        self.updater = Updater(self.engine, reference, passes, config, settings.seed)
         self._receivers: Receivers | None = None
         self._sender: Any = None
         self._saving = Saving()
         self._files: Any = None  # process group of the thread that saves
 
-    def update(self, items: list[TrainItem], loss: str) -> dict[str, float]:
-        """See Learner.update."""
+    def update(self, items: list[TrainItem]) -> dict[str, float]:
+        """See `Learner.update`."""
         self._saving.check()
-        return self.updater.update(items, loss)
+        return self.updater.update(items)
+
+    def fine_tune(self, items: list[TrainItem]) -> dict[str, float]:
+        """See `Learner.fine_tune`."""
+        self._saving.check()
+        return self.updater.fine_tune(items)
 
     def logprobs(self, items: list[TrainItem]) -> list[tuple[int, Floats]]:
         """This rank's share: (index of the item, [R] log-probabilities of its masked tokens, 0 elsewhere)."""
@@ -105,11 +107,13 @@ class LearnerRank:
     def send_weights(self, handles: list[Any], version: int, address: tuple[str, int]) -> None:
         """Bring all receivers to this policy, as `version`. Raises what a receiver raised, or GetTimeoutError."""
         if self._receivers is None or self._receivers.handles != handles:
-            self._receivers = Receivers(handles, self.config.receiver_ranks, self.config.deadline_s)
-            if self.config.weight_transfer != "shared_memory":
+            self._receivers = Receivers(
+                handles, self.serving.ranks_per_engine, self.config.deadline_s
+            )
+            if self.serving.weight_transfer != "shared_memory":
                 model, bucket = self.engine.module.model, self.config.bucket_mb << 20
                 self._sender = vllm_sender(
-                    self.config.weight_transfer, model, self._receivers, self.rank, address, bucket
+                    self.serving.weight_transfer, model, self._receivers, self.rank, address, bucket
                 )
             elif self.rank == 0:
                 self._receivers.init_weight_transfer_engine({})
@@ -195,14 +199,14 @@ class LearnerRank:
         return load_policy(
             folder,
             zero_config(self.config),
-            temperature=self.config.temperature,
+            temperature=self.serving.temperature,
             checkpointing=self.config.gradient_checkpointing,
             adapters=adapters,
         )
 
-    def _reference(self, model: str, reference: str | None) -> Reference | None:
+    def _reference(self, model: str, reference: str) -> Reference | None:
         """Where the loss has a KL term: the policy without its adapters, or a frozen ZeRO-3 model."""
-        if self.config.kl_beta == 0 or reference is None:
+        if self.config.kl_beta == 0:
             return None
         if self.config.lora is not None and reference == model:
             return without_adapters(self.engine)

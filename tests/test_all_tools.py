@@ -161,7 +161,7 @@ def closing(actors: Actors, question: Question, script: Trajectory) -> None:
     item = replace(item, mask=after_call, advantages=np.where(after_call, item.advantages, 0))
     for _ in range(12):
         for _ in range(4):
-            actors.learner.update([item], "nll")
+            actors.learner.fine_tune([item])
         if actors.learner.logprobs([item])[0][after_call].min() > np.log(0.9):
             break
     actors.learner.send_weights(actors.pool.workers, version=1)

@@ -62,7 +62,7 @@ def fine_tune(recipe: Recipe, console: Console) -> Path:
                     "betas": (0.9, 0.98),
                 }
             )
-            learner = Learner(model, config, recipe.seed, model)
+            learner = Learner(model, config, seed=recipe.seed, serving=recipe.serving)
             try:
                 _stage(recipe, task, stage, number, learner, schemas, model, console)
                 learner.save(str(folder), hf_dtype="bfloat16" if number == len(folders) else None)
@@ -149,7 +149,7 @@ def _stage(
         for step in range(stage.steps):
             items = following.result()
             following = ahead.submit(batch, step + 1)
-            losses[kind_of(step)].append(learner.update(items, loss="nll")["loss"])
+            losses[kind_of(step)].append(learner.fine_tune(items)["loss"])
             recent = ", ".join(
                 f"{kind} {sum(past[-10:]) / len(past[-10:]):.3f}"
                 for kind, past in losses.items()

@@ -1,11 +1,16 @@
-"""Each half of training alone: rollouts without a learner, written exactly, and a learner that trains on what was written."""
+"""Each half of training alone.
+
+`record` makes rollouts without a learner and writes them exactly. `replay` trains a learner on what
+was written, without an engine.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 from axpo.config import Recipe
 from axpo.evaluation.diagnostics import diagnostics
+from axpo.record.records import Decode
 from axpo.record.run import RunDirectory
 from axpo.training.flow import Flow
 from axpo.training.metrics import rollout_metrics, tool_metrics
@@ -13,59 +18,80 @@ from axpo.training.progress import Progress
 from learner.credit import credit
 from learner.learner import Learner
 from rollout_workers.pool import RolloutPool
-from rollout_workers.trajectory import SpecialTokens
+from rollout_workers.trajectory import Group, SpecialTokens
 from tool_server.pool import ToolPool
 
 
-def record(
-    recipe: Recipe,
-    pool: RolloutPool,
-    tools: ToolPool,
-    flow: Flow,
-    run: RunDirectory,
-    progress: Progress,
-    decode: Any,
-) -> None:
-    """Every step's groups by the policy that the engines loaded, with their forks, into the run directory. Nothing is trained."""
-    tokens = pool.ready()
+@dataclass(frozen=True)
+class Recording:
+    """What a run of rollouts alone consists of."""
+
+    recipe: Recipe
+    pool: RolloutPool
+    tools: ToolPool
+    flow: Flow
+    directory: RunDirectory
+    progress: Progress
+    decode: Decode
+
+
+@dataclass(frozen=True)
+class Replaying:
+    """What a run of the learner alone consists of."""
+
+    recipe: Recipe
+    learner: Learner
+    tokens: SpecialTokens
+    directory: RunDirectory
+    progress: Progress
+
+
+def record(run: Recording) -> None:
+    """Write every step's groups, with their forks, into the run directory. Nothing is trained.
+
+    They are by the policy that the engines loaded.
+    """
+    tokens = run.pool.ready()
+    recipe, directory = run.recipe, run.directory
     for step in range(recipe.steps):
-        with progress.phase("rollout"):
-            flow.feed(step)
-            batch = flow.take(step)
-        times = progress.timer.take()
-        numbers = (
-            diagnostics(batch.finished, tokens, recipe.resampler.trigger.success_above)
-            | rollout_metrics(batch.finished, times["time/rollout"])
-            | pool.take_stats()
-        )
-        run.log_metrics(step + 1, numbers | times | tool_metrics(tools.take_stats()))
-        run.save_rollouts(step + 1, batch.groups, decode)
-        run.save_groups(step + 1, batch.groups, decode, limit=recipe.logging.groups_kept)
-        run.save_timeline(step + 1, batch.finished)
-        progress.step(step + 1, run.metrics()[-1])
+        done = step + 1
+        with run.progress.phase("rollout"):
+            run.flow.feed(step)
+            batch = run.flow.take(step)
+        times = run.progress.timer.take()
+        numbers = _diagnose(recipe, batch.finished, tokens)
+        numbers |= rollout_metrics(batch.finished, times["time/rollout"])
+        numbers |= run.pool.take_stats()
+        tools = tool_metrics(run.tools.take_stats())
+        directory.log_metrics(done, numbers | times | tools)
+        directory.save_rollouts(done, batch.groups, run.decode)
+        directory.save_groups(done, batch.groups, run.decode, limit=recipe.logging.groups_kept)
+        directory.save_timeline(done, batch.finished)
+        run.progress.step(done, directory.metrics()[-1])
 
 
-def replay(
-    recipe: Recipe,
-    source: RunDirectory,
-    learner: Learner,
-    tokens: SpecialTokens,
-    run: RunDirectory,
-    progress: Progress,
-) -> int:
-    """Train on the groups that `record` wrote, step by step, and save the last checkpoint. No engine; returns the steps made."""
+def replay(run: Replaying, source: RunDirectory) -> int:
+    """Train on the groups that `record` wrote, step by step, and save the last checkpoint.
+
+    Args:
+        run: what is trained, and where that is written down.
+        source: the run directory that `record` wrote.
+
+    Returns:
+        The number of steps made.
+    """
     done = 0
     for done, groups in source.rollouts():
-        with progress.phase("learn"):
-            items = credit(groups, tokens, recipe.learner.baseline, recipe.learner.credit)
-            update = learner.update(items) if items else {}
-        run.log_metrics(
-            done,
-            update
-            | diagnostics(groups, tokens, recipe.resampler.trigger.success_above)
-            | progress.timer.take(),
-        )
-        progress.step(done, run.metrics()[-1])
+        with run.progress.phase("learn"):
+            items = credit(groups, run.tokens, run.recipe.learner)
+            update = run.learner.update(items) if items else {}
+        numbers = update | _diagnose(run.recipe, groups, run.tokens)
+        run.directory.log_metrics(done, numbers | run.progress.timer.take())
+        run.progress.step(done, run.directory.metrics()[-1])
     if done:
-        learner.save(str(run.checkpoints.path(done)))
+        run.learner.save(str(run.directory.checkpoints.path(done)))
     return done
+
+
+def _diagnose(recipe: Recipe, groups: list[Group], tokens: SpecialTokens) -> dict[str, float]:
+    return diagnostics(groups, tokens, recipe.resampler.trigger.success_above)

@@ -76,7 +76,7 @@ def pushes(
         counts[kind][0] += 1
         counts[kind][1] += bool(group.resamples)
         sources = {resample.source for resample in group.resamples}
-        for item in credit([group], tokens, recipe.learner.baseline, recipe.learner.credit):
+        for item in credit([group], tokens, recipe.learner):
             t = item.trajectory
             if t.fork is None:
                 calls = bool(FirstCall().points(t, tokens))

@@ -35,7 +35,8 @@ def test_the_papers_settings():
             recipe.resampler.budget.ratio,
             recipe.rollout.max_turns,
         ) == (8, 4, 0.25, 3)
-        assert (recipe.learner.clip_low, recipe.learner.clip_high, recipe.learner.kl_beta) == (
+        objective = recipe.learner.objective
+        assert (objective.clip_low, objective.clip_high, recipe.learner.kl_beta) == (
             0.2,
             0.4,
             1e-3,
@@ -51,7 +52,10 @@ def test_the_papers_settings():
         ("rollout.n=1", "rollout.n=1: Input should be greater than or equal to 2"),
         ("resampler.k=1", "resampler.k=1: Input should be greater than or equal to 2"),
         ("algorithm=ppo", "algorithm='ppo': Input should be 'axpo' or 'grpo'"),
-        ("rollout.temperature=0.7", "learner.temperature=1.0: must equal rollout.temperature=0.7"),
+        (
+            "rollout.engine.weight_transfer=nccl",
+            "rollout.engine.weight_transfer='nccl': needs learner.gpus_per_rank=1",
+        ),
         ("tools.tools={pyton: {}}", "tools.tools.pyton: 'pyton': expected one of"),
         ("model=nowhere/at/all", "model='nowhere/at/all': no model folder there"),
         ("learner", "--set learner: expected key=value"),

@@ -56,7 +56,7 @@ def item(mask: list[int], question_image: int = 7, rollout: int = 0) -> TrainIte
 
 
 def row(train_item: TrainItem, images: StepImages) -> Row:
-    return make_row(train_item, images.add(train_item), images, TOKENS.image_pad)
+    return make_row(train_item, images, TOKENS.image_pad)
 
 
 def test_images_are_expanded_and_positions_point_before_their_targets():

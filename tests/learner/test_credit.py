@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from learner.config import CreditConfig, LearnerConfig
+from learner.config import LearnerConfig
 from learner.credit import TrainItem, credit, informative, sft_items
-from learner.loss import policy_loss
+from learner.loss import TrainedTokens, policy_loss
+from learner.objectives import objectives
 from resampler.places import fork_prefix_tokens
 from rollout_workers.trajectory import ForkPoint, Resample, uses_tools
 from tests.learner.helpers import DIRECT, QUESTION, TOOL, TOOL_PREFIX, group, resample, trajectory
@@ -148,16 +149,6 @@ def test_a_group_is_informative_where_credit_gives_it_an_advantage(rewards, resa
 def test_a_literal_tag_inside_thinking_is_no_call():
     literal = ((20, 5, 21, 6, 4, 22, 2),)
     assert not uses_tools(trajectory(literal, 0), TOKENS)
-    with pytest.raises(ValueError, match=r"rollout 0 of question q.*opening tag"):
-        credit(
-            [
-                group(
-                    [(literal, 0), (DIRECT, 0)],
-                    [Resample(0, 2, resample(0, [0, 1], literal, 2).continuations)],
-                )
-            ],
-            TOKENS,
-        )
     # followed by a real call, the prefix runs through the literal one to the real tag
     both = ((20, 5, 21, 4, 5, 22, 6, 2), *TOOL[1:])
     prefix = fork_prefix_tokens(trajectory(both, 0), TOKENS)
@@ -224,7 +215,7 @@ def test_continuations_of_an_answer_credit_the_thinking():
 def test_without_prefix_credit_the_prefix_trains_nothing_and_all_else_stays():
     batch = [group([(TOOL, 0), (TOOL, 0), (DIRECT, 0), (DIRECT, 1)], [resample(0, [1, 0])])]
     prefix, *with_credit = credit(batch, TOKENS)
-    without = credit(batch, TOKENS, settings=CreditConfig(prefix=False))
+    without = credit(batch, TOKENS, LearnerConfig(credit={"prefix": False}))
     assert trained(prefix) == [20, 21, 4, 5]
     assert [(advantage(i), trained(i), i.weight) for i in without] == [
         (advantage(i), trained(i), i.weight) for i in with_credit
@@ -237,7 +228,7 @@ def test_joined_resamples_are_one_group_with_the_rollouts():
     *forks, source, other = credit(
         [group([(TOOL, 0), (DIRECT, 1)], [resample(0, [1, 0, 0, 0])])],
         TOKENS,
-        settings=CreditConfig(joined=True),
+        LearnerConfig(credit={"joined": True}),
     )
     root = np.sqrt(2)
     assert [advantage(i) for i in forks] == pytest.approx([root] + 3 * [-1 / root], rel=1e-5)
@@ -259,7 +250,7 @@ def test_joined_resamples_are_one_group_with_the_rollouts():
 
 def test_joined_changes_nothing_without_resamples():
     batch = [group([(TOOL, 0), (DIRECT, 1)])]
-    joined = credit(batch, TOKENS, settings=CreditConfig(joined=True))
+    joined = credit(batch, TOKENS, LearnerConfig(credit={"joined": True}))
     assert [(advantage(i), i.weight) for i in joined] == [
         (advantage(i), i.weight) for i in credit(batch, TOKENS)
     ]
@@ -276,12 +267,14 @@ def test_a_better_continuation_lifts_an_outcome_that_is_not_binary_and_a_worse_o
 def test_a_tool_bonus_shifts_the_reward_of_calling_rollouts_and_nothing_else(bonus):
     # Rewards 1 (no tool) and 0 + bonus: mean (1 + bonus) / 2, std (1 - bonus) / 2: still -1 and +1; at equal outcomes the bonus decides.
     batch = [group([(TOOL, 0), (DIRECT, 1)]), group([(TOOL, 1), (DIRECT, 1)])]
-    items = credit(batch, TOKENS, settings=CreditConfig(tool_bonus=bonus))
+    items = credit(batch, TOKENS, LearnerConfig(credit={"tool_bonus": bonus}))
     plain = credit(batch, TOKENS)
     sign = np.sign(bonus)
     assert [advantage(i) for i in items] == pytest.approx([-1, 1, sign, -sign], rel=1e-4)
     assert [(trained(i), i.weight) for i in items] == [(trained(i), i.weight) for i in plain]
-    centered = credit(batch, TOKENS, "centered", CreditConfig(tool_bonus=bonus))
+    centered = credit(
+        batch, TOKENS, LearnerConfig(credit={"tool_bonus": bonus, "baseline": "centered"})
+    )
     assert [advantage(i) for i in centered] == pytest.approx(
         [(bonus - 1) / 2, (1 - bonus) / 2, bonus / 2, -bonus / 2]
     )
@@ -341,14 +334,15 @@ def test_a_source_forked_at_two_calls_is_credited_piece_by_piece(first, second, 
         ("clip", 0.75 / STD, 0.75 / STD, -0.25 / STD),
         ("gspo", 0.75 / STD, 0.75 / STD, -0.25 / STD),
         ("cispo", 0.75 / STD, 0.75 / STD, -0.25 / STD),
-        ("dr_grpo", 0.75, 0.75, -0.25),  # not divided by the std
-        ("rloo", 1.0, 1.0, -1 / 3),  # the mean of the other three
+        ({"name": "dr_grpo", "loss_length": 8}, 0.75, 0.75, -0.25),  # not divided by the std
+        ({"name": "rloo", "loss_length": 8}, 1.0, 1.0, -1 / 3),  # the mean of the other three
     ],
 )
 def test_the_streams_under_every_baseline(objective, lifted, right, wrong):
-    baseline = LearnerConfig(objective=objective, loss_length=8).baseline
     batch = [group([(TOOL, 0), (TOOL, 0), (DIRECT, 0), (DIRECT, 0)], [resample(0, [1, 0, 0, 0])])]
-    prefix, *forks, second, third, fourth = credit(batch, TOKENS, baseline)
+    prefix, *forks, second, third, fourth = credit(
+        batch, TOKENS, LearnerConfig(objective=objective)
+    )
     assert advantage(prefix) == pytest.approx(lifted, rel=1e-5)
     assert [advantage(i) for i in forks] == pytest.approx([right, wrong, wrong, wrong], rel=1e-5)
     assert [advantage(i) for i in (second, third, fourth)] == [0, 0, 0]
@@ -360,24 +354,25 @@ def test_the_streams_under_every_baseline(objective, lifted, right, wrong):
     [
         # rho is e on the prefix's first token and 1 on its other three; e on a wrong continuation's first token. A = 1 and -1, w = 1.
         ("clip", [0, -1, -1, -1, np.e]),  # what would gain beyond 1.4 is clipped token by token
-        ("rloo", [-np.e, -1, -1, -1, np.e]),  # nothing is clipped
+        ({"name": "rloo", "loss_length": 1}, [-np.e, -1, -1, -1, np.e]),  # nothing is clipped
         ("cispo", [-1.4, -1, -1, -1, 1.4]),  # the ratio is bounded, no token loses its gradient
         (
-            "gspo",
+            {"name": "gspo", "clip_high": 0.2},
             [0, 0, 0, 0, np.e],
         ),  # the prefix is a sequence of its own: e^(1/4) > 1 + 0.2, clipped whole
     ],
 )
 def test_the_streams_under_every_surrogate(objective, gradients):
-    old = torch.zeros(5)
     logprobs = torch.tensor([1.0, 0, 0, 0, 1.0], requires_grad=True)
-    config = LearnerConfig(
-        objective=objective, loss_length=1, kl_beta=0, clip_high=0.2 if objective == "gspo" else 0.4
+    tokens = TrainedTokens(
+        logprobs=logprobs,
+        old=torch.zeros(5),
+        advantages=torch.tensor([1.0, 1, 1, 1, -1]),
+        weights=torch.ones(5),
+        items=torch.tensor([0, 0, 0, 0, 1]),
+        correction=torch.ones(5),
     )
-    advantages, items = torch.tensor([1.0, 1, 1, 1, -1]), torch.tensor([0, 0, 0, 0, 1])
-    policy_loss(
-        logprobs, old, advantages, torch.ones(5), items, None, torch.ones(5), config
-    ).loss.backward()
+    policy_loss(tokens, objectives.parse(objective), kl_beta=0).loss.backward()
     assert logprobs.grad.tolist() == pytest.approx(gradients, rel=1e-5)
 
 

@@ -9,7 +9,8 @@ import torch
 
 from axpo.sft.embedded import build
 from learner import attention
-from learner.batch import Layout, MicroBatch, StepImages, VisionTokens, collate, make_row
+from learner.batch import MicroBatch, StepImages, VisionTokens, collate, make_row
+from learner.config import Layout
 from learner.policy import ATTENTION, Policy
 from tests.learner.multimodal import forked_items, ids_of, make_items
 
@@ -40,7 +41,7 @@ def batches(model: str, items: list, layout: Layout, size: int) -> list[MicroBat
 
     ids = ids_of(model)
     images = StepImages(AutoProcessor.from_pretrained(model).image_processor)
-    rows = [make_row(item, images.add(item), images, ids["image"]) for item in items]
+    rows = [make_row(item, images, ids["image"]) for item in items]
     vision = VisionTokens(ids["image"], ids["start"], ids["end"])
     return [collate(rows[i : i + size], images, vision, layout) for i in range(0, len(rows), size)]
 

@@ -3,6 +3,7 @@
 import numpy as np
 
 from learner.batch import Row
+from learner.config import LearnerConfig
 from learner.plan import plan_even, plan_padded, plan_rows
 
 
@@ -23,7 +24,8 @@ def row(keys: list[int]) -> Row:
 
 
 def plan(rows, questions, ranks, budget, layout):
-    return plan_rows(rows, questions, lambda key: 0.0, ranks, budget, layout)
+    config = LearnerConfig(ranks=ranks, micro_batch_tokens=budget, layout=layout)
+    return plan_rows(rows, questions, lambda key: 0.0, config)
 
 
 def test_even_micro_batches_in_the_fewest_steps():

@@ -18,6 +18,7 @@ from learner.config import LearnerConfig, LoraSettings
 from learner.credit import TrainItem
 from learner.learner import Learner
 from learner.manifest import DamagedCheckpoint
+from learner.objectives import objectives
 from rollout_workers.trajectory import PolicySegment, Question
 from tests.learner.multimodal import forked_items, make_items, plain_torch_loss
 
@@ -170,7 +171,7 @@ def test_save_and_load_restore_weights_optimizer_and_schedule(
     items = make_items(model, 4)
     learner.update(items)
     saved = str(tmp_path / "saved")
-    learner.save(saved, "bfloat16")
+    learner.save(saved, hf_dtype="bfloat16")
     assert {p.name for p in tmp_path.iterdir()} == {"saved"}
     assert {w.dtype for w in hf_weights(saved).values()} == {torch.bfloat16}
     assert {p.name for p in Path(saved, "hf").iterdir()} == {p.name for p in Path(model).iterdir()}
@@ -273,9 +274,9 @@ def test_supervised_loss_falls_on_items_with_and_without_images(
             items[1].trajectory, prompt_ids=np.array([21, 22, 23], np.int32)
         ),
     )
-    losses = [learner.update([*items, text], "nll")["loss"] for _ in range(4)]
+    losses = [learner.fine_tune([*items, text])["loss"] for _ in range(4)]
     assert losses[-1] < losses[0] - 0.2
-    assert learner.update([text], "nll")["micro_steps"] == 1  # the other rank runs the blank image
+    assert learner.fine_tune([text])["micro_steps"] == 1  # the other rank runs the blank image
 
 
 def test_a_loss_that_is_not_finite_is_skipped(learner: Learner, model: str, tmp_path: Path) -> None:
@@ -384,7 +385,7 @@ def test_mini_batches_and_epochs_take_steps_and_the_first_has_ratio_one(
             "ranks": 1,
             "epochs": 2,
             "mini_batches": 2,
-            "objective": "dapo",
+            "objective": objectives.parse("dapo"),
             "correction": "truncate",
         }
     )

@@ -13,7 +13,7 @@ from axpo.record.summary import write_summary
 from axpo.report.charts import Series, line_chart, number, smoothed, stacked_chart, ticks
 from axpo.report.page import render
 from axpo.report.rollout_view import group_view
-from learner.config import CreditConfig
+from learner.config import LearnerConfig
 from learner.credit import credit
 from tests.axpo.helpers import TOKENS, decode, direct, group, policy, resample, zooming
 from tests.axpo.record.test_run import NUMBERS
@@ -142,7 +142,7 @@ def test_a_source_whose_own_continuation_trains_is_told_apart(
         1,
         decode,
         ImageFolder(tmp_path),
-        credit(groups, TOKENS, settings=CreditConfig(**settings)),
+        credit(groups, TOKENS, LearnerConfig(credit=settings)),
     )
     (tree,) = group_view(record).trees
     assert (tree.own_trained, bool(tree.prefix), tree.recovered) == (own_trained, kept, True)

@@ -223,7 +223,7 @@ def test_a_replay_gives_credit_as_the_learners_objective_wants_it(tmp_path):
 
     learner, asked = (
         Keeping(),
-        test_flow.recipe(learner={"objective": "dr_grpo", "loss_length": 100}),
+        test_flow.recipe(learner={"objective": {"name": "dr_grpo", "loss_length": 100}}),
     )
     with (
         RunDirectory.create("a", {}, tmp_path) as run,

@@ -1,0 +1,108 @@
+"""Passes over train items: rows, and the micro-batches in which the ranks go through them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from learner.batch import ImageKey, MicroBatch, Row, StepImages, VisionTokens, collate, make_row
+from learner.config import LearnerConfig
+from learner.credit import TrainItem
+from learner.plan import Steps, plan_rows
+from learner.weights import full_shape
+from rollout_workers.trajectory import Floats
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One forward over some items: micro-batches in lockstep over the ranks."""
+
+    steps: Steps
+    rows: list[Row]
+    images: StepImages
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all rows, each by itself, images expanded."""
+        return sum(len(row.ids) for row in self.rows)
+
+
+class Passes:
+    """Plan passes and build this rank's micro-batches."""
+
+    def __init__(
+        self, model: nn.Module, processor: Any, config: LearnerConfig, rank: int, device: Any
+    ) -> None:
+        """Read what the layout needs of the model.
+
+        Args:
+            model: the Qwen3-VL; ZeRO-3 may have partitioned it.
+            processor: the image processor of the model folder.
+            config: its layout, `micro_batch_tokens` and ranks.
+            rank: this rank.
+            device: where this rank computes.
+        """
+        self._processor = processor
+        self._config = config
+        self._rank = rank
+        self._device = device
+        self._vision = VisionTokens(
+            model.config.image_token_id,
+            model.config.vision_start_token_id,
+            model.config.vision_end_token_id,
+        )
+        # A patch costs the vision tower about what a token costs the language model, in the ratio
+        # of their parameters.
+        self._patch_cost = _parameters(model.model.visual) / _parameters(model.model.language_model)
+
+    def plan(
+        self,
+        items: Sequence[TrainItem],
+        divisor: float | None = None,
+        old: Sequence[Floats] | None = None,
+    ) -> Pass:
+        """Plan one pass, the same on every rank; each then builds its own micro-batches only.
+
+        Args:
+            items: what to compute; each has at least one trained token.
+            divisor: tokens by which an item's sum is divided; None: its own trained tokens.
+            old: for each item the log-probabilities that the ratio compares with, shape [R];
+                None: the engine's.
+        """
+        images = StepImages(self._processor)
+        image_pad = self._vision.image_pad
+        rows = [
+            make_row(
+                item,
+                images,
+                image_pad,
+                divisor=divisor,
+                old_logprobs=old[i] if old is not None else None,
+            )
+            for i, item in enumerate(items)
+        ]
+
+        def image_cost(key: ImageKey) -> float:
+            return self._patch_cost * images.patches(key)
+
+        questions = [item.question.id for item in items]
+        return Pass(plan_rows(rows, questions, image_cost, self._config), rows, images)
+
+    def mine(self, step: list[list[int]]) -> list[int]:
+        """Return the indices of the items of this rank's micro-batch."""
+        return step[self._rank]
+
+    def micro_batch(self, run: Pass, step: list[list[int]]) -> MicroBatch:
+        """Build this rank's micro-batch of one step of a pass."""
+        rows = [run.rows[i] for i in self.mine(step)]
+        return collate(rows, run.images, self._vision, self._config.layout).to(self._device)
+
+
+def _parameters(model: torch.nn.Module) -> int:
+    """Count parameters as they were before ZeRO-3 partitioned them."""
+    return sum(math.prod(full_shape(parameter)) for parameter in model.parameters())
