@@ -9,9 +9,10 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from axpo.errors import AxpoError
+from axpo.registry import Registered
 from axpo.tasks import TaskConfig
 from axpo.tasks.data import DataConfig
-from learner.config import LearnerConfig, Serving
+from learner.config import LearnerConfig
 from resampler.config import ResamplerConfig
 from rollout_workers.config import RolloutConfig
 from tool_server.config import ToolConfig, ToolServerConfig, checked
@@ -94,7 +95,7 @@ class Recipe(Section):
         None,
         description="reference policy of the KL term; None: the model that training starts from",
     )
-    task: TaskConfig
+    task: Annotated[TaskConfig, Registered()]
     steps: int = Field(ge=1, description="updates of the policy")
     questions_per_step: int = Field(ge=1, description="questions a batch (B)")
     max_staleness: int = Field(
@@ -137,11 +138,15 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
-        transfer = self.rollout.engine.weight_transfer
-        if self.learner.gpus_per_rank == 0 and transfer != "shared_memory":
+        if self.learner.temperature != self.rollout.temperature:
             raise ValueError(
-                f"rollout.engine.weight_transfer={transfer!r}: needs learner.gpus_per_rank=1; "
-                "CPU ranks send through 'shared_memory'"
+                f"learner.temperature={self.learner.temperature}: must equal rollout.temperature={self.rollout.temperature}, "
+                "or the ratio compares two distributions"
+            )
+        if self.learner.weight_transfer != self.rollout.engine.weight_transfer:
+            raise ValueError(
+                f"learner.weight_transfer={self.learner.weight_transfer!r}: must equal "
+                f"rollout.engine.weight_transfer={self.rollout.engine.weight_transfer!r}"
             )
         if self.rollout.colocated and self.max_staleness:
             raise ValueError(
@@ -161,15 +166,6 @@ class Recipe(Section):
         for stage in self.sft.stages if self.sft else ():
             self.stage_task(stage)
         return self
-
-    @property
-    def serving(self) -> Serving:
-        """Return what the learner must know of the engines that serve its policy."""
-        return Serving(
-            temperature=self.rollout.temperature,
-            weight_transfer=self.rollout.engine.weight_transfer,
-            ranks_per_engine=self.rollout.engine.tensor_parallel_size,
-        )
 
     @property
     def all_tools(self) -> ToolServerConfig:
@@ -227,7 +223,9 @@ class Recipe(Section):
 
     def stage_task(self, stage: SFTStage) -> Any:
         """The task's configuration in an SFT stage."""
-        return type(self.task).model_validate(_merged(self.task.model_dump(), stage.task))
+        spec = self.task.spec()
+        fields = spec if isinstance(spec, dict) else {self.task.registry.key: spec}
+        return self.task.registry.validate(_merged(fields, stage.task))
 
     def check_inputs(self) -> None:
         """Raise AxpoError for a model or data file that is not there. Cheap; called before any actor starts."""
@@ -318,9 +316,7 @@ def parse_recipe(
 
 
 def _one_line(source: str, error: Any) -> str:
-    # The tagged union of tasks puts its tag into the location; users know the field without it.
-    located = zip((None, *error["loc"]), error["loc"], strict=False)
-    field = ".".join(str(part) for before, part in located if before != "task") or "recipe"
+    field = ".".join(str(part) for part in error["loc"]) or "recipe"
     if error["type"] == "extra_forbidden":
         return f"{source}: {field}: unknown key"
     if error["type"] == "missing":

@@ -1,22 +1,26 @@
 """Tasks: where questions come from, how an answer is verified, and what a teacher would have done.
 
-A task is a small class with the methods of `Task`; its configuration is one entry of the recipe's `task` section.
+A task is a small class with the methods of `Task`. Its configuration is the recipe's `task`
+section; each kind is registered where it is defined.
+
+May import `axpo.registry`, `axpo.errors`, `rollout_workers.trajectory` and `tool_server` (images
+and search results). Start reading in `task.py`.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, TypeAlias
+# Importing a module registers its kind of task.
+from axpo.tasks import custom, dataset, mixed  # noqa: F401
+from axpo.tasks.embedded import small_digit, small_fact, small_product  # noqa: F401
+from axpo.tasks.task import Example, Task, TaskConfig, Turns
 
-from pydantic import Field
-
-from axpo.tasks.mixed import FamilyTask, MixedConfig
-from axpo.tasks.task import Task, Turns
-
-TaskConfig: TypeAlias = Annotated[FamilyTask | MixedConfig, Field(discriminator="kind")]
-
-__all__ = ["Task", "TaskConfig", "Turns", "load_task"]
+__all__ = ["Example", "Task", "TaskConfig", "Turns", "load_task"]
 
 
 def load_task(config: TaskConfig) -> Task:
-    """The task of a recipe's `task` section. Raises AxpoError where its data or its class is not there."""
+    """Return the task of a recipe's `task` section.
+
+    Raises:
+        AxpoError: the task's data or class does not exist.
+    """
     return config.load()

@@ -1,53 +1,39 @@
-"""A task that is a class of the user's."""
+"""Use a class of the user's as the task."""
 
 from __future__ import annotations
 
-import math
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from axpo.errors import AxpoError
 from axpo.registry import find
-from axpo.tasks.task import Task
-
-METHODS = ("train", "held_out", "verify", "example")
+from axpo.tasks.task import Task, TaskConfig, check_methods, one_line, tasks
 
 
-class CustomConfig(BaseModel):
-    """A class that inherits from `axpo.tasks.Task`, imported with the working directory on the path."""
+@tasks.register("custom")
+class CustomConfig(TaskConfig):
+    """A class that inherits from `axpo.tasks.Task`, found in the working directory too."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    kind: Literal["custom"] = "custom"
     path: str = Field(description="the class, as package.module:Name")
     options: dict[str, Any] = Field(default_factory=dict, description="its keyword arguments")
 
-    def load(self) -> Task:
-        """The task. Raises AxpoError where it cannot be imported or made, or lacks a method."""
-        where = f"task.path={self.path!r}"
-        try:
-            task = find(self.path)(**self.options)
-        except Exception as error:  # the class is the user's: anything may happen in it
-            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-            raise AxpoError(f"{where}: {kind}{' '.join(str(error).split())}") from error
-        if missing := [name for name in METHODS if not callable(getattr(task, name, None))]:
-            raise AxpoError(
-                f"{where}: no {', '.join(missing)}; let the class inherit from axpo.tasks.Task"
-            )
-        return task
+    @property
+    def label(self) -> str:
+        """Return how messages name this task."""
+        return f"task.path={self.path!r}"
 
-    def check_inputs(self) -> None:
-        """Make the task, ask the first question, and verify a wrong and a missing answer. Raises AxpoError."""
-        task = self.load()
+    def load(self) -> Task:
+        """Return the task.
+
+        Raises:
+            AxpoError: the class cannot be imported or made, or it lacks a method.
+        """
         try:
-            question = task.train(0)
-            rewards = [float(task.verify(question, answer)) for answer in ("none", None)]
-        except Exception as error:
-            raise AxpoError(
-                f"task.path={self.path!r}: its first question: {type(error).__name__}: {' '.join(str(error).split())}"
-            ) from error
-        if not all(map(math.isfinite, rewards)):
-            raise AxpoError(
-                f"task.path={self.path!r}: verify: expected a finite number, got {rewards}"
-            )
+            task: Task = find(self.path)(**self.options)
+        except ValueError as error:
+            raise AxpoError(f"{self.label}: {' '.join(str(error).split())}") from error
+        except Exception as error:  # the class is the user's: anything may happen in it
+            raise AxpoError(f"{self.label}: {one_line(error)}") from error
+        check_methods(task, self.label)
+        return task

@@ -1,4 +1,4 @@
-"""Rows with images, from JSONL files and Hugging Face datasets: what tasks and demonstrations are read from."""
+"""Read rows with images from JSONL files and Hugging Face datasets, for tasks and demonstrations."""
 
 from __future__ import annotations
 
@@ -9,12 +9,17 @@ import random
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from axpo.errors import AxpoError
 from tool_server.images import ImageLimits
+
+if TYPE_CHECKING:
+    import datasets
+
+Row = Mapping[str, Any]
 
 
 class Source(BaseModel):
@@ -23,49 +28,74 @@ class Source(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     path: str = Field(
-        description="a .jsonl file, a folder that `datasets` reads or saved, or the name of a dataset on the hub"
+        description="a .jsonl file, a folder that `datasets` reads or saved, "
+        "or the name of a dataset on the hub"
     )
     split: str = Field("train", description="split of a dataset; a .jsonl file has none")
 
     @property
     def folder(self) -> Path:
-        """To which the images' paths are relative."""
+        """Return the folder that the paths of images are relative to."""
         return Path(self.path).parent if self.path.endswith(".jsonl") else Path()
 
-    def rows(self) -> Sequence[Mapping[str, Any]]:
-        """Every row, images encoded as they were stored. Raises AxpoError: no such data, no rows, a line that is no JSON object."""
-        rows = _lines(Path(self.path)) if self.path.endswith(".jsonl") else self._dataset()
+    def rows(self) -> Sequence[Row]:
+        """Return every row, with its images encoded as they were stored.
+
+        Raises:
+            AxpoError: there is no such data, it has no rows, or a line is no JSON object.
+        """
+        rows: Sequence[Row]
+        if self.path.endswith(".jsonl"):
+            rows = _read_lines(Path(self.path))
+        else:
+            rows = self._read_dataset()
         if not len(rows):
             raise AxpoError(f"{self.path}: no rows")
         return rows
 
-    def _dataset(self) -> Any:
+    def _read_dataset(self) -> datasets.Dataset:
+        try:
+            rows = self._load_dataset()
+            for name, feature in rows.features.items():
+                encoded = _encoded(feature)
+                if encoded != feature:
+                    rows = rows.cast_column(name, encoded)
+            return rows
+        except Exception as error:  # of `datasets`, of the hub, of the disk: anything may happen
+            first_line = str(error).partition("\n")[0]
+            raise AxpoError(
+                f"{self.path}, split {self.split}: {type(error).__name__}: {first_line}"
+            ) from None
+
+    def _load_dataset(self) -> datasets.Dataset:
         import datasets
 
-        try:
-            if any(
-                Path(self.path, name).is_file()
-                for name in ("dataset_info.json", "dataset_dict.json")
-            ):
-                loaded = datasets.load_from_disk(self.path)
-                rows = loaded[self.split] if isinstance(loaded, datasets.DatasetDict) else loaded
-            else:
-                rows = datasets.load_dataset(self.path, split=self.split)
-            for name, feature in rows.features.items():
-                rows = (
-                    rows.cast_column(name, encoded)
-                    if (encoded := _encoded(feature)) != feature
-                    else rows
-                )
-            return rows
-        except Exception as error:
-            raise AxpoError(
-                f"{self.path}, split {self.split}: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
-            ) from None
+        marks = (Path(self.path, name) for name in ("dataset_info.json", "dataset_dict.json"))
+        saved = any(mark.is_file() for mark in marks)
+        if not saved:
+            return datasets.load_dataset(self.path, split=self.split)
+        loaded = datasets.load_from_disk(self.path)
+        return loaded[self.split] if isinstance(loaded, datasets.DatasetDict) else loaded
+
+
+class DataConfig(Source):
+    """Where demonstrations come from."""
+
+    images: ImageLimits = Field(
+        default_factory=ImageLimits, description="limits of the rows' images"
+    )
 
 
 def image_source(image: Any, folder: Path) -> Path | bytes:
-    """What `tool_server.images` decodes: of a file name, bytes, a `data:` address, or what `datasets` stores. Raises ValueError."""
+    """Return what `tool_server.images` decodes.
+
+    Args:
+        image: a file name, bytes, a `data:` address, or what `datasets` stores.
+        folder: the folder that file names are relative to.
+
+    Raises:
+        ValueError: `image` is none of these, or the address cannot be decoded.
+    """
     if isinstance(image, Mapping):
         image = image.get("bytes") or image.get("path")
     if isinstance(image, bytes):
@@ -82,31 +112,35 @@ def image_source(image: Any, folder: Path) -> Path | bytes:
 
 @lru_cache(maxsize=8)
 def epoch_order(count: int, seed: str) -> tuple[int, ...]:
-    """A permutation of `count` rows. Kept for the epochs under way: to shuffle 1,000,000 rows takes half a second."""
+    """Return a permutation of `count` rows.
+
+    It is kept for the epochs under way: to shuffle 1,000,000 rows takes half a second.
+    """
     order = list(range(count))
     random.Random(seed).shuffle(order)
     return tuple(order)
 
 
-def _lines(file: Path) -> list[dict[str, Any]]:
+def _read_lines(file: Path) -> list[Row]:
     if not file.is_file():
         raise AxpoError(f"{file}: no such file")
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     for line in file.read_text(encoding="utf-8").splitlines():
         if not line.strip():
             continue
         where = f"{file}, row {len(rows) + 1}"
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except ValueError as error:
             raise AxpoError(f"{where}: not JSON: {error}") from None
-        if not isinstance(rows[-1], dict):
-            raise AxpoError(f"{where}: expected an object, found {type(rows[-1]).__name__}")
+        if not isinstance(row, dict):
+            raise AxpoError(f"{where}: expected an object, found {type(row).__name__}")
+        rows.append(row)
     return rows
 
 
 def _encoded(feature: Any) -> Any:
-    """The same feature, its images left to us to decode, within our limits."""
+    """Return the same feature with its images left to us to decode, within our limits."""
     import datasets
 
     if isinstance(feature, datasets.Image):
@@ -114,11 +148,3 @@ def _encoded(feature: Any) -> Any:
     if isinstance(feature, datasets.List):
         return datasets.List(_encoded(feature.feature), length=feature.length)
     return feature
-
-
-class DataConfig(Source):
-    """Where demonstrations come from."""
-
-    images: ImageLimits = Field(
-        default_factory=ImageLimits, description="limits of the rows' images"
-    )

@@ -1,28 +1,40 @@
-"""A user's questions from JSONL or a Hugging Face dataset: columns of one's own, images by path or bytes, a verifier by name."""
+"""Ask a user's own questions, from JSONL or a Hugging Face dataset.
+
+The recipe says which columns hold what, where images are (by path or as bytes), and which verifier
+judges the answers.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from axpo.errors import AxpoError
-from axpo.tasks.data import Source, epoch_order, image_source
-from axpo.tasks.task import Task
-from axpo.tasks.verifiers import Verifier
+from axpo.registry import Registered
+from axpo.tasks.data import Row, Source, epoch_order, image_source
+from axpo.tasks.task import Task, TaskConfig, tasks
+from axpo.tasks.verifiers import Exact, Verifier
 from rollout_workers.trajectory import Question
 from tool_server.images import ImageError, ImageLimits, check, decode
 
-SourceOrPath = Annotated[
-    Source, BeforeValidator(lambda given: {"path": given} if isinstance(given, str) else given)
-]
-Names = Annotated[
-    tuple[str, ...], BeforeValidator(lambda given: (given,) if isinstance(given, str) else given)
-]
+Use: TypeAlias = Callable[[Path | bytes, ImageLimits], Any]
+"""What is done with an encoded image: `decode` or `check`."""
+
+
+def _source_of(given: Any) -> Any:
+    return {"path": given} if isinstance(given, str) else given
+
+
+def _names_of(given: Any) -> Any:
+    return (given,) if isinstance(given, str) else given
+
+
+SourceOrPath = Annotated[Source, BeforeValidator(_source_of)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_names_of)]
 
 
 class Columns(BaseModel):
@@ -44,73 +56,70 @@ class Columns(BaseModel):
     )
 
 
-class DatasetConfig(BaseModel):
-    """Rows like {"question": "...", "images": ["a.png"], "answer": "7"}; image paths are relative to the file."""
+@tasks.register("jsonl")  # the name in older recipes
+@tasks.register("dataset")
+class DatasetConfig(TaskConfig):
+    """Rows like {"question": "...", "images": ["a.png"], "answer": "7"}, of a file or the hub.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    The paths of images are relative to the file.
+    """
 
-    kind: Literal["dataset", "jsonl"] = Field(
-        "dataset", description="`jsonl` is the name in older recipes"
-    )
     train: SourceOrPath = Field(
         description="training questions: a .jsonl file, or path and split of a dataset"
     )
     held_out: SourceOrPath = Field(description="held-out questions, likewise")
     columns: Columns = Columns()
-    verify: str = Field(
-        "exact", description="exact, numeric, choice, math, or package.module:function of yours"
-    )
-    tolerance: float = Field(
-        0.0,
-        ge=0,
-        description="of numeric: largest difference from the truth t, in units of max(1, |t|)",
+    verifier: Annotated[Verifier, Registered()] = Field(
+        default=Exact(), description="how answers are judged: `axpo list verifiers`"
     )
     system: str | None = Field("Give the final answer in \\boxed{}.", description="system text")
     images: ImageLimits = Field(
         default_factory=ImageLimits, description="limits of the questions' images"
     )
 
-    @field_validator("verify")
-    @classmethod
-    def _known(cls, verify: str) -> str:
-        try:
-            Verifier(verify).check()
-        except ValueError as error:
-            raise PydanticCustomError("verifier", "{error}", {"error": str(error)}) from None
-        return verify
-
     def check_inputs(self) -> None:
-        """Read every row of both sources, and the header of every image. Raises AxpoError naming source, row and field."""
+        """Read every row of both sources, and the header of every image.
+
+        Raises:
+            AxpoError: something is wrong with a row; names source, row and column.
+        """
         for source in (self.train, self.held_out):
             rows = Rows(source, self)
             for number in range(len(rows)):
                 rows.check(number)
 
     def load(self) -> DatasetTask:
-        """The task. Raises AxpoError where there is no such data."""
+        """Return the task.
+
+        Raises:
+            AxpoError: there is no such data.
+        """
         return DatasetTask(self)
 
 
 class DatasetTask(Task):
-    """Questions in a new order every epoch."""
+    """Ask the questions of a dataset, in a new order every epoch."""
 
     def __init__(self, config: DatasetConfig) -> None:
-        """Raises AxpoError where there is no such data."""
+        """Read both sources; raise AxpoError if there is no such data."""
         self.system = config.system
-        self._verifier = Verifier(config.verify, config.tolerance)
-        self._train, self._held_out = Rows(config.train, config), Rows(config.held_out, config)
+        self._verifier = config.verifier
+        self._train = Rows(config.train, config)
+        self._held_out = Rows(config.held_out, config)
 
     def train(self, index: int) -> Question:
+        """Return training question number `index`."""
         epoch, position = divmod(index, len(self._train))
-        return self._train.question(
-            epoch_order(len(self._train), f"epoch/{epoch}")[position], f"e{epoch}-"
-        )
+        order = epoch_order(len(self._train), f"epoch/{epoch}")
+        return self._train.question(order[position], f"e{epoch}-")
 
     def held_out(self) -> list[Question]:
+        """Return the held-out questions, in the order of their rows."""
         return [self._held_out.question(number, "test-") for number in range(len(self._held_out))]
 
     def verify(self, question: Question, answer: str | None) -> float:
-        return self._verifier(question, answer)
+        """Return the reward that the recipe's verifier gives."""
+        return self._verifier.reward(question, answer)
 
     def __getstate__(self) -> dict[str, Any]:
         # Only `verify` is sent to the rollout workers: the rows stay here.
@@ -118,90 +127,99 @@ class DatasetTask(Task):
 
 
 class Rows:
-    """One source, row by row (from 0; messages count from 1)."""
+    """Turn the rows of one source into questions.
+
+    Rows are numbered from 0 here, and from 1 in messages and in the ids of questions.
+    """
 
     def __init__(self, source: Source, config: DatasetConfig) -> None:
-        """Raises AxpoError where there is no such data."""
-        self._rows, self._source, self._config = source.rows(), source, config
+        """Read the source; raise AxpoError if there is no such data."""
+        self._rows = source.rows()
+        self._source = source
+        self._config = config
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def question(self, number: int, prefix: str) -> Question:
-        """A row with its images decoded. Raises AxpoError naming row and column."""
+        """Return a row with its images decoded.
+
+        Args:
+            number: which row.
+            prefix: what the question's id begins with.
+
+        Raises:
+            AxpoError: something is wrong with the row; names row and column.
+        """
         return self._read(number, prefix, decode)
 
     def check(self, number: int) -> None:
-        """Raises what `question` would, from the images' headers alone, and where the verifier cannot use the row's answer."""
-        question = self._read(number, "", check)
-        with self._named(number, self._config.columns.answer):
-            Verifier(self._config.verify).check_truth(question.answer)
+        """Check a row without decoding its images.
 
-    def _read(
-        self, number: int, prefix: str, use: Callable[[Path | bytes, ImageLimits], Any]
-    ) -> Question:
+        Raises:
+            AxpoError: what `question` would raise, as far as the headers of the images tell, or
+                the verifier cannot use the row's answer.
+        """
+        question = self._read(number, "", check)
+        with self._faults_of(number, self._config.columns.answer):
+            self._config.verifier.check_truth(question.answer)
+
+    def _read(self, number: int, prefix: str, use: Use) -> Question:
         row, columns = self._rows[number], self._config.columns
-        with self._named(number, columns.question):
+        with self._faults_of(number, columns.question):
             text = _text(row, columns.question, "a text", str).replace("<image>", "").strip()
-        with self._named(number, columns.answer):
+        with self._faults_of(number, columns.answer):
             answer = _text(row, columns.answer, "a text or a number", str | int | float).strip()
-        images = [
-            image for name in columns.images for image in self._images(number, row, name, use)
-        ]
+        images: list[Any] = []
+        for name in columns.images:
+            images += self._images(number, name, use)
         if columns.images and not images:
-            raise AxpoError(
-                f"{self._where(number)}: {', '.join(columns.images)}: expected at least one image"
-            )
+            names = ", ".join(columns.images)
+            raise AxpoError(f"{self._where(number)}: {names}: expected at least one image")
         info = {}
         for name in columns.info:
-            with self._named(number, name):
+            with self._faults_of(number, name):
                 info[name] = _value(row, name)
         return Question(f"{prefix}{number + 1}", text, tuple(images), answer, info)
 
-    def _images(
-        self,
-        number: int,
-        row: Mapping[str, Any],
-        name: str,
-        use: Callable[[Path | bytes, ImageLimits], Any],
-    ) -> list[Any]:
-        used = []
-        with self._named(number, name):
-            value = _value(row, name)
-            images = [
-                image
-                for image in (value if isinstance(value, list) else [value])
-                if image is not None
-            ]
-            for place, image in enumerate(images, 1):
-                source = image_source(image, self._source.folder)
-                try:
-                    used.append(use(source, self._config.images))
-                except ImageError as error:
-                    raise ValueError(
-                        f"{source if isinstance(source, Path) else f'image {place}'} {error}"
-                    ) from None
-        return used
+    def _images(self, number: int, name: str, use: Use) -> list[Any]:
+        """Return what `use` makes of the images of one column; empty places are skipped."""
+        with self._faults_of(number, name):
+            value = _value(self._rows[number], name)
+            values = value if isinstance(value, list) else [value]
+            images = [image for image in values if image is not None]
+            return [self._use_image(image, place, use) for place, image in enumerate(images, 1)]
+
+    def _use_image(self, image: Any, place: int, use: Use) -> Any:
+        source = image_source(image, self._source.folder)
+        try:
+            return use(source, self._config.images)
+        except ImageError as error:
+            name = source if isinstance(source, Path) else f"image {place}"
+            raise ValueError(f"{name} {error}") from None
 
     def _where(self, number: int) -> str:
         return f"{self._source.path}, row {number + 1}"
 
     @contextmanager
-    def _named(self, number: int, column: str) -> Iterator[None]:
+    def _faults_of(self, number: int, column: str) -> Iterator[None]:
+        """Name the row and the column in what is raised inside."""
         try:
             yield
         except ValueError as error:
             raise AxpoError(f"{self._where(number)}: {column}: {error}") from None
 
 
-def _value(row: Mapping[str, Any], name: str) -> Any:
+def _value(row: Row, name: str) -> Any:
     if name not in row:
         raise ValueError(f"missing; the row has {', '.join(row) or 'no columns'}")
     return row[name]
 
 
-def _text(row: Mapping[str, Any], name: str, expected: str, kinds: Any) -> str:
+def _text(row: Row, name: str, expected: str, kinds: Any) -> str:
+    """Return a column as text; raise ValueError if it is empty or none of `kinds`."""
     value = _value(row, name)
+    # In Python a bool is an int too.
     if not isinstance(value, kinds) or isinstance(value, bool) or not str(value).strip():
         raise ValueError(f"expected {expected}, found {str(value)[:80]!r}")
     return str(value)

@@ -1,25 +1,29 @@
-"""Several tasks as one: each question is of a family, drawn by weight, and the metrics are told by family too."""
+"""Mix several tasks into one: each question belongs to a family, drawn by weight.
+
+Metrics are written for each family too.
+"""
 
 from __future__ import annotations
 
 import random
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic_core import PydanticCustomError
 
-from axpo.tasks.custom import CustomConfig
-from axpo.tasks.dataset import DatasetConfig
-from axpo.tasks.embedded.small_digit import SmallDigitConfig
-from axpo.tasks.embedded.small_fact import SmallFactConfig
-from axpo.tasks.embedded.small_product import SmallProductConfig
-from axpo.tasks.task import SYSTEM, Task, Turns
+from axpo.registry import Registered
+from axpo.tasks.task import SYSTEM, Example, Task, TaskConfig, tasks
 from rollout_workers.trajectory import Question
 
-FamilyTask = Annotated[
-    SmallDigitConfig | SmallProductConfig | SmallFactConfig | DatasetConfig | CustomConfig,
-    Field(discriminator="kind"),
-]
+FamilyName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]*$")]
+
+
+def _not_mixed(task: TaskConfig) -> TaskConfig:
+    # `info["family"]` holds one name: the inner mixture would not find its own family by it.
+    if isinstance(task, MixedConfig):
+        raise PydanticCustomError("mixed", "a family cannot be a mixture itself")
+    return task
 
 
 class Family(BaseModel):
@@ -30,34 +34,34 @@ class Family(BaseModel):
     weight: float = Field(
         1.0, gt=0, description="share of the training questions, relative to the others"
     )
-    task: FamilyTask
+    task: Annotated[TaskConfig, Registered(), AfterValidator(_not_mixed)]
 
 
-class MixedConfig(BaseModel):
-    """Families by name; metrics are `eval/<name>/...` and `family/<name>/...`."""
+@tasks.register("mixed")
+class MixedConfig(TaskConfig):
+    """Several tasks by name; metrics are `eval/<name>/...` and `family/<name>/...`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    kind: Literal["mixed"] = "mixed"
-    families: dict[Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]*$")], Family] = (
-        Field(min_length=1)
-    )
+    families: dict[FamilyName, Family] = Field(min_length=1)
     system: str | None = Field(
         SYSTEM, description="system text of all families, whatever theirs is"
     )
 
     def check_inputs(self) -> None:
-        """Raises what a family's own check raises."""
+        """Raise what the check of a family raises."""
         for family in self.families.values():
             family.task.check_inputs()
 
     def load(self) -> Mixed:
-        """The task. Raises what a family's own `load` raises."""
+        """Return the task; raise what the `load` of a family raises."""
         return Mixed(self)
 
 
 class Mixed(Task):
-    """Question `index` is its family's own question `index`, so that each family keeps its order and needs no state."""
+    """Ask the questions of several tasks.
+
+    Question `index` is question `index` of its family, so each family keeps its own order and
+    needs no saved state.
+    """
 
     def __init__(self, config: MixedConfig) -> None:
         self.system = config.system
@@ -65,26 +69,36 @@ class Mixed(Task):
         self._weights = [family.weight for family in config.families.values()]
 
     def train(self, index: int) -> Question:
-        name = random.Random(f"family/{index}").choices(list(self._tasks), self._weights)[0]
-        return _of(name, self._tasks[name].train(index))
+        """Return training question number `index`."""
+        rng = random.Random(f"family/{index}")
+        name = rng.choices(list(self._tasks), self._weights)[0]
+        return _of_family(name, self._tasks[name].train(index))
 
     def held_out(self) -> list[Question]:
-        """Every family's, one after the other: in the total each counts by their number."""
-        return [
-            _of(name, question)
-            for name, task in self._tasks.items()
-            for question in task.held_out()
-        ]
+        """Return the questions of every family, one family after the other.
+
+        So in the total a family counts by the number of its questions.
+        """
+        questions = []
+        for name, task in self._tasks.items():
+            questions += [_of_family(name, question) for question in task.held_out()]
+        return questions
 
     def verify(self, question: Question, answer: str | None) -> float:
+        """Return the reward that the question's family gives."""
         return self._tasks[question.info["family"]].verify(question, answer)
 
-    def example(self, kind: str, index: int) -> tuple[Question, Turns, bool]:
-        """`<family>/<kind>`. Raises KeyError for another one."""
-        name, _, own = kind.partition("/")
-        question, turns, tools = self._tasks[name].example(own, index)
-        return _of(name, question), turns, tools
+    def example(self, kind: str, index: int) -> Example:
+        """Return an example of the kind `<family>/<kind>`.
+
+        Raises:
+            KeyError: there is no such family, or it has no examples of that kind.
+        """
+        name, _, kind_in_family = kind.partition("/")
+        question, turns, with_tools = self._tasks[name].example(kind_in_family, index)
+        return Example(_of_family(name, question), turns, with_tools)
 
 
-def _of(name: str, question: Question) -> Question:
-    return replace(question, id=f"{name}/{question.id}", info={**question.info, "family": name})
+def _of_family(name: str, question: Question) -> Question:
+    info = {**question.info, "family": name}
+    return replace(question, id=f"{name}/{question.id}", info=info)

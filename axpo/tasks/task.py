@@ -1,39 +1,124 @@
-"""What a task is to the rest of the program."""
+"""Define what a task is to the rest of the program, and the registry of the kinds of tasks."""
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
-from typing import Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
+from axpo.errors import AxpoError
+from axpo.registry import Registry, Variant
 from rollout_workers.trajectory import Pixels, Question
 
 SYSTEM = "You are a careful visual assistant. Give the final answer in \\boxed{}."
 
 Turns: TypeAlias = list[str | tuple[str, tuple[Pixels, ...]]]
-"""A scripted rollout: policy turns as text and, after each but the last, the tool's result (text, images)."""
+"""A scripted rollout: the policy's turns as text and, after each but the last, the tool's result
+as (text, images)."""
+
+
+class Example(NamedTuple):
+    """One example of supervised fine-tuning: a question, and how a teacher dealt with it."""
+
+    question: Question
+    turns: Turns
+    with_tools: bool  # does the prompt show the system text and the tools?
 
 
 class Task(Protocol):
-    """A class of yours inherits from this one; `train`, `held_out` and `verify` are enough."""
+    """Ask questions and verify answers.
+
+    A class of yours inherits from this one; `train`, `held_out` and `verify` are enough.
+    """
 
     system: str | None = "Give the final answer in \\boxed{}."
 
     @abstractmethod
     def train(self, index: int) -> Question:
-        """The `index`-th training question (0, 1, 2 ... without end): data order is this function, so resume needs no state."""
+        """Return training question number `index` (0, 1, 2 ... without end).
+
+        The order of the data is this function, so a resumed run needs no saved state.
+        """
 
     @abstractmethod
     def held_out(self) -> list[Question]:
-        """The held-out questions, always the same."""
+        """Return the held-out questions, always the same."""
 
     @abstractmethod
     def verify(self, question: Question, answer: str | None) -> float:
-        """Reward of the text after `</think>` of the last turn (None: no answer was given).
+        """Return the reward of an answer.
 
-        Runs in threads of the rollout workers. What it raises, an answer that is no finite number and more than `rollout.verify_s`
-        seconds are failures of infrastructure: the rollout gets no reward, and its group is dropped and counted.
+        It runs in threads of the rollout workers. If it raises, takes longer than
+        `rollout.verify_s` seconds or returns no finite number, then infrastructure failed: the
+        rollout gets no reward, and its group is dropped and counted.
+
+        Args:
+            question: one of the questions of this task.
+            answer: the text after `</think>` of the last turn; None if there is no answer.
         """
 
-    def example(self, kind: str, index: int) -> tuple[Question, Turns, bool]:
-        """An SFT example, and whether its prompt shows system text and tools. Raises KeyError for a kind it does not have."""
+    def example(self, kind: str, index: int) -> Example:
+        """Return example number `index` of one kind for supervised fine-tuning.
+
+        Raises:
+            KeyError: this task has no examples of that kind.
+        """
         raise KeyError(f"{kind!r}: this task has no examples")
+
+
+class TaskConfig(Variant):
+    """Say which task a recipe wants, and with which settings: its `task` section."""
+
+    @abstractmethod
+    def load(self) -> Task:
+        """Return the task.
+
+        Raises:
+            AxpoError: its data or its class does not exist.
+        """
+
+    @property
+    def label(self) -> str:
+        """Return how messages name this task."""
+        return f"task.kind={self.name!r}"
+
+    def check_inputs(self) -> None:
+        """Make the task, ask its first question, and verify a wrong and a missing answer.
+
+        Every command calls this before it starts any actor. A kind of task with inputs that can
+        be checked more closely does so instead.
+
+        Raises:
+            AxpoError: the task cannot be used; says why.
+        """
+        try:
+            task = self.load()
+        except AxpoError:
+            raise
+        except Exception as error:  # the class may be the user's: anything may happen in it
+            raise AxpoError(f"{self.label}: {one_line(error)}") from error
+        check_methods(task, self.label)
+        try:
+            question = task.train(0)
+            rewards = [float(task.verify(question, answer)) for answer in ("none", None)]
+        except Exception as error:
+            raise AxpoError(f"{self.label}: its first question: {one_line(error)}") from error
+        if not all(map(math.isfinite, rewards)):
+            raise AxpoError(f"{self.label}: verify: expected a finite number, got {rewards}")
+
+
+tasks: Registry[TaskConfig] = Registry("tasks", TaskConfig, "load", key="kind")
+
+
+def check_methods(task: Any, label: str) -> None:
+    """Raise AxpoError if an object of a user's class lacks a method of `Task`."""
+    methods = ("train", "held_out", "verify", "example")
+    missing = [name for name in methods if not callable(getattr(task, name, None))]
+    if missing:
+        names = ", ".join(missing)
+        raise AxpoError(f"{label}: no {names}; let the class inherit from axpo.tasks.Task")
+
+
+def one_line(error: Exception) -> str:
+    """Return an error's type and text without line breaks."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

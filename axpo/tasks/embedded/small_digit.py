@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from axpo.tasks.embedded.generated import Generated
-from axpo.tasks.task import Turns
+from axpo.tasks.task import TaskConfig, Turns, tasks
 from rollout_workers.trajectory import Pixels, Question
 
 COLOURS = {
@@ -59,12 +59,10 @@ class TeacherConfig(BaseModel):
     )
 
 
-class SmallDigitConfig(BaseModel):
+@tasks.register("small_digit")
+class SmallDigitConfig(TaskConfig):
     """Difficulty of the task; all sizes in pixels of the original scene."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    kind: Literal["small_digit"] = "small_digit"
     scene: int = Field(256, ge=128, le=4096, description="side of a scene")
     digit: int = Field(
         22, ge=8, description="side of a digit; half of it is seen at the demo's 128-pixel view"

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from axpo.tasks.embedded.generated import Generated
 from axpo.tasks.embedded.numbers import Number, draw_numbers
 from axpo.tasks.embedded.small_digit import COLOURS, calling_turn, final_turn
-from axpo.tasks.task import Turns
+from axpo.tasks.task import TaskConfig, Turns, tasks
 from rollout_workers.trajectory import Question
 from tool_server.search.results import Caps, Result, render
 
@@ -66,12 +66,10 @@ class FactTeacherConfig(BaseModel):
     )
 
 
-class SmallFactConfig(BaseModel):
+@tasks.register("small_fact")
+class SmallFactConfig(TaskConfig):
     """Difficulty of the task."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    kind: Literal["small_fact"] = "small_fact"
     easy_share: float = Field(
         0.4, ge=0, le=1, description="share of questions that ask for a number in the picture"
     )

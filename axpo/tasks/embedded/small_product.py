@@ -9,14 +9,13 @@ from __future__ import annotations
 import json
 import math
 import random
-from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from axpo.tasks.embedded.generated import Generated
 from axpo.tasks.embedded.numbers import Number, draw_numbers
 from axpo.tasks.embedded.small_digit import COLOURS, calling_turn, final_turn
-from axpo.tasks.task import Turns
+from axpo.tasks.task import TaskConfig, Turns, tasks
 from rollout_workers.trajectory import Question
 
 
@@ -37,12 +36,10 @@ class ProductTeacherConfig(BaseModel):
     )
 
 
-class SmallProductConfig(BaseModel):
+@tasks.register("small_product")
+class SmallProductConfig(TaskConfig):
     """Difficulty of the task."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    kind: Literal["small_product"] = "small_product"
     digits: int = Field(2, ge=2, le=4, description="digits of each number")
     easy_share: float = Field(
         0.5, ge=0, le=1, description="share of questions that ask for one of the numbers"

@@ -64,7 +64,10 @@ def test_columns_of_ones_own(tmp_path):
     }
     file = write(tmp_path, *rows)
     config = recipe(
-        train=file, held_out=file, columns=columns, verify="numeric", tolerance=0.1
+        train=file,
+        held_out=file,
+        columns=columns,
+        verifier={"name": "numeric", "tolerance": 0.1},
     ).task
     config.check_inputs()
     task = load_task(config)
@@ -95,7 +98,7 @@ def test_a_dataset_keeps_its_images_for_our_limits(tmp_path):
         name: {"path": str(tmp_path / "saved"), "split": split}
         for name, split in (("train", "train"), ("held_out", "test"))
     }
-    config = recipe(**sources, columns={"images": "image"}, verify="choice").task
+    config = recipe(**sources, columns={"images": "image"}, verifier="choice").task
     config.check_inputs()
     task = load_task(config)
     assert [question.text for question in task.held_out()] == ["Which 1?"]
@@ -109,8 +112,8 @@ def test_a_dataset_keeps_its_images_for_our_limits(tmp_path):
 @pytest.mark.parametrize(
     ("task", "message"),
     [
-        ({"verify": "numeric"}, "row 1: answer: expected a number, found 'many'"),
-        ({"verify": "choice"}, "row 1: answer: expected the letter of a choice, found 'many'"),
+        ({"verifier": "numeric"}, "row 1: answer: expected a number, found 'many'"),
+        ({"verifier": "choice"}, "row 1: answer: expected the letter of a choice, found 'many'"),
         (
             {"columns": {"info": ["unit"]}},
             "row 1: unit: missing; the row has question, images, answer",
@@ -131,13 +134,21 @@ def test_rows_that_do_not_fit(tmp_path, task, message):
     ("task", "message"),
     [
         (
-            {"verify": "exakt"},
-            "task.verify='exakt': expected exact, numeric, choice, math or package.module:function",
+            {"verifier": "exakt"},
+            "task.verifier='exakt': expected one of exact, numeric, choice, math, "
+            "or package.module:name",
         ),
-        ({"verify": "nowhere:f"}, "task.verify='nowhere:f': cannot import nowhere"),
+        ({"verifier": "nowhere:f"}, "task.verifier='nowhere:f': cannot import nowhere"),
+        (
+            {"verifier": {"name": "numeric", "tolerance": -1}},
+            "task.verifier.tolerance=-1: Input should be greater than or equal to 0",
+        ),
+        ({"verifier": {"name": "exact", "tolerance": 1}}, "task.verifier.tolerance: unknown key"),
+        ({"verifier": "json:loads"}, "task.verifier='json:loads': expected a function of (question, answer)"),
         ({"columns": {"images": 3}}, "task.columns.images=3: Input should be a valid tuple"),
         ({"train": 3}, "task.train=3: Input should be a valid dictionary"),
-        ({"kind": "datasets"}, "task="),
+        ({"kind": "datasets"}, "task.kind='datasets': expected one of "),
+        ({"kind": None}, "task.kind: required, but not given"),
     ],
 )
 def test_a_bad_field_is_named(task, message):

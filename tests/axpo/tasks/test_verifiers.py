@@ -6,12 +6,13 @@ from fractions import Fraction
 import pytest
 
 from axpo.tasks.mathematics import Comparer
-from axpo.tasks.verifiers import Verifier, boxed, choice, number
+from axpo.tasks.verifiers import boxed, choice, number, verifiers
 from rollout_workers.trajectory import Question
 
 
-def verify(name, truth, answer, tolerance=0.0):
-    return Verifier(name, tolerance)(Question("q", "?", (), truth, {"unit": "cm"}), answer)
+def verify(name, truth, answer, **options):
+    verifier = verifiers.parse({"name": name, **options})
+    return verifier.reward(Question("q", "?", (), truth, {"unit": "cm"}), answer)
 
 
 def in_centimetres(question, answer):
@@ -76,10 +77,10 @@ def test_choices(text, letter):
 def test_each_name_does_what_it_says():
     assert verify("exact", "Paris", "It is \\boxed{paris}.") == 1
     assert verify("exact", "Paris", "paris") == 0
-    assert verify("numeric", "200", "\\boxed{201}", 0.005) == 1  # 0.005 * 200 = 1
-    assert verify("numeric", "200", "\\boxed{201.1}", 0.005) == 0
+    assert verify("numeric", "200", "\\boxed{201}", tolerance=0.005) == 1  # 0.005 * 200 = 1
+    assert verify("numeric", "200", "\\boxed{201.1}", tolerance=0.005) == 0
     assert (
-        verify("numeric", "0", "\\boxed{0.004}", 0.005) == 1
+        verify("numeric", "0", "\\boxed{0.004}", tolerance=0.005) == 1
     )  # about zero the tolerance is absolute
     assert verify("choice", "B", "\\boxed{(b)}") == 1
     assert verify("choice", "B", "\\boxed{A}") == 0

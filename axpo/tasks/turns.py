@@ -1,0 +1,21 @@
+"""Write the policy's turns of a scripted rollout, as the teacher of an SFT example would.
+
+A turn is the text that follows the `<think>` which the chat template opens.
+"""
+
+from __future__ import annotations
+
+
+def final_turn(thought: str, answer: str) -> str:
+    """Return a turn that thinks and then gives its answer in a box."""
+    return f"{thought}\n</think>\n\nThe answer is \\boxed{{{answer}}}.<|im_end|>"
+
+
+def calling_turn(thought: str, call: str) -> str:
+    """Return a turn that thinks and then calls a tool; `call` is its JSON object."""
+    return f"{thought}\n</think>\n\n<tool_call>\n{call}\n</tool_call><|im_end|>"
+
+
+def lesson_turn(words: str) -> str:
+    """Return a turn that only writes `words`: what a lesson wants to be read or written."""
+    return f"{words}\n</think>\n\nDone.<|im_end|>"
