@@ -12,7 +12,7 @@ from axpo.errors import AxpoError
 from axpo.registry import Registered
 from axpo.tasks import TaskConfig
 from axpo.tasks.data import DataConfig
-from learner.config import LearnerConfig
+from learner.config import LearnerConfig, Serving
 from resampler.config import ResamplerConfig
 from rollout_workers.config import RolloutConfig
 from tool_server.config import ToolConfig, ToolServerConfig, checked
@@ -138,15 +138,11 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
-        if self.learner.temperature != self.rollout.temperature:
+        transfer = self.rollout.engine.weight_transfer
+        if self.learner.gpus_per_rank == 0 and transfer != "shared_memory":
             raise ValueError(
-                f"learner.temperature={self.learner.temperature}: must equal rollout.temperature={self.rollout.temperature}, "
-                "or the ratio compares two distributions"
-            )
-        if self.learner.weight_transfer != self.rollout.engine.weight_transfer:
-            raise ValueError(
-                f"learner.weight_transfer={self.learner.weight_transfer!r}: must equal "
-                f"rollout.engine.weight_transfer={self.rollout.engine.weight_transfer!r}"
+                f"rollout.engine.weight_transfer={transfer!r}: needs learner.gpus_per_rank=1; "
+                "CPU ranks send through 'shared_memory'"
             )
         if self.rollout.colocated and self.max_staleness:
             raise ValueError(
@@ -166,6 +162,15 @@ class Recipe(Section):
         for stage in self.sft.stages if self.sft else ():
             self.stage_task(stage)
         return self
+
+    @property
+    def serving(self) -> Serving:
+        """Return what the learner must know of the engines that serve its policy."""
+        return Serving(
+            temperature=self.rollout.temperature,
+            weight_transfer=self.rollout.engine.weight_transfer,
+            ranks_per_engine=self.rollout.engine.tensor_parallel_size,
+        )
 
     @property
     def all_tools(self) -> ToolServerConfig:
