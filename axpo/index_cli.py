@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -12,12 +12,15 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from axpo.errors import AxpoError
 
+if TYPE_CHECKING:
+    from tool_server.search.index import Manifest
+
 app = typer.Typer(help="The local search index.", no_args_is_help=True)
 
 
 @app.callback()
 def _group() -> None:
-    """Keeps `build` a command of its own: typer would fold a single one into the group."""
+    """Keep `build` a command of its own: typer would fold a single one into the group."""
 
 
 @app.command()
@@ -32,29 +35,37 @@ def build(
         ),
     ] = None,
 ) -> None:
-    """Index PATH for the tool `search`, or for `image_search` where its rows are captioned images. Does nothing when nothing changed.
+    """Index PATH for the tool `search`, or for `image_search` if its rows are captioned images.
 
-    Rows of JSONL are {"text": ..., "title"?, "url"?, "id"?}, or {"file": "a.png", "caption": ..., "title"?, "url"?, "id"?}.
+    Nothing is done if nothing changed since the last time.
+
+    Rows of JSONL are {"text": ..., "title"?, "url"?, "id"?}, or
+    {"file": "a.png", "caption": ..., "title"?, "url"?, "id"?}.
     """
+    # The index library is not needed for `axpo --help`.
     from tool_server.search.corpus import CorpusError
     from tool_server.search.index import build, default_out
 
     console = Console()
-    folder, started = out or default_out(path), time.monotonic()
-    columns = TextColumn("indexing"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
+    folder = out or default_out(path)
+    started = time.monotonic()
+    bar = TextColumn("indexing"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
     try:
-        with Progress(*columns, console=console, transient=True) as progress:
+        with Progress(*bar, console=console, transient=True) as progress:
             task = progress.add_task("indexing", total=None)
-            manifest, built = build(
-                path, folder, lambda done, total: progress.update(task, completed=done, total=total)
-            )
+
+            def show(done: int, total: int) -> None:
+                progress.update(task, completed=done, total=total)
+
+            manifest, built = build(path, folder, show)
     except (CorpusError, OSError) as error:
         raise AxpoError(str(error)) from None
-    size = sum(size for size, _ in manifest.files.values()) / 1e6
     state = f"built in {time.monotonic() - started:.1f} s" if built else "up to date"
+    line = f"index {folder}: {_contents(manifest)}, {state}"
+    console.print(line, highlight=False, soft_wrap=True)
+
+
+def _contents(manifest: Manifest) -> str:
+    megabytes = sum(size for size, _ in manifest.files.values()) / 1e6
     kind = "documents" if manifest.kind == "texts" else "captioned images"
-    console.print(
-        f"index {folder}: {manifest.documents:,} {kind}, {size:.1f} MB, {state}",
-        highlight=False,
-        soft_wrap=True,
-    )
+    return f"{manifest.documents:,} {kind}, {megabytes:.1f} MB"

@@ -1,11 +1,15 @@
-"""`axpo tools list|call|check`: what a recipe's tools are, one call of one of them, and whether the sandbox holds on this machine."""
+"""`axpo tools list|call|check`.
+
+What a recipe's tools are, one call of one of them, and whether the sandbox holds on this machine.
+Commands import what they need when they run, so that `axpo --help` is quick.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -17,9 +21,14 @@ from rich.text import Text
 from axpo.errors import AxpoError
 
 if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+
     from tool_server.config import ToolServerConfig
+    from tool_server.sandbox.attacks import AttackResult
+    from tool_server.sandbox.layers import Row
     from tool_server.sandbox.options import PythonOptions
     from tool_server.server import ToolServer
+    from tool_server.tool import Pixels, ToolResult
 
 T = TypeVar("T")
 
@@ -37,38 +46,11 @@ RecipeFile = Annotated[
 
 @app.command(name="list")
 def list_tools(recipe: RecipeFile = None) -> None:
-    """With a recipe, its tools as the policy sees them (this opens them); without, the kinds of tools there are."""
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    if recipe is None:
-        from tool_server.config import tool_kinds
+    """List a recipe's tools as the policy sees them; without a recipe, the kinds of tools.
 
-        for column in ("kind", "options"):
-            table.add_column(column, overflow="fold")
-        for name, _ in tool_kinds.described():
-            fields = tool_kinds.class_of(name).model_fields.items()
-            shown = [
-                f"{field}={f.default}" if isinstance(f.default, str | int | float) else field
-                for field, f in fields
-            ]
-            table.add_row(name, Text(", ".join(shown)))
-        console.print(table)
-        return
-    config = _config(recipe)
-
-    async def offers(server: ToolServer) -> dict[str, Any]:
-        return await server.offers()
-
-    for column in ("tool", "arguments", "description"):
-        table.add_column(column, overflow="fold")
-    for name, offer in _with_server(config, offers).items():
-        function = offer.schema["function"]
-        required = function["parameters"].get("required", [])
-        arguments = [
-            field if field in required else f"[{field}]"
-            for field in function["parameters"].get("properties", {})
-        ]
-        table.add_row(name, Text(" ".join(arguments)), Text(function["description"]))
-    console.print(table)
+    The tools of the recipe are opened for it.
+    """
+    console.print(_kinds() if recipe is None else _offers(recipe))
 
 
 @app.command()
@@ -87,129 +69,152 @@ def call(
         Path, typer.Option(metavar="DIR", help="folder for the images of the answer")
     ] = Path("."),
 ) -> None:
-    """Call one tool once, print its text, save its images. Exit code 1 where the answer is not `ok`."""
-    from PIL import Image
+    """Call one tool once, print its text and save its images.
 
-    from tool_server.images import ImageError, decode
-    from tool_server.tool import ToolResult, ToolStatus
+    The exit code is 1 if the answer is not `ok`.
+    """
+    from tool_server.tool import ToolStatus
 
-    try:
-        written = json.loads(arguments)
-    except (ValueError, RecursionError) as error:
-        raise AxpoError(f"JSON: not readable: {error}") from None
-    images = []
-    for file in image or ():
-        try:
-            images.append(decode(file))
-        except ImageError as error:
-            raise AxpoError(f"--image {file}: {error}") from None
-    config = _config(recipe, None if recipe else name)
-    # Opening takes time and keys: only what the call may need.
-    wanted = {"mcp": ()} if name in config.tools else {}
-    config = config.model_copy(
-        update=wanted | {"tools": {n: entry for n, entry in config.tools.items() if n == name}}
-    )
-    if not config.tools and not config.mcp:
-        from tool_server.config import tool_kinds
-
-        kinds = [kind for kind, _ in tool_kinds.described()]
-        known = ", ".join(_config(recipe).tools if recipe else kinds)
-        raise AxpoError(f"unknown tool {name!r}, known: {known}")
+    written = _read_json(arguments)
+    images = _read_images(image or ())
+    config = _config_for(name, recipe)
 
     async def one(server: ToolServer) -> ToolResult:
         return await server.call(name, written, images)
 
     result = _with_server(config, one)
-    if result.text:
-        console.print(Text(result.text), soft_wrap=True)
-    out.mkdir(parents=True, exist_ok=True)
-    for index, pixels in enumerate(result.images):
-        file = out / f"{name}_{index}.png"
-        Image.fromarray(pixels).save(file)
-        console.print(
-            f"image {file}: {pixels.shape[1]} x {pixels.shape[0]}", highlight=False, soft_wrap=True
-        )
-    if result.status is not ToolStatus.OK or result.text == "":
-        console.print(f"{result.status} after {result.seconds:.2f} s", style="dim", highlight=False)
+    _print_result(result, name, out)
     if result.status is not ToolStatus.OK:
         raise typer.Exit(1)
 
 
 @app.command()
 def check(recipe: RecipeFile = None) -> None:
-    """Print every layer of the python tool's sandbox, then run the attack list against it. Exit code 1 where something does not hold."""
+    """Print every layer of the python tool's sandbox, then run the attack list against it.
+
+    The exit code is 1 if a layer is missing or an attack gets through.
+    """
     from tool_server.sandbox.layers import check as check_layers
 
     options = _python_options(recipe)
-    rows = check_layers(options)
+    layers = check_layers(options)
+    console.print(_layers(layers))
+    failed = asyncio.run(_attack(options))
+    if failed or not all(layer.present for layer in layers):
+        raise typer.Exit(1)
+
+
+def _kinds() -> Table:
+    """Return a table of the kinds of tools and their options."""
+    from tool_server.config import tool_kinds
+
+    table = _table("kind", "options")
+    for name, _ in tool_kinds.described():
+        fields = tool_kinds.class_of(name).model_fields
+        options = [_option(field, info) for field, info in fields.items()]
+        table.add_row(name, Text(", ".join(options)))
+    return table
+
+
+def _option(name: str, info: FieldInfo) -> str:
+    """Return an option with its default, if that says something in one word."""
+    simple = isinstance(info.default, str | int | float)
+    return f"{name}={info.default}" if simple else name
+
+
+def _offers(recipe: Path) -> Table:
+    """Return a table of a recipe's tools, with their arguments; optional ones in brackets."""
+
+    async def offers(server: ToolServer) -> dict[str, Any]:
+        return await server.offers()
+
+    table = _table("tool", "arguments", "description")
+    for name, offer in _with_server(_config(recipe), offers).items():
+        function = offer.schema["function"]
+        parameters = function["parameters"]
+        required = parameters.get("required", [])
+        arguments = [
+            field if field in required else f"[{field}]"
+            for field in parameters.get("properties", {})
+        ]
+        table.add_row(name, Text(" ".join(arguments)), Text(function["description"]))
+    return table
+
+
+def _layers(rows: Sequence[Row]) -> Table:
+    """Return a table of the sandbox's layers: present or missing, and why."""
     table = Table("layer", "", box=None, pad_edge=False, header_style="dim")
     table.add_column("", overflow="fold")
     for row in rows:
         state = Text("present", "green") if row.present else Text("MISSING", "red")
         table.add_row(row.layer, state, Text(row.detail))
-    console.print(table)
-    failed = asyncio.run(_attack(options))
-    if failed or not all(row.present for row in rows):
-        raise typer.Exit(1)
+    return table
 
 
-async def _attack(options: PythonOptions) -> int:
-    """Runs the attack list and prints one line for each; returns how many got through."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
 
-    from tool_server.python import build
-    from tool_server.sandbox.attack_list import ATTACKS
-    from tool_server.sandbox.attacks import attack_options, run_attacks
-    from tool_server.tool import ToolUnavailable
 
-    failed = 0
-    columns = (
-        TextColumn("attack"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.description}"),
-    )
+def _read_json(text: str) -> Any:
+    # Any value may come out: what a tool makes of its arguments is its own affair.
     try:
-        tool, pool = build("python", attack_options(options))
-        progress = Progress(*columns, console=console, transient=True)
-        with contextlib.closing(pool), progress:
-            task = progress.add_task("", total=len(ATTACKS))
-            async for result in run_attacks(tool, pool):
-                failed += not result.held
-                verdict = Text("held", "green") if result.held else Text("FAILED", "red")
-                line = Text.assemble(
-                    f"{result.number:>3}  ", verdict, f"  {result.name}: ", (result.outcome, "dim")
-                )
-                progress.console.print(line, overflow="ellipsis", no_wrap=result.held)
-                progress.update(task, advance=1, description=result.name)
-    except ToolUnavailable as error:
-        raise AxpoError(str(error).splitlines()[0]) from None  # the rest is the table above
-    console.print(
-        f"{len(ATTACKS) - failed} of {len(ATTACKS)} attacks held",
-        style="red" if failed else "green",
-        highlight=False,
-    )
-    return failed
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise AxpoError(f"JSON: not readable: {error}") from None
 
 
-def _config(recipe: Path | None, only: str | None = None) -> ToolServerConfig:
-    """A recipe's tools, those of evaluations after those of training; without one, the kind `only` with its defaults."""
+def _read_images(files: Sequence[Path]) -> list[Pixels]:
+    from tool_server.images import ImageError, decode
+
+    images = []
+    for file in files:
+        try:
+            images.append(decode(file))
+        except ImageError as error:
+            raise AxpoError(f"--image {file}: {error}") from None
+    return images
+
+
+def _config_for(name: str, recipe: Path | None) -> ToolServerConfig:
+    """Return the tools that a call of `name` may need: opening the others takes time and keys.
+
+    Raises:
+        AxpoError: there is no such tool, or the recipe is not valid.
+    """
+    config = _config_of_kind(name) if recipe is None else _config(recipe)
+    if name in config.tools:
+        return config.model_copy(update={"mcp": (), "tools": {name: config.tools[name]}})
+    if config.mcp:
+        # What an MCP server offers is known only when it is open.
+        return config.model_copy(update={"tools": {}})
+    raise AxpoError(f"unknown tool {name!r}, known: {', '.join(config.tools)}")
+
+
+def _config(recipe: Path) -> ToolServerConfig:
+    """Return a recipe's tools, those of evaluations after those of training."""
+    from axpo.config import load_recipe
+
+    return load_recipe(recipe).all_tools
+
+
+def _config_of_kind(kind: str) -> ToolServerConfig:
+    """Return one tool of a kind, with its defaults. Raises AxpoError if there is no such kind."""
     from pydantic import ValidationError
 
     from tool_server.config import ToolServerConfig
 
-    if recipe is not None:
-        from axpo.config import load_recipe
-
-        return load_recipe(recipe).all_tools
     try:
-        return ToolServerConfig.model_validate({"tools": {only: {}}})
+        return ToolServerConfig.model_validate({"tools": {kind: {}}})
     except ValidationError as error:
-        raise AxpoError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
+        message = error.errors()[0]["msg"]
+        raise AxpoError(message.removeprefix("Value error, ")) from None
 
 
 def _with_server(config: ToolServerConfig, work: Callable[[ToolServer], Awaitable[T]]) -> T:
-    """Runs `work` on a server in this process. Raises AxpoError where a tool cannot start."""
+    """Run `work` on a server in this process. Raises AxpoError if a tool cannot start."""
     from tool_server.server import ToolServer
     from tool_server.tool import ToolUnavailable
 
@@ -227,17 +232,75 @@ def _with_server(config: ToolServerConfig, work: Callable[[ToolServer], Awaitabl
     return asyncio.run(run())
 
 
+def _print_result(result: ToolResult, name: str, out: Path) -> None:
+    """Print the text of an answer and save its images in the folder `out`."""
+    from PIL import Image
+
+    from tool_server.tool import ToolStatus
+
+    if result.text:
+        console.print(Text(result.text), soft_wrap=True)
+    out.mkdir(parents=True, exist_ok=True)
+    for index, pixels in enumerate(result.images):
+        file = out / f"{name}_{index}.png"
+        Image.fromarray(pixels).save(file)
+        height, width, _ = pixels.shape
+        console.print(f"image {file}: {width} x {height}", highlight=False, soft_wrap=True)
+    # An answer without text says at least that there was one.
+    if result.status is not ToolStatus.OK or result.text == "":
+        console.print(f"{result.status} after {result.seconds:.2f} s", style="dim", highlight=False)
+
+
 def _python_options(recipe: Path | None) -> PythonOptions:
+    """Return the options of a recipe's first python tool, or the defaults without a recipe."""
     from tool_server.sandbox.options import PythonOptions
 
     if recipe is None:
         return PythonOptions()
-    tools = _config(recipe).tools
-    entries = [
-        entry
-        for name, entry in tools.items()
-        if (entry.kind or name) == "python" and entry.function is None
-    ]
-    if not entries:
-        raise AxpoError(f"{recipe}: tools.tools has no python tool to check")
-    return PythonOptions.model_validate(entries[0].options)
+    for name, entry in _config(recipe).tools.items():
+        if entry.function is not None:
+            continue
+        # The options of a kind are its fields, so a python tool is a PythonOptions.
+        kind = entry.kind_as(name)
+        if isinstance(kind, PythonOptions):
+            return kind
+    raise AxpoError(f"{recipe}: tools.tools has no python tool to check")
+
+
+async def _attack(options: PythonOptions) -> int:
+    """Run the attack list, print a line for each attack, and return how many got through."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    from tool_server.python import build
+    from tool_server.sandbox.attack_list import ATTACKS
+    from tool_server.sandbox.attacks import attack_options, run_attacks
+    from tool_server.tool import ToolUnavailable
+
+    bar = TextColumn("attack"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}")
+    failed = 0
+    try:
+        tool, pool = build("python", attack_options(options))
+        progress = Progress(*bar, console=console, transient=True)
+        with contextlib.closing(pool), progress:
+            task = progress.add_task("", total=len(ATTACKS))
+            async for result in run_attacks(tool, pool):
+                failed += not result.held
+                line = _attack_line(result)
+                # A failure is shown in full.
+                progress.console.print(line, overflow="ellipsis", no_wrap=result.held)
+                progress.update(task, advance=1, description=result.name)
+    except ToolUnavailable as error:
+        # Its other lines repeat the table of layers, which is printed already.
+        raise AxpoError(str(error).splitlines()[0]) from None
+    console.print(
+        f"{len(ATTACKS) - failed} of {len(ATTACKS)} attacks held",
+        style="red" if failed else "green",
+        highlight=False,
+    )
+    return failed
+
+
+def _attack_line(result: AttackResult) -> Text:
+    verdict = Text("held", "green") if result.held else Text("FAILED", "red")
+    outcome = (result.outcome, "dim")
+    return Text.assemble(f"{result.number:>3}  ", verdict, f"  {result.name}: ", outcome)
