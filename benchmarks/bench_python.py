@@ -93,11 +93,11 @@ def _cold(toolbox: Toolbox) -> float:
 
 
 def _imports() -> list[str]:
-    """The modules that `execute.py` imports before the first call, read from its text: it only imports inside the toolbox."""
-    for node in ast.parse((INSIDE / "execute.py").read_text(encoding="utf-8")).body:
+    """The modules that `preload.py` imports before the first call, read from its text: it only imports inside the toolbox."""
+    for node in ast.parse((INSIDE / "preload.py").read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "PRELOADED":
             return [name.strip() for name in ast.literal_eval(node.value).split(",")]
-    raise ValueError("execute.py has no PRELOADED")
+    raise ValueError("preload.py has no PRELOADED")
 
 
 async def _load(pool: JailPool) -> None:

@@ -11,28 +11,43 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 MIB = 1 << 20
-RGB = 3
+
+MAX_FILES = 4096
+MAX_CODE = 64 * 1024
+MAX_OUTPUT = MIB
+"""Bytes of output after which a call is killed: draining a flood costs a core."""
+
+MAX_HEADER = 64 * 1024
+"""Bytes of the JSON in a result."""
 
 
 class Layer(StrEnum):
-    """The layers that a recipe may name as allowed to be missing. Seccomp may not: it makes a process's limits those of the call."""
+    """The layers that a recipe may name as allowed to be missing.
+
+    Seccomp is not one of them: without it the limits of a process are not those of the call.
+    """
 
     NAMESPACES = "namespaces"
     LANDLOCK = "landlock"
 
 
 class PythonOptions(BaseModel):
-    """Defaults held every attack of `attacks.py`. Bytes and pixels are per call."""
+    """The settings of the sandbox. Bytes and pixels are per call.
+
+    With the defaults, every attack of `attacks.py` was held.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     session: Literal["call", "rollout"] = Field(
         default="call",
-        description="call: every call starts afresh; rollout: it starts from the variables its rollout's earlier calls left",
+        description="call: every call starts afresh; rollout: it starts from the variables that "
+        "the earlier calls of its rollout left",
     )
     toolbox: Path | None = Field(
         default=None,
-        description="virtual environment of the policy's code; default: the one `make setup` made",
+        description="virtual environment of the policy's code; default: the one that `make setup` "
+        "made",
     )
     allow_missing: frozenset[Layer] = Field(
         default=frozenset(), description="layers without which the tool may start all the same"
@@ -72,36 +87,33 @@ class PythonOptions(BaseModel):
         default=60_917,
         ge=1,
         lt=65_534,
-        description="user id of the jail where the server runs as root: one that owns no file",
+        description="user id of the jail if the server runs as root: one that owns no file",
     )
 
     def zygote_count(self) -> int:
+        """Return the number of warm interpreters, the spare not counted."""
         return self.zygotes or max(1, (os.cpu_count() or 1) // 4)
 
     def slot_count(self) -> int:
+        """Return how many calls run at once."""
         return self.slots or 2 * (os.cpu_count() or 1)
 
 
 @dataclass(frozen=True)
 class Isolation:
-    """Which layers the jails of a pool use. `bare` (none at all, not even dropped capabilities) is for benchmarks to compare with."""
+    """The layers that the jails of a pool use.
+
+    `bare` means none at all, not even dropped capabilities. It is for benchmarks to compare with.
+    """
 
     namespaces: bool = True
-    landlock: int = 0  # ABI, 0: off
+    landlock: int = 0  # ABI; 0: off
     seccomp: bool = True
     bare: bool = False
 
 
-MAX_FILES = 4096
-MAX_CODE = 64 * 1024
-MAX_OUTPUT = MIB
-"""Bytes of output after which a call is killed: draining a flood costs a core."""
-
-MAX_HEADER = 64 * 1024
-
-
 def limits(options: PythonOptions, codes: int) -> dict[str, int]:
-    """RLIMITs of a call that runs `codes` codes: each adds its share of CPU time."""
+    """Return the RLIMITs of a call that runs `codes` codes: each adds its share of CPU time."""
     return {
         "CPU": options.cpu_s * codes,
         "AS": options.memory_mib * MIB,

@@ -1,4 +1,8 @@
-"""The jails of one server: calls spread over warm zygotes, a spare that takes over from one that died, and a queue that nobody pays for."""
+"""The jails of one server.
+
+Calls are spread over warm zygotes. A spare zygote takes over from one that died. Calls beyond the
+slots wait in a queue, and the wait is not part of their time.
+"""
 
 from __future__ import annotations
 
@@ -10,21 +14,30 @@ from typing import Any, TypeVar
 
 from tool_server.sandbox.jail import Toolbox
 from tool_server.sandbox.options import Isolation, PythonOptions
-from tool_server.sandbox.probes import probe
 from tool_server.sandbox.process import GRACE_S, START_S, Finished, Jail
+from tool_server.sandbox.self_test import self_test
 from tool_server.tool import Pixels, ToolUnavailable
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
+FIRST_BACKOFF_S = 1.0
 MAX_BACKOFF_S = 60.0
 
 
 class JailPool:
-    """Runs in a thread with an event loop of its own, so that it serves callers of any loop and opens without one."""
+    """Keep the jails of one server alive and spread calls over them.
+
+    It runs in a thread with an event loop of its own, so that it serves callers of any loop and
+    opens without one.
+    """
 
     def __init__(self, options: PythonOptions, isolation: Isolation, toolbox: Toolbox) -> None:
-        """Starts and probes all jails, side by side. Raises ToolUnavailable."""
+        """Start and test all jails, side by side.
+
+        Raises:
+            ToolUnavailable: one of them does not start, or does not hold an escape.
+        """
         self._options, self._isolation, self._toolbox = options, isolation, toolbox
         self._active: list[Jail] = []
         self._spare: Jail | None = None
@@ -46,21 +59,28 @@ class JailPool:
     async def call(
         self, codes: Sequence[str], images: Sequence[Pixels] = (), seen: Sequence[int] | None = None
     ) -> Finished:
-        """Runs the last of `codes` after the others, in a process of its own. Raises ToolUnavailable; cancelling kills the process.
+        """Run the last of `codes` after the others, in a process of its own.
 
-        The i-th code sees the first `seen[i]` images (None: all).
+        Cancelling kills the process.
+
+        Args:
+            codes: the codes, in order.
+            images: all images that they see.
+            seen: the i-th code sees the first `seen[i]` images; None: every code sees all.
+
+        Raises:
+            ToolUnavailable: the sandbox cannot run the call.
         """
-        work = self._call(codes, images, [len(images)] * len(codes) if seen is None else seen)
+        seen_by_each = [len(images)] * len(codes) if seen is None else seen
+        work = self._call(codes, images, seen_by_each)
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
 
     def pids(self) -> list[int]:
-        """Of the zygotes, the spare last."""
-        return [
-            jail.pid for jail in (*self._active, self._spare) if jail is not None and jail.alive
-        ]
+        """Return the pids of the zygotes that are alive, the spare last."""
+        return [jail.pid for jail in self._jails() if jail.alive]
 
     def close(self) -> None:
-        """Kills every jail, and every call with it."""
+        """Kill every jail, and every call with it."""
         if self._loop.is_closed():
             return
         self._closing = True
@@ -72,14 +92,19 @@ class JailPool:
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
+    def _jails(self) -> list[Jail]:
+        """Return the active jails, then the spare. A copy: other threads ask, and jails die."""
+        return [jail for jail in (*self._active, self._spare) if jail is not None]
+
     async def _call(
         self, codes: Sequence[str], images: Sequence[Pixels], seen: Sequence[int]
     ) -> Finished:
         async with self._slots:
-            return await (await self._jail()).call(codes, images, seen)
+            jail = await self._least_busy()
+            return await jail.call(codes, images, seen)
 
-    async def _jail(self) -> Jail:
-        """The active jail with the fewest calls."""
+    async def _least_busy(self) -> Jail:
+        """Return the active jail with the fewest calls; wait for one if there is none."""
         try:
             async with asyncio.timeout(START_S):
                 while not self._active and not self._closing:
@@ -92,11 +117,14 @@ class JailPool:
         return min(self._active, key=lambda jail: jail.in_flight)
 
     async def _fill(self) -> None:
-        """Starts the jails that are missing; the first ones to be ready become active. Raises ToolUnavailable if any does not start."""
-        missing = self._options.zygote_count() + 1 - len(self._active) - (self._spare is not None)
-        for error in await asyncio.gather(
-            *[self._start() for _ in range(missing)], return_exceptions=True
-        ):
+        """Start the jails that are missing; the first ones to be ready become active.
+
+        Raises:
+            ToolUnavailable: one of them does not start.
+        """
+        missing = self._options.zygote_count() + 1 - len(self._jails())
+        starts = [self._start() for _ in range(missing)]
+        for error in await asyncio.gather(*starts, return_exceptions=True):
             if isinstance(error, BaseException):
                 raise error
 
@@ -105,7 +133,7 @@ class JailPool:
         await jail.start()
         try:
             if not self._isolation.bare:
-                await probe(jail, self._options, self._isolation)
+                await self_test(jail, self._options, self._isolation)
         except BaseException:
             jail.kill()
             await jail.gone()
@@ -119,7 +147,7 @@ class JailPool:
         self._changed.set()
 
     def _died(self, jail: Jail) -> None:
-        if self._closing or jail not in (*self._active, self._spare):
+        if self._closing or jail not in self._jails():
             return
         log.warning("a sandbox of the python tool died, pid %d; the spare takes over", jail.pid)
         if jail is self._spare:
@@ -133,22 +161,23 @@ class JailPool:
             self._refilling = self._loop.create_task(self._refill())
 
     async def _refill(self) -> None:
-        backoff = 1.0
-        while len(self._active) + (self._spare is not None) <= self._options.zygote_count():
+        """Start what is missing until all jails are there again, the spare included."""
+        backoff_s = FIRST_BACKOFF_S
+        while len(self._jails()) <= self._options.zygote_count():
             try:
                 await self._fill()
             except Exception:
                 log.exception(
-                    "a sandbox of the python tool does not start; trying again in %g s", backoff
+                    "a sandbox of the python tool does not start; trying again in %g s", backoff_s
                 )
-                await asyncio.sleep(backoff)
-                backoff = min(2 * backoff, MAX_BACKOFF_S)
+                await asyncio.sleep(backoff_s)
+                backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
 
     async def _close(self) -> None:
         self._changed.set()
         if self._refilling is not None:
             self._refilling.cancel()
-        jails = [jail for jail in (*self._active, self._spare) if jail is not None]
+        jails = self._jails()
         for jail in jails:
             jail.kill()
         others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]

@@ -1,11 +1,14 @@
-"""One jail as the server sees it: starts it, sends it calls, reads what comes out under limits, and notices at once when it dies."""
+"""One jail as the server sees it.
+
+The server starts it, sends it calls, reads what comes out under limits, and notices at once when
+it dies.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import base64
 import contextlib
-import fcntl
 import itertools
 import json
 import os
@@ -15,41 +18,40 @@ import socket
 import struct
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import IO, TypeAlias
 
-import numpy as np
-
+from tool_server.images import MAX_ASPECT
 from tool_server.sandbox import syscalls
+from tool_server.sandbox.channels import OutputPipe, ResultPipe, Work, open_inputs, open_pipe
+from tool_server.sandbox.inside import protocol
 from tool_server.sandbox.jail import Toolbox, command, readable
-from tool_server.sandbox.options import (
-    MAX_FILES,
-    MAX_HEADER,
-    MAX_OUTPUT,
-    MIB,
-    RGB,
-    Isolation,
-    PythonOptions,
-    limits,
-)
+from tool_server.sandbox.options import MAX_FILES, MIB, Isolation, PythonOptions, limits
 from tool_server.tool import Pixels, ToolUnavailable
 
 START_S = 120.0
 """The imports take 3 s on an idle machine."""
 
 GRACE_S = 5.0
-"""From the order to kill a call until its end is reported. A zygote that is slower than that is given up, with all its calls."""
+"""From the order to kill a call until its end is reported.
 
-MESSAGE_BYTES = 1 << 16
-CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
-MAX_ASPECT = 200
-"""Qwen's image processors raise above it."""
+A zygote that is slower than that is given up, with all its calls.
+"""
+
+MAX_SAID = 4096
+"""Bytes of what the jail's own programs wrote that an error shows."""
+
+CREDENTIALS = struct.Struct("3i")
+"""struct ucred: pid, uid, gid."""
+
+Everything: TypeAlias = asyncio.Future[tuple[protocol.Ended, None, None]]
+"""Done when the call has ended and both of its pipes are closed."""
 
 
 @dataclass
 class Finished:
-    """What is known of a call that ended, by the server's own account; `error` alone is the child's word."""
+    """What the server measured of a call that ended; `error` alone is the child's word."""
 
     begun: int  # codes that were started; 0: the isolation itself failed
     status: int  # as of wait(2)
@@ -62,7 +64,11 @@ class Finished:
 
 
 class Jail:
-    """A zygote and its calls. Lives on one event loop. `on_death` is called once, when it ended for whatever reason."""
+    """A zygote and its calls.
+
+    It lives on one event loop. `on_death` is called once, when the jail has ended for whatever
+    reason.
+    """
 
     def __init__(
         self,
@@ -75,7 +81,7 @@ class Jail:
         self._on_death = on_death
         self._loop = asyncio.get_running_loop()
         self._numbers = itertools.count()
-        self._ended: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._ended: dict[int, asyncio.Future[protocol.Ended]] = {}
         self._work: str | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
@@ -87,45 +93,29 @@ class Jail:
 
     @property
     def in_flight(self) -> int:
+        """Return the number of calls that run."""
         return len(self._ended)
 
     async def start(self) -> None:
-        """Raises ToolUnavailable with what the jail's own programs said."""
+        """Start the zygote and wait until it is ready.
+
+        Raises:
+            ToolUnavailable: it does not start; with what the jail's own programs said.
+        """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        # The kernel then says who sent a message: that is the zygote's pid.
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         ours.setblocking(False)
         self._control = ours
-        if not self._isolation.namespaces:
-            self._work = tempfile.mkdtemp(prefix="axpo-python-")
-            if os.geteuid() == 0 and not self._isolation.bare:
-                os.chown(self._work, self._options.jail_uid, self._options.jail_uid)
+        self._make_work_folder()
         with tempfile.TemporaryFile() as log:
             try:
                 with theirs:
-                    self._process = subprocess.Popen(
-                        [
-                            *command(self._options, self._isolation, self._toolbox),
-                            str(theirs.fileno()),
-                        ],
-                        stdin=subprocess.DEVNULL,
-                        stdout=subprocess.DEVNULL,
-                        stderr=log,
-                        pass_fds=[theirs.fileno()],
-                        start_new_session=True,
-                        cwd="/",
-                    )
-                async with asyncio.timeout(START_S):
-                    await self._receive("hello")
-                    await self._loop.sock_sendall(ours, json.dumps(self._config()).encode())
-                    await self._receive("ready")
+                    self._process = self._launch(theirs, log)
+                await self._greet(ours)
             except (TimeoutError, OSError, EOFError) as error:
                 self.kill()
-                log.seek(0)
-                said = (
-                    log.read(4096).decode(errors="replace").strip()
-                    or str(error)
-                    or type(error).__name__
-                )
+                said = _said(log) or str(error) or type(error).__name__
                 self._release()
                 raise ToolUnavailable(f"the sandbox does not start: {said}") from error
             except BaseException:
@@ -138,9 +128,15 @@ class Jail:
     async def call(
         self, codes: Sequence[str], images: Sequence[Pixels], seen: Sequence[int]
     ) -> Finished:
-        """Runs the last of `codes` after the others; the i-th sees the first `seen[i]` images.
+        """Run the last of `codes` after the others. Cancelling kills the call.
 
-        Raises ToolUnavailable if the jail dies; cancelling kills the call.
+        Args:
+            codes: the codes, in order.
+            images: all images that they see.
+            seen: the i-th code sees the first `seen[i]` images.
+
+        Raises:
+            ToolUnavailable: the jail dies, or does not take the call.
         """
         if self._control is None or not self.alive:
             raise ToolUnavailable("the sandbox has ended")
@@ -155,32 +151,9 @@ class Jail:
             try:
                 ended = self._ended[number] = self._loop.create_future()
                 held.callback(self._ended.pop, number)
-                with (
-                    contextlib.ExitStack() as given
-                ):  # to the child; a copy that stays here would keep the pipes from ending
-                    inputs = _inputs(codes, images, seen)
-                    given.callback(os.close, inputs)
-                    output_fd, output_write = _pipe(given)
-                    output = held.enter_context(_Output(self._loop, output_fd, stop))
-                    result_fd, result_write = _pipe(given)
-                    result = held.enter_context(
-                        _Result(self._loop, result_fd, stop, len(codes), self._options)
-                    )
-                    message = {
-                        "call": number,
-                        "limits": limits(self._options, len(codes)),
-                        "disk": self._options.disk_mib * MIB
-                        + sum(image.nbytes + MIB for image in images),
-                        "files": MAX_FILES,
-                    }
-                    socket.send_fds(
-                        self._control,
-                        [json.dumps(message).encode()],
-                        [inputs, output_write, result_write],
-                    )
-                end = await self._end(
-                    asyncio.gather(ended, output.closed, result.closed), len(codes), stop
-                )
+                output, result = self._hand_over(number, Work(codes, images, seen), stop, held)
+                everything = asyncio.gather(ended, output.closed, result.closed)
+                end = await self._end(everything, len(codes), stop)
             except TimeoutError as error:
                 self.kill()
                 raise ToolUnavailable("the sandbox does not answer") from error
@@ -199,11 +172,113 @@ class Jail:
             images=result.images(),
         )
 
+    def kill(self) -> None:
+        """End the jail and everything in it."""
+        if self.pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+        elif self._process is not None:
+            self._process.kill()
+        if self._control is not None and not self.alive:
+            self._control.close()
+
+    async def gone(self) -> None:
+        """Wait, after `kill`, until everything has ended, bubblewrap included."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(GRACE_S):
+                await self._dead.wait()
+                if self._reaped is not None:
+                    await asyncio.shield(self._reaped)
+
+    def _make_work_folder(self) -> None:
+        """Make the folder of the calls' working directories; with namespaces they need none."""
+        if self._isolation.namespaces:
+            return
+        self._work = tempfile.mkdtemp(prefix="axpo-python-")
+        if os.geteuid() == 0 and not self._isolation.bare:
+            os.chown(self._work, self._options.jail_uid, self._options.jail_uid)
+
+    def _launch(self, theirs: socket.socket, log: IO[bytes]) -> subprocess.Popen[bytes]:
+        control = str(theirs.fileno())
+        return subprocess.Popen(
+            [*command(self._options, self._isolation, self._toolbox), control],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=log,
+            pass_fds=[theirs.fileno()],
+            start_new_session=True,
+            cwd="/",
+        )
+
+    async def _greet(self, control: socket.socket) -> None:
+        """Configure the zygote and wait until it has imported everything."""
+        async with asyncio.timeout(START_S):
+            await self._receive("hello")
+            await self._loop.sock_sendall(control, json.dumps(self._config()).encode())
+            await self._receive("ready")
+
+    def _config(self) -> protocol.Config:
+        seccomp = b""
+        if self._isolation.seccomp:
+            seccomp = base64.b64encode(syscalls.program())
+        return {
+            "namespaces": self._isolation.namespaces,
+            "landlock": self._isolation.landlock,
+            "seccomp": seccomp.decode(),
+            "bare": self._isolation.bare,
+            "readable": readable(self._toolbox),
+            "work": self._work or "/tmp",
+            "limits": list(limits(self._options, 1)),
+            "caps": {
+                "figures": self._options.max_figures,
+                "pixels": self._options.max_figure_pixels,
+                "aspect": MAX_ASPECT,
+            },
+        }
+
+    def _hand_over(
+        self, number: int, work: Work, stop: Callable[[str], None], held: contextlib.ExitStack
+    ) -> tuple[OutputPipe, ResultPipe]:
+        """Send a call to the zygote and return the pipes that its child writes.
+
+        `held` closes the pipes. What the child gets is closed here: a copy that stays would keep
+        the pipes from ending.
+        """
+        assert self._control is not None
+        codes = len(work.codes)
+        with contextlib.ExitStack() as given:
+            inputs = open_inputs(work)
+            given.callback(os.close, inputs)
+            output_fd, output_write = open_pipe(given)
+            output = held.enter_context(OutputPipe(self._loop, output_fd, stop))
+            result_fd, result_write = open_pipe(given)
+            result = held.enter_context(
+                ResultPipe(self._loop, result_fd, stop, codes=codes, options=self._options)
+            )
+            # The images that the call is given come on top of its own files.
+            given_bytes = sum(image.nbytes + MIB for image in work.images)
+            message: protocol.Call = {
+                "call": number,
+                "limits": limits(self._options, codes),
+                "disk": self._options.disk_mib * MIB + given_bytes,
+                "files": MAX_FILES,
+            }
+            socket.send_fds(
+                self._control,
+                [json.dumps(message).encode()],
+                [inputs, output_write, result_write],
+            )
+        return output, result
+
     async def _end(
-        self, everything: asyncio.Future[Any], codes: int, stop: Callable[[str], None]
-    ) -> dict[str, Any]:
-        """How the call ended, once its pipes did, too; by then killed if need be. Raises TimeoutError where the zygote does not answer."""
-        # A cancelled call does not look at how its jail died.
+        self, everything: Everything, codes: int, stop: Callable[[str], None]
+    ) -> protocol.Ended:
+        """Return how the call ended, once its pipes did, too. Kill it if it takes too long.
+
+        Raises:
+            TimeoutError: the zygote does not answer.
+        """
+        # A cancelled call does not look at how its jail died. asyncio would complain.
         everything.add_done_callback(lambda done: done.cancelled() or done.exception())
         try:
             async with asyncio.timeout(self._options.wall_s * codes):
@@ -219,47 +294,19 @@ class Jail:
                 self.kill()
             raise
 
-    def kill(self) -> None:
-        """Ends the jail and everything in it."""
-        if self.pid:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGKILL)
-        elif self._process is not None:
-            self._process.kill()
-        if self._control is not None and not self.alive:
-            self._control.close()
-
-    async def gone(self) -> None:
-        """After `kill`: returns when everything has ended, bubblewrap included."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(GRACE_S):
-                await self._dead.wait()
-                if self._reaped is not None:
-                    await asyncio.shield(self._reaped)
-
-    def _config(self) -> dict[str, Any]:
-        return {
-            "namespaces": self._isolation.namespaces,
-            "landlock": self._isolation.landlock,
-            "seccomp": base64.b64encode(syscalls.program()).decode()
-            if self._isolation.seccomp
-            else "",
-            "bare": self._isolation.bare,
-            "readable": readable(self._toolbox),
-            "work": self._work or "/tmp",
-            "limits": list(limits(self._options, 1)),
-            "caps": {
-                "figures": self._options.max_figures,
-                "pixels": self._options.max_figure_pixels,
-            },
-        }
-
-    def _send(self, message: dict[str, Any]) -> None:
-        with contextlib.suppress(OSError):  # then the jail is dying, and its death will be noticed
+    def _send(self, message: Mapping[str, int]) -> None:
+        # If this fails the jail is dying, and its death will be noticed.
+        with contextlib.suppress(OSError):
             assert self._control is not None
             self._control.send(json.dumps(message).encode())
 
     async def _receive(self, expected: str) -> None:
+        """Wait for one message of the start, and note the zygote's pid.
+
+        Raises:
+            EOFError: the zygote closed the socket.
+            OSError: it said something else.
+        """
         assert self._control is not None
         readable = asyncio.Event()
         self._loop.add_reader(self._control, readable.set)
@@ -268,25 +315,26 @@ class Jail:
         finally:
             self._loop.remove_reader(self._control)
         message, ancillary, _, _ = self._control.recvmsg(
-            MESSAGE_BYTES, socket.CMSG_SPACE(CREDENTIALS.size)
+            protocol.MESSAGE_BYTES, socket.CMSG_SPACE(CREDENTIALS.size)
         )
         if not message:
             raise EOFError
         if expected not in json.loads(message):
             raise OSError(f"the zygote said {message[:200]!r}")
-        self.pid = CREDENTIALS.unpack(ancillary[0][2])[0]
+        _, _, credentials = ancillary[0]
+        self.pid, _, _ = CREDENTIALS.unpack(credentials)
 
     def _read(self) -> None:
         assert self._control is not None
         try:
-            message = self._control.recv(MESSAGE_BYTES)
+            message = self._control.recv(protocol.MESSAGE_BYTES)
         except BlockingIOError:
             return
         except OSError:
             message = b""
         if not message:
             return self._died()
-        end = json.loads(message)
+        end: protocol.Ended = json.loads(message)
         future = self._ended.get(end["ended"])
         if future is not None and not future.done():
             future.set_result(end)
@@ -312,149 +360,6 @@ class Jail:
             shutil.rmtree(self._work, ignore_errors=True)
 
 
-def _inputs(codes: Sequence[str], images: Sequence[Pixels], seen: Sequence[int]) -> int:
-    """A sealed memfd: the child reads it, and nobody can change or grow it."""
-    header = json.dumps(
-        {
-            "codes": list(zip(codes, seen, strict=True)),
-            "shapes": [image.shape[:2] for image in images],
-        }
-    ).encode()
-    fd = os.memfd_create("axpo-call", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        with open(fd, "wb", closefd=False) as file:
-            file.write(struct.pack("<I", len(header)) + header)
-            for image in images:
-                file.write(np.ascontiguousarray(image).data)
-        fcntl.fcntl(
-            fd,
-            fcntl.F_ADD_SEALS,
-            fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE,
-        )
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
-
-
-def _pipe(given: contextlib.ExitStack) -> tuple[int, int]:
-    """A pipe that is read here without waiting, and written by the child; `given` closes its end for writing."""
-    read, write = os.pipe()
-    os.set_blocking(read, False)
-    given.callback(os.close, write)
-    return read, write
-
-
-class _Pipe:
-    """Reads a pipe to its end into `data`, until `accepts` says that more is not wanted."""
-
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, fd: int, stop: Callable[[str], None]
-    ) -> None:
-        self._loop, self._fd, self._stop = loop, fd, stop
-        self.data = bytearray()
-        self.closed: asyncio.Future[None] = loop.create_future()
-        loop.add_reader(fd, self._read)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def fault(self) -> str:
-        """Why the call must be killed for what it has written so far; empty if it need not."""
-        raise NotImplementedError
-
-    def close(self) -> None:
-        if self._fd >= 0:
-            self._loop.remove_reader(self._fd)
-            os.close(self._fd)
-            self._fd = -1
-        if not self.closed.done():
-            self.closed.set_result(None)
-
-    def _read(self) -> None:
-        try:
-            chunk = os.read(self._fd, 1 << 16)
-        except BlockingIOError:
-            return
-        self.data += chunk
-        if not chunk:
-            self.close()
-        elif why := self.fault():
-            self._stop(why)
-            self.close()
-
-
-class _Output(_Pipe):
-    def fault(self) -> str:
-        return "output" if len(self.data) > MAX_OUTPUT else ""
-
-
-class _Result(_Pipe):
-    """`\\0` per code begun, then `<I length><JSON {error, images: [[height, width], ...]}><raw RGB>`, checked before it is stored."""
-
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        fd: int,
-        stop: Callable[[str], None],
-        codes: int,
-        options: PythonOptions,
-    ) -> None:
-        super().__init__(loop, fd, stop)
-        self._codes, self._options = codes, options
-        self._shapes: list[tuple[int, int]] = []
-        self._body = -1  # where the pixels start; negative until the header is there
-        self._expected = -1
-        self.error = False
-
-    @property
-    def begun(self) -> int:
-        return min(self._codes, len(self.data))
-
-    @property
-    def complete(self) -> bool:
-        return self._body >= 0 and len(self.data) == self._expected
-
-    def images(self) -> list[Pixels]:
-        images, at = [], self._body
-        for height, width in self._shapes if self.complete else ():
-            size = height * width * RGB
-            images.append(np.frombuffer(self.data, np.uint8, size, at).reshape(height, width, RGB))
-            at += size
-        return images
-
-    def fault(self) -> str:
-        start = self._codes + 4
-        if self._body < 0 and len(self.data) >= start:
-            (length,) = struct.unpack_from("<I", self.data, self._codes)
-            if length > MAX_HEADER:
-                return "result"
-            if len(self.data) >= start + length:
-                if not self._header(bytes(self.data[start : start + length])):
-                    return "result"
-                self._body = start + length
-                self._expected = self._body + sum(
-                    height * width * RGB for height, width in self._shapes
-                )
-        return "result" if 0 <= self._expected < len(self.data) else ""
-
-    def _header(self, text: bytes) -> bool:
-        try:
-            header = json.loads(text)
-            self.error = bool(header["error"])
-            self._shapes = [(height, width) for height, width in header["images"]]
-        except (ValueError, TypeError, KeyError, RecursionError):
-            return False
-        return len(self._shapes) <= self._options.max_figures and all(
-            self._valid(*shape) for shape in self._shapes
-        )
-
-    def _valid(self, height: Any, width: Any) -> bool:
-        if type(height) is not int or type(width) is not int or min(height, width) < 1:
-            return False
-        return height * width <= self._options.max_figure_pixels and max(
-            height, width
-        ) <= MAX_ASPECT * min(height, width)
+def _said(log: IO[bytes]) -> str:
+    log.seek(0)
+    return log.read(MAX_SAID).decode(errors="replace").strip()

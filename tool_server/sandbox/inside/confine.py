@@ -7,73 +7,93 @@ import os
 import resource
 from typing import Any
 
-CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC, CLONE_NEWPID, CLONE_NEWNET = (
-    0x20000,
-    0x4000000,
-    0x8000000,
-    0x20000000,
-    0x40000000,
-)
-MS_NOSUID, MS_NODEV, MS_NOEXEC = 2, 4, 8
-PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 1, 22, 38, 47
-PR_CAP_AMBIENT_CLEAR_ALL, SECCOMP_MODE_FILTER = 4, 2
+# sched.h
+CLONE_NEWNS = 0x20000
+CLONE_NEWUTS = 0x4000000
+CLONE_NEWIPC = 0x8000000
+CLONE_NEWPID = 0x20000000
+CLONE_NEWNET = 0x40000000
+
+# sys/mount.h
+MS_NOSUID = 2
+MS_NODEV = 4
+MS_NOEXEC = 8
+
+# sys/prctl.h
+PR_SET_PDEATHSIG = 1
+PR_SET_SECCOMP = 22
+PR_SET_NO_NEW_PRIVS = 38
+PR_CAP_AMBIENT = 47
+PR_CAP_AMBIENT_CLEAR_ALL = 4
+SECCOMP_MODE_FILTER = 2
+
+# linux/capability.h
 CAPABILITY_VERSION_3 = 0x20080522
+
 SIGKILL = 9
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-class _Program(ctypes.Structure):  # struct sock_fprog
+class _Program(ctypes.Structure):
+    """A BPF program as the kernel takes it: struct sock_fprog."""
+
     _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_void_p)]
 
 
 def _call(function: str, *arguments: Any) -> None:
-    """Python 3.11 has neither os.unshare nor os.setns, and no Python has mount, capset or prctl."""
+    """Call a function of libc that returns 0 on success.
+
+    Python 3.11 has neither os.unshare nor os.setns, and no Python has mount, capset or prctl.
+    """
     if getattr(_libc, function)(*arguments) != 0:
         code = ctypes.get_errno()
         raise OSError(code, f"{function}: {os.strerror(code)}")
 
 
 def unshare(flags: int) -> None:
+    """Give this process namespaces of its own; the pid namespace is for its children."""
     _call("unshare", flags)
 
 
 def setns(fd: int, kind: int) -> None:
+    """Join the namespace of `kind` that the process behind the pidfd is in."""
     _call("setns", fd, kind)
 
 
 def die_with_parent() -> None:
+    """Ask the kernel to kill this process when its parent ends."""
     _call("prctl", PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0)
 
 
 def mount_tmpfs(path: str, size: int, files: int) -> None:
-    """An empty file system of `size` bytes and `files` inodes over `path`."""
+    """Mount an empty file system of `size` bytes and `files` inodes over `path`."""
     options = f"size={size},nr_inodes={files},mode=0700".encode()
-    _call(
-        "mount",
-        b"tmpfs",
-        path.encode(),
-        b"tmpfs",
-        ctypes.c_ulong(MS_NOSUID | MS_NODEV | MS_NOEXEC),
-        options,
-    )
+    flags = ctypes.c_ulong(MS_NOSUID | MS_NODEV | MS_NOEXEC)
+    _call("mount", b"tmpfs", path.encode(), b"tmpfs", flags, options)
 
 
 def set_limits(limits: dict[str, int]) -> None:
-    """`limits`: name of the RLIMIT -> value, both soft and hard. SIGKILL, not SIGXCPU, ends a call where the two are equal."""
+    """Set resource limits: name of the RLIMIT -> value.
+
+    The soft and the hard limit are equal, so a call that uses up its CPU time gets SIGKILL, which
+    it cannot catch, and not SIGXCPU.
+    """
     for name, value in limits.items():
         resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
 
 
 def drop_capabilities() -> None:
+    """Give up every capability, and the way to get one by starting a program."""
     _call("prctl", PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
     header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0)
-    _call("capset", header, (ctypes.c_uint32 * 6)())
+    nothing = (ctypes.c_uint32 * 6)()
+    _call("capset", header, nothing)
     _call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 
 
 def rehearse(limits: list[str]) -> None:
-    """Loads what the steps load lazily, before the first fork."""
+    """Load before the first fork what the steps load lazily."""
     for function in ("unshare", "setns", "mount", "prctl", "capset"):
         getattr(_libc, function)
     for name in limits:
@@ -82,10 +102,15 @@ def rehearse(limits: list[str]) -> None:
 
 
 def landlock(abi: int, readable: list[str], writable: list[str]) -> Any:
-    """The rules, to be enforced by `restrict`.
+    """Return the Landlock rules of a call; its `restrict` enforces them.
 
-    Files: reading under `readable`, everything but executing and making devices under `writable`, nothing elsewhere. TCP: nothing.
-    Every right the kernel's `abi` knows is handled, strictly: a kernel that knows fewer raises.
+    Every right that the kernel's `abi` knows is handled. A kernel that knows fewer raises: the
+    rules are never weakened to fit. TCP is not allowed at all.
+
+    Args:
+        abi: version of Landlock.
+        readable: files and folders under which the code may read.
+        writable: folders under which it may do everything but execute and make devices.
     """
     from landlockpy import flags, ruleset
 
@@ -99,7 +124,9 @@ def landlock(abi: int, readable: list[str], writable: list[str]) -> Any:
         best_effort=False,
     )
     for path in readable:
-        rules.allow_path(path, fs.READ_FILE | fs.READ_DIR if os.path.isdir(path) else fs.READ_FILE)
+        # The kernel refuses a folder's rights on a file.
+        rights = fs.READ_FILE | fs.READ_DIR if os.path.isdir(path) else fs.READ_FILE
+        rules.allow_path(path, rights)
     rules.allow_path("/dev/null", fs.WRITE_FILE)
     for path in writable:
         rules.allow_path(path, every & ~special)
@@ -107,11 +134,13 @@ def landlock(abi: int, readable: list[str], writable: list[str]) -> Any:
 
 
 class Seccomp:
-    """A BPF program, kept in memory ready to load: libseccomp compiles it once, in the server."""
+    """A BPF program in memory, ready to load: libseccomp compiles it once, in the server."""
 
     def __init__(self, program: bytes) -> None:
         self._code = ctypes.create_string_buffer(program, len(program))
-        self._program = _Program(len(program) // 8, ctypes.cast(self._code, ctypes.c_void_p))
+        address = ctypes.cast(self._code, ctypes.c_void_p)
+        self._program = _Program(len(program) // 8, address)
 
     def load(self) -> None:
+        """Filter the system calls of this process from now on."""
         _call("prctl", PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(self._program), 0, 0)

@@ -1,7 +1,8 @@
-"""The zygote: pid 1 of the jail, everything imported, one fork per call.
+"""The zygote: pid 1 of the jail. It has imported everything, and forks one child per call.
 
-Single-threaded. It reads calls from a SOCK_SEQPACKET socket (JSON, with file descriptors), reports how each child ended, kills a
-child on request, and exits when the socket closes: as pid 1 it takes the whole jail with it, so nothing outlives the server.
+It has a single thread. It reads calls from the control socket (`protocol.py`), reports how each
+child ended, and kills a child on request. It exits when the socket closes. As pid 1 it takes the
+whole jail with it, so nothing outlives the server.
 """
 
 from __future__ import annotations
@@ -16,62 +17,94 @@ import shutil
 import signal
 import socket
 import time
-from typing import Any, NoReturn
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NoReturn
 
-from . import confine, execute, probe  # noqa: F401  (the probe is imported here, as a call cannot read this folder)
+# `escapes` is imported here because a call, which uses it, cannot read this folder.
+from . import confine, escapes, execute, preload, protocol  # noqa: F401
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 RESULT_FD = 3
 """In a child, the pipe of the result."""
 
-MESSAGE_BYTES = 1 << 16
-FDS_PER_CALL = 3  # request, output, result
+INPUTS_FD = 4
+"""In a child, the memfd of the inputs, until they are read."""
+
+FDS_PER_CALL = 3  # inputs, output, result
+MOST_FDS = 1 << 30
+
+
+@dataclass(frozen=True)
+class Child:
+    """A call that runs."""
+
+    call: int
+    pid: int
 
 
 class Zygote:
-    def __init__(self, control: socket.socket, config: dict[str, Any]) -> None:
+    """Fork a child for each call that the server sends, until the server is gone."""
+
+    def __init__(self, control: socket.socket, config: protocol.Config) -> None:
         self._control = control
         self._config = config
-        self._namespaces: bool = config["namespaces"]
-        self._seccomp = (
-            confine.Seccomp(base64.b64decode(config["seccomp"])) if config["seccomp"] else None
-        )
+        self._namespaces = config["namespaces"]
+        self._seccomp: confine.Seccomp | None = None
+        if config["seccomp"]:
+            self._seccomp = confine.Seccomp(base64.b64decode(config["seccomp"]))
         self._self_fd = os.pidfd_open(os.getpid())
         self._poll = select.poll()
-        self._calls: dict[int, tuple[int, int]] = {}  # pidfd -> (id of the call, pid)
+        self._children: dict[int, Child] = {}  # by pidfd
+
+    # The policy's code runs below these functions: serve, _start, _fork, _child. Each further one
+    # would cost it a level of Python's recursion limit.
 
     def serve(self) -> None:
+        """Serve until the control socket closes."""
         self._poll.register(self._control, select.POLLIN)
         while True:
             for fd, _ in self._poll.poll():
                 if fd != self._control.fileno():
-                    self._ended(fd)
-                elif not self._read():
+                    self._reap(fd)
+                    continue
+                message, fds, _, _ = socket.recv_fds(
+                    self._control, protocol.MESSAGE_BYTES, FDS_PER_CALL
+                )
+                if not message:
                     return
+                request = json.loads(message)
+                if "kill" in request:
+                    self._kill(request["kill"])
+                else:
+                    self._start(request, fds)
 
-    def _read(self) -> bool:
-        message, fds, _, _ = socket.recv_fds(self._control, MESSAGE_BYTES, FDS_PER_CALL)
-        if not message:
-            return False
-        request = json.loads(message)
-        if "kill" in request:
-            for pidfd, (number, _) in self._calls.items():
-                if number == request["kill"]:
-                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-            return True
+    def _kill(self, call: int) -> None:
+        # By pidfd: a pid may belong to another process by now.
+        for pidfd, child in self._children.items():
+            if child.call == call:
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+
+    def _start(self, request: protocol.Call, fds: list[int]) -> None:
         try:
             pid = self._fork(request, fds)
         except OSError as error:
             self._send({"ended": request["call"], "error": str(error)})
-            return True
+            return
         finally:
             for fd in fds:
                 os.close(fd)
         pidfd = os.pidfd_open(pid)
-        self._calls[pidfd] = request["call"], pid
+        self._children[pidfd] = Child(request["call"], pid)
         self._poll.register(pidfd, select.POLLIN)
-        return True
 
-    def _fork(self, request: dict[str, Any], fds: list[int]) -> int:
+    def _fork(self, request: protocol.Call, fds: list[int]) -> int:
+        """Return the pid of a child that runs the call.
+
+        With namespaces the child is pid 1 of a pid namespace of its own: the zygote unshares
+        before the fork, and goes back to its own namespace after it.
+        """
         if not self._namespaces:
             pid = os.fork()
             if pid == 0:
@@ -86,43 +119,25 @@ class Zygote:
             confine.setns(self._self_fd, confine.CLONE_NEWPID)
         return pid
 
-    def _child(self, request: dict[str, Any], fds: list[int]) -> NoReturn:
+    def _child(self, request: protocol.Call, fds: list[int]) -> NoReturn:
         try:
-            null = os.open("/dev/null", os.O_RDONLY)
-            # Up and out of the way first, so that no source is overwritten before it was copied.
-            inputs, output, result = (os.dup(fd) for fd in fds)
-            for source, target in (
-                (null, 0),
-                (output, 1),
-                (output, 2),
-                (result, RESULT_FD),
-                (inputs, RESULT_FD + 1),
-            ):
-                os.dup2(source, target, inheritable=False)
-            os.closerange(RESULT_FD + 2, 1 << 30)
-            codes, images = execute.read_inputs(RESULT_FD + 1)
-            os.close(RESULT_FD + 1)
-            self._confine(request, images, codes[0][1])
+            _arrange_descriptors(fds)
+            codes, images = execute.read_inputs(INPUTS_FD)
+            os.close(INPUTS_FD)
+            _, seen = codes[0]
+            self._confine(request, images, seen)
         except BaseException as error:
             os.write(1, f"{type(error).__name__}: {error}".encode())
             os._exit(1)
         execute.run(codes, images, RESULT_FD, self._config["caps"])
 
-    def _confine(self, request: dict[str, Any], images: list[Any], seen: int) -> None:
-        work: str = self._config["work"]
-        if self._namespaces:
-            confine.unshare(
-                confine.CLONE_NEWNS
-                | confine.CLONE_NEWNET
-                | confine.CLONE_NEWIPC
-                | confine.CLONE_NEWUTS
-            )
-            confine.mount_tmpfs(work, request["disk"], request["files"])
-        else:
-            confine.die_with_parent()
-            work = f"{work}/{request['call']}"
-            os.mkdir(work, 0o700)
-            os.environ.update(HOME=work, TMPDIR=work)
+    def _confine(self, request: protocol.Call, images: list[Image.Image], seen: int) -> None:
+        """Isolate this child, which sees the first `seen` images. The order of the steps matters.
+
+        The images are written before the limits are set: a given image may be larger than a file
+        of the call may be. Seccomp comes last: it forbids what the other steps do.
+        """
+        work = self._own_place(request)
         os.chdir(work)
         execute.write_images(images, seen)
         confine.set_limits(request["limits"])
@@ -133,48 +148,79 @@ class Zygote:
         if self._seccomp is not None:
             self._seccomp.load()
 
-    def _ended(self, pidfd: int) -> None:
-        number, pid = self._calls.pop(pidfd)
+    def _own_place(self, request: protocol.Call) -> str:
+        """Give this child a working directory, and if it can be namespaces of its own."""
+        work = self._config["work"]
+        if self._namespaces:
+            confine.unshare(
+                confine.CLONE_NEWNS
+                | confine.CLONE_NEWNET
+                | confine.CLONE_NEWIPC
+                | confine.CLONE_NEWUTS
+            )
+            confine.mount_tmpfs(work, request["disk"], request["files"])
+            return work
+        confine.die_with_parent()
+        work = f"{work}/{request['call']}"
+        os.mkdir(work, 0o700)
+        os.environ.update(HOME=work, TMPDIR=work)
+        return work
+
+    def _reap(self, pidfd: int) -> None:
+        child = self._children.pop(pidfd)
         self._poll.unregister(pidfd)
         os.close(pidfd)
-        _, status, used = os.wait4(pid, 0)
+        _, status, used = os.wait4(child.pid, 0)
         if not self._namespaces:
-            shutil.rmtree(f"{self._config['work']}/{number}", ignore_errors=True)
-        self._send(
-            {
-                "ended": number,
-                "status": status,
-                "cpu_s": used.ru_utime + used.ru_stime,
-                "kib": used.ru_maxrss,
-            }
-        )
+            shutil.rmtree(f"{self._config['work']}/{child.call}", ignore_errors=True)
+        cpu_s = used.ru_utime + used.ru_stime
+        self._send({"ended": child.call, "status": status, "cpu_s": cpu_s})
 
-    def _send(self, message: dict[str, Any]) -> None:
-        with contextlib.suppress(
-            OSError
-        ):  # the server is gone, and this process goes at the next poll
+    def _send(self, message: protocol.Ended) -> None:
+        # If the server is gone, this process goes at the next poll.
+        with contextlib.suppress(OSError):
             self._control.send(json.dumps(message).encode())
 
 
+def _arrange_descriptors(fds: list[int]) -> None:
+    """Leave a child stdin, stdout, stderr, the result and the inputs, and close everything else."""
+    null = os.open("/dev/null", os.O_RDONLY)
+    # Up and out of the way first, so that no source is overwritten before it was copied.
+    inputs, output, result = [os.dup(fd) for fd in fds]
+    os.dup2(null, 0, inheritable=False)
+    os.dup2(output, 1, inheritable=False)
+    os.dup2(output, 2, inheritable=False)
+    os.dup2(result, RESULT_FD, inheritable=False)
+    os.dup2(inputs, INPUTS_FD, inheritable=False)
+    os.closerange(INPUTS_FD + 1, MOST_FDS)
+
+
 def main(control_fd: int) -> None:
-    """`control_fd`: the socket that bubblewrap handed on."""
+    """Start the zygote on the control socket that bubblewrap handed on."""
     started = time.monotonic()
     control = socket.socket(fileno=control_fd)
     control.send(b'{"hello": true}')
-    message = control.recv(MESSAGE_BYTES)
+    message = control.recv(protocol.MESSAGE_BYTES)
     if not message:
         return
-    config = json.loads(message)
+    config: protocol.Config = json.loads(message)
     if not config["namespaces"]:
         confine.die_with_parent()
-    execute.warm_up(config["caps"])
+    _prepare(config)
+    control.send(json.dumps({"ready": time.monotonic() - started}).encode())
+    Zygote(control, config).serve()
+
+
+def _prepare(config: protocol.Config) -> None:
+    """Do once, before the first fork, what each call would do again."""
+    preload.warm_up(config["caps"])
     confine.rehearse(config["limits"])
-    for _ in range(2 if config["landlock"] else 0):
-        # 41 ms in the first call of a process that has not built rules before, 1.3 ms in one that has.
-        confine.landlock(config["landlock"], config["readable"], [config["work"]]).close()
-    # The pages of everything imported so far stay shared with the children: no collection touches them again.
+    if config["landlock"]:
+        # In a process that has not built rules before, they take 41 ms, else 1.3 ms.
+        for _ in range(2):
+            confine.landlock(config["landlock"], config["readable"], [config["work"]]).close()
+    # The pages of everything imported so far stay shared with the children: no collection touches
+    # them again.
     gc.collect()
     gc.disable()
     gc.freeze()
-    control.send(json.dumps({"ready": time.monotonic() - started}).encode())
-    Zygote(control, config).serve()

@@ -1,0 +1,243 @@
+"""The escapes that a jail tries, inside a call, before it serves anybody.
+
+An attempt is one function with the decorator `attempt`. It returns what it got hold of. If it
+returns None or fails, the jail held. The list exists once, here; the server asks it for the names
+that a complete report must have.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import resource
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, TypedDict
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+PTRACE_ATTACH = 16
+CLONE_NEWUSER = 0x10000000
+IPC_CREAT = 0o1000
+CAPABILITY_VERSION_3 = 0x20080522
+
+OWN_DESCRIPTORS = 6
+"""0 to 3, and the sandbox's own copies of where output goes."""
+
+SHOWN = 200
+"""Characters of what an attempt got hold of that the report shows."""
+
+
+class Facts(TypedDict):
+    """What an attempt may know: things of the server's to reach for, and the limits of the call."""
+
+    canary: str  # a file that every user may read
+    port: int  # TCP, listening on the host
+    pid: int  # of the server
+    environment: list[str]  # variables that a call may have
+    disk: int  # bytes
+    memory: int  # bytes
+    namespaces: bool  # layers that this jail has
+    landlock: int
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One escape to try."""
+
+    name: str
+    run: Callable[[Facts], object]
+    needs: Literal["namespaces", "landlock"] | None  # the layer that holds it
+
+    def applies(self, facts: Facts) -> bool:
+        """Return whether this jail is expected to hold it."""
+        return self.needs is None or bool(facts[self.needs])
+
+
+ATTEMPTS: list[Attempt] = []
+"""In the order in which they are tried."""
+
+
+def attempt(
+    needs: Literal["namespaces", "landlock"] | None = None,
+) -> Callable[[Callable[[Facts], object]], Callable[[Facts], object]]:
+    """Return a decorator that adds a function to `ATTEMPTS`, under the function's name."""
+
+    def add(function: Callable[[Facts], object]) -> Callable[[Facts], object]:
+        name = function.__name__.replace("_", " ")
+        ATTEMPTS.append(Attempt(name, function, needs))
+        return function
+
+    return add
+
+
+def names(facts: Facts) -> list[str]:
+    """Return the attempts that a complete report of this jail has."""
+    return [tried.name for tried in ATTEMPTS if tried.applies(facts)]
+
+
+def run(facts: Facts) -> None:
+    """Try every escape that applies; print {attempt: what it got, or None} as JSON."""
+    report = {tried.name: _got(tried, facts) for tried in ATTEMPTS if tried.applies(facts)}
+    print(json.dumps({"tried": report}))
+
+
+def _got(tried: Attempt, facts: Facts) -> str | None:
+    try:
+        got = tried.run(facts)
+    except (OSError, ValueError, MemoryError):
+        return None
+    return None if got is None else str(got)[:SHOWN]
+
+
+@attempt()
+def environment(facts: Facts) -> object:
+    """See variables that the jail did not set."""
+    return sorted(set(os.environ) - set(facts["environment"])) or None
+
+
+@attempt()
+def a_file_of_the_host(facts: Facts) -> object:
+    """Read a file that every user of the host may read."""
+    return open(facts["canary"]).read()
+
+
+@attempt()
+def passwords(facts: Facts) -> object:
+    """Read the host's users."""
+    return open("/etc/passwd").read()
+
+
+@attempt()
+def processes_of_the_host(facts: Facts) -> object:
+    """List processes."""
+    return os.listdir("/proc")
+
+
+@attempt()
+def writing_to_the_interpreter(facts: Facts) -> object:
+    """Put a module where the next call would import it."""
+    return open(os.path.join(os.path.dirname(os.__file__), "canary.py"), "w").name
+
+
+@attempt()
+def a_new_process(facts: Facts) -> object:
+    """Fork."""
+    if os.fork() == 0:
+        os._exit(0)
+    return "fork"
+
+
+@attempt()
+def a_program(facts: Facts) -> object:
+    """Start a program."""
+    return os.posix_spawn("/bin/true", ["true"], {})
+
+
+@attempt()
+def a_network_connection(facts: Facts) -> object:
+    """Connect to a port of the host."""
+    return socket.create_connection(("127.0.0.1", facts["port"]), timeout=1)
+
+
+@attempt()
+def a_signal_to_the_server(facts: Facts) -> object:
+    """Send the server a signal."""
+    os.kill(facts["pid"], 0)
+    return facts["pid"]
+
+
+@attempt()
+def tracing_the_server(facts: Facts) -> object:
+    """Read and change the server's memory as a debugger does."""
+    return None if _libc.ptrace(PTRACE_ATTACH, facts["pid"], 0, 0) else "ptrace"
+
+
+@attempt()
+def a_mount(facts: Facts) -> object:
+    """Mount a file system."""
+    return None if _libc.mount(b"tmpfs", b"/tmp", b"tmpfs", 0, None) else "mount"
+
+
+@attempt()
+def a_user_namespace(facts: Facts) -> object:
+    """Become root in a user namespace."""
+    return None if _libc.unshare(CLONE_NEWUSER) else "unshare"
+
+
+@attempt()
+def memory_outside_the_limit(facts: Facts) -> object:
+    """Make a memfd, which the limit of address space does not count."""
+    return os.memfd_create("x")
+
+
+@attempt()
+def shared_memory(facts: Facts) -> object:
+    """Make System V shared memory, which the limit of address space does not count."""
+    return None if _libc.shmget(0, 4096, 0o600 | IPC_CREAT) == -1 else "shmget"
+
+
+@attempt()
+def too_much_memory(facts: Facts) -> object:
+    """Allocate as much as the limit: with what the interpreter has, that is more."""
+    return len(bytearray(facts["memory"]))
+
+
+@attempt()
+def a_higher_limit(facts: Facts) -> object:
+    """Lift the limit of address space."""
+    resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    return "RLIMIT_AS"
+
+
+@attempt()
+def endless_cpu_time(facts: Facts) -> object:
+    """Find no limit of CPU time."""
+    return None if resource.getrlimit(resource.RLIMIT_CPU)[1] > 0 else "RLIMIT_CPU"
+
+
+@attempt()
+def inherited_descriptors(facts: Facts) -> object:
+    """Find a descriptor that the server or the zygote left open."""
+    return [fd for fd in range(OWN_DESCRIPTORS, 64) if _is_open(fd)] or None
+
+
+@attempt()
+def capabilities(facts: Facts) -> object:
+    """Find a capability."""
+    header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0)
+    data = (ctypes.c_uint32 * 6)()
+    return None if _libc.capget(header, data) or not any(data) else list(data)
+
+
+@attempt()
+def devices_of_this_user(facts: Facts) -> object:
+    """Find a device of the jail's user: Landlock does not cover chmod."""
+    user = os.getuid()
+    devices = ("null", "zero", "urandom")
+    return [name for name in devices if os.stat(f"/dev/{name}").st_uid == user] or None
+
+
+@attempt(needs="namespaces")
+def too_much_disk(facts: Facts) -> object:
+    """Write twice what the working directory may hold."""
+    for number in range(4):
+        with open(f"fill{number}", "wb") as file:
+            file.write(bytes(facts["disk"] // 2))
+    return 2 * facts["disk"]
+
+
+@attempt(needs="landlock")
+def the_root_folder(facts: Facts) -> object:
+    """List the jail's own root."""
+    return os.listdir("/")
+
+
+def _is_open(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
