@@ -1,4 +1,4 @@
-"""Read rows with images from JSONL files and Hugging Face datasets, for tasks and demonstrations."""
+"""Read rows with images from JSONL files and Hugging Face datasets."""
 
 from __future__ import annotations
 

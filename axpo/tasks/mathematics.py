@@ -1,7 +1,9 @@
-"""Whether two mathematical expressions are equal, by math-verify in a process of its own.
+"""Compare mathematical expressions, by math-verify in a process of its own.
 
-What a policy wrote can keep sympy busy for ever, or Python itself: `9^{9^{9^9}}` is one multiplication that no thread can interrupt. So
-the comparison runs in a child, `python -m axpo.tasks.mathematics`, that is killed at its deadline and started again for the next answer.
+What a policy wrote can keep sympy busy for ever, or Python itself: `9^{9^{9^9}}` is one
+multiplication that no thread can interrupt. So the comparison runs in a child process,
+`python -m axpo.tasks.mathematics`. It is killed at its deadline, and started again for the next
+answer.
 """
 
 from __future__ import annotations
@@ -12,32 +14,34 @@ import subprocess
 import sys
 import threading
 
-DEADLINE_S = 10.0
-START_S = 120.0
+DEADLINE_S = 10.0  # of one comparison
+START_S = 120.0  # until the child is ready
 MEMORY = 4 << 30  # bytes of address space
+_MODULE = (sys.executable, "-m", "axpo.tasks.mathematics")
 
 
 class Comparer:
-    """One child, one comparison at a time."""
+    """Compare expressions in one child process, one at a time."""
 
-    def __init__(
-        self,
-        command: tuple[str, ...] = (sys.executable, "-m", "axpo.tasks.mathematics"),
-        deadline_s: float = DEADLINE_S,
-    ) -> None:
+    def __init__(self, command: tuple[str, ...] = _MODULE, deadline_s: float = DEADLINE_S) -> None:
         self._command, self._deadline_s = command, deadline_s
         self._child: subprocess.Popen[str] | None = None
         self._lock = threading.Lock()
 
     def equal(self, truth: str, answer: str) -> bool:
-        """Raises TimeoutError at the deadline, RuntimeError where the child ended or could not read the truth."""
+        """Return whether the answer equals the truth.
+
+        Raises:
+            TimeoutError: the child did not reply before the deadline.
+            RuntimeError: the child ended, or could not read the truth.
+        """
         with self._lock:
             child = self._child or self._start()
             try:
                 assert child.stdin is not None
                 child.stdin.write(json.dumps([truth, answer]) + "\n")
                 child.stdin.flush()
-                reply = json.loads(self._line(child, self._deadline_s))
+                reply = json.loads(self._read_line(child, self._deadline_s))
             except (OSError, RuntimeError, TimeoutError):
                 self._end(child)
                 raise
@@ -52,24 +56,25 @@ class Comparer:
                 self._end(self._child)
 
     def _start(self) -> subprocess.Popen[str]:
-        child = subprocess.Popen(
-            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+        pipe = subprocess.PIPE
+        child = subprocess.Popen(self._command, stdin=pipe, stdout=pipe, text=True)
         try:
-            self._line(child, START_S)
+            self._read_line(child, START_S)
         except BaseException:
             self._end(child)
             raise
         self._child = child
         return child
 
-    def _line(self, child: subprocess.Popen[str], seconds: float) -> str:
+    def _read_line(self, child: subprocess.Popen[str], seconds: float) -> str:
         assert child.stdout is not None
-        if not select.select([child.stdout], [], [], seconds)[0]:
+        readable, _, _ = select.select([child.stdout], [], [], seconds)
+        if not readable:
             raise TimeoutError(f"math: no answer for {seconds:g} s")
-        if line := child.stdout.readline():
-            return line
-        raise RuntimeError(f"math: {' '.join(self._command)} ended with status {child.wait()}")
+        line = child.stdout.readline()
+        if not line:
+            raise RuntimeError(f"math: {' '.join(self._command)} ended with status {child.wait()}")
+        return line
 
     def _end(self, child: subprocess.Popen[str]) -> None:
         self._child = None
@@ -81,31 +86,39 @@ _comparer = Comparer()
 
 
 def equal(truth: str, answer: str) -> bool:
-    """Whether the answer equals the truth, both LaTeX or plain, without \\boxed. Raises as `Comparer.equal`."""
+    """Return whether the answer equals the truth; raise what `Comparer.equal` raises.
+
+    Args:
+        truth: LaTeX or plain text, without \\boxed.
+        answer: likewise.
+    """
     return _comparer.equal(truth, answer)
 
 
 def main() -> None:
-    """A line `[truth, answer]` in, a line out: true, false, or a text about what is wrong with the truth."""
+    """Reply to lines on stdin, until it ends; the child's side.
+
+    A line is `[truth, answer]`. The reply is true, false, or a text that says what is wrong with
+    the truth.
+    """
     import logging
     import resource
 
     from math_verify import parse, verify
 
-    logging.disable(logging.WARNING)  # it warns of having no time limit
+    logging.disable(logging.WARNING)  # math-verify warns that it has no time limit
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     print("ready", flush=True)
     for line in sys.stdin:
-        # No time limit of math-verify's own: at its end it would call the answer wrong.
+        # No time limit of math-verify's own: when it ended, it would call the answer wrong.
         truth, answer = (
             parse(f"\\boxed{{{text.strip().strip('$')}}}", parsing_timeout=None)
             for text in json.loads(line)
         )
-        reply = (
-            verify(truth, answer, timeout_seconds=None)
-            if truth
-            else f"math: {line.strip()[:200]}: no expression in the question's answer"
-        )
+        if truth:
+            reply = verify(truth, answer, timeout_seconds=None)
+        else:
+            reply = f"math: {line.strip()[:200]}: no expression in the question's answer"
         print(json.dumps(reply), flush=True)
 
 

@@ -1,4 +1,6 @@
-"""The three small families of questions that come with AXPO: digits to zoom in on, products, and facts to search for.
+"""The embedded tasks: small pictures and facts that are drawn as they are asked for.
 
-May import `axpo.tasks` and `rollout_workers.trajectory`. Start reading in `small_digit.py`.
+One family for each kind of tool: `small_digit` (zoom), `small_product` (python) and `small_fact`
+(search). Their configurations are registered where they are defined. Nothing outside of
+`axpo.tasks` needs these modules, except for benchmarks. Start reading in `generated.py`.
 """

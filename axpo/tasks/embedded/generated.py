@@ -2,41 +2,75 @@
 
 from __future__ import annotations
 
+import random
 from abc import abstractmethod
-from typing import Any, Generic, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
-from axpo.tasks.task import SYSTEM, Task
+from pydantic import Field
+
+from axpo.tasks.embedded.pictures import Split
+from axpo.tasks.task import SYSTEM, Task, TaskConfig
 from axpo.tasks.verifiers import exact_match
 from rollout_workers.trajectory import Question
 
 
-class HeldOut(Protocol):
-    """A configuration with a number of held-out questions."""
+class GeneratedConfig(TaskConfig):
+    """The settings that every task of this kind has."""
 
-    @property
-    def held_out(self) -> int: ...
+    held_out: int = Field(256, ge=1, description="number of held-out questions")
+
+    def check_inputs(self) -> None:
+        """Check nothing: digits, photographs and the corpus of wines come with the packages.
+
+        The search index of the wines belongs to the tool, which does not start without it.
+        """
 
 
-C = TypeVar("C", bound=HeldOut)
+Config = TypeVar("Config", bound=GeneratedConfig)
+Shown = TypeVar("Shown")
 
 
-class Generated(Task, Generic[C]):
-    """Every question is a pure function of (split, index), so that data order and resume need no state; answers are matched exactly."""
+@dataclass(frozen=True)
+class Drawn(Generic[Shown]):
+    """A question, what its picture shows, and the random source that drew it.
+
+    The teacher goes on with the same random source.
+    """
+
+    question: Question
+    shown: Shown
+    rng: random.Random
+
+
+class Generated(Task, Generic[Config, Shown]):
+    """Draw every question as a pure function of (split, index), and match answers exactly.
+
+    So the order of the data and a resumed run need no saved state.
+    """
 
     system = SYSTEM
 
-    def __init__(self, config: C) -> None:
+    def __init__(self, config: Config) -> None:
         self.config = config
 
     @abstractmethod
-    def _question(self, split: str, index: int) -> tuple[Question, Any, Any]:
-        """The question, what is behind it, and the random source that drew it. `split`: train, test or an SFT lesson's name."""
+    def draw(self, split: str, index: int) -> Drawn[Shown]:
+        """Draw question number `index` of a split: "train", "test" or the name of an SFT lesson."""
 
     def train(self, index: int) -> Question:
-        return self._question("train", index)[0]
+        """Return training question number `index`."""
+        return self.draw("train", index).question
 
     def held_out(self) -> list[Question]:
-        return [self._question("test", i)[0] for i in range(self.config.held_out)]
+        """Return the held-out questions."""
+        return [self.draw("test", index).question for index in range(self.config.held_out)]
 
     def verify(self, question: Question, answer: str | None) -> float:
+        """Return 1.0 if the boxed answer is the truth, else 0.0."""
         return exact_match(answer, question.answer)
+
+
+def picture_split(split: str) -> Split:
+    """Return whose digits a question of a split shows: SFT lessons use those of training."""
+    return "test" if split == "test" else "train"

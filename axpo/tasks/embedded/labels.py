@@ -1,7 +1,8 @@
-"""The labels of the wines: captioned pictures for the tool `image_search`, which serves in evaluations alone.
+"""Write the labels of the wines: captioned pictures for the tool `image_search`.
 
-Each wine of the corpus that `search` reads has a label, a photograph with the wine's number in real handwritten digits, and its caption is
-what the corpus says of the wine. So a question of `small_fact` can be answered with a tool that training never showed.
+That tool serves in evaluations alone. Each wine of the corpus that `search` reads has a label: a
+photograph with the wine's number in real handwritten digits. Its caption is what the corpus says
+of the wine. So a question of `small_fact` can be answered with a tool that training never showed.
 
     python -m axpo.tasks.embedded.labels runs/labels
     axpo index build runs/labels --out runs/labels.index
@@ -17,40 +18,49 @@ from pathlib import Path
 from PIL import Image
 
 from axpo.tasks.embedded.numbers import Number, draw_numbers
-from axpo.tasks.embedded.small_digit import COLOURS
-from axpo.tasks.embedded.small_fact import shown, wines
+from axpo.tasks.embedded.pictures import COLOURS, Split
+from axpo.tasks.embedded.small_fact import Wine, shown, wines
+from rollout_workers.trajectory import Pixels
 
 CAPTIONS = "captions.jsonl"
 
 
 def write(folder: Path) -> int:
-    """A JPEG a wine and `captions.jsonl`, always the same, into a folder that is made where it is not there; how many. Raises OSError.
+    """Write a JPEG for each wine and `captions.jsonl`, always the same ones.
 
     As in the questions, digits of the test split are on the labels of held-out wines only.
+
+    Args:
+        folder: where to write; it is made if it does not exist.
+
+    Returns:
+        The number of labels.
+
+    Raises:
+        OSError: the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     held_out = set(shown("test"))
-    rows = []
-    for number, wine in wines().items():
-        rng = random.Random(f"label/{number}")
-        image = draw_numbers(
-            [Number(rng.choice(sorted(COLOURS)), number)],
-            rng,
-            "test" if number in held_out else "train",
-        )
-        Image.fromarray(image).save(folder / f"{wine.id}.jpg", quality=90)
-        rows.append(
-            {
-                "file": f"{wine.id}.jpg",
-                "caption": wine.text,
-                "title": f"Label of {wine.title}",
-                "id": wine.id,
-            }
-        )
-    (folder / CAPTIONS).write_text(
-        "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
-    )
-    return len(rows)
+    lines = []
+    for wine in wines().values():
+        file = f"{wine.id}.jpg"
+        image = _draw(wine, "test" if wine.number in held_out else "train")
+        Image.fromarray(image).save(folder / file, quality=90)
+        row = {
+            "file": file,
+            "caption": wine.text,
+            "title": f"Label of {wine.title}",
+            "id": wine.id,
+        }
+        lines.append(json.dumps(row) + "\n")
+    (folder / CAPTIONS).write_text("".join(lines), encoding="utf-8")
+    return len(lines)
+
+
+def _draw(wine: Wine, split: Split) -> Pixels:
+    rng = random.Random(f"label/{wine.number}")
+    number = Number(rng.choice(sorted(COLOURS)), wine.number)
+    return draw_numbers([number], rng, split)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Multiply the numbers: real handwritten numbers that are easily read, and products that a tiny model cannot form in its head.
+"""Multiply the numbers in a picture.
 
-`python` can. An easy question, one of the numbers itself, needs no tool, so that answering at once is often right. Every question is a pure
-function of (split, index).
+Real handwritten numbers are easily read, but a tiny model cannot form their product in its head;
+`python` can. An easy question asks for one of the numbers itself and needs no tool, so answering
+at once is often right.
 """
 
 from __future__ import annotations
@@ -12,17 +13,20 @@ import random
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from axpo.tasks.embedded.generated import Generated
-from axpo.tasks.embedded.numbers import Number, draw_numbers
-from axpo.tasks.embedded.small_digit import COLOURS, calling_turn, final_turn
-from axpo.tasks.task import TaskConfig, Turns, tasks
+from axpo.tasks.embedded.generated import Drawn, GeneratedConfig, picture_split
+from axpo.tasks.embedded.numbers import Number, NumberTask, draw_numbers
+from axpo.tasks.embedded.pictures import COLOURS
+from axpo.tasks.task import Turns, tasks
+from axpo.tasks.turns import calling_turn, final_turn
 from rollout_workers.trajectory import Question
 
 
 class ProductTeacherConfig(BaseModel):
-    """The scripted SFT teacher: thinks, then answers in its head (a product only roughly) or calls `python`, mostly in haste.
+    """The scripted SFT teacher: it thinks, then answers in its head or calls `python`.
 
-    With care it names the numbers first and then computes; in haste it writes the expression at once, with one digit misread.
+    In its head it finds a product only roughly. Most of its calls are hasty: it writes the
+    expression at once, with one digit misread. With care it names the numbers first and then
+    computes.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -37,120 +41,102 @@ class ProductTeacherConfig(BaseModel):
 
 
 @tasks.register("small_product")
-class SmallProductConfig(TaskConfig):
-    """Difficulty of the task."""
+class SmallProductConfig(GeneratedConfig):
+    """Products of handwritten numbers in a picture, for the tool `python`."""
 
     digits: int = Field(2, ge=2, le=4, description="digits of each number")
     easy_share: float = Field(
         0.5, ge=0, le=1, description="share of questions that ask for one of the numbers"
     )
-    held_out: int = Field(256, ge=1, description="number of held-out questions")
     teacher: ProductTeacherConfig = ProductTeacherConfig()
 
-    def check_inputs(self) -> None:
-        """Nothing to read: digits and photographs come with scikit-learn."""
-
     def load(self) -> SmallProduct:
-        """The task."""
+        """Return the task."""
         return SmallProduct(self)
 
 
-class SmallProduct(Generated[SmallProductConfig]):
+class SmallProduct(NumberTask[SmallProductConfig]):
     """Questions, verifier and teacher of the task."""
 
-    def example(self, kind: str, index: int) -> tuple[Question, Turns, bool]:
-        """`demonstration` is the teacher at work; `codes` teaches to write a careful call's arguments, under the prompt of calls; with a
-        bare prompt `numbers` teaches to read a picture, and `results` what a call prints. Raises KeyError for another kind."""
-        if kind not in ("demonstration", "numbers", "codes", "results"):
-            raise KeyError(kind)
-        if kind == "results":
-            return *_results(random.Random(f"product/results/{index}"), index), False
-        question, numbers, rng = self._question("sft" if kind == "demonstration" else kind, index)
-        if kind == "demonstration":
-            return question, self._teach(question, numbers, rng), True
-        words = _careful(question, numbers) if kind == "codes" else " ".join(map(str, numbers))
-        text = question.text if kind == "codes" else "Read all."
-        return (
-            Question(question.id, text, question.images, ""),
-            [words + "\n</think>\n\nDone.<|im_end|>"],
-            kind == "codes",
-        )
+    arguments_kind = "codes"
 
-    def _question(self, split: str, index: int) -> tuple[Question, list[Number], random.Random]:
+    def draw(self, split: str, index: int) -> Drawn[list[Number]]:
+        """Draw question number `index` of a split."""
         rng = random.Random(f"product/{split}/{index}")
         easy = rng.random() < self.config.easy_share
         lowest, highest = 10 ** (self.config.digits - 1), 10**self.config.digits - 1
-        numbers = [
-            Number(colour, rng.randint(lowest, highest))
-            for colour in rng.sample(sorted(COLOURS), 2)
-        ]
-        image = draw_numbers(numbers, rng, "test" if split == "test" else "train")
+        colours = rng.sample(sorted(COLOURS), 2)
+        numbers = [Number(colour, rng.randint(lowest, highest)) for colour in colours]
+        image = draw_numbers(numbers, rng, picture_split(split))
         a, b = numbers
-        text = (
-            f"What is the {a.colour} number?"
-            if easy
-            else f"What is the {a.colour} number times the {b.colour} number?"
-        )
-        answer = a.value if easy else a.value * b.value
-        return (
-            Question(
-                f"{split}-{index}",
-                text,
-                (image,),
-                str(answer),
-                {"kind": "easy" if easy else "product"},
-            ),
-            numbers,
-            rng,
-        )
-
-    def _teach(self, question: Question, numbers: list[Number], rng: random.Random) -> Turns:
-        teacher, (a, b) = self.config.teacher, numbers
-        easy = question.info["kind"] == "easy"
-        if rng.random() >= teacher.tool_rate:
-            if easy:
-                return [final_turn("I can read it.", question.answer)]
-            rough = round(a.value, 1 - self.config.digits) * round(b.value, 1 - self.config.digits)
-            return [final_turn(f"I read {a} and {b}. I do it in my head.", str(rough))]
-        careful = rng.random() < teacher.care
-        if careful:
-            arguments, result = _careful(question, numbers), question.answer
+        if easy:
+            text = f"What is the {a.colour} number?"
+            answer = a.value
         else:
-            code, result = _hasty([a.value] if easy else [a.value, b.value], rng)
-            arguments = json.dumps({"code": code})
-        return _computing(arguments, result)
+            text = f"What is the {a.colour} number times the {b.colour} number?"
+            answer = a.value * b.value
+        info = {"kind": "easy" if easy else "product"}
+        return Drawn(Question(f"{split}-{index}", text, (image,), str(answer), info), numbers, rng)
+
+    def demonstrate(self, drawn: Drawn[list[Number]]) -> Turns:
+        """Return the turns of the teacher at work."""
+        teacher, rng = self.config.teacher, drawn.rng
+        if rng.random() >= teacher.tool_rate:
+            return [self._answer_at_once(drawn)]
+        if rng.random() < teacher.care:
+            return _compute(self.careful_arguments(drawn), drawn.question.answer)
+        code, printed = _hasty_code([number.value for number in _asked(drawn)], rng)
+        return _compute(json.dumps({"code": code}), printed)
+
+    def careful_arguments(self, drawn: Drawn[list[Number]]) -> str:
+        """Return the arguments of the call that a careful teacher would make, as JSON."""
+        asked = _asked(drawn)
+        lines = [f"{number.colour} = {number.value}" for number in asked]
+        lines.append(f"print({' * '.join(number.colour for number in asked)})")
+        return json.dumps({"code": "\n".join(lines)})
+
+    def draw_results(self, index: int) -> tuple[Question, Turns]:
+        """Draw a call that prints more digits than a product has.
+
+        Each digit of the answer is a lesson in reading results.
+        """
+        rng = random.Random(f"product/results/{index}")
+        printed = "".join(rng.choices("0123456789", k=rng.randint(3, 24)))
+        question = Question(f"results-{index}", "Compute.", (), printed)
+        return question, _compute('{"code": "print()"}', printed)
+
+    def _answer_at_once(self, drawn: Drawn[list[Number]]) -> str:
+        if drawn.question.info["kind"] == "easy":
+            return final_turn("I can read it.", drawn.question.answer)
+        a, b = drawn.shown
+        # Only the first digit of each number counts: 23 times 38 is 20 * 40.
+        places = 1 - self.config.digits
+        rough = round(a.value, places) * round(b.value, places)
+        return final_turn(f"I read {a} and {b}. I do it in my head.", str(rough))
 
 
-def _results(rng: random.Random, index: int) -> tuple[Question, Turns]:
-    """A call that prints more digits than a product has: each is a lesson in reading results."""
-    printed = "".join(rng.choices("0123456789", k=rng.randint(3, 24)))
-    return Question(f"results-{index}", "Compute.", (), printed), _computing(
-        '{"code": "print()"}', printed
-    )
+def _asked(drawn: Drawn[list[Number]]) -> list[Number]:
+    """Return the numbers that the question is about."""
+    return drawn.shown[:1] if drawn.question.info["kind"] == "easy" else drawn.shown
 
 
-def _computing(arguments: str, result: str) -> Turns:
+def _compute(arguments: str, printed: str) -> Turns:
+    """Return the turns of a call of `python` and the answer that repeats what it printed."""
     call = f'{{"name": "python", "arguments": {arguments}}}'
     return [
         calling_turn("I compute it.", call),
-        (result, ()),
-        final_turn("I have the result.", result),
+        (printed, ()),
+        final_turn("I have the result.", printed),
     ]
 
 
-def _careful(question: Question, numbers: list[Number]) -> str:
-    needed = numbers[:1] if question.info["kind"] == "easy" else numbers
-    lines = [f"{number.colour} = {number.value}" for number in needed]
-    return json.dumps(
-        {"code": "\n".join([*lines, f"print({' * '.join(number.colour for number in needed)})"])}
-    )
-
-
-def _hasty(numbers: list[int], rng: random.Random) -> tuple[str, str]:
-    """The code and what it prints: one digit of one number is another one."""
-    which = rng.randrange(len(numbers))
-    digits = list(str(numbers[which]))
+def _hasty_code(values: list[int], rng: random.Random) -> tuple[str, str]:
+    """Return code in which one digit of one number is misread, and what it prints."""
+    which = rng.randrange(len(values))
+    digits = list(str(values[which]))
     place = rng.randrange(len(digits))
-    digits[place] = rng.choice([d for d in "123456789" if d != digits[place]])
-    read = [int("".join(digits)) if i == which else number for i, number in enumerate(numbers)]
+    others = [digit for digit in "123456789" if digit != digits[place]]
+    digits[place] = rng.choice(others)
+    read = list(values)
+    read[which] = int("".join(digits))
     return f"print({' * '.join(map(str, read))})", str(math.prod(read))

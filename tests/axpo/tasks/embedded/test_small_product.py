@@ -7,7 +7,7 @@ import re
 
 import numpy as np
 
-from axpo.tasks.embedded.small_digit import COLOURS
+from axpo.tasks.embedded.pictures import COLOURS
 from axpo.tasks.embedded.small_product import ProductTeacherConfig, SmallProduct, SmallProductConfig
 
 TASK = SmallProduct(SmallProductConfig(held_out=16))

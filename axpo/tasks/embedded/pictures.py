@@ -1,0 +1,135 @@
+"""Draw real handwritten digits in coloured frames into real photographs.
+
+Digits are scikit-learn's UCI digits (8x8, 1,797 of them; every fifth is held out for evaluation).
+Photographs are its two sample images.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal, TypeAlias
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from rollout_workers.trajectory import Pixels
+
+COLOURS = {
+    "red": (225, 30, 30),
+    "blue": (40, 70, 235),
+    "green": (20, 165, 50),
+    "yellow": (240, 215, 20),
+}
+
+Split: TypeAlias = Literal["train", "test"]
+Box: TypeAlias = tuple[int, int, int, int]
+"""Left, top, right, bottom in thousandths of the picture's side, as `image_zoom_in` takes them."""
+
+
+@dataclass(frozen=True)
+class Handwriting:
+    """One handwritten digit."""
+
+    digit: int
+    ink: np.ndarray  # [8, 8] uint8
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A digit in a coloured square frame; sizes in pixels of the picture."""
+
+    colour: str
+    digit: int
+    left: int
+    top: int
+    side: int  # with the border
+    border: int
+
+    def box(self, side: int, scene: int, shift: tuple[int, int] = (0, 0), step: int = 1) -> Box:
+        """Return a square box around the frame that stays inside the picture.
+
+        Args:
+            side: side of the box, in thousandths of the picture.
+            scene: side of the picture, in pixels.
+            shift: how far the box is moved right and down, in thousandths.
+            step: the box begins at multiples of this, in thousandths.
+        """
+
+        def corner(start: int, moved: int) -> int:
+            centre = (start + self.side / 2) * 1000 / scene + moved
+            nearest = round((centre - side / 2) / step) * step
+            return int(min(max(0, nearest), 1000 - side))
+
+        x, y = corner(self.left, shift[0]), corner(self.top, shift[1])
+        return x, y, x + side, y + side
+
+    def inside(self, box: Box, scene: int) -> bool:
+        """Return whether the whole panel (the frame without its border) lies in the box."""
+        left, top, right, bottom = (value * scene / 1000 for value in box)
+        end = self.side - self.border
+        return (
+            left <= self.left + self.border
+            and top <= self.top + self.border
+            and right >= self.left + end
+            and bottom >= self.top + end
+        )
+
+
+def photograph(side: int, rng: random.Random) -> Image.Image:
+    """Return a random square of one of the photographs, scaled to `side` pixels."""
+    photo = _photographs()[rng.randrange(2)]
+    cut = rng.randint(240, min(photo.size))
+    left = rng.randint(0, photo.width - cut)
+    top = rng.randint(0, photo.height - cut)
+    square = (left, top, left + cut, top + cut)
+    return photo.resize((side, side), Image.Resampling.BILINEAR, square)
+
+
+def handwriting(split: Split, rng: random.Random, digit: int | None = None) -> Handwriting:
+    """Return a random handwritten digit of a split, of any value or of a given one."""
+    images, labels = digits(split)
+    if digit is None:
+        pick = rng.randrange(len(labels))
+    else:
+        pick = rng.choice(np.flatnonzero(labels == digit))
+    return Handwriting(int(labels[pick]), images[pick])
+
+
+def paste(canvas: Image.Image, frame: Frame, ink: np.ndarray) -> None:
+    """Draw a frame with its digit into the picture."""
+    right, bottom = frame.left + frame.side - 1, frame.top + frame.side - 1
+    rectangle = (frame.left, frame.top, right, bottom)
+    ImageDraw.Draw(canvas).rectangle(rectangle, fill=COLOURS[frame.colour])
+    panel_side = frame.side - 2 * frame.border
+    panel = Image.fromarray(ink).resize((panel_side, panel_side), Image.Resampling.BICUBIC)
+    canvas.paste(panel, (frame.left + frame.border, frame.top + frame.border))
+
+
+def crop(image: Pixels, box: Box) -> Pixels:
+    """Return the part of a square picture that lies in the box."""
+    left, top, right, bottom = (round(value * image.shape[0] / 1000) for value in box)
+    return image[top:bottom, left:right]
+
+
+@cache
+def digits(split: Split) -> tuple[np.ndarray, np.ndarray]:
+    """Return the digits of a split; every fifth digit belongs to the test split.
+
+    Returns:
+        Images [n, 8, 8] uint8, dark ink on a light panel, and labels [n].
+    """
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    chosen = (np.arange(len(data.target)) % 5 == 0) == (split == "test")
+    return (255 - data.images[chosen] * 15).astype(np.uint8), data.target[chosen]
+
+
+@cache
+def _photographs() -> tuple[Image.Image, ...]:
+    from sklearn.datasets import load_sample_image
+
+    names = ("china.jpg", "flower.jpg")
+    return tuple(Image.fromarray(load_sample_image(name)) for name in names)
