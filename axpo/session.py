@@ -13,7 +13,7 @@ from axpo.config import Recipe
 from axpo.errors import AxpoError
 from axpo.tasks import Task
 from learner.learner import Learner
-from rollout_workers.fleet import Log
+from rollout_workers.fleet import Log, no_log
 from rollout_workers.pool import RolloutPool
 from rollout_workers.settings import WorkerSettings
 from tool_server.config import ToolServerConfig
@@ -22,10 +22,18 @@ from tool_server.tool import ToolUnavailable
 
 
 @contextmanager
-def ray_session(recipe: Recipe, learner: bool = True, workers: bool = True) -> Iterator[None]:
-    """Join the Ray cluster of the environment (`ray job submit`, RAY_ADDRESS), else start a local one for this process.
+def ray_session(recipe: Recipe, *, learner: bool = True, workers: bool = True) -> Iterator[None]:
+    """Join the Ray cluster of the environment, or start a local one for this process.
 
-    Raises AxpoError where the cluster cannot hold the recipe.
+    The environment names a cluster in `ray job submit` and by RAY_ADDRESS.
+
+    Args:
+        recipe: what shall run in it.
+        learner: the recipe's learner will be started.
+        workers: the recipe's rollout workers and tool servers will be started.
+
+    Raises:
+        AxpoError: the cluster cannot hold what will be started.
     """
     if not ray.is_initialized():
         address = os.environ.get("RAY_ADDRESS")
@@ -48,8 +56,8 @@ def ray_session(recipe: Recipe, learner: bool = True, workers: bool = True) -> I
 
 
 def _actor_environment() -> dict[str, str]:
-    # glibc gives freed blocks back to the kernel and faults them in again every step. Keeping them took a training step of
-    # the tiny model outside this system from 0.45 s to 0.37 s.
+    # glibc gives freed blocks back to the kernel, and faults them in again every step. Keeping them
+    # took a training step of the tiny model, outside this system, from 0.45 s to 0.37 s.
     return {
         "MALLOC_TRIM_THRESHOLD_": "17179869184",
         "MALLOC_MMAP_THRESHOLD_": "8589934592",
@@ -61,7 +69,12 @@ def _actor_environment() -> dict[str, str]:
 def tool_servers(
     config: ToolServerConfig, evaluation_only: Collection[str] = ()
 ) -> Iterator[ToolPool]:
-    """Tool servers, starting; closed at the end. The tools named in `evaluation_only` are hidden but from evaluations."""
+    """Start tool servers, without waiting for them, and close them at the end.
+
+    Args:
+        config: the tools, and how many servers.
+        evaluation_only: names of the tools that only evaluations see.
+    """
     tools = start_tool_servers(config, evaluation_only)
     try:
         yield tools
@@ -70,7 +83,11 @@ def tool_servers(
 
 
 def await_tools(tools: ToolPool) -> None:
-    """Returns once every tool serves. Raises AxpoError with one line that names the tool that cannot start here, and why."""
+    """Return once every tool serves.
+
+    Raises:
+        AxpoError: a tool cannot start here; one line that names it and says why.
+    """
     try:
         tools.ready()
     except ToolUnavailable as error:
@@ -79,9 +96,17 @@ def await_tools(tools: ToolPool) -> None:
 
 @contextmanager
 def rollout_actors(
-    recipe: Recipe, task: Task, model: str, log: Log = lambda event, **fields: None
+    recipe: Recipe, task: Task, model: str, log: Log = no_log
 ) -> Iterator[tuple[RolloutPool, ToolPool]]:
-    """Tool servers and rollout workers on `model`. The tools serve; the engines may still be loading."""
+    """Start tool servers and rollout workers. The tools serve; the engines may still be loading.
+
+    Args:
+        recipe: which tools and workers.
+        task: gives the system text and verifies answers.
+        model: folder or hub name of the model that the engines load.
+        log: takes what happens to the workers.
+    """
+    resamples = recipe.algorithm == "axpo"
     with tool_servers(recipe.all_tools, recipe.evaluation.tools) as tools:
         settings = WorkerSettings(
             model=local_path(model),
@@ -90,7 +115,7 @@ def rollout_actors(
             system=task.system,
             verify=task.verify,
             run_seed=recipe.seed,
-            want_entropies=recipe.algorithm == "axpo" and recipe.resampler.ranking.needs_entropies,
+            want_entropies=resamples and recipe.resampler.ranking.needs_entropies,
         )
         pool = RolloutPool(settings, log=log)
         try:
@@ -102,7 +127,7 @@ def rollout_actors(
 
 @contextmanager
 def learner_ranks(recipe: Recipe) -> Iterator[Learner]:
-    """The recipe's ZeRO-3 ranks with the model loaded."""
+    """Start the recipe's ZeRO-3 ranks with the model loaded."""
     learner = Learner(
         local_path(recipe.model),
         recipe.learner,
@@ -118,7 +143,11 @@ def learner_ranks(recipe: Recipe) -> Iterator[Learner]:
 
 @functools.cache
 def local_path(model: str) -> str:
-    """An absolute folder for a model: as it is, or downloaded from the hub once. Raises AxpoError where that fails."""
+    """Return the absolute folder of a model: as it is, or downloaded from the hub once.
+
+    Raises:
+        AxpoError: there is no such folder, and the hub did not give the model.
+    """
     if os.path.isdir(model):
         return os.path.abspath(model)
     from huggingface_hub import snapshot_download

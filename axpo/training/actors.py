@@ -1,4 +1,7 @@
-"""The actors of a run: tool servers, rollout workers, resampler, learner. Started side by side, ended together."""
+"""The actors of a run, started side by side and ended together.
+
+They are tool servers, rollout workers, the resampler, and the learner's ranks.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,13 @@ from axpo.training.policy import Policy
 from learner.learner import Learner
 from resampler.client import ResamplerClient
 from resampler.resampler import start_resampler
-from rollout_workers.fleet import Log
+from rollout_workers.fleet import Log, no_log
 from rollout_workers.pool import RolloutPool
 from rollout_workers.trajectory import SpecialTokens
 from tool_server.pool import ToolPool
 
 
-@dataclass
+@dataclass(frozen=True)
 class Actors:
     """What a training step talks to."""
 
@@ -32,16 +35,19 @@ class Actors:
 
 
 @contextmanager
-def training_actors(
-    recipe: Recipe, task: Task, log: Log = lambda event, **fields: None
-) -> Iterator[Actors]:
-    """Everything a training run needs; engines and ZeRO-3 ranks load at the same time. `log` takes what happens to the workers."""
+def training_actors(recipe: Recipe, task: Task, log: Log = no_log) -> Iterator[Actors]:
+    """Start everything that a training run needs; engines and ranks load at the same time.
+
+    Args:
+        recipe: which actors, and how many.
+        task: gives the system text and verifies answers.
+        log: takes what happens to the workers.
+    """
     with (
         rollout_actors(recipe, task, recipe.model, log) as (pool, tools),
         learner_ranks(recipe) as learner,
     ):
         tokens = pool.ready()
         resampler = start_resampler(recipe.resampler, tokens, recipe.rollout.n, recipe.seed)
-        yield Actors(
-            pool, tools, learner, Policy(learner, pool, recipe.rollout.colocated), resampler, tokens
-        )
+        policy = Policy(learner, pool, colocated=recipe.rollout.colocated)
+        yield Actors(pool, tools, learner, policy, resampler, tokens)

@@ -1,8 +1,12 @@
-"""Where the questions of a run stand between two steps: the part of a checkpoint that is not the learner's."""
+"""Where the questions of a run stand between two steps.
+
+This is the part of a checkpoint that is not the learner's.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,18 +29,16 @@ class Kept:
 
 @dataclass(frozen=True)
 class Cursor:
-    """What a resume needs to lose no question and to ask none twice, but those that were still under way."""
+    """What a resume needs to lose no question, and to ask again only those that were under way."""
 
     following: int = 0  # the next question, in the task's order
-    batch: int = (
-        0  # the next batch of the resampler's budget; the seeds of its rollouts derive from it
-    )
+    batch: int = 0  # number of the next batch; the seeds of its rollouts derive from it
     pending: tuple[int, ...] = ()  # questions to ask again, first of all
     kept: tuple[Kept, ...] = ()
     history: History | None = None  # what finished batches taught the resampler
 
     def save(self, checkpoint: Path) -> None:
-        """Into the folder of a checkpoint, exactly."""
+        """Write it into the folder of a checkpoint, exactly."""
         folder = checkpoint / FOLDER
         folder.mkdir()
         images = ImageFolder(folder / "images", exact=True)
@@ -49,47 +51,57 @@ class Cursor:
         (folder / "cursor.json").write_text(json.dumps(numbers) + "\n", encoding="utf-8")
         with (folder / "groups.jsonl").open("w", encoding="utf-8") as lines:
             for kept in self.kept:
-                group = group_to_json(kept.group, kept.version, lambda ids: "", images)
-                lines.write(
-                    json.dumps({"index": kept.index, "version": kept.version, "group": group})
-                    + "\n"
-                )
+                lines.write(json.dumps(_kept_to_json(kept, images)) + "\n")
 
 
 def load_cursor(checkpoint: Path) -> Cursor | None:
-    """The cursor in the folder of a checkpoint; None in one that a replay wrote, which asked no question."""
+    """Return the cursor in the folder of a checkpoint.
+
+    None for a checkpoint that a replay wrote: a replay asks no question.
+    """
     folder = checkpoint / FOLDER
     if not folder.exists():
         return None
     images = ImageFolder(folder / "images", exact=True)
     numbers = json.loads((folder / "cursor.json").read_text(encoding="utf-8"))
-    rows = map(json.loads, (folder / "groups.jsonl").read_text(encoding="utf-8").splitlines())
-    kept = tuple(
-        Kept(row["index"], row["version"], group_from_json(row["group"], images)) for row in rows
-    )
+    lines = (folder / "groups.jsonl").read_text(encoding="utf-8").splitlines()
     return Cursor(
-        numbers["following"],
-        numbers["batch"],
-        tuple(numbers["pending"]),
-        kept,
-        _history(numbers.get("history")),
+        following=numbers["following"],
+        batch=numbers["batch"],
+        pending=tuple(numbers["pending"]),
+        kept=tuple(_kept_from_json(json.loads(line), images) for line in lines),
+        history=_history(numbers.get("history")),
     )
 
 
-def _history(record: dict[str, Any] | None) -> History | None:
-    """None for a checkpoint written before it was kept, or kept as it is now."""
+def _kept_to_json(kept: Kept, images: ImageFolder) -> dict[str, Any]:
+    group = group_to_json(kept.group, kept.version, _no_text, images)
+    return {"index": kept.index, "version": kept.version, "group": group}
+
+
+def _kept_from_json(row: Mapping[str, Any], images: ImageFolder) -> Kept:
+    return Kept(row["index"], row["version"], group_from_json(row["group"], images))
+
+
+def _no_text(ids: object) -> str:
+    """Decode nothing: nobody reads the text of a checkpoint."""
+    return ""
+
+
+def _history(record: Mapping[str, Any] | None) -> History | None:
+    """Return the history of a record.
+
+    None for a checkpoint that was written before the history was kept, or kept in this form.
+    """
     if record is None or any("entries" not in batch for batch in record["past"]):
         return None
-    past = tuple(
-        PastBatch(
-            batch["questions"],
-            tuple((place, score, price) for place, score, price in batch["entries"]),
-            tuple(batch["rewards"]),
-        )
-        for batch in record["past"]
-    )
     return History(
-        tuple(record["recoveries"]),
-        past,
-        tuple((tool, seconds) for tool, seconds in record["costs"]),
+        recoveries=tuple(record["recoveries"]),
+        past=tuple(_past_batch(batch) for batch in record["past"]),
+        costs=tuple((tool, seconds) for tool, seconds in record["costs"]),
     )
+
+
+def _past_batch(record: Mapping[str, Any]) -> PastBatch:
+    entries = tuple((place, score, price) for place, score, price in record["entries"])
+    return PastBatch(record["questions"], entries, tuple(record["rewards"]))

@@ -1,10 +1,10 @@
-"""The policy: the learner that changes it and the engines that serve it, and which version each of them has."""
+"""The policy: the learner that changes it, the engines that serve it, and the version of each."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ray.exceptions import RayError
 
@@ -12,19 +12,31 @@ from learner.credit import TrainItem
 from learner.learner import Learner
 from rollout_workers.pool import RolloutPool
 
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
+
 
 class Policy:
-    """One call to the learner at a time: an update, or weights to engines. `version` counts the updates of the learner's weights."""
+    """Update the policy, and bring the update to the engines.
 
-    def __init__(self, learner: Learner, pool: RolloutPool, colocated: bool = False) -> None:
+    One call to the learner at a time: an update, or weights to engines. `version` counts the
+    updates of the learner's weights.
+    """
+
+    def __init__(self, learner: Learner, pool: RolloutPool, *, colocated: bool = False) -> None:
         self.version = 0
-        self._learner, self._pool, self._colocated = learner, pool, colocated
+        self._learner = learner
+        self._pool = pool
+        self._colocated = colocated
         self._asleep = False
         self._lock = threading.Lock()
         pool.join_with(self._welcome)
 
     def update(self, items: Sequence[TrainItem]) -> dict[str, float]:
-        """One optimizer step; {} where there is nothing to train on. The engines go on with the version they have."""
+        """Make one optimizer step; return {} if there is nothing to train on.
+
+        The engines go on with the version that they have.
+        """
         with self._lock:
             if self._colocated:
                 self._pool.sleep()
@@ -35,30 +47,41 @@ class Policy:
                 self.version += 1
 
     def publish(self, version: int | None = None) -> None:
-        """Bring every engine to the learner's weights (`version`: what to call them, after a resume).
+        """Bring every engine to the learner's weights.
 
-        An engine that is lost on the way is replaced, and the others get the whole update again. Raises what the learner raised
-        where no engine is to blame, or WorkersFailed.
+        An engine that is lost on the way is replaced, and the others get the whole update again.
+
+        Args:
+            version: what to call the weights, after a resume; None: the present version.
+
+        Raises:
+            WorkersFailed: too many engines were lost.
+            RayError, TimeoutError: what the learner raised, if no engine is to blame.
         """
         with self._lock:
-            self.version = self.version if version is None else version
+            if version is not None:
+                self.version = version
             if self._asleep:
                 self._pool.wake("weights")
-            while True:
-                handles = self._pool.workers
-                try:
-                    if handles:
-                        self._learner.send_weights(handles, self.version)
-                    break
-                except (RayError, TimeoutError):
-                    self._pool.check()
-                    if handles == self._pool.workers:
-                        raise
+            self._send_to_all()
             if self._asleep:
                 self._pool.wake("kv_cache")
                 self._asleep = False
 
-    def _welcome(self, worker: Any) -> None:
-        """Weights for an engine that replaces a lost one."""
+    def _send_to_all(self) -> None:
+        while True:
+            workers = self._pool.workers
+            try:
+                # Without any worker left, the replacements get the weights from `_welcome`.
+                if workers:
+                    self._learner.send_weights(workers, self.version)
+                return
+            except (RayError, TimeoutError):
+                self._pool.check()
+                if workers == self._pool.workers:
+                    raise
+
+    def _welcome(self, worker: ActorHandle) -> None:
+        """Give the weights to an engine that replaces a lost one."""
         with self._lock:
             self._learner.send_weights([worker], self.version)

@@ -1,4 +1,7 @@
-"""What a person sees while a run runs: a live bar on a terminal, one line a step in a job's log, a summary at the end."""
+"""What a person sees while a run runs.
+
+On a terminal a live bar, in a job's log one line for each step, at the end a summary.
+"""
 
 from __future__ import annotations
 
@@ -32,11 +35,15 @@ SHOWN = {
     "recovery_rate": ("recovery", "{:.2f}"),
     "tokens_per_second": ("tok/s", "{:,.0f}"),
 }
-"""Metric -> label and format of the numbers shown each step; one that is missing is shown as '-'."""
+"""Label and format of the metrics that are shown each step. A missing one is shown as '-'."""
 
 
 class PhaseTimer:
-    """Seconds by phase. Phases nest: a second counts for the innermost phase only, so the phases add up to the wall clock."""
+    """Count seconds by phase.
+
+    Phases nest. A second counts for the innermost phase only, so the phases add up to the wall
+    clock.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -56,7 +63,7 @@ class PhaseTimer:
             self._stack.pop()
 
     def take(self) -> dict[str, float]:
-        """`time/<phase>` -> seconds since the last call."""
+        """Return the seconds of each phase since the last call, as `time/<phase>`."""
         self._charge()
         taken = {f"time/{name}": seconds for name, seconds in self.seconds.items()}
         self.seconds = {}
@@ -65,22 +72,24 @@ class PhaseTimer:
     def _charge(self) -> None:
         now = self._clock()
         if self._stack:
-            self.seconds[self._stack[-1]] = (
-                self.seconds.get(self._stack[-1], 0.0) + now - self._last
-            )
+            innermost = self._stack[-1]
+            self.seconds[innermost] = self.seconds.get(innermost, 0.0) + now - self._last
         self._last = now
 
 
 class Progress:
-    """Live progress of a run of `steps` steps of which `done` are behind it (a resume). Use as a context manager."""
+    """Show the progress of a run. Use it as a context manager."""
 
     def __init__(self, steps: int, done: int = 0, console: Console | None = None) -> None:
+        """Prepare to show a run of `steps` steps, of which `done` are behind it (a resume)."""
         self.timer = PhaseTimer()
         self.console = console or Console()
-        self._steps, self._first, self._done = steps, done, done
+        self._steps = steps
+        self._first = done
         self._seconds = 0.0  # of the steps alone: not of starting or of the first evaluation
         self._line = Text("")
-        # A step takes seconds to minutes: rich's default window of 30 s would see too few for an ETA.
+        # A step takes seconds to minutes: rich's default window of 30 s would see too few of them
+        # to tell how long the rest takes.
         self._bar = Bar(
             SpinnerColumn(),
             TextColumn("[bold]{task.description}"),
@@ -111,7 +120,7 @@ class Progress:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Time the block as `name` and show it as what is happening now."""
+        """Time the block as `name`, and show it as what is happening now."""
         outer = self._bar.tasks[0].description
         self._bar.update(self._task, description=name)
         try:
@@ -121,46 +130,66 @@ class Progress:
             self._bar.update(self._task, description=outer)
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Step `step` (1-based) is done; `metrics` are its numbers, `time/<phase>` among them."""
-        self._done = step
+        """Show that a step is done.
+
+        Args:
+            step: the step, counted from 1.
+            metrics: its numbers, `time/<phase>` among them.
+        """
         self._bar.update(self._task, completed=step)
-        numbers = "  ".join(
-            f"{label} {form.format(metrics[name]) if name in metrics else '-'}"
-            for name, (label, form) in SHOWN.items()
-        )
+        numbers = "  ".join(_shown(metrics, name) for name in SHOWN)
         if self._live:
             self._line = Text(f"step {step}  {numbers}", style="cyan")
             return
-        phases = {
-            name.removeprefix("time/"): s for name, s in metrics.items() if name.startswith("time/")
-        }
-        spent = ", ".join(f"{name} {s:.1f}" for name, s in phases.items())
-        self._seconds += sum(phases.values())
+        phases = _phases(metrics)
+        seconds = sum(phases.values())
+        spent = ", ".join(f"{name} {value:.1f}" for name, value in phases.items())
+        self._seconds += seconds
         left = self._seconds / max(step - self._first, 1) * (self._steps - step)
         self.say(
-            f"step {step}/{self._steps}  {numbers}  {sum(phases.values()):.1f} s ({spent})  eta {duration(left)}"
+            f"step {step}/{self._steps}  {numbers}  {seconds:.1f} s ({spent})  eta {duration(left)}"
         )
 
     def say(self, text: str) -> None:
-        """One line of log, above the live display where there is one."""
+        """Print one line of log, above the live display if there is one."""
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _render(self) -> RenderableType:
         return Group(self._bar, self._line)
 
 
+def _shown(metrics: Mapping[str, float], name: str) -> str:
+    label, form = SHOWN[name]
+    value = form.format(metrics[name]) if name in metrics else "-"
+    return f"{label} {value}"
+
+
+def _phases(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Return the seconds of each phase, in the order of the metrics."""
+    prefix = "time/"
+    timed = [name for name in metrics if name.startswith(prefix)]
+    return {name.removeprefix(prefix): metrics[name] for name in timed}
+
+
 def summary_table(summary: Mapping[str, Any], title: str, paths: Mapping[str, Path]) -> Panel:
-    """One screen: every `<name>_start` / `<name>_end` pair of a summary side by side, then the cost and where to look."""
+    """Show a run that ended on one screen.
+
+    Args:
+        summary: each pair `<name>_start`, `<name>_end` of it stands side by side, then the cost.
+        title: of the panel.
+        paths: where to look, by what is there.
+    """
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("held-out")
     for column in ("before", "after", "change"):
         table.add_column(column, justify="right")
     for name, start, end in before_after(summary):
-        before, change = (
-            ("–", "") if start is None else (f"{start:.1%}", f"{100 * (end - start):+.1f} pts")
-        )
+        # Without an evaluation of the start model there is nothing to compare with.
+        before = "–" if start is None else f"{start:.1%}"
+        change = "" if start is None else f"{100 * (end - start):+.1f} pts"
         table.add_row(name, before, f"{end:.1%}", Text(change, style="bold"))
-    cost = f"{summary['steps']} steps, {duration(summary['seconds'])}, {summary['tokens']:,} tokens generated"
+    seconds = duration(summary["seconds"])
+    cost = f"{summary['steps']} steps, {seconds}, {summary['tokens']:,} tokens generated"
     width = max((len(name) for name in paths), default=0)
     lines = [Text(f"{name:<{width}}  {path}", overflow="fold") for name, path in paths.items()]
     return Panel(

@@ -109,11 +109,17 @@ def recipe(**fields):
     )
 
 
-def start(pool=None, cursor=Cursor(), **fields):
-    """Returns (flow, its pool, its events)."""
+def start(pool=None, cursor=None, **fields):
+    """Return (flow, its pool, its events)."""
     events, settings, pool = [], recipe(**fields), pool or Pool()
-    log = lambda event, **values: events.append({"event": event} | values)  # noqa: E731
-    return Flow(settings, Task(), pool, local_resampler(settings), cursor, log), pool, events
+
+    def log(event, **values):
+        events.append({"event": event} | values)
+
+    flow = Flow(settings, Task(), pool, local_resampler(settings), log)
+    if cursor is not None:
+        flow.resume(cursor)
+    return flow, pool, events
 
 
 def ids(taken):
@@ -210,7 +216,8 @@ def test_a_resume_goes_on_with_what_the_resampler_had_learned(tmp_path):
 
 def test_streaming_forks_start_while_other_questions_still_generate():
     flow, pool, _ = start(
-        Pool(seconds={0: 0.5}), resampler={"k": 2, "budget": {"ratio": 2.0}, "schedule": "streaming"}
+        Pool(seconds={0: 0.5}),
+        resampler={"k": 2, "budget": {"ratio": 2.0}, "schedule": "streaming"},
     )
     flow.feed(0)
     flow.take(0)

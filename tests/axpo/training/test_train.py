@@ -14,12 +14,12 @@ from axpo.errors import AxpoError
 from axpo.record.run import RunDirectory
 from axpo.record.summary import read_summary
 from axpo.training.actors import Actors
-from axpo.training.cursor import Cursor, load_cursor
+from axpo.training.cursor import load_cursor
 from axpo.training.flow import Flow
 from axpo.training.policy import Policy
 from axpo.training.progress import Progress
-from axpo.training.replay import replay
-from axpo.training.trainer import train
+from axpo.training.replay import Replaying, replay
+from axpo.training.trainer import TrainingRun, train
 from learner import manifest
 from learner.checkpoint import Saving
 from rollout_workers.fleet import WorkersFailed
@@ -112,19 +112,18 @@ class Learner:
 
 
 def start(run, pool, learner, /, first=0, **fields):
-    """`train` from step `first` of a run directory, as the command does it."""
+    """Call `train` from step `first` of a run directory on, as the command does."""
     recipe = test_flow.recipe(**({"algorithm": "grpo", "checkpoint_every": 1} | fields))
-    cursor = Cursor()
-    if first:
-        learner.load(run.checkpoints.path(first))
-        cursor = load_cursor(run.checkpoints.path(first))
     resampler = test_flow.local_resampler(recipe)
     tools = SimpleNamespace(take_stats=dict)
     actors = Actors(pool, tools, learner, Policy(learner, pool), resampler, TOKENS)
-    flow = Flow(recipe, Task(), pool, resampler, cursor)
+    flow = Flow(recipe, Task(), pool, resampler)
+    if first:
+        learner.load(run.checkpoints.path(first))
+        flow.resume(load_cursor(run.checkpoints.path(first)))
     with Progress(recipe.steps, first, Console(file=io.StringIO())) as progress:
         try:
-            return train(recipe, Task(), actors, flow, run, progress, decode, first)
+            return train(TrainingRun(recipe, Task(), actors, flow, run, progress, decode), first)
         finally:
             flow.close()
 
@@ -230,7 +229,7 @@ def test_a_replay_gives_credit_as_the_learners_objective_wants_it(tmp_path):
         Progress(1, console=Console(file=io.StringIO())) as progress,
     ):
         run.save_rollouts(1, [group([direct(0, 1.0), direct(1, 0.0)])], decode)
-        assert replay(asked, run, learner, TOKENS, run, progress) == 1
+        assert replay(Replaying(asked, learner, TOKENS, run, progress), run) == 1
     assert [set(item.advantages[item.mask].tolist()) for item in learner.items] == [
         {0.5},
         {-0.5},

@@ -158,13 +158,9 @@ def actors():
 
 
 def flow(actors, recipe=RECIPE, first=0):
-    return Flow(
-        recipe,
-        SevenTask(),
-        actors.pool,
-        actors.resampler,
-        Cursor(first * recipe.questions_per_step, first),
-    )
+    made = Flow(recipe, SevenTask(), actors.pool, actors.resampler)
+    made.resume(Cursor(first * recipe.questions_per_step, first))
+    return made
 
 
 def test_a_step_turns_questions_into_groups_forks_advantages_and_the_next_policy(actors):

@@ -1,0 +1,102 @@
+"""Read a recipe from YAML and `--set`, and word its errors: one line for each bad field."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from axpo.config.moved import moved_keys
+from axpo.config.recipe import Recipe
+from axpo.errors import AxpoError
+
+# A message that begins with the field it is about, for example "total_steps=0: ...".
+_NAMES_A_FIELD = re.compile(r"[a-z_][\w.-]*[=:]")
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe from a YAML file.
+
+    Args:
+        path: the file.
+        overrides: `key.sub=value`, to change single fields; values are YAML, too.
+
+    Raises:
+        AxpoError: one line for each bad field, with the file, the field, its value and what was
+            expected.
+    """
+    import yaml
+
+    file = Path(path)
+    if not file.is_file():
+        raise AxpoError(f"recipe {path}: no such file")
+    try:
+        data = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise AxpoError(f"recipe {path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise AxpoError(f"recipe {path}: expected a mapping of fields, found {type(data).__name__}")
+    return parse_recipe(data, overrides, str(path))
+
+
+def parse_recipe(
+    data: dict[str, Any], overrides: Sequence[str] = (), source: str = "recipe"
+) -> Recipe:
+    """Check a recipe's fields; see `load_recipe`. `source` is what messages call the recipe."""
+    for override in overrides:
+        _set(data, override)
+    moved = moved_keys(data)
+    if moved:
+        raise AxpoError("\n".join(f"{source}: {message}" for message in moved))
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        lines = [f"{source}: {_one_line(fault)}" for fault in error.errors()]
+        raise AxpoError("\n".join(lines)) from None
+
+
+def _set(data: dict[str, Any], override: str) -> None:
+    """Change one field of a recipe, in place."""
+    import yaml
+
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise AxpoError(f"--set {override}: expected key=value, for example learner.lr=1e-5")
+    *parents, last = key.split(".")
+    for parent in parents:
+        child = data.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise AxpoError(f"--set {override}: {parent} is a value, not a section")
+        data = child
+    data[last] = yaml.safe_load(text)
+
+
+def _one_line(fault: ErrorDetails) -> str:
+    """Return where a fault is, what was given, and what was expected."""
+    place = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        return f"{place}: unknown key"
+    if fault["type"] == "missing":
+        return f"{place}: required, but not given"
+    message = fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "value_error":
+        return _placed(place, fault["input"], message)
+    return f"{place or 'recipe'}={fault['input']!r}: {message}"
+
+
+def _placed(place: str, given: Any, message: str) -> str:
+    """Return the message of a room's own check with the place in the recipe in front of it.
+
+    The check of a whole section begins with the name of a field, within the section or in full.
+    """
+    if not place or message.startswith((f"{place}.", f"{place}=", f"{place}:")):
+        return message
+    if not isinstance(given, Mapping):
+        return f"{place}={given!r}: {message}"
+    if _NAMES_A_FIELD.match(message):
+        return f"{place}.{message}"
+    return f"{place}: {message}"

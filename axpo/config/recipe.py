@@ -1,0 +1,323 @@
+"""The recipe as a whole, and the checks between its sections."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from axpo.config.sections import EvaluationConfig, LoggingConfig, Section, SFTConfig, SFTStage
+from axpo.errors import AxpoError
+from axpo.registry import Registered, Variant
+from axpo.tasks import TaskConfig
+from learner.config import CreditConfig, LearnerConfig, Serving
+from resampler.config import ResamplerConfig
+from resampler.history import History
+from rollout_workers.config import RolloutConfig
+from tool_server.config import ToolServerConfig
+
+ALSO_WITHOUT_FORKS = (
+    *("resampler.k", "resampler.budget.ratio", "resampler.ranking", "resampler.schedule"),
+    *("resampler.deadline_s", "learner.credit.baseline", "learner.credit.tool_bonus"),
+)
+"""Settings of resampling and credit that a recipe with `algorithm: grpo` may change.
+
+The same recipe is run with both algorithms, to compare them: how many forks AXPO makes, and in
+which order, is no matter to GRPO. Every other setting says that the user expects forks."""
+
+
+class Recipe(Section):
+    """Everything a run depends on. The same recipe, seed and machine give the same run."""
+
+    name: str = Field(
+        description="run directories are named <name>-<algorithm>, unless --run says otherwise"
+    )
+    seed: int = Field(0, ge=0, description="all seeds of the run derive from it")
+    algorithm: Literal["axpo", "grpo"] = Field(
+        "axpo", description="grpo: the same code path without resampling"
+    )
+    model: str = Field(description="model folder, or the name of one on the Hugging Face hub")
+    reference: str | None = Field(
+        None,
+        description="reference policy of the KL term; None: the model that training starts from",
+    )
+    task: Annotated[TaskConfig, Registered()]
+    steps: int = Field(ge=1, description="updates of the policy")
+    questions_per_step: int = Field(ge=1, description="questions a batch (B)")
+    max_staleness: int = Field(
+        0,
+        ge=0,
+        description="updates by which the policy that begins a group may be behind the one updated "
+        "with it; 0: synchronous",
+    )
+    stale: Literal["wait", "drop"] = Field(
+        "wait",
+        description="a group that would be staler in the next batch and is not finished: wait for "
+        "it, or drop it",
+    )
+    dynamic_sampling: bool = Field(
+        False,
+        description="set aside groups that teach nothing, all their rollouts and resamples of one "
+        "reward, and ask other questions",
+    )
+    dynamic_sampling_factor: float = Field(
+        2.0,
+        gt=0,
+        description="most further questions that dynamic_sampling asks a step, as a multiple of "
+        "questions_per_step",
+    )
+    checkpoint_every: int = Field(
+        10, ge=1, description="steps between checkpoints; the last step always writes one"
+    )
+    checkpoint_async: bool = Field(
+        False,
+        description="write checkpoints while training goes on, from a copy in host memory; the "
+        "last one is waited for",
+    )
+    keep_checkpoints: int = Field(
+        2,
+        ge=1,
+        description="last checkpoints kept on disk, beside the one with the best held-out Pass@1",
+    )
+    evaluation: EvaluationConfig = EvaluationConfig()
+    logging: LoggingConfig = LoggingConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    resampler: ResamplerConfig = ResamplerConfig()
+    learner: LearnerConfig = LearnerConfig()
+    tools: ToolServerConfig = ToolServerConfig()
+    sft: SFTConfig | None = None
+
+    @property
+    def serving(self) -> Serving:
+        """Return what the learner must know of the engines that serve its policy."""
+        return Serving(
+            temperature=self.rollout.temperature,
+            weight_transfer=self.rollout.engine.weight_transfer,
+            ranks_per_engine=self.rollout.engine.tensor_parallel_size,
+        )
+
+    @property
+    def all_tools(self) -> ToolServerConfig:
+        """Return what the tool servers open: the tools of training, then those of evaluations."""
+        return self.tools.model_copy(update={"tools": self.tools.tools | self.evaluation.tools})
+
+    @property
+    def extra_questions(self) -> int:
+        """Return how many questions a step may ask beyond its batch."""
+        if not self.dynamic_sampling:
+            return 0
+        return int(self.dynamic_sampling_factor * self.questions_per_step)
+
+    @property
+    def most_forks(self) -> int:
+        """Return how many continuations a step makes at most."""
+        if self.algorithm == "grpo":
+            return 0
+        k, budget = self.resampler.k, self.resampler.budget
+        return budget.prefixes(self.questions_per_step, self.rollout.n, k, History()) * k
+
+    def describe(self) -> str:
+        """Return the size of the run in one line."""
+        learner, rollout = self.learner, self.rollout
+        return (
+            f"{self.name}: {self.algorithm}, {self.steps} steps of {self.questions_per_step} "
+            f"questions x {rollout.n} rollouts + at most {self.most_forks} forks; "
+            f"{learner.ranks} ZeRO-3 ranks ({learner.gpus_per_rank} GPU each), "
+            f"{rollout.workers} engines ({rollout.gpus_per_worker:g} GPU each)"
+        )
+
+    def stage_task(self, stage: SFTStage) -> TaskConfig:
+        """Return the task's configuration in a stage of fine-tuning."""
+        spec = self.task.spec()
+        fields = spec if isinstance(spec, dict) else {self.task.registry.key: spec}
+        task: TaskConfig = self.task.registry.validate(_merged(fields, stage.task))
+        return task
+
+    def check_inputs(self) -> None:
+        """Check that the model and the data are there; cheap, called before any actor starts.
+
+        Raises:
+            AxpoError: a model or data file is not there.
+        """
+        for field, value in (("model", self.model), ("reference", self.reference)):
+            if value is None or not looks_local(value):
+                continue
+            if not (Path(value) / "config.json").is_file():
+                raise AxpoError(
+                    f"{field}={value!r}: no model folder there (expected a config.json in it)"
+                )
+        self.task.check_inputs()
+
+    def check_resources(
+        self, cpus: float, gpus: float, *, learner: bool = True, workers: bool = True
+    ) -> None:
+        """Check that the Ray cluster can hold what will be started.
+
+        Args:
+            cpus: CPUs of the cluster.
+            gpus: GPUs of the cluster.
+            learner: the learner will be started.
+            workers: the rollout workers and tool servers will be started.
+
+        Raises:
+            AxpoError: the cluster has too few.
+        """
+        counts = (
+            self.learner.ranks if learner else 0,
+            self.rollout.workers if workers else 0,
+            self.tools.servers if workers else 0,
+        )
+        gpus_each = (self.learner.gpus_per_rank, self.rollout.gpus_per_worker, 0.0)
+        cpus_each = (
+            self.learner.cpus_per_rank,
+            self.rollout.cpus_per_worker,
+            self.tools.cpus_per_server,
+        )
+        _check_unit("GPU", gpus, counts, gpus_each)
+        _check_unit("CPU", cpus, counts, cpus_each)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        self._check_engines()
+        self._check_tools()
+        if self.algorithm == "grpo":
+            self._check_no_forks()
+        self._check_credit()
+        self._check_stages()
+        return self
+
+    def _check_engines(self) -> None:
+        transfer = self.rollout.engine.weight_transfer
+        if self.learner.gpus_per_rank == 0 and transfer != "shared_memory":
+            raise ValueError(
+                f"rollout.engine.weight_transfer={transfer!r}: needs learner.gpus_per_rank=1; "
+                "CPU ranks send through 'shared_memory'"
+            )
+        if self.rollout.colocated and self.max_staleness:
+            raise ValueError(
+                f"max_staleness={self.max_staleness}: must be 0 with rollout.colocated, "
+                "because engines then sleep during an update"
+            )
+
+    def _check_tools(self) -> None:
+        in_both = sorted(set(self.tools.tools) & set(self.evaluation.tools))
+        if in_both:
+            raise ValueError(
+                f"evaluation.tools.{in_both[0]}: is in tools.tools too, so it is seen in training; "
+                "leave one of them out"
+            )
+        # An MCP server names its tools only when it runs.
+        unknown = sorted(set(self.rollout.outages) - set(self.tools.tools))
+        if unknown and not self.tools.mcp:
+            raise ValueError(
+                f"rollout.outages.{unknown[0]}: no tool of that name in tools.tools "
+                f"({', '.join(self.tools.tools)})"
+            )
+
+    def _check_no_forks(self) -> None:
+        """Refuse settings that mean nothing without forks."""
+        usual = dict(_fork_settings(ResamplerConfig(), CreditConfig()))
+        for path, value in _fork_settings(self.resampler, self.learner.credit):
+            if _also_without_forks(path) or usual.get(path, value) == value:
+                continue
+            raise ValueError(
+                f"{path}={value!r}: means nothing with algorithm='grpo', which forks nothing"
+            )
+
+    def _check_credit(self) -> None:
+        place, settings = self.resampler.fork_at, self.learner.credit
+        if place.joins_group and not settings.joined:
+            raise ValueError(
+                f"learner.credit.joined=False: must be True with resampler.fork_at={place.name!r}, "
+                "whose continuations join their group"
+            )
+        if not place.keeps_prefix and not settings.prefix:
+            raise ValueError(
+                f"learner.credit.prefix=False: with resampler.fork_at={place.name!r} there is no "
+                "prefix to credit"
+            )
+
+    def _check_stages(self) -> None:
+        """Refuse a stage of fine-tuning whose task cannot be."""
+        stages = self.sft.stages if self.sft else ()
+        for number, stage in enumerate(stages):
+            try:
+                self.stage_task(stage)
+            except ValidationError as error:
+                raise _at(("sft", "stages", number, "task"), error) from None
+
+
+def looks_local(model: str) -> bool:
+    """Return whether a model is a folder.
+
+    A hub name is exactly `owner/name`, with nothing of that name on disk. All else is a folder.
+    """
+    return (
+        model.startswith((".", "/", "~"))
+        or model.count("/") != 1
+        or Path(model.split("/")[0]).is_dir()
+    )
+
+
+def _merged(fields: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields with changes, section by section."""
+    merged = dict(fields)
+    for name, value in changes.items():
+        before = fields.get(name)
+        if isinstance(before, dict) and isinstance(value, dict):
+            merged[name] = _merged(before, value)
+        else:
+            merged[name] = value
+    return merged
+
+
+def _fork_settings(resampler: ResamplerConfig, credit: CreditConfig) -> Iterator[tuple[str, Any]]:
+    yield from _settings(resampler, "resampler")
+    yield from _settings(credit, "learner.credit")
+
+
+def _also_without_forks(path: str) -> bool:
+    return any(path == allowed or path.startswith(f"{allowed}.") for allowed in ALSO_WITHOUT_FORKS)
+
+
+def _settings(section: BaseModel, path: str) -> Iterator[tuple[str, Any]]:
+    """Yield the path and value of every setting of a section; of a variant also its name."""
+    for field in type(section).model_fields:
+        place, value = f"{path}.{field}", getattr(section, field)
+        if isinstance(value, Variant):
+            yield place, value.name
+        if isinstance(value, BaseModel):
+            yield from _settings(value, place)
+        else:
+            yield place, value
+
+
+def _at(place: tuple[str | int, ...], error: ValidationError) -> ValidationError:
+    """Return the error with the place of its section in front of each fault's place."""
+    faults = [
+        InitErrorDetails(
+            type=PydanticCustomError(fault["type"], "{message}", {"message": fault["msg"]}),
+            loc=(*place, *fault["loc"]),
+            input=fault["input"],
+        )
+        for fault in error.errors()
+    ]
+    return ValidationError.from_exception_data(error.title, faults)
+
+
+def _check_unit(
+    unit: str, have: float, counts: tuple[int, int, int], each: tuple[float, float, float]
+) -> None:
+    """Raise AxpoError if ranks, workers and servers need more of a unit than there is."""
+    need = sum(count * amount for count, amount in zip(counts, each, strict=True))
+    if need <= have:
+        return
+    (ranks, workers, servers), (per_rank, per_worker, per_server) = counts, each
+    raise AxpoError(
+        f"learner.ranks={ranks} with {per_rank:g} {unit}s each, rollout.workers={workers} with "
+        f"{per_worker:g} each and tools.servers={servers} with {per_server:g} each need {need:g} "
+        f"{unit}s; the Ray cluster has {have:g}"
+    )

@@ -1,0 +1,78 @@
+"""Ask questions: in the task's order, in batches that share a resampling budget."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from axpo.tasks import Task
+from axpo.training.cursor import Cursor, Kept
+from axpo.training.following import Following
+from axpo.training.in_flight import Batch, QuestionInFlight
+from rollout_workers.fleet import Log
+from rollout_workers.trajectory import stored
+
+
+class Asking:
+    """Decide which question is asked next, and in which batch. For the trainer's thread."""
+
+    def __init__(self, task: Task, batch_size: int, following: Following, log: Log) -> None:
+        self._task = task
+        self._batch_size = batch_size
+        self._following = following
+        self._log = log
+        self.pending: list[int] = []  # questions to ask again, before any new one
+        self.next_index = 0  # of the next new question, in the task's order
+        self.next_batch = 0
+
+    def resume(self, cursor: Cursor) -> list[QuestionInFlight]:
+        """Go on from a checkpoint; return the questions whose groups it kept."""
+        self.pending = list(cursor.pending)
+        self.next_index = cursor.following
+        self.next_batch = cursor.batch
+        return [self._restored(kept) for kept in cursor.kept]
+
+    def ask(self, count: int, version: int) -> list[QuestionInFlight]:
+        """Start `count` questions, begun by policy `version`, in batches of at most one step."""
+        indices = [self._take_index() for _ in range(count)]
+        asked: list[QuestionInFlight] = []
+        for start in range(0, len(indices), self._batch_size):
+            asked += self._ask_batch(indices[start : start + self._batch_size], version)
+        return asked
+
+    def _ask_batch(self, indices: list[int], version: int) -> list[QuestionInFlight]:
+        questions = [
+            QuestionInFlight(index, stored(self._task.train(index)), version) for index in indices
+        ]
+        batch = Batch(self.next_batch, questions)
+        self.next_batch += 1
+        for place, asked in enumerate(questions):
+            self._log(
+                "dispatched",
+                question=asked.question.id,
+                index=asked.index,
+                batch=batch.number,
+                version=version,
+            )
+            asked.result = self._following.start(batch, place)
+        return questions
+
+    def _take_index(self) -> int:
+        if self.pending:
+            return self.pending.pop(0)
+        self.next_index += 1
+        return self.next_index - 1
+
+    def _restored(self, kept: Kept) -> QuestionInFlight:
+        # The record of a group has no `info`, which the metrics of families read.
+        info = self._task.train(kept.index).info
+        question = replace(kept.group.question, info=info)
+        restored = QuestionInFlight(kept.index, question, kept.version, has_rollouts=True)
+        restored.result.set_result(replace(kept.group, question=question))
+        self._log(
+            "dispatched",
+            question=question.id,
+            index=kept.index,
+            version=kept.version,
+            restored=True,
+        )
+        return restored

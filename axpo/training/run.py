@@ -1,0 +1,136 @@
+"""A whole run, from its recipe to its end: training, rollouts alone, or the learner alone.
+
+Each function starts the actors, goes on from a checkpoint if there is one, and ends all it started.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+from rich.console import Console
+
+from axpo.config import Recipe
+from axpo.errors import AxpoError
+from axpo.record.ledger import Ledger
+from axpo.record.records import Decode
+from axpo.record.run import RunDirectory
+from axpo.session import learner_ranks, local_path, ray_session, rollout_actors
+from axpo.tasks import load_task
+from axpo.training.actors import training_actors
+from axpo.training.cursor import Cursor, load_cursor
+from axpo.training.flow import Flow
+from axpo.training.progress import Progress
+from axpo.training.replay import Recording, Replaying, record, replay
+from axpo.training.trainer import TrainingRun, train
+from resampler.resampler import start_resampler
+from rollout_workers.chat import Chat
+
+
+def train_run(
+    recipe: Recipe, directory: RunDirectory, first: int, console: Console
+) -> dict[str, Any] | None:
+    """Train from step `first` on.
+
+    Args:
+        recipe: the run's recipe.
+        directory: where the run is written down; it has the checkpoint of step `first`.
+        first: steps that are behind the run; 0 for a new one.
+        console: shows the progress.
+
+    Returns:
+        The summary; None if the run was stopped, with a checkpoint.
+
+    Raises:
+        AxpoError: see `axpo.training.trainer.train`.
+    """
+    task = load_task(recipe.task)
+    ledger = _ledger(directory, first)
+    with Progress(recipe.steps, first, console) as progress, ray_session(recipe):
+        for reason in directory.damaged:
+            progress.say(f"damaged checkpoint set aside: {reason}")
+        resumed = f", resumed at step {first}" if first else ""
+        progress.say(f"run {directory.path}{resumed}")
+        with ExitStack() as stack:
+            with progress.phase("start"):
+                actors = stack.enter_context(training_actors(recipe, task, ledger.log))
+                decode = _decode(recipe)
+                if first:
+                    actors.learner.load(str(directory.checkpoints.path(first)))
+            directory.log_event("resume" if first else "start", step=first)
+            flow = Flow(recipe, task, actors.pool, actors.resampler, ledger.log)
+            flow.resume(_cursor(recipe, directory, first))
+            stack.callback(flow.close)
+            run = TrainingRun(recipe, task, actors, flow, directory, progress, decode)
+            return train(run, first)
+
+
+def record_run(recipe: Recipe, directory: RunDirectory, console: Console) -> None:
+    """Write every step's rollouts by the recipe's model, exactly, for `replay_run`. No learner."""
+    task = load_task(recipe.task)
+    ledger = _ledger(directory, 0)
+    with (
+        Progress(recipe.steps, 0, console) as progress,
+        ray_session(recipe, learner=False),
+        ExitStack() as stack,
+    ):
+        with progress.phase("start"):
+            actors = rollout_actors(recipe, task, recipe.model, ledger.log)
+            pool, tools = stack.enter_context(actors)
+            resampler = start_resampler(
+                recipe.resampler, pool.ready(), recipe.rollout.n, recipe.seed
+            )
+        flow = Flow(recipe, task, pool, resampler, ledger.log)
+        record(Recording(recipe, pool, tools, flow, directory, progress, _decode(recipe)))
+
+
+def replay_run(
+    recipe: Recipe, source: RunDirectory, directory: RunDirectory, console: Console
+) -> int:
+    """Train on the rollouts that `record_run` wrote. No engine.
+
+    Args:
+        recipe: the run's recipe.
+        source: the run directory that `record_run` wrote.
+        directory: where this run is written down, with a checkpoint after the last step.
+        console: shows the progress.
+
+    Returns:
+        The steps made.
+
+    Raises:
+        AxpoError: `source` holds no rollouts.
+    """
+    tokens = Chat.load(local_path(recipe.model)).tokens
+    with (
+        Progress(recipe.steps, 0, console) as progress,
+        ray_session(recipe, workers=False),
+        ExitStack() as stack,
+    ):
+        with progress.phase("start"):
+            learner = stack.enter_context(learner_ranks(recipe))
+        steps = replay(Replaying(recipe, learner, tokens, directory, progress), source)
+    if not steps:
+        raise AxpoError(f"{source.path}: no rollouts to replay (write them with --rollouts-only)")
+    return steps
+
+
+def _ledger(directory: RunDirectory, first: int) -> Ledger:
+    """Open the log of the run's questions; a new process of the run begins in it."""
+    ledger = Ledger(directory.path / "rollouts.jsonl")
+    ledger.log("started", step=first)
+    return ledger
+
+
+def _decode(recipe: Recipe) -> Decode:
+    return Chat.load(local_path(recipe.model)).decode
+
+
+def _cursor(recipe: Recipe, directory: RunDirectory, first: int) -> Cursor:
+    """Return where the questions stood after step `first`.
+
+    A checkpoint without a cursor is a replay's, or there is none at step 0: every step before had
+    one batch of its own questions.
+    """
+    saved = load_cursor(directory.checkpoints.path(first))
+    return saved or Cursor(following=first * recipe.questions_per_step, batch=first)
