@@ -1,4 +1,4 @@
-"""How many prefixes of a batch are forked (docs/method.md, rule 3), and what each one costs."""
+"""Say how many prefixes of a batch are forked (docs/method.md, rule 3), and what each one costs."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class Budget(Variant):
         """
 
     def prices(self, history: History) -> dict[str, float]:
-        """Return how many units of the budget a prefix uses up, by the tool of its first call.
+        """Return how many units of the budget a prefix uses up, by the tool that its source called.
 
-        A tool that is not in it costs one unit.
+        The tool is that of the source's first call. A prefix of any other tool uses up one unit.
         """
         return {}
 
@@ -43,7 +43,7 @@ class Budget(Variant):
         return tool_cost(resample, {})
 
     def outcome(self, group: Group, resample: Resample) -> Outcome:
-        """Return what `history` shall remember of a resampled prefix."""
+        """Return what the history remembers of a resampled prefix of `group`."""
         source = next(t for t in group.rollouts if t.rollout == resample.source)
         return Outcome(recovered(group, resample), first_tool(source), self.cost_s(resample))
 
@@ -107,14 +107,14 @@ class AdaptiveBudget(Budget):
     def prefixes(self, questions: int, n: int, k: int, history: History) -> int:
         """Return the share of the whole budget that the recovery rate is of its target.
 
-        At least one prefix, so that the rate goes on being measured. The whole budget if nothing
-        was measured yet.
+        It is the whole budget if nothing was measured yet, and if there is no such target.
         """
         whole = whole_prefixes(questions, n, k, self.ratio)
         share = 1.0
         if history.recoveries and self.target_recovery is not None:
             rate = sum(history.recoveries) / len(history.recoveries)
             share = rate / self.target_recovery
+        # At least one prefix, or the recovery rate would never be measured again.
         return min(whole, max(1, round(whole * share)))
 
     def prices(self, history: History) -> dict[str, float]:
@@ -134,13 +134,13 @@ class AdaptiveBudget(Budget):
         }
 
     def cost_s(self, resample: Resample) -> float:
-        """Return the wait for tools, plus `call_costs` of each call, in seconds."""
+        """Return the wait for tools, plus `call_costs` of each call that ran, in seconds."""
         return tool_cost(resample, self.call_costs)
 
 
 def whole_prefixes(questions: int, n: int, k: int, ratio: float) -> int:
     """Return floor(ratio * B * N / K): whole prefixes of K continuations, within the ratio."""
-    # Exact: in floats 0.29 * 100 is below 29.
+    # A fraction is exact; in floats 0.29 * 100 is below 29.
     return int(Fraction(str(ratio)) * questions * n / k)
 
 
@@ -154,9 +154,14 @@ def tool_cost(resample: Resample, call_costs: Mapping[str, float]) -> float:
 
     Args:
         resample: the prefix and its continuations.
-        call_costs: price of a call by the tool's name, in seconds; 0 if it is not in it.
+        call_costs: price of a call by the tool's name, in seconds; calls of other tools have none.
+
+    Returns:
+        The seconds that the continuations waited for tools, plus the prices of their calls.
     """
-    return sum(
-        t.stats.tool_seconds + sum(call_costs.get(tool, 0.0) for tool in t.stats.tools)
-        for t in resample.continuations
-    )
+    return sum(_tool_cost_of(continuation, call_costs) for continuation in resample.continuations)
+
+
+def _tool_cost_of(trajectory: Trajectory, call_costs: Mapping[str, float]) -> float:
+    stats = trajectory.stats
+    return stats.tool_seconds + sum(call_costs.get(tool, 0.0) for tool in stats.tools)

@@ -1,4 +1,4 @@
-"""Talk to the resampler's actor."""
+"""Talk to the resampler, which runs as a Ray actor."""
 
 from __future__ import annotations
 
@@ -39,6 +39,7 @@ class ResamplerClient:
             TimeoutError: the resampler did not answer within the deadline.
         """
         reference = self.actor.offer.remote(group, batch, place, questions)
+        # Other questions share this event loop: it must not block until the answer is there.
         answer = asyncio.wrap_future(reference.future())
         decision: Decision = await asyncio.wait_for(answer, self._deadline_s)
         return decision

@@ -58,6 +58,7 @@ class ResamplerConfig(BaseModel):
 
     def _check_fork_place(self) -> None:
         place = self.fork_at
+        # ARPO forks where the entropy rose, so only that rise can rank its places.
         if place.ranking is not None and self.ranking.name != place.ranking:
             raise ValueError(
                 f"resampler.ranking={self.ranking.name!r}: must be {place.ranking!r} with "
@@ -73,6 +74,7 @@ class ResamplerConfig(BaseModel):
         least = self.min_distinct_calls
         if least > self.k:
             raise ValueError(f"resampler.min_distinct_calls={least}: at most resampler.k={self.k}")
+        # Calls can only be compared before they are run if every continuation begins inside one.
         if least > 1 and not self.fork_at.inside_call:
             raise ValueError(
                 f"resampler.min_distinct_calls={least}: continuations of "

@@ -1,16 +1,17 @@
-"""What finished batches and resamples taught: the memory of a resampler."""
+"""Remember what finished batches and resamples taught: what budgets and triggers may read."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import TypeAlias
 
 REMEMBERED = 64
-"""Resampled prefixes that are remembered. At a recovery rate of 1/8 the standard error of the
-measured rate is 4 points."""
+"""Resampled prefixes that are remembered. With so many, a recovery rate of 1/8 is measured with a
+standard error of 4 points."""
 
 BATCHES = 4
-"""Batches that are remembered. More is smoother, but the confidence of the policy moves."""
+"""Batches that are remembered. More would be smoother, but the policy's confidence moves."""
 
 Entry: TypeAlias = tuple[int, float, float]
 """A candidate of a past batch: its depth, its score and its price."""
@@ -45,14 +46,14 @@ class History:
     @property
     def rewards(self) -> list[float]:
         """Return the rewards of the past batches' rollouts, continuations excluded."""
-        return [reward for batch in self.past for reward in batch.rewards]
+        return list(chain.from_iterable(batch.rewards for batch in self.past))
 
     def after(self, outcome: Outcome) -> History:
         """Return the history with one more resampled prefix."""
         recoveries = (*self.recoveries, outcome.recovered)[-REMEMBERED:]
         costs = (*self.costs, (outcome.tool, outcome.cost_s))[-REMEMBERED:]
-        return History(recoveries, self.past, costs)
+        return replace(self, recoveries=recoveries, costs=costs)
 
     def after_batch(self, batch: PastBatch) -> History:
         """Return the history with one more finished batch."""
-        return History(self.recoveries, (*self.past, batch)[-BATCHES:], self.costs)
+        return replace(self, past=(*self.past, batch)[-BATCHES:])

@@ -1,13 +1,13 @@
-"""Where a rollout may be forked (docs/method.md, rule 2): the first half of choosing a prefix.
+"""Say where a rollout may be forked: the first half of rule 2 (docs/method.md).
 
-A place gives the *points* of a rollout: how many of its response tokens a continuation keeps,
-and the span of tokens whose uncertainty ranks the point (`rankings.py`).
+A place gives the fork points of a rollout. Each is the length of a prefix, and the span of tokens
+whose uncertainty ranks it (`rankings.py`).
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar, TypeAlias
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
@@ -21,8 +21,12 @@ from rollout_workers.trajectory import (
     uses_tools,
 )
 
-Point: TypeAlias = tuple[int, Span]
-"""The length of the prefix in response tokens, and the span that ranks it."""
+
+class ForkPoint(NamedTuple):
+    """A point at which a rollout may be forked."""
+
+    prefix_tokens: int  # response tokens that a continuation keeps
+    span: Span  # the tokens that rank the point
 
 
 class ForkPlace(Variant):
@@ -40,8 +44,13 @@ class ForkPlace(Variant):
     """Whether continuations must be credited together with their group (`credit.joined`)."""
 
     @abstractmethod
-    def points(self, trajectory: Trajectory, tokens: SpecialTokens) -> list[Point]:
-        """Return the points of a rollout in order; none if it cannot be forked here."""
+    def points(self, trajectory: Trajectory, tokens: SpecialTokens) -> list[ForkPoint]:
+        """Return the fork points of a rollout in order; none if it cannot be forked here.
+
+        Args:
+            trajectory: a rollout of the subgroup.
+            tokens: ids of the tokenizer's special tokens.
+        """
 
     def subgroup(self, trajectory: Trajectory, tokens: SpecialTokens) -> bool:
         """Return whether a rollout belongs to the subgroup that triggers and is forked."""
@@ -61,9 +70,9 @@ class FirstCall(ForkPlace):
 
     inside_call = True
 
-    def points(self, trajectory: Trajectory, tokens: SpecialTokens) -> list[Point]:
+    def points(self, trajectory: Trajectory, tokens: SpecialTokens) -> list[ForkPoint]:
         """Return the opening of the first call, ranked by the whole call."""
-        return [(start + 1, (start, stop)) for start, stop in _calls(trajectory, tokens)[:1]]
+        return [_opening(span) for span in tool_call_spans(trajectory, tokens)[:1]]
 
 
 @places.register("every_call")
@@ -72,9 +81,9 @@ class EveryCall(ForkPlace):
 
     inside_call = True
 
-    def points(self, trajectory: Trajectory, tokens: SpecialTokens) -> list[Point]:
+    def points(self, trajectory: Trajectory, tokens: SpecialTokens) -> list[ForkPoint]:
         """Return the opening of each call, ranked by that call."""
-        return [(start + 1, (start, stop)) for start, stop in _calls(trajectory, tokens)]
+        return [_opening(span) for span in tool_call_spans(trajectory, tokens)]
 
 
 @places.register("prompt")
@@ -83,16 +92,17 @@ class Prompt(ForkPlace):
 
     keeps_prefix = False
 
-    def points(self, trajectory: Trajectory, tokens: SpecialTokens) -> list[Point]:
-        """Return the prompt of a rollout that calls a tool, ranked by its first call."""
-        return [(0, span) for span in _calls(trajectory, tokens)[:1]]
+    def points(self, trajectory: Trajectory, tokens: SpecialTokens) -> list[ForkPoint]:
+        """Return the prompt, ranked by the first call."""
+        # The same rank as at `first_call`, so that the same rollouts are chosen.
+        return [ForkPoint(0, span) for span in tool_call_spans(trajectory, tokens)[:1]]
 
 
 @places.register("answer")
 class Answer(ForkPlace):
     """Keep the thinking of a rollout that calls no tool (ablation: no-tool rollouts)."""
 
-    def points(self, trajectory: Trajectory, tokens: SpecialTokens) -> list[Point]:
+    def points(self, trajectory: Trajectory, tokens: SpecialTokens) -> list[ForkPoint]:
         """Return the end of the thinking, ranked by the answer without its end of turn."""
         if uses_tools(trajectory, tokens):
             return []
@@ -111,9 +121,10 @@ class Observation(ForkPlace):
     needs_trigger = False
     joins_group = True
 
-    def points(self, trajectory: Trajectory, tokens: SpecialTokens) -> list[Point]:
+    def points(self, trajectory: Trajectory, tokens: SpecialTokens) -> list[ForkPoint]:
         """Return the end of each observation, ranked by the turn after it."""
-        return [(span[0], span) for span in turns(trajectory)[1:]]
+        # Every turn but the first follows an observation.
+        return [ForkPoint(span[0], span) for span in turns(trajectory)[1:]]
 
     def subgroup(self, trajectory: Trajectory, tokens: SpecialTokens) -> bool:
         """Return True: every rollout may be forked, whatever its outcome."""
@@ -136,22 +147,25 @@ def fork_prefix_tokens(trajectory: Trajectory, tokens: SpecialTokens) -> int:
             f"rollout {trajectory.rollout} of question {trajectory.question_id} "
             "has no tool call to fork at"
         )
-    return points[0][0]
+    return points[0].prefix_tokens
 
 
-def _calls(trajectory: Trajectory, tokens: SpecialTokens) -> list[Span]:
-    return tool_call_spans(trajectory, tokens)
+def _opening(call: Span) -> ForkPoint:
+    """Return the point after the opening tag of a tool call, ranked by the whole call."""
+    return ForkPoint(call[0] + 1, call)
 
 
-def _answers(trajectory: Trajectory, tokens: SpecialTokens) -> list[Point]:
+def _answers(trajectory: Trajectory, tokens: SpecialTokens) -> list[ForkPoint]:
     found = []
     for start, stop in turns(trajectory):
         ids = trajectory.response_ids[start:stop]
         closes = np.flatnonzero(ids == tokens.think_close)
+        # Thinking that never ends leaves no place to fork.
         if len(closes) == 0:
             continue
         answer = start + int(closes[0]) + 1
+        # The end of turn is no part of the answer: its probability says nothing about it.
         end = stop - int(ids[-1] == tokens.im_end)
         if answer < end:
-            found.append((answer, (answer, end)))
+            found.append(ForkPoint(answer, (answer, end)))
     return found

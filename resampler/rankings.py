@@ -1,4 +1,7 @@
-"""Which prefixes come first (docs/method.md, rule 2). A score orders candidates: lowest first."""
+"""Say which prefixes come first: the second half of rule 2 (docs/method.md).
+
+A ranking gives each fork point a score. The lowest score is forked first.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ class Ranking(Variant):
         Args:
             trajectory: the rollout that would be forked.
             span: the tokens that rank the point, as the fork place says.
-            draw: a number in [0, 1), by chance, that only depends on the run's seed and the point.
+            draw: a random number in [0, 1) of the point's own, see `chance`.
         """
 
 
@@ -40,7 +43,6 @@ class Confidence(Ranking):
     """Take the prefixes first whose call is least confident (the paper)."""
 
     def score(self, trajectory: Trajectory, span: Span, draw: float) -> float:
-        """Return the mean probability over the span."""
         return confidence(trajectory, span)
 
 
@@ -51,7 +53,7 @@ class Entropy(Ranking):
     needs_entropies = True
 
     def score(self, trajectory: Trajectory, span: Span, draw: float) -> float:
-        """Return the mean entropy over the span, negated."""
+        # Negated: the highest entropy comes first.
         return -entropy(trajectory, span)
 
 
@@ -60,7 +62,6 @@ class Random(Ranking):
     """Take the prefixes by chance (ablation)."""
 
     def score(self, trajectory: Trajectory, span: Span, draw: float) -> float:
-        """Return the draw."""
         return draw
 
 
@@ -71,7 +72,7 @@ class EntropyRise(Ranking):
     needs_entropies = True
 
     def score(self, trajectory: Trajectory, span: Span, draw: float) -> float:
-        """Return the rise in entropy, negated."""
+        # Negated: the highest rise comes first.
         return -entropy_rise(trajectory, span)
 
 
@@ -120,6 +121,7 @@ def chance(seed: int, batch: int, question_id: str, rollout: int, prefix_tokens:
 
     So the order in which the groups of a batch finish does not matter.
     """
+    # Ids are the user's, and may hold surrogates that UTF-8 refuses.
     key = f"{seed}\0{batch}\0{question_id}\0{rollout}\0{prefix_tokens}"
     digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=4).digest()
     return int.from_bytes(digest, "big") / 2**32

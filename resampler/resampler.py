@@ -41,8 +41,9 @@ class Resampler:
             questions: questions of the batch.
 
         Raises:
-            ValueError: a rollout has no reward, or a fork place gave a point that is none.
+            ValueError: a rollout has no reward, or a fork place gave a point that cannot be forked.
         """
+        # The budget and the prices of a batch stay what they are when its first question comes in.
         if batch not in self._selections:
             self._selections[batch] = self._opened(questions)
         selection = self._selections[batch]
@@ -53,7 +54,7 @@ class Resampler:
         return decision
 
     def learn(self, outcome: Outcome) -> None:
-        """Remember what came of a resampled prefix; the budget of the next batch may follow it."""
+        """Remember what came of a resampled prefix. The budget of the next batch may follow it."""
         self._history = self._history.after(outcome)
 
     def history(self) -> History:
@@ -69,9 +70,10 @@ class Resampler:
         self._selections = {}
 
     def _opened(self, questions: int) -> Selection:
-        """Return the choice of a new batch, with the budget and the prices of this moment."""
+        """Return the choice of a new batch of `questions`."""
         config, history = self._config, self._history
         prefixes = config.budget.prefixes(questions, self._n, config.k, history)
+        # The rule may be a user's own.
         if prefixes < 0 or prefixes != int(prefixes):
             raise ValueError(
                 f"resampler.budget={config.budget.name!r}: gave {prefixes!r} prefixes for "
@@ -83,6 +85,7 @@ class Resampler:
     def _offered(
         self, selection: Selection, group: Group | None, batch: int, place: int
     ) -> Decision:
+        # A lost group has no candidates, but its question still counts for the budget.
         if group is None:
             return selection.offer(place, [])
         failed_up_to = self._config.trigger.failed_up_to(self._history.rewards)
@@ -103,6 +106,6 @@ def start_resampler(
     """
     import ray
 
-    return ResamplerClient(
-        ray.remote(Resampler).options(num_cpus=0.1).remote(config, tokens, n, seed)
-    )
+    # It computes for milliseconds a group, so it needs no CPU of its own.
+    actor_class = ray.remote(Resampler).options(num_cpus=0.1)
+    return ResamplerClient(actor_class.remote(config, tokens, n, seed))

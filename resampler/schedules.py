@@ -30,9 +30,9 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import ClassVar
 
 from axpo.registry import Registry, Variant
@@ -71,7 +71,7 @@ class Batch(Schedule):
     whole_batch = True
 
     def takes(self, rank: float, prefixes: int) -> bool:
-        """Return False."""
+        # Nobody asks: nothing is decided before the whole batch is in.
         return False
 
 
@@ -108,8 +108,9 @@ class Selection:
         self._schedule = schedule
         self._terms = terms
         self._left = float(terms.prefixes)
+        # The last batches say how many candidates to expect of the questions that are still out.
         self._asked_before = sum(batch.questions for batch in past)
-        self._before = _Counts([entry for batch in past for entry in batch.entries])
+        self._before = _Counts(chain.from_iterable(batch.entries for batch in past))
         self._seen = 0
         self._entries: list[Entry] = []  # of all candidates seen
         self._rewards: list[float] = []
@@ -150,10 +151,12 @@ class Selection:
         counts = _Counts(self._entries)
 
         def may_take(candidate: Candidate) -> bool:
+            # What is left when all questions are in goes to whoever is next.
             if self.complete:
                 return True
             return self._schedule.takes(self._rank(candidate, counts), self._terms.prefixes)
 
+        # Every question that comes in changes the ranks, so all that are held are asked again.
         chosen = allocate(self._held, self._left, price=self._price, may_take=may_take)
         for candidate in chosen:
             self._left -= self._price(candidate)
@@ -162,6 +165,7 @@ class Selection:
         return tuple(chosen)
 
     def _settle(self) -> tuple[int, ...]:
+        """Return the questions that need not wait any longer, each once."""
         settled = set(self._unsettled)
         if not self.complete:
             settled -= self._waiting()
@@ -169,31 +173,36 @@ class Selection:
         return tuple(sorted(settled))
 
     def _waiting(self) -> set[int]:
+        """Return the questions for which a fork may still come."""
         if self._schedule.whole_batch:
             return self._unsettled
         return {c.group for c in self._held if self._price(c) <= self._left}
 
     def _price(self, candidate: Candidate) -> float:
-        return min(self._terms.prices.get(candidate.tool, 1.0), max(1, self._terms.prefixes))
+        price = self._terms.prices.get(candidate.tool, 1.0)
+        # The most expensive tool can still be tried once a batch, so its cost is measured again.
+        return min(price, max(1, self._terms.prefixes))
 
     def _rank(self, candidate: Candidate, counts: _Counts) -> float:
+        """Return the rank that a candidate is expected to have in the whole batch."""
         questions = self._terms.questions
         seen = counts.up_to(candidate)
         awaited = max(0, questions - questions // STRAGGLER - self._seen)
-        rate_over = self._seen + self._asked_before
-        return seen + awaited * (seen + self._before.up_to(candidate)) / rate_over
+        as_good = seen + self._before.up_to(candidate)
+        return seen + awaited * as_good / (self._seen + self._asked_before)
 
 
 class _Counts:
-    """What the candidates up to one count for together.
+    """Count the candidates that are at least as good as one, each with its price.
 
-    Logarithmic, because every held candidate asks whenever a question comes in.
+    A search takes logarithmic time, because every held candidate asks whenever a question comes in.
     """
 
-    def __init__(self, entries: Sequence[Entry]) -> None:
+    def __init__(self, entries: Iterable[Entry]) -> None:
         ordered = sorted(entries)
         self._keys = [(depth, score) for depth, score, _ in ordered]
         self._totals = [0.0, *accumulate(price for *_, price in ordered)]
 
     def up_to(self, candidate: Candidate) -> float:
+        """Return the prices of the candidates up to this one, summed; itself included."""
         return self._totals[bisect_right(self._keys, (candidate.depth, candidate.score))]

@@ -1,13 +1,13 @@
 """Choose the prefixes to fork: rules 1 to 3 of docs/method.md, as pure functions.
 
 Rule 1 is `triggered`. Rule 2, the prefixes of a question, is `candidates`, with a fork place
-(`places.py`) and a ranking (`rankings.py`). Rule 3 is `allocate`, which every schedule calls
+(`places.py`) and a ranking (`rankings.py`). Rule 3 is `allocate`, which chooses for every schedule
 (`schedules.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -33,12 +33,12 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Rules:
-    """What decides about the candidates of a question, the same over a run."""
+    """What decides about the candidates of every question of a run."""
 
     tokens: SpecialTokens
     fork_at: ForkPlace
     ranking: Ranking
-    seed: int = 0
+    seed: int = 0  # of a ranking by chance
 
 
 def triggered(
@@ -49,9 +49,9 @@ def triggered(
     The rollouts outside the subgroup do not matter.
 
     Args:
-        rewards_N: verified outcomes of a question's rollouts, shape [N].
-        subgroup_N: which of them are in the subgroup, shape [N]: in the paper those that call a
-            tool (T).
+        rewards_N: verified outcomes of the rollouts of a question, shape [N].
+        subgroup_N: which of them are in the subgroup, shape [N]. In the paper these are the
+            rollouts that call a tool (T).
         failed_up_to: a rollout failed if its reward is not above this.
     """
     rewards = rewards_N[subgroup_N]
@@ -61,33 +61,28 @@ def triggered(
 def candidates(
     group: Group, rules: Rules, *, batch: int, place: int, failed_up_to: float = 0.0
 ) -> list[Candidate]:
-    """Return the candidates of one question, the lowest score first; none if it did not trigger.
+    """Return the candidates of a question, the lowest score first; none if it did not trigger.
 
     Args:
-        group: the question's rollouts, each with a reward.
-        rules: where rollouts are forked, and in which order.
-        batch: number of the batch, from which a random ranking draws.
+        group: the rollouts of the question, each with a reward.
+        rules: at which points rollouts are forked, and in which order.
+        batch: number of the batch, for a ranking by chance.
         place: place of the question in the batch.
-        failed_up_to: see `triggered`.
+        failed_up_to: a rollout failed if its reward is not above this.
 
     Raises:
         ValueError: a rollout has no reward, or the fork place gave a point that cannot be forked.
     """
-    fork_at, tokens = rules.fork_at, rules.tokens
-    in_subgroup = [fork_at.subgroup(rollout, tokens) for rollout in group.rollouts]
-    if fork_at.needs_trigger:
-        subgroup = np.array(in_subgroup, dtype=np.bool_)
-        if not triggered(group.rewards, subgroup, failed_up_to):
+    subgroup = [rules.fork_at.subgroup(rollout, rules.tokens) for rollout in group.rollouts]
+    # Some places fork whatever the outcomes.
+    if rules.fork_at.needs_trigger:
+        subgroup_N = np.array(subgroup, dtype=np.bool_)
+        if not triggered(group.rewards, subgroup_N, failed_up_to):
             return []
-    found = []
-    for rollout, chosen in zip(group.rollouts, in_subgroup, strict=True):
-        for prefix_tokens, span in fork_at.points(rollout, tokens) if chosen else []:
-            _check_point(rollout, prefix_tokens, rules)
-            draw = chance(rules.seed, batch, rollout.question_id, rollout.rollout, prefix_tokens)
-            score = rules.ranking.score(rollout, span, draw)
-            if fork_at.keeps(score):
-                tool = first_tool(rollout)
-                found.append(Candidate(place, rollout.rollout, prefix_tokens, score, tool))
+    found: list[Candidate] = []
+    for rollout, in_subgroup in zip(group.rollouts, subgroup, strict=True):
+        if in_subgroup:
+            found += _candidates_of(rollout, rules, batch, place)
     return in_depth(found)
 
 
@@ -100,18 +95,11 @@ def in_depth(found: Iterable[Candidate]) -> list[Candidate]:
     return [replace(candidate, depth=depth) for depth, candidate in enumerate(ordered)]
 
 
-def turn(candidate: Candidate) -> tuple[int, float, int, int]:
-    """Return the key that orders the candidates of a batch breadth first (rule 3)."""
-    return candidate.depth, candidate.score, candidate.group, candidate.rollout
-
-
-def one_unit(candidate: Candidate) -> float:
-    """Return 1: without prices every prefix uses up one unit of the budget."""
+def _one_unit(candidate: Candidate) -> float:
     return 1.0
 
 
-def at_once(candidate: Candidate) -> bool:
-    """Return True: nothing holds a candidate back."""
+def _at_once(candidate: Candidate) -> bool:
     return True
 
 
@@ -119,23 +107,27 @@ def allocate(
     found: Iterable[Candidate],
     budget: float,
     *,
-    price: Callable[[Candidate], float] = one_unit,
-    may_take: Callable[[Candidate], bool] = at_once,
+    price: Callable[[Candidate], float] = _one_unit,
+    may_take: Callable[[Candidate], bool] = _at_once,
 ) -> list[Candidate]:
     """Choose the candidates to fork: breadth first, within the budget (rule 3).
 
-    Every question gives its best candidate before any question gives its second, and so on. Among
-    candidates of one depth the lower score goes first (for the second ones and further: our
-    reading). Ties go to the earlier group, then to the earlier rollout.
+    Every question gives its best candidate before any question gives its second one, and so on.
+    Among candidates of one depth the lowest score goes first; for the second and further ones this
+    is our reading of the paper. Ties go to the earlier group, then to the earlier rollout.
 
     Args:
-        found: the candidates of any number of questions.
-        budget: units that may be used up together.
-        price: units that a candidate uses up; one that what is left cannot pay is passed over.
+        found: candidates of any number of questions, with their depths.
+        budget: units that the choice may use up.
+        price: units that a candidate uses up. It is passed over if what is left cannot pay it.
         may_take: whether a candidate may be taken now.
+
+    Returns:
+        The chosen candidates, in that order.
     """
-    chosen, left = [], budget
-    for candidate in sorted(found, key=turn):
+    chosen: list[Candidate] = []
+    left = budget
+    for candidate in sorted(found, key=_breadth_first):
         units = price(candidate)
         if units <= left and may_take(candidate):
             chosen.append(candidate)
@@ -143,12 +135,33 @@ def allocate(
     return chosen
 
 
+def _breadth_first(candidate: Candidate) -> tuple[int, float, int, int]:
+    return candidate.depth, candidate.score, candidate.group, candidate.rollout
+
+
+def _candidates_of(
+    rollout: Trajectory, rules: Rules, batch: int, place: int
+) -> Iterator[Candidate]:
+    """Yield the candidates of one rollout, in the order of their fork points."""
+    tool = first_tool(rollout)
+    for prefix_tokens, span in rules.fork_at.points(rollout, rules.tokens):
+        _check_point(rollout, prefix_tokens, rules)
+        # Drawn whatever the ranking is: a draw depends on the run and the point, on nothing else.
+        draw = chance(rules.seed, batch, rollout.question_id, rollout.rollout, prefix_tokens)
+        score = rules.ranking.score(rollout, span, draw)
+        if rules.fork_at.keeps(score):
+            yield Candidate(place, rollout.rollout, prefix_tokens, score, tool)
+
+
 def _check_point(rollout: Trajectory, prefix_tokens: int, rules: Rules) -> None:
     length = len(rollout.response_ids)
-    ended = prefix_tokens == length and rollout.response_ids[-1:].tolist() == [rules.tokens.im_end]
-    if not 0 <= prefix_tokens <= length or ended:
+    # A prefix may be the whole rollout, if the rollout broke off inside a call. It must not be a
+    # rollout that came to its end.
+    complete = prefix_tokens == length > 0
+    finished = complete and rollout.response_ids[-1] == rules.tokens.im_end
+    if not 0 <= prefix_tokens <= length or finished:
         raise ValueError(
-            f"resampler.fork_at={rules.fork_at.name!r}: a prefix of {prefix_tokens} tokens of "
-            f"rollout {rollout.rollout} of question {rollout.question_id}, which has {length}: "
-            "expected one that lies within the rollout and leaves something to continue"
+            f"resampler.fork_at={rules.fork_at.name!r} gave a prefix of {prefix_tokens} tokens for "
+            f"rollout {rollout.rollout} of question {rollout.question_id}, which has {length} "
+            "tokens; expected a prefix that lies in the rollout and can be continued"
         )

@@ -1,4 +1,4 @@
-"""What counts as a failed rollout when questions trigger (docs/method.md, rule 1)."""
+"""Say which rollouts failed, for the trigger (docs/method.md, rule 1)."""
 
 from __future__ import annotations
 
@@ -37,7 +37,6 @@ class AllWrong(Trigger):
     """A rollout failed if its reward is not above `success_above` (the paper)."""
 
     def failed_up_to(self, rewards_seen: Sequence[float]) -> float:
-        """Return `success_above`."""
         return self.success_above
 
 
@@ -56,7 +55,9 @@ class Quantile(Trigger):
     def failed_up_to(self, rewards_seen: Sequence[float]) -> float:
         """Return the quantile of the rewards, or the second best reward if that is lower."""
         levels = np.unique(np.asarray(rewards_seen, np.float64))
+        # One level alone does not say whether it is a success.
         if len(levels) < 2:
             return self.success_above
         quantile = np.quantile(rewards_seen, self.quantile, method="lower")
+        # The best reward never failed, even if the quantile is as high.
         return float(min(quantile, levels[-2]))
