@@ -1,7 +1,9 @@
-"""How much memory a recipe takes, before anything starts: an estimate per GPU for a learner's rank and for an engine.
+"""Estimate how much memory a recipe takes, before anything starts.
 
-Counted are weights, gradients, optimizer states, gathered layers, activations, logits, the KV cache; not counted are CUDA's context
-(about 0.5 GiB), NCCL's buffers and fragmentation. Parameters follow from the model's config.json alone.
+The estimate is per GPU, for a rank of the learner and for an engine. It counts weights, gradients,
+optimizer states, gathered layers, activations, logits and the KV cache. It does not count CUDA's
+context (about 0.5 GiB), NCCL's buffers and fragmentation. The number of parameters follows from the
+model's config.json alone.
 """
 
 from __future__ import annotations
@@ -17,16 +19,18 @@ from axpo.config import Recipe, looks_local
 from learner.config import LearnerConfig
 
 GIB = 2**30
-LIVE_PARAMETERS = (
-    1_000_000_000  # DeepSpeed's stage3_max_live_parameters: gathered at a time, at most
-)
-HEAD_CHUNK = 1 << 24  # learner.head.CHUNK, float32 logits, about four tensors of that size at once
+LIVE_PARAMETERS = 1_000_000_000
+"""DeepSpeed's stage3_max_live_parameters: what is gathered at a time, at most."""
+
+HEAD_CHUNK = 1 << 24
+"""learner.head.CHUNK: float32 logits computed at a time. About four tensors have that size."""
+
 BYTES = {"float32": 4, "bfloat16": 2}
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A Qwen3-VL by its numbers."""
+    """The numbers of a Qwen3-VL that its memory depends on."""
 
     language: int  # parameters
     vision: int  # parameters
@@ -40,128 +44,164 @@ class Shape:
 
     @property
     def parameters(self) -> int:
+        """Return the number of all parameters."""
         return self.language + self.vision + self.head
 
 
 def shape_of(config: Mapping[str, Any]) -> Shape:
-    """From a Qwen3-VL's config.json."""
-    text, vision = config["text_config"], config["vision_config"]
-    h, inner, n = text["hidden_size"], text["intermediate_size"], text["num_hidden_layers"]
-    d = text.get("head_dim") or h // text["num_attention_heads"]
-    q, kv = text["num_attention_heads"] * d, text["num_key_value_heads"] * d
+    """Read the numbers from a Qwen3-VL's config.json."""
+    text = config["text_config"]
+    hidden, layers = text["hidden_size"], text["num_hidden_layers"]
+    head_width = text.get("head_dim") or hidden // text["num_attention_heads"]
+    attention = text["num_attention_heads"] * head_width
+    kv = text["num_key_value_heads"] * head_width
+    intermediate = text["intermediate_size"]
     linear = {
-        "q_proj": (h, q),
-        "k_proj": (h, kv),
-        "v_proj": (h, kv),
-        "o_proj": (q, h),
-        "gate_proj": (h, inner),
-        "up_proj": (h, inner),
-        "down_proj": (inner, h),
+        "q_proj": (hidden, attention),
+        "k_proj": (hidden, kv),
+        "v_proj": (hidden, kv),
+        "o_proj": (attention, hidden),
+        "gate_proj": (hidden, intermediate),
+        "up_proj": (hidden, intermediate),
+        "down_proj": (intermediate, hidden),
     }
-    layer = sum(a * b for a, b in linear.values()) + 2 * h + 2 * d
-    embedding = text["vocab_size"] * h
-    v, vi, merged = (
-        vision["hidden_size"],
-        vision["intermediate_size"],
-        vision["hidden_size"] * vision["spatial_merge_size"] ** 2,
-    )
-    patch = vision["in_channels"] * vision["temporal_patch_size"] * vision["patch_size"] ** 2
-    block = 4 * v * v + 4 * v + 2 * v * vi + vi + v + 4 * v
-    merger = (
-        merged * merged + merged + merged * vision["out_hidden_size"] + vision["out_hidden_size"]
-    )
-    deep = len(vision["deepstack_visual_indexes"])
-    tower = (
-        patch * v
-        + v
-        + vision["num_position_embeddings"] * v
-        + vision["depth"] * block
-        + (merger + 2 * v)
-        + deep * (merger + 2 * merged)
-    )
+    # Norms before attention and MLP, and those of queries and keys.
+    norms = 2 * hidden + 2 * head_width
+    layer = sum(width_in * width_out for width_in, width_out in linear.values()) + norms
+    embedding = text["vocab_size"] * hidden
     tied = config.get("tie_word_embeddings", text.get("tie_word_embeddings", False))
     return Shape(
-        embedding + n * layer + h, tower, 0 if tied else embedding, n, h, inner, q, kv, linear
+        language=embedding + layers * layer + hidden,
+        vision=_vision_parameters(config["vision_config"]),
+        head=0 if tied else embedding,
+        layers=layers,
+        hidden=hidden,
+        intermediate=intermediate,
+        attention=attention,
+        kv=kv,
+        adapted=linear,
     )
 
 
-def learner_bytes(shape: Shape, config: LearnerConfig, own_reference: bool) -> dict[str, float]:
-    """Bytes on the device of one rank. `own_reference`: the KL term needs a model of its own."""
+def _vision_parameters(vision: Mapping[str, Any]) -> int:
+    """Return the parameters of the vision tower: patches, positions, blocks and mergers."""
+    width, inner, out = (
+        vision["hidden_size"],
+        vision["intermediate_size"],
+        vision["out_hidden_size"],
+    )
+    patch = vision["in_channels"] * vision["temporal_patch_size"] * vision["patch_size"] ** 2
+    embedding = patch * width + width + vision["num_position_embeddings"] * width
+    # Attention with biases, the MLP with biases, two norms with biases.
+    block = 4 * width * width + 4 * width + 2 * width * inner + inner + width + 4 * width
+    merged = width * vision["spatial_merge_size"] ** 2
+    merger = merged * merged + merged + merged * out + out
+    deep_mergers = len(vision["deepstack_visual_indexes"]) * (merger + 2 * merged)
+    return embedding + vision["depth"] * block + (merger + 2 * width) + deep_mergers
+
+
+def learner_bytes(shape: Shape, config: LearnerConfig, *, own_reference: bool) -> dict[str, float]:
+    """Return the bytes on the device of one rank, by what takes them.
+
+    Args:
+        shape: the model.
+        config: the learner.
+        own_reference: the KL term needs a model of its own.
+    """
     b, ranks = BYTES[config.dtype], config.ranks
-    trained = shape.parameters
+    trained, all_parameters = shape.parameters, shape.parameters
     if config.lora is not None:
-        adapted = [size for name, size in shape.adapted.items() if name in config.lora.targets]
-        trained = shape.layers * config.lora.rank * sum(a + b_ for a, b_ in adapted)
-    whole = shape.parameters + (trained if config.lora is not None else 0)
-    tokens = config.micro_batch_tokens
-    # Kept for the backward pass of a layer: two norms' inputs and outputs, queries, keys, values, attention's output, the MLP's three.
-    kept = (
-        tokens
-        * b
-        * (4 * shape.hidden + 2 * shape.attention + 2 * shape.kv + 3 * shape.intermediate)
-    )
-    activations = (
-        shape.layers * tokens * b * shape.hidden + kept
-        if config.gradient_checkpointing
-        else shape.layers * kept
-    )
-    models = whole * (2 if own_reference else 1)
+        trained = _adapter_parameters(shape, config.lora.rank, config.lora.targets)
+        all_parameters += trained
+    models = all_parameters * (2 if own_reference else 1)
+    gathers = ranks > 1 or config.offload_parameters
     return {
         "weights": 0 if config.offload_parameters else models * b / ranks,
-        "gathered layers": min(whole, LIVE_PARAMETERS) * b
-        if ranks > 1 or config.offload_parameters
-        else 0,
+        "gathered layers": min(all_parameters, LIVE_PARAMETERS) * b if gathers else 0,
         "gradients": trained * 4 / ranks,
         "optimizer": 0 if config.offload_optimizer else trained * 12 / ranks,
-        "activations": activations,
+        "activations": _activation_bytes(shape, config),
         "logits": 4 * HEAD_CHUNK * 4,
     }
 
 
+def _adapter_parameters(shape: Shape, rank: int, targets: tuple[str, ...]) -> int:
+    adapted = [size for name, size in shape.adapted.items() if name in targets]
+    return shape.layers * rank * sum(width_in + width_out for width_in, width_out in adapted)
+
+
+def _activation_bytes(shape: Shape, config: LearnerConfig) -> int:
+    b, tokens = BYTES[config.dtype], config.micro_batch_tokens
+    # Kept for the backward pass of a layer: two norms' inputs and outputs, queries, keys, values,
+    # attention's output, the MLP's three.
+    width = 4 * shape.hidden + 2 * shape.attention + 2 * shape.kv + 3 * shape.intermediate
+    layer = tokens * b * width
+    if config.gradient_checkpointing:
+        # Of each layer only its input; one layer at a time is computed again.
+        return shape.layers * tokens * b * shape.hidden + layer
+    return shape.layers * layer
+
+
 def engine_bytes(shape: Shape, recipe: Recipe) -> tuple[float, float]:
-    """Bytes on each GPU of one engine: its weights, and the keys and values of one sequence of full length."""
+    """Return the bytes on each GPU of one engine.
+
+    Returns:
+        Its weights, and the keys and values of one sequence of full length.
+    """
     engine = recipe.rollout.engine
     b, split = BYTES[engine.dtype], engine.tensor_parallel_size
-    return (
-        shape.parameters * b / split,
-        2 * shape.layers * shape.kv * b * recipe.rollout.max_context_tokens / split,
-    )
+    sequence = 2 * shape.layers * shape.kv * b * recipe.rollout.max_context_tokens
+    return shape.parameters * b / split, sequence / split
 
 
 def estimate(recipe: Recipe, shape: Shape, device_gib: float) -> tuple[list[str], list[str]]:
-    """Lines to print, and warnings where a rank or an engine cannot fit a device of `device_gib`."""
+    """Estimate the memory of a recipe.
+
+    Args:
+        recipe: the run.
+        shape: its model.
+        device_gib: memory of one GPU, in GiB.
+
+    Returns:
+        Lines to print, and a warning for a rank or an engine that cannot fit a GPU.
+    """
     learner, rollout = recipe.learner, recipe.rollout
-    own_reference = learner.kl_beta > 0 and not (
-        learner.lora and recipe.reference in (None, recipe.model)
-    )
-    parts = learner_bytes(shape, learner, own_reference)
+    parts = learner_bytes(shape, learner, own_reference=_has_own_reference(recipe))
     rank = sum(parts.values())
     weights, sequence = engine_bytes(shape, recipe)
-    budget = device_gib * GIB * rollout.engine.gpu_memory_utilization
-    cache = (
-        budget - weights if rollout.engine.kv_cache_gb is None else rollout.engine.kv_cache_gb * GIB
-    )
+    memory = device_gib * GIB * rollout.engine.gpu_memory_utilization
+    kv_cache_gb = rollout.engine.kv_cache_gb
+    cache = memory - weights if kv_cache_gb is None else kv_cache_gb * GIB
     fits = max(0, math.floor(cache / sequence))
+    by_part = ", ".join(f"{name} {_size(value)}" for name, value in parts.items() if value)
     lines = [
         f"model: {shape.parameters / 1e6:,.1f} million parameters",
-        f"learner, each of {learner.ranks} ranks: {_size(rank)} ("
-        + ", ".join(f"{name} {_size(value)}" for name, value in parts.items() if value)
-        + ")",
-        f"engine, each of {rollout.workers}: weights {_size(weights)}, KV cache {_size(sequence)} for a sequence of "
-        f"{rollout.max_context_tokens} tokens; room for {fits} of them at once",
+        f"learner, each of {learner.ranks} ranks: {_size(rank)} ({by_part})",
+        f"engine, each of {rollout.workers}: weights {_size(weights)}, KV cache {_size(sequence)} "
+        f"for a sequence of {rollout.max_context_tokens} tokens; room for {fits} of them at once",
     ]
     warnings = []
     if learner.gpus_per_rank and rank > device_gib * GIB:
         warnings.append(
-            f"learner: a rank needs about {rank / GIB:.0f} GiB, a GPU has {device_gib:g}: more ranks, gradient_checkpointing, "
-            "offload_optimizer or fewer micro_batch_tokens"
+            f"learner: a rank needs about {rank / GIB:.0f} GiB, a GPU has {device_gib:g}: more "
+            "ranks, gradient_checkpointing, offload_optimizer or fewer micro_batch_tokens"
         )
     if rollout.gpus_per_worker and fits < 1:
         warnings.append(
-            f"rollout: weights ({weights / GIB:.0f} GiB a GPU) leave no room for one sequence in {budget / GIB:.0f} GiB: raise "
-            "tensor_parallel_size or lower max_context_tokens"
+            f"rollout: weights ({weights / GIB:.0f} GiB a GPU) leave no room for one sequence in "
+            f"{memory / GIB:.0f} GiB: raise tensor_parallel_size or lower max_context_tokens"
         )
     return lines, warnings
+
+
+def _has_own_reference(recipe: Recipe) -> bool:
+    """Return whether the KL term needs a second model.
+
+    Adapters need none: with them switched off, the policy is its own reference.
+    """
+    if recipe.learner.kl_beta == 0:
+        return False
+    return not recipe.learner.lora or recipe.reference not in (None, recipe.model)
 
 
 def _size(amount: float) -> str:
@@ -169,16 +209,20 @@ def _size(amount: float) -> str:
 
 
 def read_config(model: str) -> dict[str, Any] | None:
-    """The model's config.json: of a folder, or of the hub (from its cache, or that one file); None where the hub does not give it."""
+    """Return the config.json of a model: of a folder, or of the hub.
+
+    From the hub it comes from the local cache, or as that one file; None if the hub does not give
+    it.
+    """
     if looks_local(model):
-        return json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))
+        return _read(Path(model) / "config.json")
     import httpx
     from huggingface_hub import hf_hub_url, try_to_load_from_cache
     from huggingface_hub.utils import build_hf_headers
 
     cached = try_to_load_from_cache(model, "config.json")
     if isinstance(cached, str):
-        return json.loads(Path(cached).read_text(encoding="utf-8"))
+        return _read(Path(cached))
     try:
         # Not hf_hub_download: without a network that retries for 25 s.
         answer = httpx.get(
@@ -187,6 +231,12 @@ def read_config(model: str) -> dict[str, Any] | None:
             timeout=5,
             follow_redirects=True,
         )
-        return answer.raise_for_status().json()
+        config: dict[str, Any] = answer.raise_for_status().json()
     except (httpx.HTTPError, ValueError):
         return None
+    return config
+
+
+def _read(file: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return config
