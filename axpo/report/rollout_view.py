@@ -1,6 +1,8 @@
-"""The records of a group as a reader follows them: blocks of thinking, calls, results and answers, forks beside their source.
+"""Recorded groups as a reader follows them.
 
-Pure functions from `axpo.record.records` to what the report's template shows.
+A rollout is blocks of thinking, calls, results and answers, and continuations stand beside their
+source. These are pure functions from the records of `axpo.record.records` to what the template of
+the page shows.
 """
 
 from __future__ import annotations
@@ -8,18 +10,33 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from itertools import groupby
 from typing import Any
 
 SURE = 0.9
 """Tokens sampled with at least this probability are shown plain."""
 
+BOX_SIDE = 1000.0
+"""Zoom boxes are in thousandths of the image's sides."""
+
+# The text of an observation has the tokens of the chat template around what the tool said.
 _TEMPLATE_TOKENS = re.compile(
     r"<\|im_start\|>(?:user|assistant)|<\|[a-z_]+\|>|</?tool_response>|<think>"
 )
+
 Record = Mapping[str, Any]
+
+
+class Kind(StrEnum):
+    """What a part of a response is."""
+
+    THINK = "think"
+    CALL = "call"
+    ANSWER = "answer"
+    RESULT = "result"
 
 
 @dataclass(frozen=True)
@@ -27,24 +44,30 @@ class Piece:
     """One policy token, or one whole observation, at its position in the response."""
 
     position: int
-    kind: str  # think | call | answer | result
+    kind: Kind
     text: str
-    probability: float | None = None
+    probability: float | None = None  # None: observed
     images: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Block:
-    """Neighbouring pieces of one kind. `runs`: (text, probability); None where the token was sure or observed."""
+    """Neighbouring pieces of one kind.
 
-    kind: str
+    Attributes:
+        kind: what they are.
+        runs: (text, probability); a probability of None if the tokens were sure or observed.
+        images: names of the images in them.
+    """
+
+    kind: Kind
     runs: list[tuple[str, float | None]]
     images: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Box:
-    """A zoom on a question image, [0, 1000] coordinates."""
+    """A zoom on an image of the question, in thousandths of its sides."""
 
     image: int
     x1: float
@@ -58,7 +81,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Rollout:
-    """A trajectory ready to show."""
+    """A trajectory, ready to show."""
 
     key: str
     title: str
@@ -69,12 +92,13 @@ class Rollout:
 
     @property
     def right(self) -> bool:
+        """Return whether its reward is above 0."""
         return (self.record["reward"] or 0) > 0
 
 
 @dataclass(frozen=True)
 class Tree:
-    """A source's prefix and where it went: its own continuation, and K others."""
+    """The prefix of a source and what it led to: its own continuation, and K others."""
 
     source: Rollout
     prefix: list[Block]
@@ -83,12 +107,15 @@ class Tree:
 
     @property
     def recovered(self) -> bool:
-        own, *forks = [branch.record["reward"] or 0.0 for branch in self.branches]
-        return max(forks) > own
+        """Return whether a continuation is better than the source's own."""
+        own, *others = [branch.record["reward"] or 0.0 for branch in self.branches]
+        return max(others) > own
 
 
 @dataclass(frozen=True)
 class GroupView:
+    """One question with all its rollouts, ready to show."""
+
     record: Record
     rollouts: list[Rollout]
     trees: list[Tree]
@@ -96,122 +123,168 @@ class GroupView:
 
     @property
     def right(self) -> int:
+        """Return how many rollouts are right."""
         return sum(rollout.right for rollout in self.rollouts)
 
     @property
     def recovered(self) -> int:
+        """Return how many prefixes a continuation recovered."""
         return sum(tree.recovered for tree in self.trees)
 
 
 def group_view(record: Record) -> GroupView:
-    """One record of `RunDirectory.groups`, ready to show."""
-    name = f"{record['step']}-{record['question']['id']}"
-    rollouts = [
-        _rollout(t, f"{name}-{t['rollout']}", f"Rollout {t['rollout'] + 1}")
-        for t in record["rollouts"]
-    ]
-    trees = [_tree(r, rollouts[r["source"]]) for r in record["resamples"]]
-    shown = [*rollouts, *(branch for tree in trees for branch in tree.branches[1:])]
-    known = len(record["question"]["images"])
-    return GroupView(
-        record, rollouts, trees, [box for rollout in shown for box in _boxes(rollout, known)]
-    )
+    """Return one record of `RunDirectory.groups`, ready to show."""
+    group_key = f"{record['step']}-{record['question']['id']}"
+    rollouts = []
+    for row in record["rollouts"]:
+        number = row["rollout"]
+        rollouts.append(_rollout(row, f"{group_key}-{number}", f"Rollout {number + 1}"))
+    trees = [_tree(resample, rollouts[resample["source"]]) for resample in record["resamples"]]
+    # The first branch is the source's own, which is shown as a rollout already.
+    shown = list(rollouts)
+    for tree in trees:
+        shown += tree.branches[1:]
+    images = len(record["question"]["images"])
+    boxes: list[Box] = []
+    for rollout in shown:
+        boxes += _boxes(rollout, images)
+    return GroupView(record, rollouts, trees, boxes)
 
 
 def _tree(resample: Record, source: Rollout) -> Tree:
     cut = resample["prefix_tokens"]
-    own = _rollout(source.record, source.key, "The source's own", start=cut)
-    forks = [
-        _rollout(t, f"{source.key}-{cut}-{k}", f"Fork {k}", start=cut)
-        for k, t in enumerate(resample["continuations"], 1)
-    ]
-    kept = [p for p in _pieces(source.record) if p.position < cut]
+    branches = [_rollout(source.record, source.key, "The source's own", start=cut)]
+    for number, row in enumerate(resample["continuations"], 1):
+        key = f"{source.key}-{cut}-{number}"
+        branches.append(_rollout(row, key, f"Fork {number}", start=cut))
+    prefix = [piece for piece in _pieces(source.record) if piece.position < cut]
+    # More tokens of the source were trained than its prefix has: its own continuation was too.
     credit = source.record.get("credit")
-    own_trained = credit is not None and credit["tokens"] > sum(p.kind != "result" for p in kept)
-    return Tree(source, _blocks(kept), [own, *forks], own_trained)
+    own_trained = credit is not None and credit["tokens"] > _policy_tokens(prefix)
+    return Tree(source, _blocks(prefix), branches, own_trained)
 
 
 def _rollout(record: Record, key: str, title: str, start: int = 0) -> Rollout:
-    pieces = [p for p in _pieces(record) if p.position >= start]
-    tokens = sum(p.kind != "result" for p in pieces)
+    """Return a trajectory from the response token `start` on."""
+    everything = _pieces(record)
+    shown = [piece for piece in everything if piece.position >= start]
+    results = sum(piece.kind == Kind.RESULT for piece in everything)
     return Rollout(
-        key,
-        title,
-        record,
-        _blocks(pieces),
-        1 + sum(p.kind == "result" for p in _pieces(record)),
-        tokens,
+        key=key,
+        title=title,
+        record=record,
+        blocks=_blocks(shown),
+        turns=1 + results,
+        tokens=_policy_tokens(shown),
     )
 
 
+def _policy_tokens(pieces: Sequence[Piece]) -> int:
+    return sum(piece.kind != Kind.RESULT for piece in pieces)
+
+
 def _pieces(record: Record) -> list[Piece]:
-    """The response as pieces. A turn starts thinking; after `</think>` come calls and the answer."""
+    """Return the pieces of a response."""
     pieces: list[Piece] = []
-    position, kind = 0, "think"
+    position, kind = 0, Kind.THINK
     for segment in record["segments"]:
         if segment["kind"] == "observation":
             text = _TEMPLATE_TOKENS.sub("", segment["text"]).strip()
-            pieces.append(Piece(position, "result", text, images=tuple(segment["images"])))
-            position, kind = position + len(segment["token_ids"]), "think"
+            images = tuple(segment["images"])
+            pieces.append(Piece(position, Kind.RESULT, text, images=images))
+            position += len(segment["token_ids"])
+            # An observation ends a turn, and every turn starts with thinking.
+            kind = Kind.THINK
             continue
         for text, logprob in zip(segment["token_texts"], segment["logprobs"], strict=True):
-            if kind == "answer" and text == "<tool_call>":
-                kind = "call"
-            hidden = text in ("<think>", "<|im_end|>") or (kind == "think" and text == "</think>")
-            pieces.append(Piece(position, kind, "" if hidden else text, math.exp(logprob)))
-            if (kind == "think" and text == "</think>") or (
-                kind == "call" and text == "</tool_call>"
-            ):
-                kind = "answer"
+            kind = _kind_at(text, kind)
+            shown = "" if _is_hidden(text, kind) else text
+            pieces.append(Piece(position, kind, shown, math.exp(logprob)))
+            kind = _kind_after(text, kind)
             position += 1
     return pieces
 
 
+def _kind_at(text: str, before: Kind) -> Kind:
+    """Return what a token is: a call opens only after the thinking is over."""
+    return Kind.CALL if before == Kind.ANSWER and text == "<tool_call>" else before
+
+
+def _kind_after(text: str, kind: Kind) -> Kind:
+    """Return what comes after a token: the answer if it closes the thinking or a call."""
+    closes_thinking = kind == Kind.THINK and text == "</think>"
+    closes_call = kind == Kind.CALL and text == "</tool_call>"
+    return Kind.ANSWER if closes_thinking or closes_call else kind
+
+
+def _is_hidden(text: str, kind: Kind) -> bool:
+    """Return whether a token only marks where a block or a turn ends."""
+    return text in ("<think>", "<|im_end|>") or (kind == Kind.THINK and text == "</think>")
+
+
 def _blocks(pieces: Iterable[Piece]) -> list[Block]:
     blocks = []
-    for kind, members in groupby(pieces, key=lambda p: p.kind):
-        part = list(members)
-        written = [i for i, p in enumerate(part) if p.text.strip() or p.images]
-        part = part[written[0] : written[-1] + 1] if written else []
-        runs: list[tuple[str, float | None]] = []
-        for sure, run in groupby(
-            part, key=lambda p: p.probability is None or p.probability >= SURE
-        ):
-            texts = [(p.text, p.probability) for p in run]
-            runs += [("".join(text for text, _ in texts), None)] if sure else texts
+    for kind, members in groupby(pieces, key=lambda piece: piece.kind):
+        part = _trimmed(list(members))
         if part:
-            blocks.append(Block(kind, runs, tuple(name for p in part for name in p.images)))
+            images: list[str] = []
+            for piece in part:
+                images += piece.images
+            blocks.append(Block(kind, _runs(part), tuple(images)))
     return blocks
 
 
-def _boxes(rollout: Rollout, known: int) -> list[Box]:
-    """The boxes of a trajectory's readable calls on the question's `known` images, clamped to the image."""
+def _trimmed(pieces: list[Piece]) -> list[Piece]:
+    """Return the pieces without those at both ends that show nothing."""
+    written = [i for i, piece in enumerate(pieces) if piece.text.strip() or piece.images]
+    return pieces[written[0] : written[-1] + 1] if written else []
+
+
+def _runs(pieces: Sequence[Piece]) -> list[tuple[str, float | None]]:
+    """Return the text of some pieces: sure neighbours joined, the others one by one."""
+    runs: list[tuple[str, float | None]] = []
+    for sure, members in groupby(pieces, key=_is_sure):
+        run = list(members)
+        if sure:
+            runs.append(("".join(piece.text for piece in run), None))
+        else:
+            runs += [(piece.text, piece.probability) for piece in run]
+    return runs
+
+
+def _is_sure(piece: Piece) -> bool:
+    return piece.probability is None or piece.probability >= SURE
+
+
+def _boxes(rollout: Rollout, images: int) -> list[Box]:
+    """Return the boxes of a trajectory's readable calls on the question's images."""
     boxes = []
-    for kind, members in groupby(_pieces(rollout.record), key=lambda p: p.kind):
-        if kind != "call":
+    for kind, members in groupby(_pieces(rollout.record), key=lambda piece: piece.kind):
+        if kind != Kind.CALL:
             continue
-        text = (
-            "".join(p.text for p in members)
-            .removeprefix("<tool_call>")
-            .removesuffix("</tool_call>")
-        )
-        try:
-            arguments = json.loads(text)["arguments"]
-            x1, y1, x2, y2 = (min(max(float(v), 0.0), 1000.0) for v in arguments["bbox_2d"])
-            image = int(arguments.get("img_idx", 0))
-        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
-            continue  # what a policy writes need not be readable
-        if x1 < x2 and y1 < y2 and 0 <= image < known:
-            boxes.append(
-                Box(
-                    image,
-                    x1,
-                    y1,
-                    x2,
-                    y2,
-                    rollout.right,
-                    rollout.record["fork"] is not None,
-                    rollout.key,
-                )
-            )
+        found = _zoom("".join(piece.text for piece in members))
+        if found is None:
+            continue
+        image, (x1, y1, x2, y2) = found
+        # A later image is of an observation, which the page does not show large.
+        if x1 < x2 and y1 < y2 and 0 <= image < images:
+            forked = rollout.record["fork"] is not None
+            boxes.append(Box(image, x1, y1, x2, y2, rollout.right, forked, rollout.key))
     return boxes
+
+
+def _zoom(call: str) -> tuple[int, tuple[float, float, float, float]] | None:
+    """Return the image and the box of a call, clamped to the image; None if it is no zoom."""
+    text = call.removeprefix("<tool_call>").removesuffix("</tool_call>")
+    try:
+        arguments = json.loads(text)["arguments"]
+        x1, y1, x2, y2 = (_clamped(float(value)) for value in arguments["bbox_2d"])
+        image = int(arguments.get("img_idx", 0))
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+        # What a policy writes need not be readable.
+        return None
+    return image, (x1, y1, x2, y2)
+
+
+def _clamped(value: float) -> float:
+    return min(max(value, 0.0), BOX_SIDE)

@@ -1,8 +1,12 @@
-"""When each rollout of a step ran: one picture, a row a rollout, waits for tools inside it. Shows at a glance who waits for whom."""
+"""When each rollout of a step ran: one picture that shows at a glance who waits for whom.
+
+Every row is a rollout or a continuation, with its waits for tools inside it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from typing import Any
 
@@ -10,43 +14,78 @@ WIDTH, LEFT, ROW, GAP, AXIS = 1240, 8, 5, 1, 22
 """Pixels."""
 ROWS_SHOWN = 160
 """More rows than this are thinned out evenly."""
+AXIS_SHARES = (0, 0.25, 0.5, 0.75, 1)
+"""Where the axis has a time, as shares of the step."""
+
+Bar = Mapping[str, Any]
+"""One of `axpo.record.timeline.bars`."""
+
+KEYS = (
+    '<span class="key"><i class="run"></i>rollout</span>'
+    '<span class="key"><i class="fork"></i>fork</span>'
+    '<span class="key"><i class="tool"></i>waits for a tool</span>'
+)
 
 
-def picture(timeline: Sequence[Mapping[str, Any]], step: int) -> str:
-    """An SVG figure; '' for no bars. Rows by worker, then start; forks and waits for tools in colours of their own."""
+@dataclass(frozen=True)
+class Scale:
+    """Maps the seconds of a step, 0 to `end`, to the width of the picture."""
+
+    end: float
+
+    def length(self, seconds: float) -> float:
+        """Return how many pixels some seconds are."""
+        return seconds / self.end * (WIDTH - 2 * LEFT)
+
+    def rectangle(self, y: int, span: tuple[float, float], kind: str) -> str:
+        """Return the markup of a span of seconds in the row at `y`."""
+        start, stop = span
+        x = LEFT + self.length(start)
+        # Half a pixel can still be seen.
+        width = max(self.length(stop - start), 0.5)
+        return f'<rect class="{kind}" x="{x:.1f}" y="{y}" width="{width:.1f}" height="{ROW}"/>'
+
+
+def picture(timeline: Sequence[Bar], step: int) -> str:
+    """Return an SVG figure of a step; "" if it has no bars.
+
+    Rows are in order of their workers, then of their starts. Continuations and waits for tools have
+    colours of their own.
+    """
     if not timeline:
         return ""
-    every = -(-len(timeline) // ROWS_SHOWN)
+    every = -(-len(timeline) // ROWS_SHOWN)  # rounded up
     rows = sorted(timeline, key=lambda bar: (bar["worker"], bar["start"]))[::every]
-    end = max(bar["stop"] for bar in timeline) or 1.0
+    scale = Scale(max(bar["stop"] for bar in timeline) or 1.0)
     height = len(rows) * (ROW + GAP) + AXIS
-
-    def rect(y: int, start: float, stop: float, kind: str) -> str:
-        x, width = (
-            LEFT + start / end * (WIDTH - 2 * LEFT),
-            (stop - start) / end * (WIDTH - 2 * LEFT),
-        )
-        return f'<rect class="{kind}" x="{x:.1f}" y="{y}" width="{max(width, 0.5):.1f}" height="{ROW}"/>'
-
-    marks = []
-    for i, bar in enumerate(rows):
-        y = i * (ROW + GAP)
-        title = f"{bar['question']}, rollout {bar['rollout']}" + (
-            "" if bar["fork"] is None else f", fork {bar['fork']}"
-        )
-        inside = "".join(rect(y, a, b, "tool") for a, b in bar["tools"])
-        kind = "run" if bar["fork"] is None else "fork"
-        marks.append(
-            f"<g><title>{escape(title)}</title>{rect(y, bar['start'], bar['stop'], kind)}{inside}</g>"
-        )
-    axis = "".join(
-        f'<text x="{LEFT + share * (WIDTH - 2 * LEFT):.0f}" y="{height - 6}" class="x">{share * end:.1f} s</text>'
-        for share in (0, 0.25, 0.5, 0.75, 1)
-    )
+    marks = "".join(_row(bar, i * (ROW + GAP), scale) for i, bar in enumerate(rows))
     thinned = f", every {every}th shown" if every > 1 else ""
     return (
-        f'<figure class="chart timeline"><figcaption><h3>Rollouts of step {step}</h3><p>{len(timeline)} rollouts and forks{thinned}'
-        '</p><p class="keys"><span class="key"><i class="run"></i>rollout</span><span class="key"><i class="fork"></i>fork</span>'
-        '<span class="key"><i class="tool"></i>waits for a tool</span></p></figcaption>'
-        f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="timeline">{"".join(marks)}{axis}</svg></figure>'
+        '<figure class="chart timeline"><figcaption>'
+        f"<h3>Rollouts of step {step}</h3><p>{len(timeline)} rollouts and forks{thinned}"
+        f'</p><p class="keys">{KEYS}</p></figcaption>'
+        f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="timeline">'
+        f"{marks}{_axis(scale, height)}</svg></figure>"
     )
+
+
+def _row(bar: Bar, y: int, scale: Scale) -> str:
+    """Return one row, with what it is for the pointer that rests on it."""
+    title = f"{bar['question']}, rollout {bar['rollout']}"
+    kind = "run"
+    if bar["fork"] is not None:
+        title += f", fork {bar['fork']}"
+        kind = "fork"
+    own = scale.rectangle(y, (bar["start"], bar["stop"]), kind)
+    waits = "".join(scale.rectangle(y, (start, stop), "tool") for start, stop in bar["tools"])
+    return f"<g><title>{escape(title)}</title>{own}{waits}</g>"
+
+
+def _axis(scale: Scale, height: int) -> str:
+    """Return the times below the rows."""
+    marks = []
+    for share in AXIS_SHARES:
+        x = LEFT + share * (WIDTH - 2 * LEFT)
+        seconds = share * scale.end
+        marks.append(f'<text x="{x:.0f}" y="{height - 6}" class="x">{seconds:.1f} s</text>')
+    return "".join(marks)

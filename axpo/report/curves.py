@@ -1,0 +1,260 @@
+"""Which curves the report has: a table of charts, and which metrics each of them draws."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from axpo.report.charts import COLORS, Points, Series, line_chart, stacked_chart
+
+Metrics = Sequence[Mapping[str, Any]]
+"""The rows of a run: `step` and that step's numbers."""
+
+Source = Callable[[Metrics], list[Series]]
+"""What draws lines from a run's metrics: no line without points is drawn."""
+
+Draw = Callable[[str, str, Sequence[Series]], str]
+"""A kind of chart: title, note and series to markup."""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One chart of the report."""
+
+    title: str
+    note: str
+    draw: Draw
+    sources: tuple[Source, ...]
+
+    def markup(self, metrics: Metrics) -> str:
+        """Return the chart of a run; "" if the run has nothing to draw."""
+        series: list[Series] = []
+        for source in self.sources:
+            series += source(metrics)
+        return self.draw(self.title, self.note, series)
+
+
+def charts(metrics: Metrics) -> list[str]:
+    """Return the markup of every chart that has something to draw."""
+    drawn = [chart.markup(metrics) for chart in CHARTS]
+    return [markup for markup in drawn if markup]
+
+
+def points(metrics: Metrics, name: str) -> Points:
+    """Return (step, value) of a metric, of the steps that have it."""
+    return [(row["step"], row[name]) for row in metrics if row.get(name) is not None]
+
+
+def line(metric: str, label: str, color: int) -> Source:
+    """Return the source of one line: a number that every step has."""
+    return lambda metrics: [Series(label, points(metrics, metric), color)]
+
+
+def held_out(metric: str, label: str, color: int) -> Source:
+    """Return the source of one line of an evaluation's numbers: few steps have them."""
+    return lambda metrics: [Series(label, points(metrics, metric), color, measured=True)]
+
+
+def each(prefix: str, suffix: str = "", label: str = "{}", *, by_name: bool = False) -> Source:
+    """Return the source of a line for every metric `<prefix><name><suffix>` that a run has.
+
+    Args:
+        prefix: how the metrics begin.
+        suffix: how they end.
+        label: the label of a line, with `{}` for the name.
+        by_name: the lines are in order of their names, not of their appearance.
+    """
+
+    def source(metrics: Metrics) -> list[Series]:
+        found = [name for name in _names(metrics) if name.startswith(prefix)]
+        found = [name for name in found if name.endswith(suffix)]
+        if by_name:
+            found.sort()
+        series = []
+        for index, name in enumerate(found):
+            own = name.removeprefix(prefix).removesuffix(suffix)
+            series.append(Series(label.format(own), points(metrics, name), _color(index)))
+        return series
+
+    return source
+
+
+def tool_latencies(metrics: Metrics) -> list[Series]:
+    """Return a line for each tool: the 99th percentile of a call's seconds."""
+    series = []
+    for index, tool in enumerate(_tools(metrics)):
+        series.append(Series(tool, points(metrics, f"tool/{tool}/p99_s"), _color(index)))
+    return series
+
+
+def tool_failures(metrics: Metrics) -> list[Series]:
+    """Return a line for each tool: the share of its calls that infrastructure or time ended."""
+    series = []
+    for index, tool in enumerate(_tools(metrics)):
+        shares = []
+        for row in metrics:
+            calls = row.get(f"tool/{tool}/calls")
+            # A step without a call has no share.
+            if calls:
+                failed = row.get(f"tool/{tool}/infrastructure", 0)
+                late = row.get(f"tool/{tool}/deadline", 0)
+                shares.append((row["step"], (failed + late) / calls))
+        series.append(Series(tool, shares, _color(index)))
+    return series
+
+
+def _names(metrics: Metrics) -> list[str]:
+    """Return all names of metrics, each once, in the order in which they appear."""
+    # Tools and phases of a run may appear late: a recipe's own tool, an evaluation.
+    names: dict[str, None] = {}
+    for row in metrics:
+        names.update(dict.fromkeys(row))
+    return list(names)
+
+
+def _tools(metrics: Metrics) -> list[str]:
+    """Return the tools that were called, in the order in which they appear."""
+    names = [name for name in _names(metrics) if name.startswith("tool/")]
+    return list(dict.fromkeys(name.split("/")[1] for name in names))
+
+
+def _color(index: int) -> int:
+    return 1 + index % COLORS
+
+
+share_lines: Draw = partial(line_chart, percent=True)
+number_lines: Draw = line_chart
+count_columns: Draw = partial(stacked_chart, unit="")
+second_columns: Draw = partial(stacked_chart, unit=" s")
+
+CHARTS = (
+    # What the policy does.
+    Chart(
+        "Pass@1",
+        "mean reward of a rollout",
+        share_lines,
+        (
+            line("pass1", "training", 1),
+            held_out("eval/pass1", "held-out", 2),
+            held_out("eval/pass4", "held-out Pass@4", 5),
+        ),
+    ),
+    Chart(
+        "Tool use",
+        "share of rollouts with a tool call",
+        share_lines,
+        (line("tool_use_rate", "training", 1), held_out("eval/tool_use", "held-out", 2)),
+    ),
+    Chart(
+        "Each tool",
+        "share of rollouts in which it ran",
+        share_lines,
+        (each("use/", by_name=True),),
+    ),
+    Chart(
+        "All-wrong subgroups",
+        "share of questions where the whole subgroup is wrong",
+        share_lines,
+        (
+            line("tool_all_wrong_rate", "with tool", 6),
+            line("no_tool_all_wrong_rate", "without tool", 3),
+        ),
+    ),
+    Chart(
+        "Right, by choice",
+        "mean reward of rollouts with and without a tool call",
+        share_lines,
+        (
+            line("pass1_given_tool", "with tool", 1),
+            line("pass1_given_no_tool", "without tool", 3),
+        ),
+    ),
+    # What resampling does.
+    Chart(
+        "Recovery",
+        "share of resampled prefixes that some fork made right",
+        share_lines,
+        (
+            line("recovery_rate", "recovered", 2),
+            line("trigger_rate", "questions that trigger", 5),
+        ),
+    ),
+    Chart(
+        "Prefix cache of forks",
+        "share of a fork's prompt that the engine had cached",
+        share_lines,
+        (
+            line("fork_cached_share", "mean", 1),
+            line("fork_cached_share_min", "lowest", 3),
+        ),
+    ),
+    # What keeps engines and learner busy.
+    Chart(
+        "Waiting",
+        "share of the time that engines had no request, and that rollouts waited for tools",
+        share_lines,
+        (
+            each("engine/", "/idle_share", "engine {} idle"),
+            line("tool_wait_share", "rollouts in tools", 6),
+        ),
+    ),
+    Chart(
+        "Staleness",
+        "groups trained on, by updates since the policy that began them",
+        count_columns,
+        (each("staleness/", by_name=True),),
+    ),
+    # What the update does.
+    Chart(
+        "KL to the reference",
+        "k3 estimate, nats a token",
+        number_lines,
+        (line("kl", "KL", 5),),
+    ),
+    Chart(
+        "Logprob gap",
+        "mean |learner - engine| on the same tokens, nats",
+        number_lines,
+        (line("logprob_gap_mean", "gap", 8),),
+    ),
+    Chart(
+        "Gradient norm",
+        "before clipping",
+        number_lines,
+        (line("grad_norm", "norm", 4),),
+    ),
+    # What a step costs.
+    Chart(
+        "Length",
+        "policy tokens a rollout",
+        number_lines,
+        (line("policy_tokens_per_rollout", "tokens", 7),),
+    ),
+    Chart(
+        "Throughput",
+        "tokens generated a second",
+        number_lines,
+        (line("tokens_per_second", "tokens/s", 1),),
+    ),
+    Chart(
+        "Tool latency",
+        "seconds, 99th percentile of a step's calls",
+        number_lines,
+        (tool_latencies,),
+    ),
+    Chart(
+        "Tool failures",
+        "share of a step's calls that infrastructure or the deadline ended",
+        share_lines,
+        (tool_failures,),
+    ),
+    Chart(
+        "Time by phase",
+        "seconds a step",
+        second_columns,
+        (each("time/"),),
+    ),
+)
+"""Every chart, in the order of the page."""
