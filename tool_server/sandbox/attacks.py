@@ -1,4 +1,4 @@
-"""Runs the attacks against a pool as a recipe would open it, and looks for what each may have left behind."""
+"""Run the attacks against a python tool, and look for what each may have left behind."""
 
 from __future__ import annotations
 
@@ -25,12 +25,22 @@ from tool_server.tool import Tool, ToolCall, ToolError
 ON_TIME_S = 10.0
 """For a call that takes 20 ms on an idle machine."""
 
+SETTLE_S = 0.5
+"""For what the kernel does in its own time after a call."""
+
 GROWTH = 16 * MIB
-"""Of a zygote's memory over all attacks: its allocator's noise."""
+"""Of a zygote's memory over all attacks: the noise of its allocator."""
+
+SECRET_PREFIX = "canary"
+
+MAX_PRELUDED = 10_000
+"""Characters. Longer code is an attack by its length: it stays as it is."""
 
 
 @dataclass(frozen=True)
 class AttackResult:
+    """How one attack went."""
+
     number: int
     name: str
     expected: str
@@ -40,7 +50,10 @@ class AttackResult:
 
 @dataclass(frozen=True)
 class Canaries:
-    """What an attack wants: a readable file, listening sockets, a process and a secret of the server's."""
+    """What an attack wants.
+
+    That is a readable file, listening sockets, a process and a secret of the server's.
+    """
 
     secret: str
     escaped: str  # what an attack prints that gets through
@@ -52,7 +65,10 @@ class Canaries:
     @classmethod
     @contextlib.contextmanager
     def out(cls) -> Iterator[Canaries]:
-        secret = "canary" + secrets.token_hex(8)
+        """Put the canaries out, and take them in at the end."""
+        # A new secret each time: no earlier run can have left it anywhere.
+        random = secrets.token_hex(8)
+        secret = SECRET_PREFIX + random
         sentinel = subprocess.Popen(["sleep", "3600"])
         os.environ["AXPO_CANARY"] = secret
         try:
@@ -63,25 +79,21 @@ class Canaries:
             ):
                 file.write(secret)
                 file.flush()
+                # Everybody may read it, so only the sandbox keeps an attack from it.
                 os.chmod(file.name, 0o644)
-                abstract.bind("\0axpo" + secret[6:])
+                abstract.bind("\0axpo" + random)
                 abstract.listen()
-                for listening in (port, abstract):
-                    listening.setblocking(False)
-                yield cls(
-                    secret,
-                    "escaped" + secrets.token_hex(8),
-                    Path(file.name),
-                    port,
-                    abstract,
-                    sentinel,
-                )
+                port.setblocking(False)
+                abstract.setblocking(False)
+                escaped = "escaped" + secrets.token_hex(8)
+                yield cls(secret, escaped, Path(file.name), port, abstract, sentinel)
         finally:
             os.environ.pop("AXPO_CANARY", None)
             sentinel.kill()
             sentinel.wait()
 
     def facts(self) -> dict[str, Any]:
+        """Return what an attack is told of the host."""
         return {
             "canary": str(self.file),
             "port": self.port.getsockname()[1],
@@ -90,14 +102,13 @@ class Canaries:
         }
 
     def state(self) -> tuple[object, ...]:
+        """Return what an attack may have changed, to compare."""
         nodes = [os.stat(path) for path in (*DEVICES, self.file)]
-        return (
-            self.file.read_text(),
-            self.sentinel.poll(),
-            *((node.st_mode, node.st_uid, node.st_gid, node.st_size) for node in nodes),
-        )
+        rights = [(node.st_mode, node.st_uid, node.st_gid, node.st_size) for node in nodes]
+        return (self.file.read_text(), self.sentinel.poll(), *rights)
 
     def touched(self) -> list[str]:
+        """Return a line for each listening socket that was reached."""
         reached = []
         for name, listening in (("port", self.port), ("abstract socket", self.abstract)):
             with contextlib.suppress(BlockingIOError):
@@ -119,45 +130,54 @@ class Traces:
         self.before, self.memory = self._state(), self._memory()
 
     def left(self) -> list[str]:
-        """Differences, after half a second for what the kernel does in its own time."""
-        deadline = time.monotonic() + 0.5
-        while (now := self._state()) != self.before and time.monotonic() < deadline:
+        """Return the differences that do not go away by themselves in half a second."""
+        deadline = time.monotonic() + SETTLE_S
+        now = self._state()
+        while now != self.before and time.monotonic() < deadline:
             time.sleep(0.02)
-        found = [
-            f"{name}: {self.before[name]} -> {now[name]}"
-            for name in now
-            if now[name] != self.before[name]
-        ]
+            now = self._state()
+        found = []
+        for name, state in now.items():
+            if state != self.before[name]:
+                found.append(f"{name}: {self.before[name]} -> {state}")
         if self._memory() > self.memory + GROWTH:
-            found.append(
-                f"memory of the zygotes: {self.memory >> 20} -> {self._memory() >> 20} MiB"
-            )
+            grown = f"{self.memory >> 20} -> {self._memory() >> 20} MiB"
+            found.append(f"memory of the zygotes: {grown}")
         return found + self.canaries.touched()
 
     def _state(self) -> dict[str, object]:
         zygotes = self.pool.pids()
         return {
             "zygotes": zygotes,
-            "processes": [Path(f"/proc/{pid}/task/{pid}/children").read_text() for pid in zygotes],
+            "processes": [_children(pid) for pid in zygotes],
             "descriptors of the zygotes": [len(os.listdir(f"/proc/{pid}/fd")) for pid in zygotes],
-            "mounts": [
-                len(Path(f"/proc/{pid}/mountinfo").read_text().splitlines()) for pid in zygotes
-            ],
+            "mounts": [_mounts(pid) for pid in zygotes],
             "descriptors of the server": sum(map(_of_the_sandbox, os.listdir("/proc/self/fd"))),
             "host": self.canaries.state(),
         }
 
     def _memory(self) -> int:
-        return sum(
-            int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-            for pid in self.pool.pids()
-        )
+        """Return the resident bytes of all zygotes."""
+        pages = 0
+        for pid in self.pool.pids():
+            _, resident, *_ = Path(f"/proc/{pid}/statm").read_text().split()
+            pages += int(resident)
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _children(pid: int) -> str:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text()
+
+
+def _mounts(pid: int) -> int:
+    return len(Path(f"/proc/{pid}/mountinfo").read_text().splitlines())
 
 
 def _of_the_sandbox(descriptor: str) -> bool:
-    """Whether one of this process's descriptors is of a kind that the sandbox makes: pipes, its memfds, sequenced-packet sockets.
+    """Return whether one of this process's descriptors is of a kind that the sandbox makes.
 
-    Others come and go by themselves in a server that is also a Ray worker.
+    Those are pipes, its memfds, and sequenced-packet sockets. Others come and go by themselves in
+    a server that is also a Ray worker.
     """
     try:
         link = os.readlink(f"/proc/self/fd/{descriptor}")
@@ -170,7 +190,7 @@ def _of_the_sandbox(descriptor: str) -> bool:
 
 
 def attack_options(options: PythonOptions) -> PythonOptions:
-    """The same sandbox with shorter limits: the attacks run into them some twenty times."""
+    """Return the same sandbox with shorter limits: the attacks run into them some twenty times."""
     return options.model_copy(
         update={"cpu_s": 2, "wall_s": 20.0, "memory_mib": 1024, "zygotes": 1, "session": "call"}
     )
@@ -179,9 +199,11 @@ def attack_options(options: PythonOptions) -> PythonOptions:
 async def run_attacks(tool: Tool, pool: JailPool) -> AsyncIterator[AttackResult]:
     """Run every attack, one after the other, against the python tool `tool` over `pool`.
 
-    The tool should be opened with `attack_options`, and for the attacks alone. The caller closes it.
+    The tool should be opened with `attack_options`, and for the attacks alone. The caller closes
+    it.
     """
     with Canaries.out() as canaries:
+        # The first call makes what a pool keeps: the baseline is taken after it.
         await answer(tool, "1", canaries)
         traces = Traces(pool, canaries)
         for attack in ATTACKS:
@@ -189,32 +211,47 @@ async def run_attacks(tool: Tool, pool: JailPool) -> AsyncIterator[AttackResult]
 
 
 async def run_attack(attack: Attack, tool: Tool, traces: Traces) -> AttackResult:
+    """Run one attack and one honest call after it; look for what was left."""
     canaries = traces.canaries
-    answers = await asyncio.gather(
-        *[answer(tool, attack.code, canaries) for _ in range(1 + attack.twice)]
-    )
+    at_once = 2 if attack.twice else 1
+    calls = [answer(tool, attack.code, canaries) for _ in range(at_once)]
+    answers = await asyncio.gather(*calls)
     if attack.then:
         answers.append(await answer(tool, attack.then, canaries))
     faults = []
     for text in answers:
-        if canaries.escaped in text or canaries.secret in text:
-            faults.append("it got through")
-        elif not re.search(attack.wants, text):
-            faults.append("another answer than expected")
-    started = time.monotonic()
-    if (after := await answer(tool, "print(6 * 7)", canaries)) != "42":
-        faults.append(f"the next call answered {after[:80]!r}")
-    if (seconds := time.monotonic() - started) > ON_TIME_S:
-        faults.append(f"the next call took {seconds:.0f} s")
+        faults += _faults(attack, text, canaries)
+    faults += await _faults_of_the_next_call(tool, canaries)
     faults += traces.left()
-    last = answers[0].strip().splitlines()[-1:] or [""]
-    outcome = "; ".join([last[0][:100], *faults])
+    lines = answers[0].strip().splitlines()
+    last_line = lines[-1] if lines else ""
+    outcome = "; ".join([last_line[:100], *faults])
     return AttackResult(attack.number, attack.name, attack.wants, outcome, not faults)
 
 
+def _faults(attack: Attack, text: str, canaries: Canaries) -> list[str]:
+    if canaries.escaped in text or canaries.secret in text:
+        return ["it got through"]
+    if not re.search(attack.wants, text):
+        return ["another answer than expected"]
+    return []
+
+
+async def _faults_of_the_next_call(tool: Tool, canaries: Canaries) -> list[str]:
+    faults = []
+    started = time.monotonic()
+    after = await answer(tool, "print(6 * 7)", canaries)
+    seconds = time.monotonic() - started
+    if after != "42":
+        faults.append(f"the next call answered {after[:80]!r}")
+    if seconds > ON_TIME_S:
+        faults.append(f"the next call took {seconds:.0f} s")
+    return faults
+
+
 async def answer(tool: Tool, code: Any, canaries: Canaries) -> str:
-    """The text that the policy would read. Raises what is an infrastructure failure."""
-    if isinstance(code, str) and 0 < len(code) < 10_000:
+    """Return the text that the policy would read. An infrastructure failure is raised."""
+    if isinstance(code, str) and 0 < len(code) < MAX_PRELUDED:
         code = PRELUDE.format(facts=canaries.facts(), escaped=canaries.escaped) + code
     try:
         call = ToolCall(tool.parse({"code": code}))

@@ -42,6 +42,7 @@ def open_inputs(work: Work) -> int:
         "shapes": [(image.shape[0], image.shape[1]) for image in work.images],
     }
     header = json.dumps(inputs).encode()
+    # Unlike a pipe, a memfd needs nobody to feed it while the child reads.
     fd = os.memfd_create("axpo-call", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         with open(fd, "wb", closefd=False) as file:
@@ -102,6 +103,7 @@ class Pipe:
         except BlockingIOError:
             return
         self.data += chunk
+        # Every process that could write has ended, or closed its end.
         if not chunk:
             self.close()
             return
@@ -133,6 +135,7 @@ class ResultPipe(Pipe):
     ) -> None:
         super().__init__(loop, fd, stop)
         self._codes, self._options = codes, options
+        # What the header says, once it is there.
         self._shapes: list[tuple[int, int]] = []
         # Both are negative until the header is there.
         self._body = -1  # where the pixels start
@@ -174,6 +177,7 @@ class ResultPipe(Pipe):
         start = self._codes + protocol.LENGTH.size
         if len(self.data) < start:
             return True
+        # Refused before any of it is kept: the length is the child's word.
         (length,) = protocol.LENGTH.unpack_from(self.data, self._codes)
         if length > MAX_HEADER:
             return False

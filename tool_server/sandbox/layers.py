@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import pwd
@@ -18,16 +19,21 @@ from tool_server.sandbox.options import Isolation, Layer, PythonOptions
 from tool_server.tool import ToolUnavailable
 
 SCOPES_ABI = 6
-"""Landlock keeps signals and abstract sockets inside from this version (Linux 6.12) on; before, only namespaces do."""
+"""From this version of Landlock (Linux 6.12) on, it keeps signals and abstract sockets inside.
+
+Before, only namespaces do.
+"""
 
 USERNS_ADVICE = (
-    "unprivileged user namespaces must be allowed. Docker: --security-opt seccomp=unconfined --security-opt apparmor=unconfined, or a "
-    "profile that allows unshare, mount and pivot_root; Ubuntu 24.04: sysctl kernel.apparmor_restrict_unprivileged_userns=0 or an AppArmor "
-    "profile for bwrap; Debian and RHEL: sysctl user.max_user_namespaces above 0"
+    "unprivileged user namespaces must be allowed. Docker: --security-opt seccomp=unconfined "
+    "--security-opt apparmor=unconfined, or a profile that allows unshare, mount and pivot_root; "
+    "Ubuntu 24.04: sysctl kernel.apparmor_restrict_unprivileged_userns=0 or an AppArmor profile "
+    "for bwrap; Debian and RHEL: sysctl user.max_user_namespaces above 0"
 )
 LANDLOCK_ADVICE = (
     "a kernel from 5.13 on with CONFIG_SECURITY_LANDLOCK and landlock in the boot parameter lsm="
 )
+SECCOMP_ADVICE = "a kernel from 4.14 on with CONFIG_SECCOMP_FILTER"
 
 
 @dataclass(frozen=True)
@@ -36,53 +42,75 @@ class Row:
 
     layer: str
     present: bool
-    detail: str  # version or path; where missing: what to do
+    detail: str  # version or path; if it is missing: what to do
 
 
 def check(options: PythonOptions) -> list[Row]:
-    """Every layer with what this machine has of it. It starts short-lived processes and leaves nothing behind."""
+    """Return every layer, and what this machine has of it.
+
+    This starts short-lived processes and leaves nothing behind.
+    """
     rows = [_toolbox(options), _bubblewrap(), _user(options)]
-    ready = all(row.present for row in rows)
-    rows.append(
-        _namespaces(options)
-        if ready
-        else Row(Layer.NAMESPACES, False, "not tried: needs what is missing above")
-    )
+    # The namespaces are tried by starting a jail, which needs all of these.
+    if all(row.present for row in rows):
+        rows.append(_namespaces(options))
+    else:
+        rows.append(Row(Layer.NAMESPACES, False, "not tried: needs what is missing above"))
     return [*rows, _landlock(), _seccomp()]
 
 
 def isolation(options: PythonOptions) -> tuple[Isolation, Toolbox]:
-    """The layers to use here. Raises ToolUnavailable with a table where one is missing that `allow_missing` does not name."""
+    """Return the layers to use here, and the toolbox.
+
+    Raises:
+        ToolUnavailable: a layer is missing that `allow_missing` does not name. The message has the
+            table of all layers.
+    """
     rows = check(options)
     missing = {row.layer for row in rows if not row.present}
+    # bubblewrap only makes the namespaces.
     if Layer.NAMESPACES in options.allow_missing:
-        missing -= {"bubblewrap"}
-    if unexpected := missing - set(options.allow_missing):
-        raise ToolUnavailable(
-            f"the sandbox is not safe here, it lacks: {', '.join(sorted(unexpected))}\n{table(rows)}\n"
-            f"`allow_missing` in the tool's options accepts a weaker sandbox, layer by layer: {', '.join(Layer)}"
-        )
+        missing.discard("bubblewrap")
+    _refuse_unexpected(missing, options, rows)
     abi = 0 if Layer.LANDLOCK in missing else abi_version()
-    if Layer.NAMESPACES in missing and (abi < SCOPES_ABI or os.geteuid() != 0):
+    namespaces = Layer.NAMESPACES not in missing
+    # Landlock must then keep the code from other processes, and its user must be nobody else.
+    if not namespaces and (abi < SCOPES_ABI or os.geteuid() != 0):
         raise ToolUnavailable(
-            f"without namespaces the sandbox needs Landlock of version {SCOPES_ABI} (here: {abi}) and root, to run the code as a user of "
-            f"its own; `allow_missing` cannot change that\n{table(rows)}"
+            f"without namespaces the sandbox needs Landlock of version {SCOPES_ABI} (here: {abi}) "
+            "and root, to run the code as a user of its own; `allow_missing` cannot change that\n"
+            f"{table(rows)}"
         )
     toolbox = Toolbox.find(options)
-    if Layer.NAMESPACES in missing and Toolbox.find(options, drop(options)) != toolbox:
+    # There is no outer bubblewrap, which shows the jail's user what only root may enter.
+    if not namespaces and Toolbox.find(options, drop(options)) != toolbox:
         raise ToolUnavailable(
-            f"without namespaces user {options.jail_uid} must be able to read the toolbox and its interpreter, {', '.join(toolbox.paths)}: "
-            "make one in a folder that everybody reads, from the system's Python, and name it in the option `toolbox`"
+            f"without namespaces user {options.jail_uid} must be able to read the toolbox and its "
+            f"interpreter, {', '.join(toolbox.paths)}: make one in a folder that everybody reads, "
+            "from the system's Python, and name it in the option `toolbox`"
         )
-    return Isolation(namespaces=Layer.NAMESPACES not in missing, landlock=abi), toolbox
+    return Isolation(namespaces=namespaces, landlock=abi), toolbox
+
+
+def _refuse_unexpected(missing: set[str], options: PythonOptions, rows: Sequence[Row]) -> None:
+    unexpected = missing - set(options.allow_missing)
+    if unexpected:
+        raise ToolUnavailable(
+            f"the sandbox is not safe here, it lacks: {', '.join(sorted(unexpected))}\n"
+            f"{table(rows)}\n"
+            "`allow_missing` in the tool's options accepts a weaker sandbox, layer by layer: "
+            f"{', '.join(Layer)}"
+        )
 
 
 def table(rows: Sequence[Row]) -> str:
+    """Return the rows as text, one a line."""
     width = max(len(row.layer) for row in rows)
-    return "\n".join(
-        f"  {row.layer:{width}}  {'present' if row.present else 'MISSING'}  {row.detail}"
-        for row in rows
-    )
+    lines = []
+    for row in rows:
+        state = "present" if row.present else "MISSING"
+        lines.append(f"  {row.layer:{width}}  {state}  {row.detail}")
+    return "\n".join(lines)
 
 
 def _toolbox(options: PythonOptions) -> Row:
@@ -97,36 +125,35 @@ def _bubblewrap() -> Row:
     if program is None:
         return Row("bubblewrap", False, BUBBLEWRAP_ADVICE)
     try:
-        version = subprocess.run(
+        asked = subprocess.run(
             [program, "--version"], capture_output=True, text=True, timeout=10, check=True
-        ).stdout.strip()
+        )
     except (OSError, subprocess.SubprocessError) as error:
         return Row("bubblewrap", False, f"{program} does not run: {error}; {BUBBLEWRAP_ADVICE}")
-    return Row("bubblewrap", True, f"{version}, {program}")
+    return Row("bubblewrap", True, f"{asked.stdout.strip()}, {program}")
 
 
 def _user(options: PythonOptions) -> Row:
-    """The user of the jail must own nothing: Landlock does not cover chmod, so it could change what it owns."""
+    """Return whether the user of the jail owns nothing.
+
+    It could change what it owns: Landlock does not cover chmod.
+    """
     if os.geteuid() != 0:
         return Row("user", True, f"{os.geteuid()}, in a user namespace of its own")
-    try:
-        name = pwd.getpwuid(options.jail_uid).pw_name
-        return Row(
-            "user", False, f"{options.jail_uid} is {name}: set jail_uid to an id that nobody has"
-        )
-    except KeyError:
-        pass
-    owned = [path for path in DEVICES if os.stat(path).st_uid == options.jail_uid]
+    user = options.jail_uid
+    with contextlib.suppress(KeyError):
+        name = pwd.getpwuid(user).pw_name
+        advice = "set jail_uid to an id that nobody has"
+        return Row("user", False, f"{user} is {name}: {advice}")
+    owned = [path for path in DEVICES if os.stat(path).st_uid == user]
     if owned:
-        return Row(
-            "user",
-            False,
-            f"{options.jail_uid} owns {', '.join(owned)}: set jail_uid to an id that owns nothing",
-        )
-    return Row("user", True, f"{options.jail_uid}, owns nothing")
+        advice = "set jail_uid to an id that owns nothing"
+        return Row("user", False, f"{user} owns {', '.join(owned)}: {advice}")
+    return Row("user", True, f"{user}, owns nothing")
 
 
 def _namespaces(options: PythonOptions) -> Row:
+    """Start a jail that does nothing."""
     arguments = command(options, Isolation(), Toolbox.find(options))
     arguments[-1] = "pass"  # in place of the zygote
     try:
@@ -136,9 +163,8 @@ def _namespaces(options: PythonOptions) -> Row:
     except (OSError, subprocess.SubprocessError) as error:
         return Row(Layer.NAMESPACES, False, f"{error}; {USERNS_ADVICE}")
     if tried.returncode != 0:
-        return Row(
-            Layer.NAMESPACES, False, f"{tried.stderr.strip() or tried.returncode}; {USERNS_ADVICE}"
-        )
+        said = tried.stderr.strip() or tried.returncode
+        return Row(Layer.NAMESPACES, False, f"{said}; {USERNS_ADVICE}")
     return Row(Layer.NAMESPACES, True, "user, mount, pid, network, ipc, uts")
 
 
@@ -152,15 +178,9 @@ def _seccomp() -> Row:
         program = syscalls.program()
     except ToolUnavailable as error:
         return Row("seccomp", False, str(error))
+    # The filter kills what uses another ABI, so the kernel must know that action.
     actions = Path("/proc/sys/kernel/seccomp/actions_avail")
     if not actions.exists() or "kill_process" not in actions.read_text():
-        return Row(
-            "seccomp",
-            False,
-            f"{os.strerror(errno.ENOSYS)}: a kernel from 4.14 on with CONFIG_SECCOMP_FILTER",
-        )
-    return Row(
-        "seccomp",
-        True,
-        f"{len(syscalls.ALLOWED.split())} system calls allowed, {len(program) // 8} instructions",
-    )
+        return Row("seccomp", False, f"{os.strerror(errno.ENOSYS)}: {SECCOMP_ADVICE}")
+    allowed, instructions = len(syscalls.ALLOWED.split()), len(program) // 8
+    return Row("seccomp", True, f"{allowed} system calls allowed, {instructions} instructions")

@@ -99,6 +99,7 @@ class JailPool:
     async def _call(
         self, codes: Sequence[str], images: Sequence[Pixels], seen: Sequence[int]
     ) -> Finished:
+        # The slot first: a jail that is chosen before the wait may have died after it.
         async with self._slots:
             jail = await self._least_busy()
             return await jail.call(codes, images, seen)
@@ -124,6 +125,7 @@ class JailPool:
         """
         missing = self._options.zygote_count() + 1 - len(self._jails())
         starts = [self._start() for _ in range(missing)]
+        # All of them have ended before the first error is raised: none goes on unseen.
         for error in await asyncio.gather(*starts, return_exceptions=True):
             if isinstance(error, BaseException):
                 raise error
@@ -138,6 +140,7 @@ class JailPool:
             jail.kill()
             await jail.gone()
             raise
+        # The jail may have died since, or the pool been closed, before it was on the list.
         if not jail.alive or self._closing:
             return jail.kill()
         if len(self._active) < self._options.zygote_count():
@@ -157,6 +160,7 @@ class JailPool:
             if self._spare is not None:
                 self._active.append(self._spare)
                 self._spare = None
+        # A refill that runs sees what is missing by itself.
         if self._refilling is None or self._refilling.done():
             self._refilling = self._loop.create_task(self._refill())
 
@@ -167,6 +171,7 @@ class JailPool:
             try:
                 await self._fill()
             except Exception:
+                # Whatever it was may pass: calls wait for START_S, then they are answered.
                 log.exception(
                     "a sandbox of the python tool does not start; trying again in %g s", backoff_s
                 )
@@ -174,12 +179,13 @@ class JailPool:
                 backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
 
     async def _close(self) -> None:
-        self._changed.set()
+        self._changed.set()  # calls that wait for a jail see that there will be none
         if self._refilling is not None:
             self._refilling.cancel()
         jails = self._jails()
         for jail in jails:
             jail.kill()
+        # A jail that is starting is not on the list: its task kills it.
         others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
         for task in others:
             task.cancel()

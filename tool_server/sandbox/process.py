@@ -110,6 +110,7 @@ class Jail:
         self._make_work_folder()
         with tempfile.TemporaryFile() as log:
             try:
+                # Our copy of their end must go: else a dead zygote would not close the socket.
                 with theirs:
                     self._process = self._launch(theirs, log)
                 await self._greet(ours)
@@ -140,6 +141,7 @@ class Jail:
         """
         if self._control is None or not self.alive:
             raise ToolUnavailable("the sandbox has ended")
+        # Numbers are never used again: a late kill must not hit another call.
         number = next(self._numbers)
         killed: list[str] = []
 
@@ -174,11 +176,14 @@ class Jail:
 
     def kill(self) -> None:
         """End the jail and everything in it."""
+        # The zygote is pid 1 of the jail: the kernel ends the rest with it. Before its first
+        # message there is only the program that starts it.
         if self.pid:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
         elif self._process is not None:
             self._process.kill()
+        # In a jail that lives, the end of the socket is how its death is noticed.
         if self._control is not None and not self.alive:
             self._control.close()
 
@@ -280,6 +285,8 @@ class Jail:
         """
         # A cancelled call does not look at how its jail died. asyncio would complain.
         everything.add_done_callback(lambda done: done.cancelled() or done.exception())
+        # A kill is an order to the zygote. Its effect is waited for, so that what is reported is
+        # how the call really ended. `shield` keeps the futures for that second wait.
         try:
             async with asyncio.timeout(self._options.wall_s * codes):
                 return (await asyncio.shield(everything))[0]
@@ -330,11 +337,12 @@ class Jail:
             message = self._control.recv(protocol.MESSAGE_BYTES)
         except BlockingIOError:
             return
-        except OSError:
+        except OSError:  # as good as its end
             message = b""
         if not message:
             return self._died()
         end: protocol.Ended = json.loads(message)
+        # A call that was given up is not waited for any more.
         future = self._ended.get(end["ended"])
         if future is not None and not future.done():
             future.set_result(end)

@@ -45,6 +45,7 @@ def _facts(options: PythonOptions, isolation: Isolation) -> Iterator[escapes.Fac
     ):
         canary.write("canary")
         canary.flush()
+        # Everybody may read it, so only the sandbox keeps an escape from it.
         os.chmod(canary.name, 0o644)
         yield {
             "canary": canary.name,

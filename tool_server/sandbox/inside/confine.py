@@ -115,6 +115,7 @@ def landlock(abi: int, readable: list[str], writable: list[str]) -> Any:
     from landlockpy import flags, ruleset
 
     fs = flags.AccessFS
+    # Not even the working directory gives these.
     special = fs.EXECUTE | fs.MAKE_CHAR | fs.MAKE_BLOCK | fs.MAKE_SOCK | fs.IOCTL_DEV
     every = flags.fs_for_abi(abi)
     rules = ruleset.Ruleset(
@@ -127,6 +128,7 @@ def landlock(abi: int, readable: list[str], writable: list[str]) -> Any:
         # The kernel refuses a folder's rights on a file.
         rights = fs.READ_FILE | fs.READ_DIR if os.path.isdir(path) else fs.READ_FILE
         rules.allow_path(path, rights)
+    # Libraries open it to throw output away.
     rules.allow_path("/dev/null", fs.WRITE_FILE)
     for path in writable:
         rules.allow_path(path, every & ~special)
@@ -137,6 +139,7 @@ class Seccomp:
     """A BPF program in memory, ready to load: libseccomp compiles it once, in the server."""
 
     def __init__(self, program: bytes) -> None:
+        # The kernel reads the code through a pointer, so both must live on.
         self._code = ctypes.create_string_buffer(program, len(program))
         address = ctypes.cast(self._code, ctypes.c_void_p)
         self._program = _Program(len(program) // 8, address)

@@ -75,8 +75,10 @@ def run(codes: list[Code], images: list[Image.Image], result: int, caps: protoco
         result: descriptor of the result pipe.
         caps: limits of the figures.
     """
+    # The zygote has found a temporary folder of its own, and collects no garbage.
     tempfile.tempdir = None
     gc.enable()
+    # Copies, because the code may close or replace its own stdout.
     shown = os.dup(1)
     quiet = os.open(os.devnull, os.O_WRONLY)
     namespace: dict[str, Any] = {"__name__": "__main__", "__builtins__": __builtins__}
@@ -96,6 +98,7 @@ def run(codes: list[Code], images: list[Image.Image], result: int, caps: protoco
         _seed(session.digest())
         figures = Figures(caps)
         error = execute(code, namespace, figures)
+    # After the output, where the policy looks for what is missing.
     for note in figures.notes:
         sys.stderr.write(note + "\n")
     with contextlib.suppress(OSError, ValueError):

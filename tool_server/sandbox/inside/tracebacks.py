@@ -27,6 +27,7 @@ def explain(error: BaseException) -> None:
         text = "".join(report.format())
     except BaseException:  # out of memory or of stack, or an exception whose own methods raise
         text = f"{type(error).__name__}\n"
+    # Also if the code caught the refusal and raised something else.
     if any(_refused(link) for link in _chain(error)):
         text += HINT
     os.write(2, text.encode("utf-8", "backslashreplace"))

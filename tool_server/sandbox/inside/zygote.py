@@ -66,6 +66,7 @@ class Zygote:
         self._poll.register(self._control, select.POLLIN)
         while True:
             for fd, _ in self._poll.poll():
+                # A pidfd is readable when its process has ended.
                 if fd != self._control.fileno():
                     self._reap(fd)
                     continue
@@ -95,6 +96,7 @@ class Zygote:
         finally:
             for fd in fds:
                 os.close(fd)
+        # The pid cannot be another process's by now: only `_reap` frees it.
         pidfd = os.pidfd_open(pid)
         self._children[pidfd] = Child(request["call"], pid)
         self._poll.register(pidfd, select.POLLIN)
@@ -127,6 +129,7 @@ class Zygote:
             _, seen = codes[0]
             self._confine(request, images, seen)
         except BaseException as error:
+            # No BEGIN was written, so the server knows that this is not the code's output.
             os.write(1, f"{type(error).__name__}: {error}".encode())
             os._exit(1)
         execute.run(codes, images, RESULT_FD, self._config["caps"])
