@@ -1,9 +1,11 @@
-"""Which tools a run offers, and the limits of each. Everything that can be wrong without starting anything is found here."""
+"""Which tools a run offers, and the limits of each.
+
+Everything that can be wrong without starting anything is found here.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -12,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 import tool_server.python
 import tool_server.search.tools
 import tool_server.zoom  # noqa: F401
+from tool_server.functions import load
 from tool_server.tool import ToolKind, tool_kinds
 
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
@@ -19,11 +22,17 @@ NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
 class Section(BaseModel):
+    """A part of the recipe: unknown keys are refused."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Breaker(Section):
-    """A tool that fails again and again is not asked for a while: its calls are answered as infrastructure at once."""
+    """When a tool is left alone for a while.
+
+    A tool that fails again and again is not asked for that time: its calls are answered as
+    infrastructure at once.
+    """
 
     failures: int = Field(
         default=10,
@@ -49,7 +58,9 @@ class Limits(Section):
     queue: int = Field(
         default=1024,
         ge=0,
-        description="calls that may wait for a slot; the client of a further one waits and asks again",
+        description=(
+            "calls that may wait for a slot; the client of a further one waits and asks again"
+        ),
     )
     rate_per_s: float | None = Field(
         default=None,
@@ -59,7 +70,10 @@ class Limits(Section):
     retries: int = Field(
         default=1,
         ge=0,
-        description="times a call that infrastructure failed is run again; 0 for a tool that must not run twice",
+        description=(
+            "times a call that infrastructure failed is run again; 0 for a tool that must not run "
+            "twice"
+        ),
     )
     breaker: Breaker = Field(
         default_factory=Breaker, description="when the tool is left alone for a while"
@@ -80,10 +94,14 @@ class Limits(Section):
 
 
 class ToolConfig(Limits):
-    """One tool of this project (`kind`) or of the user (`function`)."""
+    """One tool: a kind with its options, or a function of the user's."""
 
     kind: str | None = Field(
-        default=None, description="implementation; None: the one of the tool's own name"
+        default=None,
+        description=(
+            "implementation, or a class of your own as package.module:Name; None: the one of the "
+            "tool's own name"
+        ),
     )
     function: str | None = Field(
         default=None, description="a Python function as package.module:name"
@@ -104,7 +122,10 @@ class ToolConfig(Limits):
 
 
 class MCPConfig(Limits):
-    """A Model Context Protocol server whose tools are offered: a command that speaks it on stdin and stdout, or an address."""
+    """A Model Context Protocol server whose tools are offered.
+
+    It is a command that speaks the protocol on stdin and stdout, or an address.
+    """
 
     command: tuple[str, ...] = Field(
         default=(), description="program and arguments, started once per tool server"
@@ -134,46 +155,58 @@ class MCPConfig(Limits):
 
     @property
     def label(self) -> str:
-        """How messages name this server."""
+        """What messages call this server."""
         return self.url or " ".join(self.command)
 
 
 def checked(tools: dict[str, ToolConfig], where: str = "tools.tools") -> dict[str, ToolConfig]:
-    """The tools by name as they came. Raises ValueError naming the first bad field, under the recipe's section `where`."""
+    """Return the tools by name, as they came.
+
+    Args:
+        tools: from a section of the recipe.
+        where: the section, for messages.
+
+    Raises:
+        ValueError: a tool cannot be. The message names the first bad field and what is wrong.
+    """
     for name, tool in tools.items():
-        for field, fault in _faults(name, tool):
-            raise ValueError(f"{where}.{name}{field}: {fault}")
+        _check_tool(f"{where}.{name}", name, tool)
     return tools
 
 
-def _faults(name: str, tool: ToolConfig) -> Iterator[tuple[str, str]]:
+def _check_tool(where: str, name: str, tool: ToolConfig) -> None:
     if not NAME.fullmatch(name):
-        yield "", f"a name is 1 to 64 characters of {NAME.pattern.partition(']')[0]}]"
+        raise ValueError(f"{where}: a name is 1 to 64 characters of [A-Za-z0-9_.-]")
     if tool.function is not None:
-        from tool_server.functions import load
+        _check_function(where, tool.function, tool)
+    elif tool.pure:
+        raise ValueError(f"{where}.pure: only of a function; the other tools know")
+    else:
+        _check_kind(where, name, tool)
 
-        if tool.kind is not None or tool.options:
-            yield "", "function goes with neither kind nor options"
-        try:
-            load(tool.function)
-        except ValueError as error:
-            yield f".function={tool.function!r}", str(error)
-        return
-    if tool.pure:
-        yield ".pure", "only of a function; the other tools know"
+
+def _check_function(where: str, function: str, tool: ToolConfig) -> None:
+    if tool.kind is not None or tool.options:
+        raise ValueError(f"{where}: function goes with neither kind nor options")
+    try:
+        load(function)
+    except ValueError as error:
+        raise ValueError(f"{where}.function={function!r}: {error}") from None
+
+
+def _check_kind(where: str, name: str, tool: ToolConfig) -> None:
     try:
         tool.kind_as(name)
     except ValidationError as error:
         fault = error.errors(include_url=False, include_context=False)[0]
-        at = ".".join(str(part) for part in fault["loc"])
-        given = (
-            "unknown key"
-            if fault["type"] == "extra_forbidden"
-            else f"{fault['msg'].removeprefix('Value error, ')}"
-        )
-        yield f".options{'.' + at if at else ''}", given
+        field = ".".join(["options", *map(str, fault["loc"])])
+        message = fault["msg"].removeprefix("Value error, ")
+        if fault["type"] == "extra_forbidden":
+            message = "unknown key"
+        raise ValueError(f"{where}.{field}: {message}") from None
     except ValueError as error:
-        yield ".kind" if tool.kind else "", str(error)
+        field = ".kind" if tool.kind else ""
+        raise ValueError(f"{where}{field}: {error}") from None
 
 
 class ToolServerConfig(Section):

@@ -1,4 +1,7 @@
-"""A user's Python function as a tool: the schema from its type hints, the descriptions from its docstring."""
+"""Offer a user's Python function as a tool.
+
+The schema comes from its type hints, the descriptions from its docstring.
+"""
 
 from __future__ import annotations
 
@@ -14,22 +17,33 @@ from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
 from pydantic_core import to_json
 
 from axpo.registry import find
-from tool_server.arguments import parameters, parse
-from tool_server.tool import Output, Tool, ToolCall
+from tool_server.arguments import parameters, parse_json
+from tool_server.tool import Output, Pixels, Tool, ToolCall
 
 
 @dataclass(frozen=True)
 class UserFunction:
-    """A function that was found and understood."""
+    """A function that was found and understood.
+
+    Attributes:
+        function: the user's.
+        description: the first paragraph of its docstring.
+        arguments: a model of its parameters.
+        call_parameter: the parameter that gets the ToolCall (images and earlier calls), if any.
+    """
 
     function: Callable[..., Any]
     description: str
     arguments: type[BaseModel]
-    call_parameter: str | None  # gets the ToolCall: images and earlier calls
+    call_parameter: str | None
 
 
 def load(path: str) -> UserFunction:
-    """The function at `package.module:name`. Raises ValueError with one line about what is wrong with it."""
+    """Return the function at `package.module:name`.
+
+    Raises:
+        ValueError: it cannot be found, is no function, or cannot be offered; one line.
+    """
     function = find(path)
     if not inspect.isfunction(function):
         raise ValueError(f"{path} is no function")
@@ -37,51 +51,78 @@ def load(path: str) -> UserFunction:
 
 
 def understand(function: Callable[..., Any]) -> UserFunction:
-    """Derive schema and description. Raises ValueError with one line."""
+    """Derive the schema and the descriptions of a function.
+
+    Raises:
+        ValueError: something that the policy needs to know is missing; one line.
+    """
     from docstring_parser import parse
 
     docstring = parse(inspect.getdoc(function) or "")
-    described = {
-        param.arg_name: " ".join((param.description or "").split()) for param in docstring.params
-    }
-    description = " ".join((docstring.short_description or "").split())
+    description = _one_line(docstring.short_description)
     if not description:
         raise ValueError("needs a docstring: its first paragraph is what the policy reads")
+    described = {param.arg_name: _one_line(param.description) for param in docstring.params}
     try:
         hints = typing.get_type_hints(function, include_extras=True)
     except Exception as error:
         raise ValueError(f"a type hint cannot be resolved: {error}") from error
-    call_parameter, fields = None, {}
+    call_parameter = None
+    fields: dict[str, Any] = {}
     for name, parameter in inspect.signature(function).parameters.items():
-        if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-            raise ValueError(f"parameter {name!r}: only named parameters can be offered")
-        if name not in hints:
-            raise ValueError(f"parameter {name!r} has no type hint")
+        _check_parameter(name, parameter, hints)
         if hints[name] is ToolCall:
             call_parameter = name
             continue
         default = ... if parameter.default is parameter.empty else parameter.default
         fields[name] = (hints[name], Field(default, description=described.get(name) or None))
-    config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
-    try:
-        arguments = create_model(f"{function.__name__}_arguments", __config__=config, **fields)  # type: ignore[call-overload]
-        parameters(arguments)
-    except (PydanticSchemaGenerationError, PydanticUserError, NameError) as error:
-        raise ValueError(
-            f"its type hints give no JSON schema: {str(error).splitlines()[0]}"
-        ) from error
+    arguments = _model(f"{function.__name__}_arguments", fields)
     return UserFunction(function, description, arguments, call_parameter)
 
 
-def open_function(name: str, path: str, pure: bool = False) -> Tool:
-    """The function as a tool, offered as `name`."""
+def _check_parameter(name: str, parameter: inspect.Parameter, hints: dict[str, Any]) -> None:
+    if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+        raise ValueError(f"parameter {name!r}: only named parameters can be offered")
+    if name not in hints:
+        raise ValueError(f"parameter {name!r} has no type hint")
+
+
+def _model(name: str, fields: dict[str, Any]) -> type[BaseModel]:
+    config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    try:
+        arguments: type[BaseModel] = create_model(name, __config__=config, **fields)
+        parameters(arguments)
+    except (PydanticSchemaGenerationError, PydanticUserError, NameError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"its type hints give no JSON schema: {reason}") from error
+    return arguments
+
+
+def _one_line(text: str | None) -> str:
+    return " ".join((text or "").split())
+
+
+def open_function(name: str, path: str, *, pure: bool = False) -> Tool:
+    """Return the function at `path` as a tool, offered as `name`.
+
+    Args:
+        name: what the policy calls the tool.
+        path: the function, as `package.module:name`.
+        pure: equal arguments and images give equal results.
+
+    Raises:
+        ValueError: see `load`.
+    """
     user = load(path)
 
+    def parse_arguments(written: Any) -> BaseModel:
+        return parse_json(user.arguments, written)
+
     def keywords(call: ToolCall) -> dict[str, Any]:
-        given = {
-            field: getattr(call.arguments, field) for field in type(call.arguments).model_fields
-        }
-        return given | ({user.call_parameter: call} if user.call_parameter else {})
+        given = {field: getattr(call.arguments, field) for field in user.arguments.model_fields}
+        if user.call_parameter is not None:
+            given[user.call_parameter] = call
+        return given
 
     def plain(call: ToolCall) -> Output:
         return observation(user.function(**keywords(call)))
@@ -90,35 +131,35 @@ def open_function(name: str, path: str, pure: bool = False) -> Tool:
         return observation(await user.function(**keywords(call)))
 
     run = coroutine if inspect.iscoroutinefunction(user.function) else plain
-    return Tool(
-        name,
-        user.description,
-        parameters(user.arguments),
-        lambda written: parse(user.arguments, written, as_json=True),
-        run,
-        pure,
-    )
+    schema = parameters(user.arguments)
+    return Tool(name, user.description, schema, parse_arguments, run, pure)
 
 
 def observation(returned: Any) -> Output:
-    """What a user's function returned, as text and images.
+    """Return what a user's function returned, as text and images.
 
-    A string is the text; a uint8 array [h, w, 3] an image; a pair (text, images) both; anything else is written as JSON.
-    Raises TypeError where that is not possible.
+    A string is the text. A uint8 array [h, w, 3] is an image. A pair (text, images) is both.
+    Anything else is written as JSON.
+
+    Raises:
+        TypeError: an array is no image.
+        PydanticSerializationError: the value cannot be written as JSON.
     """
     if isinstance(returned, str):
         return returned, ()
     if isinstance(returned, np.ndarray):
         return "", (_image(returned),)
     match returned:
-        case (str(text), list() | tuple() as images) if all(
-            isinstance(image, np.ndarray) for image in images
-        ):
+        case (str(text), list() | tuple() as images) if _all_arrays(images):
             return text, tuple(_image(image) for image in images)
     return to_json(returned).decode(), ()
 
 
-def _image(array: np.ndarray) -> np.ndarray:
+def _all_arrays(values: list[Any] | tuple[Any, ...]) -> bool:
+    return all(isinstance(value, np.ndarray) for value in values)
+
+
+def _image(array: np.ndarray) -> Pixels:
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or array.size == 0:
         raise TypeError(
             f"an image is a uint8 array [h, w, 3], this is {array.dtype} {list(array.shape)}"

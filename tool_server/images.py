@@ -1,4 +1,7 @@
-"""Decoding of untrusted images: every limit is checked on the header, before a pixel is decoded."""
+"""Decode untrusted images.
+
+Every limit is checked on the header, before a pixel is decoded.
+"""
 
 from __future__ import annotations
 
@@ -16,22 +19,34 @@ if TYPE_CHECKING:
     from PIL import Image
 
 MAX_ASPECT = 200
-"""Long side to short side: Qwen's image processors raise above it."""
+"""Long side to short side. Qwen's image processors raise above it."""
 
 MAX_SCANS = 100
-"""Scans of one JPEG; encoders write about ten. Each is a pass over all pixels: 2,000 of 31 bytes, in a file of 156 kB that keeps every
-other limit, took 55 s to decode."""
+"""Scans of one JPEG.
+
+Encoders write about ten. Each scan is a pass over all pixels: 2,000 scans of 31 bytes, in a file
+of 156 kB that keeps every other limit, took 55 s to decode.
+"""
+
+START_OF_SCAN = b"\xff\xda"
+"""The marker of a JPEG's scan."""
 
 
 class ImageError(Exception):
-    """An image is refused. One line: the limit that it exceeds, or why it cannot be read."""
+    """An image is refused.
+
+    The message is one line: the limit that it exceeds, or why it cannot be read.
+    """
 
 
 class ImageLimits(BaseModel):
-    """What is decoded. 16 MPx are 48 MB of pixels; while decoding a PNG or JPEG takes 220 MB, a WEBP 350 MB.
+    """What is decoded.
 
-    GIF is in for pages and data sets of the web (of anything animated, the first frame). BMP, TIFF and the rest of Pillow's forty
-    are left out: few data sets hold them, they convert without loss, and most of Pillow's security fixes are theirs.
+    16 MPx are 48 MB of pixels. While decoding, a PNG or JPEG takes 220 MB, a WEBP 350 MB.
+
+    GIF is allowed because pages and data sets of the web use it (of anything animated, the first
+    frame counts). BMP, TIFF and the rest of Pillow's forty formats are left out: few data sets hold
+    them, they convert without loss, and most of Pillow's security fixes are theirs.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -39,7 +54,8 @@ class ImageLimits(BaseModel):
     formats: tuple[Literal["PNG", "JPEG", "WEBP", "GIF"], ...] = Field(
         ("PNG", "JPEG", "WEBP", "GIF"), min_length=1
     )
-    # Up to Pillow's own bound, above which it warns: `warnings.catch_warnings` is not safe in threads.
+    # At most Pillow's own bound, above which it warns: `warnings.catch_warnings` is not safe in
+    # threads.
     max_pixels: int = Field(16_000_000, ge=1, le=89_478_485)
     max_side: int = Field(16_384, ge=1, description="pixels")
     max_aspect: float = Field(MAX_ASPECT, ge=1, description="long side to short side")
@@ -50,7 +66,13 @@ DEFAULT_LIMITS = ImageLimits()
 
 
 def decode(source: Path | bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Pixels:
-    """RGB pixels, read-only: upright by EXIF, of an animation the first frame, on white where transparent. Raises ImageError."""
+    """Return the RGB pixels of an image, read-only.
+
+    They are upright by EXIF, of an animation the first frame, and on white where transparent.
+
+    Raises:
+        ImageError: it exceeds a limit, or cannot be read.
+    """
     from PIL import ImageOps
 
     with _open(source, limits) as image:
@@ -62,7 +84,11 @@ def decode(source: Path | bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Pixels
 
 
 def check(source: Path | bytes, limits: ImageLimits = DEFAULT_LIMITS) -> None:
-    """The checks of `decode` without the decoding; a PNG's checksums are verified. Raises ImageError."""
+    """Do the checks of `decode` without the decoding; a PNG's checksums are verified.
+
+    Raises:
+        ImageError: it exceeds a limit, or cannot be read.
+    """
     with _open(source, limits) as image:
         try:
             image.verify()
@@ -71,7 +97,16 @@ def check(source: Path | bytes, limits: ImageLimits = DEFAULT_LIMITS) -> None:
 
 
 def fit(pixels: Pixels, max_side: int | None, max_pixels: int | None) -> Pixels:
-    """The same pixels where they keep both limits, else downscaled (Lanczos) to them; the aspect stays within `MAX_ASPECT`."""
+    """Return the pixels as they are if they keep both limits, else downscaled (Lanczos) to them.
+
+    Args:
+        pixels: shape [height, width, 3].
+        max_side: pixels of a side; None: no limit.
+        max_pixels: pixels in all; None: no limit.
+
+    Returns:
+        Pixels whose aspect is within `MAX_ASPECT`.
+    """
     height, width = pixels.shape[:2]
     size = fitted(width, height, max_side, max_pixels)
     if size == (width, height):
@@ -84,23 +119,34 @@ def fit(pixels: Pixels, max_side: int | None, max_pixels: int | None) -> Pixels:
 def fitted(
     width: int, height: int, max_side: int | None, max_pixels: int | None
 ) -> tuple[int, int]:
-    """(width, height) scaled down to both limits, each at least 1; unchanged where it keeps them."""
+    """Return (width, height) scaled down to both limits, or unchanged if they keep them.
+
+    Args:
+        width: pixels.
+        height: pixels.
+        max_side: pixels of a side; None: no limit.
+        max_pixels: pixels in all; None: no limit.
+
+    Returns:
+        Width and height, each at least 1, in an aspect within `MAX_ASPECT`.
+    """
     short, long = sorted((width, height))
-    scale = min(
-        1.0, (max_side or long) / long, math.sqrt((max_pixels or short * long) / (short * long))
-    )
+    scale_of_side = (max_side or long) / long
+    scale_of_pixels = math.sqrt((max_pixels or short * long) / (short * long))
+    scale = min(1.0, scale_of_side, scale_of_pixels)
     if scale == 1.0:
         return width, height
     # 1e-9: no pixel is lost to floating point (0.29 * 100 is 28.999999999999996).
     short = max(1, math.floor(short * scale + 1e-9))
-    # A rounded short side can break a limit (1024 x 5.12 the aspect, 40 x 0.1 the pixels): then the long side gives way.
-    long = min(
-        math.floor(long * scale + 1e-9), MAX_ASPECT * short, (max_pixels or long * short) // short
-    )
+    long = math.floor(long * scale + 1e-9)
+    # A rounded short side can break a limit (1024 x 5.12 the aspect, 40 x 0.1 the pixels). Then the
+    # long side gives way.
+    long = min(long, MAX_ASPECT * short, (max_pixels or long * short) // short)
     return (short, long) if width < height else (long, short)
 
 
 def _open(source: Path | bytes, limits: ImageLimits) -> Image.Image:
+    """Return the image with its header read, if it keeps the limits."""
     from PIL import Image
 
     data = _read(source, limits.max_bytes) if isinstance(source, Path) else source
@@ -110,28 +156,36 @@ def _open(source: Path | bytes, limits: ImageLimits) -> Image.Image:
         image = Image.open(io.BytesIO(data), formats=limits.formats)
     except Image.UnidentifiedImageError:
         raise ImageError(f"is not a readable {', '.join(limits.formats)} image") from None
-    except Exception as error:  # a header can raise nearly anything: ValueError, SyntaxError, struct.error, DecompressionBombError ...
+    except Exception as error:
+        # A header can raise nearly anything: ValueError, SyntaxError, struct.error,
+        # DecompressionBombError ...
         raise ImageError(f"cannot be read: {_first_line(error)}") from None
-    width, height = image.size
-    if max(width, height) > limits.max_side:
-        raise ImageError(f"is {width}x{height} pixels, the limit of a side is {limits.max_side:,}")
-    if width * height > limits.max_pixels:
-        raise ImageError(f"is {width}x{height} pixels, the limit is {limits.max_pixels:,} in all")
-    if max(width, height) > limits.max_aspect * min(width, height):
-        raise ImageError(
-            f"is {width}x{height} pixels, the limit of long to short side is {limits.max_aspect:g}"
-        )
-    # Within compressed data 0xFF is always followed by 0 or a restart marker, so this counts scans (and those of thumbnails).
-    if image.format in ("JPEG", "MPO") and data.count(b"\xff\xda") > MAX_SCANS:
+    _check_size(*image.size, limits)
+    # Within compressed data 0xFF is always followed by 0 or a restart marker, so this counts scans
+    # (and those of thumbnails).
+    if image.format in ("JPEG", "MPO") and data.count(START_OF_SCAN) > MAX_SCANS:
         raise ImageError(f"has more than {MAX_SCANS} scans")
     return image
 
 
+def _check_size(width: int, height: int, limits: ImageLimits) -> None:
+    size = f"is {width}x{height} pixels"
+    if max(width, height) > limits.max_side:
+        raise ImageError(f"{size}, the limit of a side is {limits.max_side:,}")
+    if width * height > limits.max_pixels:
+        raise ImageError(f"{size}, the limit is {limits.max_pixels:,} in all")
+    if max(width, height) > limits.max_aspect * min(width, height):
+        raise ImageError(f"{size}, the limit of long to short side is {limits.max_aspect:g}")
+
+
 def _read(path: Path, limit: int) -> bytes:
-    """At most `limit` + 1 bytes of a regular file: a device or a pipe could be read for ever."""
+    """Return at most `limit` + 1 bytes of a regular file.
+
+    A device or a pipe could be read for ever.
+    """
     try:
         if not path.is_file():
-            raise ImageError("is not there" if not path.exists() else "is not a file")
+            raise ImageError("is not a file" if path.exists() else "is not there")
         with path.open("rb") as file:
             return file.read(limit + 1)
     except (OSError, ValueError) as error:

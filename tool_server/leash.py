@@ -1,8 +1,12 @@
-"""Runs a command that must not outlive its parent: `python -IS leash.py PARENT_PID PROGRAM ARGUMENT ...`
+"""Run a command that must not outlive its parent.
 
-A program of a third party that speaks on stdin and stdout is meant to end with its stdin, and not every one does. Where the process
-that started this one is killed, the kernel says so here, and the whole process group goes: this process, the command and what it
-started. Standard library only: a start takes 20 ms.
+    python -IS leash.py PARENT_PID PROGRAM ARGUMENT ...
+
+A third party's program that speaks on stdin and stdout is meant to end with its stdin, but not
+every one does. If the process that started this one is killed, the kernel tells us, and we kill
+the whole process group: this process, the command and what it started.
+
+Standard library only: a start takes 20 ms.
 """
 
 import ctypes
@@ -15,10 +19,14 @@ ORPHANED = signal.SIGRTMAX
 
 
 def main(parent: int, command: list[str]) -> int:
-    """The command's exit code; 128 and the signal's number where one ended it, as a shell has it."""
+    """Run the command and return its exit code.
+
+    A command that a signal ended gives 128 plus the signal's number, as in a shell.
+    """
     awaited = {signal.SIGCHLD, ORPHANED}
     signal.pthread_sigmask(signal.SIG_BLOCK, awaited)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sent to the group: the command's to obey
+    # SIGTERM is sent to the whole group; it is for the command to obey.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, ORPHANED, 0, 0, 0)
     if os.getppid() != parent:  # it died before the line above
         return 1

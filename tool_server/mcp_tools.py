@@ -1,8 +1,10 @@
-"""The tools of a Model Context Protocol server, over stdio or streamable HTTP, as tools of a recipe."""
+"""Offer the tools of a Model Context Protocol server, over stdio or streamable HTTP."""
 
 from __future__ import annotations
 
 import asyncio
+import base64
+import binascii
 import errno
 import json
 import os
@@ -11,20 +13,33 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tool_server import leash as leash_module
+from tool_server import leash
 from tool_server.config import MCPConfig
+from tool_server.images import ImageError, decode
 from tool_server.tool import Output, Pixels, Tool, ToolCall, ToolError, ToolUnavailable
 
+if TYPE_CHECKING:
+    import mcp_types
+    from mcp import Client, StdioServerParameters
+
 MAX_TOOLS = 128
-"""Tools of one server; more would fill the prompt, and a list that never ends would never open."""
+"""Tools of one server. More would fill the prompt, and a list that never ends would never open."""
+
 MAX_MESSAGE = 300
 """Characters of a schema violation that the policy reads."""
 
+CLOSE_S = 8.0
+"""Seconds that a session gets to end, with its command."""
+
 
 def open_server(config: MCPConfig, deadline_s: float) -> list[Tool]:
-    """Connect and list the tools. Raises ToolUnavailable where the server does not answer or lacks a tool of the recipe."""
+    """Connect and return the tools of a server.
+
+    Raises:
+        ToolUnavailable: the server does not answer, or lacks a tool of the recipe.
+    """
     connection = Connection(config, deadline_s)
     try:
         return connection.tools()
@@ -34,45 +49,53 @@ def open_server(config: MCPConfig, deadline_s: float) -> list[Tool]:
 
 
 class Connection:
-    """One MCP session on an event loop of its own, opened again by the next call after it broke."""
+    """One MCP session on an event loop of its own. If it breaks, the next call opens it again."""
 
     def __init__(self, config: MCPConfig, deadline_s: float) -> None:
         self._config = config
         self._deadline_s = deadline_s
         self._session: _Session | None = None
-        self._users = 0
+        self._users = 0  # tools that are not closed yet
         self._opening = asyncio.Lock()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="mcp", daemon=True)
         self._thread.start()
 
     def tools(self) -> list[Tool]:
-        """One tool for each that the recipe offers. They share the connection; the last one closed closes it."""
+        """Return one tool for each that the recipe offers.
+
+        They share the connection. The last one closed closes it.
+
+        Raises:
+            ToolUnavailable: see `open_server`.
+        """
+        listing = asyncio.wait_for(self._list(), self._deadline_s)
         try:
-            listed = asyncio.run_coroutine_threadsafe(
-                asyncio.wait_for(self._list(), self._deadline_s), self._loop
-            ).result()
+            listed = asyncio.run_coroutine_threadsafe(listing, self._loop).result()
         except TimeoutError:
             raise ToolUnavailable(f"no answer within {self._deadline_s:g} s") from None
         wanted = self._config.tools or tuple(listed)
-        if missing := [name for name in wanted if name not in listed]:
-            raise ToolUnavailable(
-                f"no tool {', '.join(missing)}; there are: {', '.join(listed) or 'none'}"
-            )
+        missing = [name for name in wanted if name not in listed]
+        if missing:
+            known = ", ".join(listed) or "none"
+            raise ToolUnavailable(f"no tool {', '.join(missing)}; there are: {known}")
         self._users = len(wanted)
         return [self._tool(listed[name]) for name in wanted]
 
     def close(self) -> None:
-        """Ends the session and, of a command, its processes."""
+        """End the session and, if it is a command, its processes."""
         asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(10)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(5)
 
     async def call(self, name: str, arguments: dict[str, Any]) -> Output:
-        """Runs on the caller's loop. Raises ToolError for what the server reports as an error of the call."""
-        return await asyncio.wrap_future(
-            asyncio.run_coroutine_threadsafe(self._call(name, arguments), self._loop)
-        )
+        """Call a tool, on the caller's event loop.
+
+        Raises:
+            ToolError: the server says that the call was wrong.
+        """
+        answer = asyncio.run_coroutine_threadsafe(self._call(name, arguments), self._loop)
+        return await asyncio.wrap_future(answer)
 
     async def _call(self, name: str, arguments: dict[str, Any]) -> Output:
         from mcp import MCPError
@@ -93,9 +116,9 @@ class Connection:
             raise ToolError(text or f"{name} failed")
         return text, images
 
-    async def _list(self) -> dict[str, Any]:
+    async def _list(self) -> dict[str, mcp_types.Tool]:
         client = (await self._connected()).client
-        listed: dict[str, Any] = {}
+        listed: dict[str, mcp_types.Tool] = {}
         cursor = None
         while True:
             page = await client.list_tools(cursor=cursor)
@@ -117,23 +140,22 @@ class Connection:
 
     async def _end(self) -> None:
         session, self._session = self._session, None
-        if session is not None:
-            session.stop.set()
-            if not session.ready.done():
-                session.task.cancel()
-            await asyncio.wait([session.task], timeout=8)
+        if session is None:
+            return
+        session.stop.set()
+        if not session.ready.done():
+            session.task.cancel()
+        await asyncio.wait([session.task], timeout=CLOSE_S)
 
-    def _tool(self, listed: Any) -> Tool:
-        name, validate = listed.name, checker(listed.input_schema)
-
+    def _tool(self, listed: mcp_types.Tool) -> Tool:
         async def run(call: ToolCall) -> Output:
-            return await self.call(name, call.arguments)
+            return await self.call(listed.name, call.arguments)
 
         return Tool(
-            name=self._config.prefix + name,
+            name=self._config.prefix + listed.name,
             description=" ".join((listed.description or "").split()),
             parameters=listed.input_schema,
-            parse=validate,
+            parse=checker(listed.input_schema),
             run=run,
             close=self._release,
         )
@@ -145,10 +167,15 @@ class Connection:
 
 
 class _Session:
-    """A live client. The SDK's context must be left by the task that entered it, so one task holds it open until `stop`."""
+    """A live client.
+
+    The SDK's context must be left by the task that entered it. So one task holds it open until
+    `stop` is set.
+    """
+
+    client: Client
 
     def __init__(self, config: MCPConfig) -> None:
-        self.client: Any = None
         self.stop = asyncio.Event()
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.task = asyncio.create_task(self._hold(config))
@@ -165,7 +192,8 @@ class _Session:
         except BaseException as error:
             if not self.ready.done():
                 self.ready.set_exception(ToolUnavailable(_reason(error)))
-                self.ready.exception()  # nobody may be waiting
+                # Nobody may be waiting: mark the exception as seen, or asyncio logs it.
+                self.ready.exception()
             if isinstance(error, asyncio.CancelledError):
                 raise
         finally:
@@ -173,7 +201,11 @@ class _Session:
 
 
 def checker(schema: dict[str, Any]) -> Callable[[Any], dict[str, Any]]:
-    """A check of arguments against a server's schema, raising ToolError. Raises ToolUnavailable for a schema that is none."""
+    """Return a check of arguments against a server's schema. The check raises ToolError.
+
+    Raises:
+        ToolUnavailable: the schema is no JSON schema.
+    """
     from jsonschema import Draft202012Validator, SchemaError, validators
     from jsonschema.exceptions import best_match
     from referencing import Registry
@@ -184,35 +216,31 @@ def checker(schema: dict[str, Any]) -> Callable[[Any], dict[str, Any]]:
         raise ToolUnavailable(
             f"its schema is no JSON schema: {error.message[:MAX_MESSAGE]}"
         ) from error
-    # A pattern of theirs on a text of the policy's can keep Python's regular expressions busy for ever, and with them this
-    # process: patterns are the MCP server's to check. An empty registry: a reference in a schema fetches nothing.
+    # A pattern of theirs on a text of the policy's can keep Python's regular expressions busy for
+    # ever, and with them this process. So patterns are for the MCP server to check.
     without_patterns = validators.extend(
         Draft202012Validator, {"pattern": None, "patternProperties": None}
     )
+    # With an empty registry, a reference in a schema fetches nothing.
     validator = without_patterns(schema, registry=Registry())
 
     def check(written: Any) -> dict[str, Any]:
         if not isinstance(written, dict):
             raise ToolError("arguments must be an object")
-        if fault := best_match(validator.iter_errors(written)):
-            at = ".".join(str(part) for part in fault.absolute_path)
-            raise ToolError(f"{at + ': ' if at else ''}{fault.message}"[:MAX_MESSAGE])
+        fault = best_match(validator.iter_errors(written))
+        if fault is not None:
+            place = ".".join(str(part) for part in fault.absolute_path)
+            message = f"{place}: {fault.message}" if place else fault.message
+            raise ToolError(message[:MAX_MESSAGE])
         return written
 
     return check
 
 
 async def _transport(config: MCPConfig, stack: AsyncExitStack) -> Any:
-    from mcp import StdioServerParameters
-
+    """Return what the SDK's `Client` connects to; what must be closed goes onto the stack."""
     if config.url is None:
-        # The SDK passes on HOME, LOGNAME, PATH, SHELL, TERM and USER, and nothing else that is not named here.
-        environment = {name: _environment(name) for name in config.env}
-        if shutil.which(config.command[0]) is None:
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), config.command[0])
-        # The SDK starts it from this thread, whose end is the parent's death to the kernel: it lives as long as the connection.
-        leash = ["-IS", leash_module.__file__, str(os.getpid()), *config.command]
-        return StdioServerParameters(command=sys.executable, args=leash, env=environment)
+        return _command(config)
     if config.token_env is None:
         return config.url
     import httpx2
@@ -226,6 +254,21 @@ async def _transport(config: MCPConfig, stack: AsyncExitStack) -> Any:
     return streamable_http_client(config.url, http_client=http)
 
 
+def _command(config: MCPConfig) -> StdioServerParameters:
+    from mcp import StdioServerParameters
+
+    # The SDK passes on HOME, LOGNAME, PATH, SHELL, TERM and USER, and nothing else that is not
+    # named here.
+    environment = {name: _environment(name) for name in config.env}
+    program = config.command[0]
+    if shutil.which(program) is None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), program)
+    # The SDK starts the command from this thread. To the kernel, the end of this thread is the
+    # parent's death, so the command lives as long as the connection.
+    arguments = ["-IS", leash.__file__, str(os.getpid()), *config.command]
+    return StdioServerParameters(command=sys.executable, args=arguments, env=environment)
+
+
 def _environment(name: str) -> str:
     if name not in os.environ:
         raise ToolUnavailable(f"the environment variable {name} is not set")
@@ -233,12 +276,10 @@ def _environment(name: str) -> str:
 
 
 def _content(result: Any) -> Output:
-    """Text parts joined by lines, images decoded under limits; what else there is, is named."""
-    import base64
-    import binascii
+    """Return the text parts, joined by lines, and the images, decoded under limits.
 
-    from tool_server.images import ImageError, decode
-
+    Whatever else there is, is named in the text.
+    """
     texts: list[str] = []
     images: list[Pixels] = []
     for part in result.content:
@@ -259,8 +300,6 @@ def _content(result: Any) -> Output:
 def _reason(error: BaseException) -> str:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
-    return (
-        str(error)
-        if isinstance(error, ToolUnavailable)
-        else f"no MCP server: {type(error).__name__}: {error}"
-    )
+    if isinstance(error, ToolUnavailable):
+        return str(error)
+    return f"no MCP server: {type(error).__name__}: {error}"

@@ -1,4 +1,17 @@
-"""Runs the calls of one tool under its limits: queue, slots, rate, deadline, retries, circuit breaker, cache. Every call is answered."""
+"""Run the calls of one tool under its limits.
+
+A call passes, in this order:
+
+    parse      what the policy wrote; a fault is answered at once
+    circuit    of a tool that keeps failing, calls are refused
+    queue      at most `queue` calls wait
+    slot       at most `concurrency` calls run; the call's images are fetched here
+    cache      of a pure tool
+    rate       calls started a second
+    attempts   each within `deadline_s`; infrastructure failures are tried again
+
+Every call is answered.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +22,8 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -33,57 +47,77 @@ from tool_server.tool import (
 log = logging.getLogger(__name__)
 
 RETRY_PAUSE_S = 0.1
-"""Before the first retry; doubles."""
+"""Seconds before the first retry; doubles."""
+
+LEFT_BEHIND = 4
+"""Threads that may have outlived their deadlines, as a multiple of `concurrency`."""
 
 
 class Circuit:
-    """Open after so many failures in a row, for so many seconds; then one call at a time is let through until one succeeds."""
+    """Open after so many failures in a row, for so many seconds.
+
+    Then one call at a time is let through, until one succeeds.
+    """
 
     def __init__(self, limits: Breaker, clock: Callable[[], float] = time.monotonic) -> None:
         self._limits = limits
         self._clock = clock
-        self._failures = 0
+        self._failures = 0  # in a row
         self._until = 0.0
 
     @property
     def open_s(self) -> float:
-        """Seconds for which no call is let through; 0 where the next one is."""
-        return (
-            max(self._until - self._clock(), 0.0)
-            if self._failures >= self._limits.failures
-            else 0.0
-        )
+        """Seconds for which no call is let through; 0 if the next one is."""
+        if self._failures < self._limits.failures:
+            return 0.0
+        return max(self._until - self._clock(), 0.0)
 
     def admit(self) -> bool:
-        """Whether a call may run now."""
+        """Return whether a call may run now."""
         if self.open_s > 0:
             return False
         if self._failures >= self._limits.failures:
-            self._until = (
-                self._clock() + self._limits.seconds
-            )  # this one tries; the others wait for what it finds
+            # This call tries; the others wait for what it finds.
+            self._until = self._clock() + self._limits.seconds
         return True
 
-    def record(self, failed: bool) -> None:
-        """What a call that ran found."""
+    def record(self, *, failed: bool) -> None:
+        """Take note of what a call that ran found."""
         self._failures = self._failures + 1 if failed else 0
         if self._failures >= self._limits.failures:
             self._until = self._clock() + self._limits.seconds
 
 
+@dataclass(frozen=True)
+class _Request:
+    """A call on its way to a slot. `images` are pixels or awaitables of pixels."""
+
+    arguments: Any  # as the policy wrote them
+    parsed: Any
+    images: Sequence[Pixels | Awaitable[Pixels]]
+    earlier: Sequence[EarlierCall]
+    queued: float  # time at which it joined the queue
+
+
 class ToolRunner:
-    """One tool on one server. `servers` share the tool's rate."""
+    """One tool on one server.
+
+    A plain function that outlives its deadline cannot be stopped. Its thread is left behind and its
+    slot is free again. If too many threads are left behind, calls are refused.
+    """
 
     def __init__(self, tool: Tool, limits: Limits, servers: int = 1) -> None:
+        """Make a runner. `servers` is how many servers share the tool's rate."""
         self.tool = tool
         self.limits = limits
         self._stats = ToolStats()
         self._slots = asyncio.Semaphore(limits.concurrency)
         self._inside = 0  # calls that wait or run
-        self._left_behind: list[
-            threading.Event
-        ] = []  # set when a thread that outlived its deadline ends
-        self._rate = AsyncLimiter(1, servers / limits.rate_per_s) if limits.rate_per_s else None
+        # Of each thread that outlived its deadline: set when the thread ends.
+        self._left_behind: list[threading.Event] = []
+        self._rate: AsyncLimiter | None = None
+        if limits.rate_per_s:
+            self._rate = AsyncLimiter(1, servers / limits.rate_per_s)
         self._circuit = Circuit(limits.breaker)
         self._cache: LRUCache[bytes, ToolResult] | None = None
         if limits.cache_mb:
@@ -92,109 +126,88 @@ class ToolRunner:
     async def run(
         self, arguments: Any, images: Sequence[Any], earlier: Sequence[EarlierCall]
     ) -> ToolResult:
-        """Answers one call; never raises. `images` are pixels or awaitables of pixels (Ray's references)."""
+        """Answer one call. Never raises.
+
+        Args:
+            arguments: what the policy wrote.
+            images: pixels or awaitables of pixels (Ray's references).
+            earlier: the rollout's earlier calls.
+        """
         try:
             parsed = self.tool.parse(arguments)
         except ToolError as error:
             return self._answer(ToolResult(ToolStatus.TOOL_ERROR, str(error)))
-        except Exception as error:  # a tool of the user's
+        except Exception as error:  # the check may be the user's
             return self._answer(self._failure(error))
         if self._circuit.open_s > 0:
             return self._answer(self._refusal())
         if self._inside >= self.limits.concurrency + self.limits.queue:
-            return self._answer(
-                ToolResult(
-                    ToolStatus.OVERLOADED,
-                    f"{self.tool.name}: {self.limits.queue} calls wait already",
-                )
-            )
+            text = f"{self.tool.name}: {self.limits.queue} calls wait already"
+            return self._answer(ToolResult(ToolStatus.OVERLOADED, text))
+        request = _Request(arguments, parsed, images, earlier, queued=time.monotonic())
         self._inside += 1
-        queued = time.monotonic()
         try:
             async with self._slots:
-                return await self._in_slot(arguments, parsed, images, earlier, queued)
+                return await self._in_slot(request)
         finally:
             self._inside -= 1
 
     def take_stats(self) -> ToolStats:
-        """Numbers since they were last taken."""
+        """Return the numbers since they were last taken."""
         taken, self._stats = self._stats, ToolStats()
         return taken
 
-    async def _in_slot(
-        self,
-        arguments: Any,
-        parsed: Any,
-        images: Sequence[Any],
-        earlier: Sequence[EarlierCall],
-        queued: float,
-    ) -> ToolResult:
-        wait = time.monotonic() - queued
-        key = None
+    async def _in_slot(self, request: _Request) -> ToolResult:
+        wait = time.monotonic() - request.queued
+        key: bytes | None = None
         try:
             async with asyncio.timeout(self.limits.deadline_s):
-                pixels = [
-                    image if isinstance(image, np.ndarray) else await image for image in images
-                ]
+                pixels = [await _pixels(image) for image in request.images]
                 if self._cache is not None:
-                    key = await _digest(arguments, pixels)
+                    key = await _digest(request.arguments, pixels)
         except Exception as error:
-            return self._answer(self._failure(error, "its images were lost"))
-        if (
-            key is not None
-            and self._cache is not None
-            and (known := self._cache.get(key)) is not None
-        ):
+            return self._answer(self._failure(error, "its images were lost: "))
+        known = self._cached(key)
+        if known is not None:
             return self._answer(known, cached=True)
         if self._rate is not None:
             await self._rate.acquire()
-            wait = time.monotonic() - queued
+            wait = time.monotonic() - request.queued
         if not self._circuit.admit():  # it opened while this call waited
             return self._answer(self._refusal())
-        self._left_behind = [ended for ended in self._left_behind if not ended.is_set()]
-        if len(self._left_behind) >= 4 * self.limits.concurrency:
-            return self._answer(
-                ToolResult(
-                    ToolStatus.INFRASTRUCTURE,
-                    f"{self.tool.name}: {len(self._left_behind)} calls ran over and have not ended",
-                )
-            )
-        call = ToolCall(parsed, pixels, earlier)
+        crowded = self._crowded()
+        if crowded is not None:
+            return self._answer(crowded)
+        result = await self._attempts(ToolCall(request.parsed, pixels, request.earlier))
+        self._keep(key, result)
+        return self._answer(result, wait)
+
+    async def _attempts(self, call: ToolCall) -> ToolResult:
+        """Run a call, and again after infrastructure failures."""
         result = await self._attempt(call)
         for retry in range(self.limits.retries):
             if result.status is not ToolStatus.INFRASTRUCTURE:
                 break
             await asyncio.sleep(RETRY_PAUSE_S * 2**retry)
             result = await self._attempt(call)
-        self._circuit.record(
-            failed=result.status in (ToolStatus.INFRASTRUCTURE, ToolStatus.DEADLINE)
-        )
-        if (
-            key is not None
-            and self._cache is not None
-            and result.status is ToolStatus.OK
-            and _size(result) <= self._cache.maxsize
-        ):
-            self._cache[key] = result
-        return self._answer(result, wait)
+        failed = result.status in (ToolStatus.INFRASTRUCTURE, ToolStatus.DEADLINE)
+        self._circuit.record(failed=failed)
+        return result
 
     async def _attempt(self, call: ToolCall) -> ToolResult:
         started = time.monotonic()
+        images: tuple[Pixels, ...] = ()
         try:
             async with asyncio.timeout(self.limits.deadline_s) as deadline:
                 text, images = self._capped(await self._invoke(call))
             status = ToolStatus.OK
         except ToolError as error:
-            status, text, images = ToolStatus.TOOL_ERROR, self._cut(str(error)), ()
+            status, text = ToolStatus.TOOL_ERROR, self._cut(str(error))
         except Exception as error:
-            if deadline.expired():
-                status, text, images = (
-                    ToolStatus.DEADLINE,
-                    f"{self.tool.name} ran longer than {self.limits.deadline_s:g} s",
-                    (),
-                )
-            else:
+            if not deadline.expired():
                 return self._failure(error, seconds=time.monotonic() - started)
+            status = ToolStatus.DEADLINE
+            text = f"{self.tool.name} ran longer than {self.limits.deadline_s:g} s"
         return ToolResult(status, text, images, time.monotonic() - started)
 
     async def _invoke(self, call: ToolCall) -> Output:
@@ -202,33 +215,51 @@ class ToolRunner:
             return await self.tool.run(call)
         ended = threading.Event()
 
-        def run() -> Any:
+        def run() -> Output | Awaitable[Output]:
             try:
                 return self.tool.run(call)
             finally:
                 ended.set()
 
         try:
-            output = await in_thread(run, f"tool-{self.tool.name}")
+            returned = await in_thread(run, f"tool-{self.tool.name}")
         except asyncio.CancelledError:
             self._left_behind.append(ended)
             raise
-        return await output if inspect.isawaitable(output) else output
+        # A plain function may return a coroutine: that of a function it wraps.
+        return await returned if inspect.isawaitable(returned) else returned
+
+    def _cached(self, key: bytes | None) -> ToolResult | None:
+        return None if self._cache is None or key is None else self._cache.get(key)
+
+    def _keep(self, key: bytes | None, result: ToolResult) -> None:
+        if self._cache is None or key is None or result.status is not ToolStatus.OK:
+            return
+        if _size(result) <= self._cache.maxsize:
+            self._cache[key] = result
+
+    def _crowded(self) -> ToolResult | None:
+        """Return a refusal if too many threads have outlived their deadlines and not ended."""
+        self._left_behind = [ended for ended in self._left_behind if not ended.is_set()]
+        count = len(self._left_behind)
+        if count < LEFT_BEHIND * self.limits.concurrency:
+            return None
+        text = f"{self.tool.name}: {count} calls ran over and have not ended"
+        return ToolResult(ToolStatus.INFRASTRUCTURE, text)
 
     def _capped(self, output: Output) -> Output:
         text, images = output
-        if len(images) > self.limits.max_images:
-            text += f"\n[{len(images) - self.limits.max_images} more images left out]"
+        over = len(images) - self.limits.max_images
+        if over > 0:
+            text += f"\n[{over} more images left out]"
             images = images[: self.limits.max_images]
         return self._cut(text), images
 
     def _cut(self, text: str) -> str:
         over = len(text) - self.limits.max_characters
-        return (
-            text
-            if over <= 0
-            else f"{text[: self.limits.max_characters]}\n[{over} more characters cut]"
-        )
+        if over <= 0:
+            return text
+        return f"{text[: self.limits.max_characters]}\n[{over} more characters cut]"
 
     def _answer(
         self, result: ToolResult, wait: float | None = None, *, cached: bool = False
@@ -238,27 +269,30 @@ class ToolRunner:
 
     def _failure(self, error: Exception, what: str = "", seconds: float = 0.0) -> ToolResult:
         log.warning("tool %s failed", self.tool.name, exc_info=error)
-        reason = f"{type(error).__name__}: {error}"
-        return ToolResult(
-            ToolStatus.INFRASTRUCTURE,
-            f"{self.tool.name} failed: {what + ': ' if what else ''}{reason}",
-            (),
-            seconds,
-        )
+        text = f"{self.tool.name} failed: {what}{type(error).__name__}: {error}"
+        return ToolResult(ToolStatus.INFRASTRUCTURE, text, seconds=seconds)
 
     def _refusal(self) -> ToolResult:
-        failed, seconds = self.limits.breaker.failures, self._circuit.open_s
-        return ToolResult(
-            ToolStatus.INFRASTRUCTURE,
-            f"{self.tool.name}: circuit open for {seconds:.1f} s more, {failed} calls failed in a row",
+        failures, seconds = self.limits.breaker.failures, self._circuit.open_s
+        text = (
+            f"{self.tool.name}: circuit open for {seconds:.1f} s more, "
+            f"{failures} calls failed in a row"
         )
+        return ToolResult(ToolStatus.INFRASTRUCTURE, text)
+
+
+async def _pixels(image: Pixels | Awaitable[Pixels]) -> Pixels:
+    return image if isinstance(image, np.ndarray) else await image
 
 
 def _size(result: ToolResult) -> int:
+    """Return about how many bytes a cached result takes."""
     return 256 + 4 * len(result.text) + sum(image.nbytes for image in result.images)
 
 
 async def _digest(arguments: Any, images: Sequence[Pixels]) -> bytes:
+    """Return the key of a call in the cache."""
+
     def digest() -> bytes:
         total = hashlib.blake2b(json.dumps(arguments, sort_keys=True).encode(), digest_size=16)
         for image in images:

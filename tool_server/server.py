@@ -1,4 +1,7 @@
-"""The tool server: opens a recipe's tools, routes calls to them, closes them. A Ray actor, or a plain object."""
+"""The tool server: it opens a recipe's tools, routes calls to them, and closes them.
+
+A Ray actor, or a plain object.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,13 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from tool_server.arguments import MAX_SIZE, echo, too_large
 from tool_server.config import NAME, Limits, MCPConfig, ToolConfig, ToolServerConfig
+from tool_server.functions import open_function
+from tool_server.mcp_tools import open_server
 from tool_server.runner import ToolRunner
 from tool_server.stats import ToolStats
 from tool_server.threads import in_thread
@@ -22,19 +28,41 @@ CLOSE_DEADLINE_S = 10.0
 
 @dataclass(frozen=True)
 class Offer:
-    """A tool as clients know it."""
+    """A tool as clients know it.
 
-    schema: dict[
-        str, Any
-    ]  # OpenAI function schema, as Qwen's chat template renders it inside `<tools>`
+    Attributes:
+        schema: OpenAI function schema, as Qwen's chat template renders it inside `<tools>`.
+        retries: times that a call is run again if infrastructure failed it.
+    """
+
+    schema: dict[str, Any]
     retries: int
 
 
-class ToolServer:
-    """It holds no state of any rollout, so any server answers any call, and one that Ray restarts goes on.
+@dataclass(frozen=True)
+class _Entry:
+    """An entry of the recipe that brings one tool or, from an MCP server, several.
 
-    Tools open with the first call of any method, side by side, each in a thread. Where one cannot, every method raises
-    ToolUnavailable naming it.
+    Attributes:
+        where: what messages call it.
+        limits: of each of its tools.
+        open: opens the tools; may take seconds.
+    """
+
+    where: str
+    limits: Limits
+    open: Callable[[], list[Tool]]
+
+
+class ToolServer:
+    """Serve the tools of a recipe.
+
+    It holds no state of any rollout, so any server answers any call, and one that Ray restarts
+    goes on.
+
+    Tools open with the first call of any method, side by side, each in a thread. If one cannot
+    open, every method raises ToolUnavailable, which names the tool. What failed to open is tried
+    again by the next call: a server that Ray restarted tries until it serves.
     """
 
     def __init__(self, config: ToolServerConfig) -> None:
@@ -43,14 +71,14 @@ class ToolServer:
         self._closed = False
 
     async def offers(self) -> dict[str, Offer]:
-        """The tools by name, in the recipe's order; returns once all are open."""
+        """Return the tools by name, in the recipe's order, once all are open."""
         return {
             name: Offer(schema(runner.tool), runner.limits.retries)
             for name, runner in (await self._runners()).items()
         }
 
     async def schemas(self) -> list[dict[str, Any]]:
-        """OpenAI function schemas, in the recipe's order."""
+        """Return the OpenAI function schemas, in the recipe's order."""
         return [offer.schema for offer in (await self.offers()).values()]
 
     async def call(
@@ -60,112 +88,90 @@ class ToolServer:
         images: Sequence[Any],
         earlier: Sequence[tuple[str, dict[str, Any], int]] = (),
     ) -> ToolResult:
-        """Runs one call. Whatever the policy wrote, this returns; it raises nothing but ToolUnavailable.
+        """Run one call. Whatever the policy wrote, this returns.
 
-        `images` are pixels or Ray references to pixels: those of the question, then those of earlier observations.
-        `earlier` are (name, arguments, number of images then) of the rollout's calls before this one. A plain function that
-        outlives its deadline cannot be stopped: its thread is left behind, its slot is free again.
+        Args:
+            name: the tool.
+            arguments: what the policy wrote.
+            images: pixels or Ray references to pixels: those of the question, then those of
+                earlier observations.
+            earlier: the rollout's calls before this one, as (name, arguments, number of images at
+                that time).
+
+        Raises:
+            ToolUnavailable: the tools do not open. Nothing else is raised.
         """
         runners = await self._runners()
         if too_large(arguments):
             return oversized()
         if not isinstance(name, str) or name not in runners:
             return unknown(name, runners)
-        return replace(
-            await runners[name].run(arguments, images, [EarlierCall(*call) for call in earlier]),
-            tool=name,
-        )
+        earlier_calls = [EarlierCall(*call) for call in earlier]
+        result = await runners[name].run(arguments, images, earlier_calls)
+        return replace(result, tool=name)
 
     async def take_stats(self) -> dict[str, ToolStats]:
-        """Numbers of every tool since they were last taken."""
+        """Return the numbers of every tool since they were last taken."""
         return {name: runner.take_stats() for name, runner in (await self._runners()).items()}
 
     async def ping(self) -> None:
-        """Returns where the server serves."""
+        """Return once the server serves."""
         await self._runners()
 
     async def close(self) -> None:
-        """Frees what the tools hold: jails, connections. Calls in flight end as their tools see fit; later ones are refused."""
+        """Free what the tools hold: jails, connections.
+
+        Calls in flight end as their tools see fit. Later ones are refused.
+        """
         opening, self._opening, self._closed = self._opening, None, True
         if opening is None:
             return
         opening.cancel()
         await asyncio.wait([opening])
-        if not opening.cancelled() and opening.exception() is None:
+        if _succeeded(opening):
             await _close([runner.tool for runner in opening.result().values()])
 
     async def _runners(self) -> dict[str, ToolRunner]:
         opening = self._opening
-        if (
-            opening is not None
-            and opening.done()
-            and not opening.cancelled()
-            and opening.exception() is None
-        ):
+        if opening is not None and _succeeded(opening):
             return opening.result()
         if self._closed:
             raise ToolUnavailable("the tool server is closed")
-        if (
-            opening is None or opening.done()
-        ):  # what failed may work later: a server that Ray restarted tries until it serves
+        if opening is None or opening.done():
             opening = self._opening = asyncio.create_task(self._open())
         return await asyncio.shield(opening)
 
     async def _open(self) -> dict[str, ToolRunner]:
-        config = self._config
-        entries: list[tuple[str, Limits, Callable[[], list[Tool]]]] = [
-            *(
-                (f"tools.tools.{name}", _limits(name, entry), _tool_opener(name, entry))
-                for name, entry in config.tools.items()
-            ),
-            *(
-                (f"tools.mcp ({entry.label})", entry, _mcp_opener(entry, config.start_deadline_s))
-                for entry in config.mcp
-            ),
-        ]
-        tasks = [
-            asyncio.create_task(_open_within(config.start_deadline_s, where, opener))
-            for where, _, opener in entries
-        ]
+        """Open all tools side by side. If one cannot open, close the others again."""
+        entries = _entries(self._config)
+        deadline_s = self._config.start_deadline_s
+        tasks = [asyncio.create_task(_open_within(deadline_s, entry)) for entry in entries]
         try:
-            opened = await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
         except asyncio.CancelledError:
-            done = [
-                task
-                for task in tasks
-                if task.done() and not task.cancelled() and task.exception() is None
-            ]
-            await _close([tool for task in done for tool in task.result()])
+            await _close(_opened(tasks))
             raise
+        try:
+            return self._runners_of(entries, tasks)
+        except BaseException:
+            await _close(_opened(tasks))
+            raise
+
+    def _runners_of(
+        self, entries: list[_Entry], tasks: list[asyncio.Task[list[Tool]]]
+    ) -> dict[str, ToolRunner]:
+        """Return a runner for each tool, or raise the first fault."""
+        tools = [task.result() for task in tasks]
         runners: dict[str, ToolRunner] = {}
-        fault: BaseException | None = next(
-            (result for result in opened if isinstance(result, BaseException)), None
-        )
-        for (where, limits, _), tools in zip(entries, opened, strict=True):
-            for tool in tools if not isinstance(tools, BaseException) else ():
-                if not NAME.fullmatch(tool.name):
-                    fault = fault or ToolUnavailable(
-                        f"{where}: cannot offer a tool named {echo(tool.name)}"
-                    )
-                elif tool.name in runners:
-                    fault = fault or ToolUnavailable(
-                        f"{where}: there is another tool named {tool.name!r}; set a prefix"
-                    )
-                elif limits.cache_mb and not tool.pure:
-                    fault = fault or ToolUnavailable(
-                        f"{where}: cache_mb={limits.cache_mb:g}, but {tool.name} is not a pure tool"
-                    )
-                runners[tool.name] = ToolRunner(tool, limits, config.servers)
-        if fault is not None:
-            await _close(
-                [tool for tools in opened if not isinstance(tools, BaseException) for tool in tools]
-            )
-            raise fault
+        for entry, opened in zip(entries, tools, strict=True):
+            for tool in opened:
+                _check_offer(tool, entry, runners)
+                runners[tool.name] = ToolRunner(tool, entry.limits, self._config.servers)
         return runners
 
 
 def schema(tool: Tool) -> dict[str, Any]:
-    """The OpenAI function schema, as Qwen's chat template renders it inside `<tools>`."""
+    """Return the OpenAI function schema, as Qwen's chat template renders it inside `<tools>`."""
     return {
         "type": "function",
         "function": {
@@ -177,69 +183,100 @@ def schema(tool: Tool) -> dict[str, Any]:
 
 
 def unknown(name: Any, known: Iterable[str]) -> ToolResult:
-    """The answer to a call of a tool that is not offered."""
-    return ToolResult(
-        ToolStatus.TOOL_ERROR, f"unknown tool {echo(str(name))}, known: {', '.join(known)}"
-    )
+    """Return the answer to a call of a tool that is not offered."""
+    text = f"unknown tool {echo(str(name))}, known: {', '.join(known)}"
+    return ToolResult(ToolStatus.TOOL_ERROR, text)
 
 
 def oversized() -> ToolResult:
-    """The answer to arguments that are `too_large`."""
-    return ToolResult(
-        ToolStatus.TOOL_ERROR, f"arguments are too large, at most {MAX_SIZE} characters are allowed"
-    )
+    """Return the answer to arguments that are `too_large`."""
+    text = f"arguments are too large, at most {MAX_SIZE} characters are allowed"
+    return ToolResult(ToolStatus.TOOL_ERROR, text)
 
 
-def _limits(name: str, entry: ToolConfig) -> Limits:
-    """The recipe's limits, and the kind's own where the recipe leaves one open."""
-    if entry.function is not None:
-        return entry
-    suited = entry.kind_as(name).default_limits()
-    return entry.model_copy(
-        update={
-            field: value for field, value in suited.items() if field not in entry.model_fields_set
-        }
-    )
+def _entries(config: ToolServerConfig) -> list[_Entry]:
+    own = [_tool_entry(name, tool) for name, tool in config.tools.items()]
+    others = [_mcp_entry(server, config.start_deadline_s) for server in config.mcp]
+    return own + others
 
 
-def _tool_opener(name: str, entry: ToolConfig) -> Callable[[], list[Tool]]:
-    def opener() -> list[Tool]:
-        if entry.function is not None:
-            from tool_server.functions import open_function
+def _tool_entry(name: str, tool: ToolConfig) -> _Entry:
+    where = f"tools.tools.{name}"
+    function = tool.function
+    if function is not None:
 
-            return [open_function(name, entry.function, entry.pure)]
-        return [entry.kind_as(name).open(name)]
+        def open_user_function() -> list[Tool]:
+            return [open_function(name, function, pure=tool.pure)]
 
-    return opener
-
-
-def _mcp_opener(entry: MCPConfig, deadline_s: float) -> Callable[[], list[Tool]]:
-    def opener() -> list[Tool]:
-        from tool_server.mcp_tools import open_server
-
-        return open_server(entry, deadline_s)
-
-    return opener
-
-
-async def _open_within(
-    deadline_s: float, where: str, opener: Callable[[], list[Tool]]
-) -> list[Tool]:
-    def close_late(tools: list[Tool]) -> None:
-        for tool in tools:
-            tool.close()
+        return _Entry(where, tool, open_user_function)
 
     try:
-        return await asyncio.wait_for(in_thread(opener, f"open-{where}", close_late), deadline_s)
-    except TimeoutError:
-        raise ToolUnavailable(f"{where}: not open after {deadline_s:g} s") from None
-    except Exception as error:
-        reason = (
-            str(error)
-            if isinstance(error, ToolUnavailable | ValueError)
-            else f"{type(error).__name__}: {error}"
+        kind = tool.kind_as(name)
+        suggested = kind.default_limits()
+    except Exception as error:  # a kind of the user's may be broken on this node alone
+        raise _unavailable(where, error) from error
+
+    def open_kind() -> list[Tool]:
+        return [kind.open(name)]
+
+    # The kind's own limits count if the recipe leaves one open.
+    left_open = suggested.keys() - tool.model_fields_set
+    limits = tool.model_copy(update={field: suggested[field] for field in left_open})
+    return _Entry(where, limits, open_kind)
+
+
+def _mcp_entry(server: MCPConfig, deadline_s: float) -> _Entry:
+    return _Entry(f"tools.mcp ({server.label})", server, partial(open_server, server, deadline_s))
+
+
+def _check_offer(tool: Tool, entry: _Entry, runners: dict[str, ToolRunner]) -> None:
+    """Raise ToolUnavailable if the tool cannot be offered beside the others."""
+    limits = entry.limits
+    if not NAME.fullmatch(tool.name):
+        raise ToolUnavailable(f"{entry.where}: cannot offer a tool named {echo(tool.name)}")
+    if tool.name in runners:
+        raise ToolUnavailable(
+            f"{entry.where}: there is another tool named {tool.name!r}; set a prefix"
         )
-        raise ToolUnavailable(f"{where}: {reason}") from error
+    if limits.cache_mb and not tool.pure:
+        raise ToolUnavailable(
+            f"{entry.where}: cache_mb={limits.cache_mb:g}, but {tool.name} is not a pure tool"
+        )
+
+
+async def _open_within(deadline_s: float, entry: _Entry) -> list[Tool]:
+    opening = in_thread(entry.open, f"open-{entry.where}", late=_close_late)
+    try:
+        return await asyncio.wait_for(opening, deadline_s)
+    except TimeoutError:
+        raise ToolUnavailable(f"{entry.where}: not open after {deadline_s:g} s") from None
+    except Exception as error:
+        raise _unavailable(entry.where, error) from error
+
+
+def _unavailable(where: str, error: Exception) -> ToolUnavailable:
+    """Return the error of a tool that cannot start, naming its place in the recipe."""
+    if isinstance(error, ToolUnavailable | ValueError):
+        return ToolUnavailable(f"{where}: {error}")
+    return ToolUnavailable(f"{where}: {type(error).__name__}: {error}")
+
+
+def _close_late(tools: list[Tool]) -> None:
+    for tool in tools:
+        tool.close()
+
+
+def _succeeded(task: asyncio.Task[Any]) -> bool:
+    return task.done() and not task.cancelled() and task.exception() is None
+
+
+def _opened(tasks: Iterable[asyncio.Task[list[Tool]]]) -> list[Tool]:
+    """Return the tools of the tasks that have opened theirs."""
+    opened: list[Tool] = []
+    for task in tasks:
+        if _succeeded(task):
+            opened += task.result()
+    return opened
 
 
 async def _close(tools: Sequence[Tool]) -> None:
@@ -248,7 +285,8 @@ async def _close(tools: Sequence[Tool]) -> None:
         return
     done, late = await asyncio.wait(closing, timeout=CLOSE_DEADLINE_S)
     for task in done:
-        if error := task.exception():
+        error = task.exception()
+        if error is not None:
             log.warning("closing a tool failed", exc_info=error)
     if late:
         log.warning("%d tools did not close within %g s", len(late), CLOSE_DEADLINE_S)

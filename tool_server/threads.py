@@ -1,4 +1,4 @@
-"""Plain functions off the event loop, each in a thread of its own."""
+"""Run plain functions off the event loop, each in a thread of its own."""
 
 from __future__ import annotations
 
@@ -13,35 +13,43 @@ T = TypeVar("T")
 async def in_thread(
     function: Callable[[], T], name: str, late: Callable[[T], None] | None = None
 ) -> T:
-    """What `function()` returns or raises. `late` gets its result where nobody waits for it any more.
+    """Return what `function()` returns, or raise what it raises.
 
-    A thread of its own: in a pool, a function that hangs would hold a place that later calls wait for inside their deadline.
+    It runs in a thread of its own. In a pool, a function that hangs would hold a place, and later
+    calls would wait for that place inside their deadlines.
+
+    Args:
+        function: takes nothing; it may hang for ever without harm to other calls.
+        name: of the thread.
+        late: gets the result if nobody waits for it any more.
     """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 
     def settle(result: Any, error: BaseException | None) -> None:
         if not future.done():
-            future.set_exception(error) if error else future.set_result(result)
+            if error is None:
+                future.set_result(result)
+            else:
+                future.set_exception(error)
         elif error is None and late is not None:
             threading.Thread(target=late, args=(result,), name=f"{name}-late", daemon=True).start()
 
     def work() -> None:
-        result, error = None, None
+        result: Any = None
+        error: BaseException | None = None
         try:
             result = function()
+        except StopIteration as raised:
+            # A future refuses a StopIteration, and the waiter would wait for ever.
+            error = RuntimeError(f"StopIteration: {raised}")
         except BaseException as raised:
-            # A StopIteration cannot be set on a future: the waiter would wait for ever.
-            error = (
-                RuntimeError(f"StopIteration: {raised}")
-                if isinstance(raised, StopIteration)
-                else raised
-            )
+            error = raised
         try:
             loop.call_soon_threadsafe(settle, result, error)
         except RuntimeError:  # the loop was closed meanwhile
             if error is None and late is not None:
-                late(result)  # type: ignore[arg-type]
+                late(result)
 
     threading.Thread(target=work, name=name, daemon=True).start()
     return await future

@@ -14,36 +14,55 @@ from numpy.typing import NDArray
 from axpo.registry import Registry, Variant
 
 Pixels: TypeAlias = NDArray[np.uint8]
-"""RGB, [height, width, 3]."""
+"""RGB, shape [height, width, 3]."""
+
+Output: TypeAlias = tuple[str, tuple[Pixels, ...]]
+"""Text and images of an observation."""
 
 
 class ToolStatus(StrEnum):
-    """Every call ends in exactly one of these."""
+    """How a call ended. Every call ends in exactly one of these."""
 
     OK = "ok"
-    TOOL_ERROR = "tool_error"  # the policy's fault; the text tells it what to do better
-    INFRASTRUCTURE = "infrastructure"  # the tool or the cluster failed; never the policy's fault
-    DEADLINE = "deadline"  # the tool ran longer than its deadline
-    OVERLOADED = "overloaded"  # the queue is full; only between server and client, which waits and asks again
+    # The policy's fault. The text tells it what to do better.
+    TOOL_ERROR = "tool_error"
+    # The tool or the cluster failed, which is never the policy's fault.
+    INFRASTRUCTURE = "infrastructure"
+    # The tool ran longer than its deadline.
+    DEADLINE = "deadline"
+    # The queue is full. Only a server says so to its client, which waits and asks again.
+    OVERLOADED = "overloaded"
 
 
 @dataclass(frozen=True)
 class ToolResult:
-    """What a call returns. `text` is for the policy where the status is OK or TOOL_ERROR, for the log otherwise."""
+    """What a call returns.
+
+    Attributes:
+        status: how the call ended.
+        text: for the policy if the status is OK or TOOL_ERROR, for the log otherwise.
+        images: for the policy, after the text.
+        seconds: running time, without the wait for a free slot.
+        tool: the tool that the call reached; empty if there is none of that name, or if the call
+            was refused unread.
+    """
 
     status: ToolStatus
     text: str
     images: tuple[Pixels, ...] = ()
-    seconds: float = 0.0  # running time, waiting for a free slot not included
-    tool: str = ""  # that the call reached; empty where there is none of that name, or the call was refused unread
+    seconds: float = 0.0
+    tool: str = ""
 
 
 class ToolError(Exception):
-    """Raised by a tool for anything the policy got wrong; the message is what the policy reads."""
+    """Raised by a tool for what the policy got wrong. The message is what the policy reads."""
 
 
 class ToolUnavailable(Exception):
-    """Raised where a tool cannot start here, or cannot serve for now: infrastructure. One line: what is missing, how to get it."""
+    """Raised if a tool cannot start here, or cannot serve for now: infrastructure.
+
+    The message is one line that says what is missing and how to get it.
+    """
 
 
 @dataclass(frozen=True)
@@ -52,49 +71,64 @@ class EarlierCall:
 
     name: str
     arguments: dict[str, Any]
-    images: int  # how many images of the rollout there were
+    images: int  # how many images the rollout had at that time
 
 
 @dataclass(frozen=True)
 class ToolCall:
     """One call as a tool gets it.
 
-    `images` are all images of the rollout so far: those of the question, then those of earlier observations. `earlier` are the
-    rollout's earlier calls in order: a tool that keeps state between turns derives it from them, so that a fork, a retry or a
-    resumed run starts from the same state.
+    A tool that keeps state between turns derives it from `earlier`. So a fork, a retry and a
+    resumed run all start from the same state.
+
+    Attributes:
+        arguments: what `Tool.parse` returned.
+        images: all images of the rollout so far: those of the question, then those of earlier
+            observations.
+        earlier: the rollout's earlier calls, in order.
     """
 
-    arguments: Any  # what Tool.parse returned
+    arguments: Any
     images: Sequence[Pixels] = ()
     earlier: Sequence[EarlierCall] = ()
 
 
-Output: TypeAlias = tuple[str, tuple[Pixels, ...]]
-"""Text and images of the observation."""
+def nothing_to_free() -> None:
+    """Do nothing: the `close` of a tool that holds nothing."""
 
 
 @dataclass(frozen=True)
 class Tool:
     """A tool, ready to run.
 
-    A plain `run` is called in a thread of its own, a coroutine function on the event loop. It returns the observation, or raises
-    ToolError (the policy's fault) or anything else (infrastructure).
+    Attributes:
+        name: what the policy calls it.
+        description: what the policy reads about it.
+        parameters: JSON schema of the arguments, as the policy sees it.
+        parse: turns what the policy wrote into the arguments that `run` gets; raises ToolError.
+        run: returns the observation. It raises ToolError if the policy got something wrong; any
+            other exception is infrastructure. A coroutine function runs on the event loop, a plain
+            function in a thread of its own.
+        pure: equal arguments and images give equal results, so results may be cached.
+        close: frees what the tool holds.
     """
 
-    name: str  # as the policy sees it
+    name: str
     description: str
-    parameters: dict[str, Any]  # JSON schema of the arguments, as the policy sees it
-    parse: Callable[[Any], Any]  # what the policy wrote -> what `run` gets; raises ToolError
+    parameters: dict[str, Any]
+    parse: Callable[[Any], Any]
     run: Callable[[ToolCall], Output | Awaitable[Output]]
-    pure: bool = False  # equal arguments and images give equal results, so results may be cached
-    close: Callable[[], None] = lambda: None  # frees what the tool holds
+    pure: bool = False
+    close: Callable[[], None] = nothing_to_free
 
 
 class ToolKind(Variant):
     """An implementation that a recipe can offer under any name.
 
     The fields of a subclass are the tool's options in the recipe. They are checked before anything
-    starts.
+    starts. A kind of your own is a class here or elsewhere, or a function of the name:
+
+        tools: {tools: {wiki: {kind: "my_package.tools:Wiki", options: {folder: data/wiki}}}}
     """
 
     @abstractmethod
@@ -108,7 +142,7 @@ class ToolKind(Variant):
         """
 
     def default_limits(self) -> dict[str, Any]:
-        """Return limits (`tool_server.config.Limits`) for those that the recipe leaves open."""
+        """Return values of `tool_server.config.Limits` for those that the recipe leaves open."""
         return {}
 
 

@@ -14,37 +14,47 @@ from tool_server.arguments import define, integer
 from tool_server.images import MAX_ASPECT, fit
 from tool_server.tool import Output, Tool, ToolCall, ToolError, ToolKind, tool_kinds
 
+SCALE = 1000
+"""Qwen3-VL's boxes are relative to the image: 0 to 1000 on both axes."""
+
+# Part of the prompt.
 DESCRIPTION = (
     "Zoom in on a region of an image by cropping it, given a bounding box and the label of an "
     "object."
 )
-SCALE = 1000
-"""Qwen3-VL's boxes are relative to the image: 0 to 1000 on both axes."""
 
 
 def _box(value: Any) -> list[float]:
-    """Four finite numbers, clamped to 0-1000. Strings, booleans and NaN are no coordinates; integers may be of any size."""
-    numbers = isinstance(value, (list, tuple)) and all(
-        isinstance(v, (int, float)) and not isinstance(v, bool) for v in value
-    )
-    if (
-        not numbers
-        or len(value) != 4
-        or not all(isinstance(v, int) or math.isfinite(v) for v in value)
-    ):
+    """Return four finite numbers, clamped to 0-1000.
+
+    Strings, booleans and NaN are no coordinates. Integers may be of any size.
+    """
+    is_box = isinstance(value, list | tuple) and len(value) == 4 and all(map(_is_finite, value))
+    if not is_box:
         raise PydanticCustomError("box", "expected 4 numbers [x1, y1, x2, y2] from 0 to 1000")
-    return [float(min(max(v, 0), SCALE)) for v in value]
+    return [float(min(max(number, 0), SCALE)) for number in value]
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 class ZoomArguments(BaseModel):
-    """The paper's signature; the descriptions follow Qwen3-VL's own zoom tool and are part of the prompt."""
+    """The paper's signature.
+
+    The descriptions follow Qwen3-VL's own zoom tool and are part of the prompt.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     bbox_2d: Annotated[list[float], BeforeValidator(_box)] = Field(
         min_length=4,
         max_length=4,
-        description="Region to zoom in on, as [x1, y1, x2, y2] from 0 to 1000 relative to the image",
+        description=(
+            "Region to zoom in on, as [x1, y1, x2, y2] from 0 to 1000 relative to the image"
+        ),
     )
     label: str = Field(default="", description="Name of the object in the region")
     img_idx: Annotated[int, integer(0)] = Field(
@@ -82,6 +92,13 @@ class ImageZoomIn(ToolKind):
             )
         return self
 
+    @property
+    def max_aspect(self) -> float:
+        """The aspect up to which a crop keeps `min_side` when it is downscaled to the maxima."""
+        by_side = (self.max_side or math.inf) / self.min_side
+        by_pixels = (self.max_pixels or math.inf) / self.min_side**2
+        return min(MAX_ASPECT, by_side, by_pixels)
+
     def open(self, name: str) -> Tool:
         """Return the tool. It needs nothing of the machine."""
 
@@ -90,31 +107,34 @@ class ImageZoomIn(ToolKind):
 
         return define(name, DESCRIPTION, ZoomArguments, run, pure=True)
 
-    @property
-    def max_aspect(self) -> float:
-        """Up to it a crop that is downscaled to the maxima keeps `min_side`."""
-        by_side = (self.max_side or math.inf) / self.min_side
-        by_pixels = (self.max_pixels or math.inf) / self.min_side**2
-        return min(MAX_ASPECT, by_side, by_pixels)
-
 
 def pixel_box(
     box: Sequence[float], width: int, height: int, options: ImageZoomIn
 ) -> tuple[int, int, int, int]:
-    """(left, top, right, bottom) in pixels of a box in 0-1000, half open, inside the image.
+    """Return a box in pixels, inside the image.
 
-    Rounded outwards, then grown about its centre until each side has `min_side` pixels and neither is more than `max_aspect`
-    times the other, as far as the image reaches. Raises ToolError for an empty box and for a sliver that cannot grow to `MAX_ASPECT`.
+    The box is rounded outwards. Then it grows about its centre, as far as the image reaches, until
+    each side has `min_side` pixels and neither side is more than `max_aspect` times the other.
+
+    Args:
+        box: [x1, y1, x2, y2] from 0 to 1000, relative to the image.
+        width: of the image, in pixels.
+        height: of the image, in pixels.
+        options: the limits of the crop.
+
+    Returns:
+        (left, top, right, bottom) in pixels, half open.
+
+    Raises:
+        ToolError: the box is empty, or a sliver that cannot grow to `MAX_ASPECT`.
     """
     x1, y1, x2, y2 = box
     if not (x1 < x2 and y1 < y2):
         raise ToolError("bbox_2d is empty: needs x1 < x2 and y1 < y2")
-    left, right = _grow(
-        math.floor(x1 * width / SCALE), math.ceil(x2 * width / SCALE), width, options.min_side
-    )
-    top, bottom = _grow(
-        math.floor(y1 * height / SCALE), math.ceil(y2 * height / SCALE), height, options.min_side
-    )
+    left, right = math.floor(x1 * width / SCALE), math.ceil(x2 * width / SCALE)
+    top, bottom = math.floor(y1 * height / SCALE), math.ceil(y2 * height / SCALE)
+    left, right = _grow(left, right, width, options.min_side)
+    top, bottom = _grow(top, bottom, height, options.min_side)
     left, right = _grow(left, right, width, math.ceil((bottom - top) / options.max_aspect))
     top, bottom = _grow(top, bottom, height, math.ceil((right - left) / options.max_aspect))
     if max(right - left, bottom - top) > MAX_ASPECT * min(right - left, bottom - top):
@@ -123,21 +143,33 @@ def pixel_box(
 
 
 def image_zoom_in(call: ToolCall, options: ImageZoomIn) -> Output:
-    """No text and the crop: the original pixels, copied; resized only where they exceed a maximum of the recipe."""
-    arguments, images = call.arguments, call.images
-    if arguments.img_idx >= len(images):
-        last = f"0 to {len(images) - 1}" if len(images) > 1 else "0"
-        raise ToolError(
-            f"img_idx: no such image, expected {last}" if images else "img_idx: there are no images"
-        )
-    image = images[arguments.img_idx]
-    left, top, right, bottom = pixel_box(arguments.bbox_2d, image.shape[1], image.shape[0], options)
+    """Return the crop, without text.
+
+    It is a copy of the original pixels, resized only if they exceed a maximum of the recipe.
+
+    Raises:
+        ToolError: there is no such image, or the box cannot be cut out.
+    """
+    box, index = call.arguments.bbox_2d, call.arguments.img_idx
+    if index >= len(call.images):
+        raise ToolError(f"img_idx: {_no_such_image(len(call.images))}")
+    image = call.images[index]
+    height, width = image.shape[:2]
+    left, top, right, bottom = pixel_box(box, width, height, options)
     crop = np.array(image[top:bottom, left:right], order="C")
     return "", (fit(crop, options.max_side, options.max_pixels),)
 
 
+def _no_such_image(images: int) -> str:
+    if images == 0:
+        return "there are no images"
+    if images == 1:
+        return "no such image, expected 0"
+    return f"no such image, expected 0 to {images - 1}"
+
+
 def _grow(start: int, stop: int, limit: int, least: int) -> tuple[int, int]:
-    """[start, stop) made at least `least` long about its centre, inside [0, limit)."""
+    """Return [start, stop) made at least `least` long about its centre, inside [0, limit)."""
     length = max(stop - start, min(least, limit))
     start = min(max((start + stop - length) // 2, 0), limit - length)
     return start, start + length

@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 import tracemalloc
+from dataclasses import replace
 
 import jsonschema
 import numpy as np
@@ -13,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from tool_server.arguments import MAX_SIZE, define
 from tool_server.config import ToolServerConfig
 from tool_server.server import ToolServer
-from tool_server.tool import ToolKind, ToolStatus, ToolUnavailable
+from tool_server.tool import ToolKind, ToolStatus, ToolUnavailable, nothing_to_free
 
 IMAGE = np.arange(64 * 64 * 3, dtype=np.uint8).reshape(64, 64, 3)
 
@@ -205,15 +206,21 @@ def opens(own_kinds, start_deadline_s=30.0, **openers) -> ToolServer:
     )
 
 
+def done(call):
+    return "done", ()
+
+
+def probe(name, run=done, close=nothing_to_free):
+    return replace(define(name, "a probe", Nothing, run), close=close)
+
+
 def tool(closed, together=None, fault=None):
     def opener(name):
         if together:
             together.wait(10)
         if fault:
             raise fault
-        return define(
-            name, "a probe", Nothing, lambda call: ("done", ()), close=lambda: closed.append(name)
-        )
+        return probe(name, close=lambda: closed.append(name))
 
     return opener
 
@@ -255,14 +262,12 @@ def test_a_tool_that_opens_too_late_is_closed_when_it_does(own_kinds):
     closed, late = [], threading.Event()
 
     def opener(name):
+        def close():
+            closed.append(name)
+            late.set()
+
         time.sleep(1.3)
-        return define(
-            name,
-            "a probe",
-            Nothing,
-            lambda call: ("done", ()),
-            close=lambda: (closed.append(name), late.set()),
-        )
+        return probe(name, close=close)
 
     with pytest.raises(ToolUnavailable, match=r"tools\.tools\.slow: not open after 1 s"):
         asyncio.run(opens(own_kinds, 1, slow=opener).schemas())
@@ -276,7 +281,7 @@ def test_what_failed_to_open_is_tried_again(own_kinds):
     def opener(name):
         if faults:
             raise faults.pop()
-        return define(name, "a probe", Nothing, lambda call: ("done", ()))
+        return probe(name)
 
     async def twice():
         server = opens(own_kinds, probe=opener)
@@ -288,10 +293,14 @@ def test_what_failed_to_open_is_tried_again(own_kinds):
 
 
 def test_limits_that_suit_a_kind_give_way_to_the_recipe(own_kinds):
+    def slow(call):
+        time.sleep(0.2)
+        return done(call)
+
     @own_kinds.register("probe")
     class Probe(ToolKind):
         def open(self, name):
-            return define(name, "a probe", Nothing, lambda call: (time.sleep(0.2), ("done", ()))[1])
+            return probe(name, slow)
 
         def default_limits(self):
             return {"deadline_s": 0.05}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -119,4 +120,4 @@ def _open_tavily(name: str, provider: TavilyOptions, caps: Caps) -> Tool:
         results = await tavily.search(query, call.arguments.max_results)
         return render(query, results, caps), ()
 
-    return define(name, DESCRIPTION, SearchArguments, run, close=tavily.close)
+    return replace(define(name, DESCRIPTION, SearchArguments, run), close=tavily.close)
