@@ -191,13 +191,19 @@ class Registry(Generic[V]):
             known = ", ".join(self._variants)
             raise ValueError(f"expected one of {known}, or package.module:name")
         if name not in self._own:
-            variant = self._as_class(find(name), name)
+            variant = self._as_class(self._find(name), name)
             if variant.name != name:
                 # Another process may not have imported the module that registers this class, so
                 # only its path finds it everywhere.
                 variant = type(variant.__name__, (variant,), {**_origin(variant), "name": name})
             self._own[name] = variant
         return self._own[name]
+
+    def _find(self, path: str) -> Any:
+        try:
+            return find(path)
+        except ValueError as error:
+            raise ValueError(f"{error}; expected {self._expected()}") from None
 
     def _as_class(self, found: Any, name: str) -> type[V]:
         """Return `found` as a subclass of the base, whether it is one or a function."""

@@ -140,7 +140,7 @@ class Chat:
         """[T] with added tokens recognised: text that a policy or a scripted teacher wrote."""
         return np.asarray(self.tokenizer.encode(text, add_special_tokens=False), dtype=np.int32)
 
-    def decode(self, ids: Ids) -> str:
+    def decode(self, ids: Sequence[int] | Ids) -> str:
         """Text with special tokens visible."""
         return str(
             self.tokenizer.decode(

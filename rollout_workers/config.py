@@ -44,7 +44,7 @@ class EngineConfig(BaseModel):
 def _window(steps: tuple[int, int]) -> tuple[int, int]:
     first, last = steps
     if not 1 <= first <= last:
-        raise ValueError(f"[{first}, {last}]: expected the first and the last step, counted from 1")
+        raise ValueError("expected the first and the last step, counted from 1")
     return steps
 
 

@@ -18,6 +18,7 @@ MOVED: Mapping[str, str] = {
     "resampler.call_costs": "moved to resampler.budget.call_costs (name: adaptive)",
     "resampler.success_above": "moved to resampler.trigger.success_above",
     "resampler.success_quantile": "moved to resampler.trigger.quantile (name: quantile)",
+    "task.verify": "moved to task.verifier",
     "task.tolerance": "moved to task.verifier.tolerance (name: numeric)",
 }
 """Where the setting of an older key is now."""

@@ -14,8 +14,8 @@ from axpo.config.moved import moved_keys
 from axpo.config.recipe import Recipe
 from axpo.errors import AxpoError
 
-# A message that begins with the field it is about, for example "total_steps=0: ...".
-_NAMES_A_FIELD = re.compile(r"[a-z_][\w.-]*[=:]")
+# The field that a message begins with, for example in "total_steps=0: ...".
+_FIELD = re.compile(r"([a-z_][\w.-]*)[=:]")
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -91,12 +91,18 @@ def _one_line(fault: ErrorDetails) -> str:
 def _placed(place: str, given: Any, message: str) -> str:
     """Return the message of a room's own check with the place in the recipe in front of it.
 
-    The check of a whole section begins with the name of a field, within the section or in full.
+    The check of a whole section may begin with the name of a field: within the section
+    ("total_steps=0: ..."), or with all its sections ("learner.total_steps=0: ...").
     """
     if not place or message.startswith((f"{place}.", f"{place}=", f"{place}:")):
         return message
     if not isinstance(given, Mapping):
         return f"{place}={given!r}: {message}"
-    if _NAMES_A_FIELD.match(message):
-        return f"{place}.{message}"
-    return f"{place}: {message}"
+    named = _FIELD.match(message)
+    if named is None:
+        return f"{place}: {message}"
+    field = named[1]
+    # One entry of a list whose check names the list only.
+    if place.startswith(f"{field}."):
+        return f"{place}{message.removeprefix(field)}"
+    return f"{place}.{message}"

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from axpo.config import Recipe
 from axpo.training.in_flight import Batch, QuestionInFlight
@@ -22,6 +23,9 @@ from rollout_workers.fleet import Log
 from rollout_workers.pool import RolloutPool
 from rollout_workers.settings import ForkRequest
 from rollout_workers.trajectory import EndReason, Group, Resample, Trajectory
+
+if TYPE_CHECKING:
+    from ray import ObjectRef
 
 
 class FaultCounts:
@@ -107,7 +111,7 @@ class Following:
             self._last_words.add(last_word)
             last_word.add_done_callback(self._last_words.discard)
 
-    async def _offer(self, batch: Batch, place: int, group: object | None) -> None:
+    async def _offer(self, batch: Batch, place: int, group: ObjectRef | None) -> None:
         """Tell the resampler of a question's rollouts, and start the forks that it asks for.
 
         Args:

@@ -7,7 +7,7 @@ down, evaluates and saves what is due.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -202,7 +202,7 @@ def measurements(
     """
     batch = result.batch
 
-    def diagnose(groups: list[Group]) -> dict[str, float]:
+    def diagnose(groups: Sequence[Group]) -> dict[str, float]:
         return diagnostics(groups, actors.tokens, recipe.resampler.trigger.success_above)
 
     families = by_family(batch.finished, diagnose)
