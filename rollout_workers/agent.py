@@ -1,6 +1,7 @@
-"""The multi-turn loop of one rollout, against protocols: generate, call tools, observe, until exactly one typed end.
+"""The multi-turn loop of one rollout: generate, call tools, observe, until exactly one typed end.
 
-A fork is the same loop with segments to start from and a first turn that is already generated; nothing in it knows about forks.
+It knows an engine and tools by their protocols only. A fork is the same loop with segments to
+start from and a first turn that is already generated; nothing else in the loop knows about forks.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -24,28 +24,41 @@ from rollout_workers.interfaces import (
     Generate,
     Generation,
     Sampling,
+    ToolAnswer,
 )
 from rollout_workers.parser import BadCall, Call, Turn, parse_turn
+from rollout_workers.segments import (
+    earlier_calls,
+    last_turn,
+    observed_images,
+    runnable_calls,
+    turn_index,
+)
 from rollout_workers.trajectory import (
     EndReason,
+    ForkPoint,
     Ids,
     ObservationSegment,
     Pixels,
     PolicySegment,
+    Question,
     RolloutStats,
     Segment,
-    SpecialTokens,
+    Trajectory,
 )
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Limits:
+    """What one attempt of a rollout may use, and how many more attempts there are."""
+
     max_turns: int
     max_turn_tokens: int
     max_calls_per_turn: int
     deadline_s: float
+    retries: int = 0  # after an infrastructure failure
 
 
 @dataclass(frozen=True)
@@ -59,11 +72,36 @@ class Response:
 
 
 @dataclass(frozen=True)
-class _Message:
-    """A tool response written by the loop itself."""
+class Scene:
+    """What the rollouts of one question share."""
 
-    text: str
-    images: tuple[Pixels, ...] = ()
+    chat: Chat
+    generate: Generate
+    call_tool: CallTool
+    limits: Limits
+    question: Question
+    prompt_ids: Ids  # [P]
+    images: Sequence[Pixels]  # the question's
+    temperature: float
+
+    def trajectory(self, response: Response, rollout: int, fork: ForkPoint | None) -> Trajectory:
+        """Return the trajectory of a response, not yet scored.
+
+        Args:
+            response: what the rollout or continuation produced.
+            rollout: its index in the group, or the index of its source.
+            fork: where it leaves its source; None for a rollout.
+        """
+        return Trajectory(
+            question_id=self.question.id,
+            rollout=rollout,
+            prompt_ids=self.prompt_ids,
+            segments=response.segments,
+            end=response.end,
+            answer=response.answer,
+            fork=fork,
+            stats=response.stats,
+        )
 
 
 @dataclass(frozen=True)
@@ -77,88 +115,118 @@ class Unavailable:
 
     @property
     def text(self) -> str:
+        """What the policy reads."""
         return f"{self.name} is unavailable at present."
 
 
-@dataclass
-class Rollout:
-    """One rollout in the making; `play` runs it to its end. An object is played once."""
+@dataclass(frozen=True)
+class _Message:
+    """A tool response that the loop itself writes."""
 
-    chat: Chat
-    generate: Generate
-    call_tool: CallTool
-    limits: Limits
-    prompt_ids: Ids
-    question_images: Sequence[Pixels]
-    tool_images: Sequence[
-        Any
-    ]  # the question's images as tools get them: pixels or object references
-    seed: Callable[[int, int], int]  # turn, part of the turn -> seed
-    temperature: float
-    segments: list[Segment] = field(default_factory=list)
-    begun: float = field(default_factory=time.monotonic)
-    _engine_seconds: float = 0.0
-    _tool_spans: list[tuple[float, float]] = field(default_factory=list)
-    _tool_calls: int = 0
-    _tool_failures: int = 0
-    _tools: list[str] = field(default_factory=list)
-    _generations: list[Generation] = field(default_factory=list)
+    text: str
+    images: tuple[Pixels, ...] = ()
+
+
+@dataclass
+class _Tally:
+    """Seconds and counts of a rollout in the making."""
+
+    begun: float
+    engine_seconds: float = 0.0
+    tool_spans: list[tuple[float, float]] = field(default_factory=list)
+    tool_calls: int = 0
+    tool_failures: int = 0
+    tools: list[str] = field(default_factory=list)
+    generations: list[Generation] = field(default_factory=list)
+
+    def stats(self) -> RolloutStats:
+        seconds = time.monotonic() - self.begun
+        first, later = self.generations[:1], self.generations[1:]
+        return RolloutStats(
+            started=time.time() - seconds,
+            seconds=seconds,
+            tool_seconds=sum(stop - start for start, stop in self.tool_spans),
+            engine_seconds=self.engine_seconds,
+            tool_spans=tuple(self.tool_spans),
+            prompt_tokens=sum(g.prompt_tokens for g in first),
+            cached_tokens=sum(g.cached_tokens for g in first),
+            later_prompt_tokens=sum(g.prompt_tokens for g in later),
+            later_cached_tokens=sum(g.cached_tokens for g in later),
+            tool_calls=self.tool_calls,
+            tool_failures=self.tool_failures,
+            tools=tuple(self.tools),
+        )
+
+
+class Rollout:
+    """One rollout in the making; `play` runs it to its end, once."""
+
+    def __init__(
+        self,
+        scene: Scene,
+        seed: Callable[[int, int], int],
+        segments: Sequence[Segment] = (),
+        begun: float | None = None,
+    ) -> None:
+        """Prepare a rollout.
+
+        Args:
+            scene: what it shares with the other rollouts of its question.
+            seed: gives the seed of a request from the turn and the part of the turn.
+            segments: what it starts from; the prefix of a fork.
+            begun: when it began, by `time.monotonic`; now if None.
+        """
+        self.segments = list(segments)
+        self._scene = scene
+        self._seed = seed
+        self._tally = _Tally(time.monotonic() if begun is None else begun)
 
     async def play(self, first: Generation | None = None) -> Response:
-        """Run turns until an end. `first` is the continuation of `segments` where that was sampled already."""
+        """Run turns until an end; `first` continues the segments if it was sampled already."""
         answer: str | None = None
         try:
-            async with asyncio.timeout(self.limits.deadline_s):
+            async with asyncio.timeout(self._scene.limits.deadline_s):
                 end, answer = await self._turns(first)
         except TimeoutError:
             end = EndReason.DEADLINE
         except EngineFailure as failure:
-            log.warning("engine failure: %s", failure)
+            logger.warning("engine failure: %s", failure)
             end = EndReason.ENGINE_FAILURE
         except ContextFull:
             end = EndReason.OUT_OF_TOKENS
-        return Response(tuple(self.segments), end, answer, self._stats())
+        return Response(tuple(self.segments), end, answer, self._tally.stats())
 
     async def _turns(self, first: Generation | None) -> tuple[EndReason, str | None]:
-        for turn in range(turn_index(self.segments), self.limits.max_turns):
-            if not await self._turn(turn, first):
+        """Run turns until one ends the rollout; return how it ended, and the answer if any."""
+        max_turns = self._scene.limits.max_turns
+        for turn in range(turn_index(self.segments), max_turns):
+            if not await self._sample_turn(turn, first):
                 return EndReason.OUT_OF_TOKENS, None
             first = None
             parsed, earlier = await in_chat_thread(self._read)
             if not parsed.calls:
                 return EndReason.ANSWERED, parsed.answer_text
-            if turn + 1 == self.limits.max_turns:
+            if turn + 1 == max_turns:
                 unreadable = all(isinstance(call, BadCall) for call in parsed.calls)
                 return (EndReason.MALFORMED_CALL if unreadable else EndReason.OUT_OF_TURNS), None
             results = await self._answer(parsed.calls, earlier)
             if results is None:
                 return EndReason.TOOL_ERROR, None
-            ids = await in_chat_thread(
-                self.chat.observation, [(result.text, len(result.images)) for result in results]
-            )
-            self.segments.append(
-                ObservationSegment(
-                    ids, tuple(image for result in results for image in result.images)
-                )
-            )
-        raise ValueError(f"no turn left of {self.limits.max_turns}: nothing to sample")
+            await self._observe(results)
+        raise ValueError(f"no turn left of {max_turns}: nothing to sample")
 
-    async def _turn(self, turn: int, first: Generation | None) -> bool:
-        """Sample a turn to its end, over weight updates that cut it; False where a limit ended it."""
-        left = self.limits.max_turn_tokens
+    async def _sample_turn(self, turn: int, first: Generation | None) -> bool:
+        """Sample a turn to its end; return False if a limit ended it.
+
+        A weight update may cut the turn: the next policy goes on with it, in a segment of its own.
+        """
+        left = self._scene.limits.max_turn_tokens
         for part in itertools.count():
             generation = first or await self._sample(turn, part, left)
             first = None
-            self._generations.append(generation)
+            self._tally.generations.append(generation)
             if len(generation.token_ids):
-                self.segments.append(
-                    PolicySegment(
-                        generation.token_ids,
-                        generation.logprobs,
-                        generation.policy_version,
-                        generation.entropies,
-                    )
-                )
+                self.segments.append(_segment(generation))
             left -= len(generation.token_ids)
             if not generation.cut or left <= 0:
                 return generation.finished
@@ -166,132 +234,87 @@ class Rollout:
 
     async def _sample(self, turn: int, part: int, max_tokens: int) -> Generation:
         started = time.monotonic()
-        ids = np.concatenate([self.prompt_ids, *[s.token_ids for s in self.segments]])
-        images = [*self.question_images, *observed_images(self.segments)]
-        sampling = Sampling(self.seed(turn, part), max_tokens, temperature=self.temperature)
-        (generation,) = await self.generate(ids, images, sampling)
-        self._engine_seconds += time.monotonic() - started
+        scene = self._scene
+        ids = np.concatenate([scene.prompt_ids, *[s.token_ids for s in self.segments]])
+        images = [*scene.images, *observed_images(self.segments)]
+        sampling = Sampling(self._seed(turn, part), max_tokens, temperature=scene.temperature)
+        (generation,) = await scene.generate(ids, images, sampling)
+        self._tally.engine_seconds += time.monotonic() - started
         return generation
 
     def _read(self) -> tuple[Turn, list[Called]]:
-        """The turn just closed, and the calls of the turns before it."""
-        parsed = parse_turn(_open_turn(self.segments), self.chat.tokens, self.chat.decode)
-        return parsed, earlier_calls(
-            self.segments, self.chat, self.limits.max_calls_per_turn, len(self.tool_images)
-        ) if parsed.calls else []
-
-    def _stats(self) -> RolloutStats:
-        seconds = time.monotonic() - self.begun
-        first, later = self._generations[:1], self._generations[1:]
-        return RolloutStats(
-            started=time.time() - seconds,
-            seconds=seconds,
-            tool_seconds=sum(stop - start for start, stop in self._tool_spans),
-            engine_seconds=self._engine_seconds,
-            tool_spans=tuple(self._tool_spans),
-            prompt_tokens=sum(g.prompt_tokens for g in first),
-            cached_tokens=sum(g.cached_tokens for g in first),
-            later_prompt_tokens=sum(g.prompt_tokens for g in later),
-            later_cached_tokens=sum(g.cached_tokens for g in later),
-            tool_calls=self._tool_calls,
-            tool_failures=self._tool_failures,
-            tools=tuple(self._tools),
-        )
+        """Return the turn just closed, and the calls of the turns before it if it has calls."""
+        scene = self._scene
+        parsed = parse_turn(last_turn(self.segments), scene.chat.tokens, scene.chat.decode)
+        if not parsed.calls:
+            return parsed, []
+        limit = scene.limits.max_calls_per_turn
+        images = len(scene.question.images)
+        return parsed, earlier_calls(self.segments, scene.chat, limit, images)
 
     async def _answer(
         self, calls: Sequence[Call | BadCall], earlier: Sequence[Called]
     ) -> list[Observed] | None:
-        """One result per block, in order; None where the tool server failed."""
-        limit = self.limits.max_calls_per_turn
-        runnable = _run_of(calls, limit)
-        images = [*self.tool_images, *observed_images(self.segments)]
-        # Calls of one turn run side by side, and yet a tool with state must find it as if they had run in order.
-        before = [
-            (*earlier, *((c.name, c.arguments, len(images)) for c in runnable[:i]))
-            for i in range(len(runnable))
-        ]
-        started = time.monotonic()
-        try:
-            ran = await asyncio.gather(
-                *[
-                    self.call_tool(c.name, c.arguments, images, b)
-                    for c, b in zip(runnable, before, strict=True)
-                ]
-            )
-        except Exception:  # whatever the tool server died of, it is not the policy's fault
-            log.exception("the tool server failed")
+        """Return one result per block of calls, in order; None if the tool server failed."""
+        limit = self._scene.limits.max_calls_per_turn
+        ran = await self._run(runnable_calls(calls, limit), earlier)
+        if ran is None:
             return None
-        finally:
-            self._tool_spans.append((started - self.begun, time.monotonic() - self.begun))
-        self._tool_calls += len(calls)
-        self._tools += [result.tool for result in ran if result.tool]
+        self._tally.tool_calls += len(calls)
+        self._tally.tools += [result.tool for result in ran if result.tool]
         if any(result.status in ("infrastructure", "deadline") for result in ran):
             return None
-        self._tool_failures += len(calls) - sum(
-            result.status in ("ok", "unavailable") for result in ran
-        )
+        blameless = sum(result.status in ("ok", "unavailable") for result in ran)
+        self._tally.tool_failures += len(calls) - blameless
+        plural = "s" if limit > 1 else ""
+        over_limit = _Message(f"not run: at most {limit} tool call{plural} a turn")
         answers = iter(ran)
-        over = _Message(f"not run: at most {limit} tool call{'s' if limit > 1 else ''} a turn")
-        left = len(runnable)
         results: list[Observed] = []
         for call in calls:
             if isinstance(call, BadCall):
                 results.append(_Message(call.message))
             else:
-                results.append(next(answers) if left > 0 else over)
-                left -= 1
+                results.append(next(answers, over_limit))
         return results
 
+    async def _run(
+        self, calls: Sequence[Call], earlier: Sequence[Called]
+    ) -> list[ToolAnswer] | None:
+        """Run the calls of one turn side by side; return None if the tool server raised."""
+        # Tools get the question's images as they are: pixels or object references.
+        images = [*self._scene.question.images, *observed_images(self.segments)]
+        called = [(call.name, call.arguments, len(images)) for call in calls]
+        started = time.monotonic()
+        try:
+            return await asyncio.gather(
+                *[
+                    # A tool with state must find it as if the calls had run in order: each is
+                    # told the calls of the same turn before it.
+                    self._scene.call_tool(
+                        call.name, call.arguments, images, (*earlier, *called[:place])
+                    )
+                    for place, call in enumerate(calls)
+                ]
+            )
+        except Exception:  # whatever the tool server died of, it is not the policy's fault
+            logger.exception("the tool server failed")
+            return None
+        finally:
+            begun = self._tally.begun
+            self._tally.tool_spans.append((started - begun, time.monotonic() - begun))
 
-def earlier_calls(
-    segments: Sequence[Segment], chat: Chat, max_calls_per_turn: int, images: int
-) -> list[Called]:
-    """The calls of every turn that was answered, in order: a function of the segments, so a fork has those of its prefix.
-
-    `images` is the number of the question's.
-    """
-    called: list[Called] = []
-    for index, segment in enumerate(segments):
-        if isinstance(segment, ObservationSegment):
-            turn = parse_turn(_open_turn(segments[:index]), chat.tokens, chat.decode)
-            called += [
-                (call.name, call.arguments, images)
-                for call in _run_of(turn.calls, max_calls_per_turn)
-            ]
-            images += len(segment.images)
-    return called
-
-
-def observed_images(segments: Sequence[Segment]) -> list[Pixels]:
-    """Images of the observations, in order."""
-    return [image for s in segments if isinstance(s, ObservationSegment) for image in s.images]
-
-
-def turn_index(segments: Sequence[Segment]) -> int:
-    """The turn being written: the number of observations so far."""
-    return sum(isinstance(s, ObservationSegment) for s in segments)
-
-
-def distinct_calls(generations: Sequence[Generation], tokens: SpecialTokens) -> int:
-    """How many different tool calls, token by token, continuations of an opening tag go on with; one cut short differs from all."""
-    calls = []
-    for place, generation in enumerate(generations):
-        closes = np.flatnonzero(generation.token_ids == tokens.call_close)
-        call = generation.token_ids[: closes[0] + 1] if len(closes) else generation.token_ids
-        calls.append((call.tobytes(), place if generation.cut and not len(closes) else None))
-    return len(set(calls))
+    async def _observe(self, results: Sequence[Observed]) -> None:
+        """Append what the environment answers to a turn."""
+        texts = [(result.text, len(result.images)) for result in results]
+        ids = await in_chat_thread(self._scene.chat.observation, texts)
+        images = tuple(image for result in results for image in result.images)
+        self.segments.append(ObservationSegment(ids, images))
 
 
-def _run_of(calls: Sequence[Call | BadCall], max_calls_per_turn: int) -> list[Call]:
-    """The calls of a turn that are run."""
-    return [call for call in calls if isinstance(call, Call)][:max_calls_per_turn]
-
-
-def _open_turn(segments: Sequence[Segment]) -> Ids:
-    """Token ids of the last turn: the policy segments after the last observation."""
-    parts: list[Ids] = []
-    for segment in reversed(segments):
-        if isinstance(segment, ObservationSegment):
-            break
-        parts.insert(0, segment.token_ids)
-    return np.concatenate(parts)
+def _segment(generation: Generation) -> PolicySegment:
+    return PolicySegment(
+        generation.token_ids,
+        generation.logprobs,
+        generation.policy_version,
+        generation.entropies,
+    )

@@ -1,28 +1,30 @@
-"""The rollout workers of a pool: each in its place of a placement group, watched, and replaced where it dies or stops answering."""
+"""The rollout workers of a pool: each in its place of a placement group, watched, and replaced.
+
+A worker is replaced if it dies, stops answering, or is given up by who talks to it.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-import os
-import signal
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
-from ray.util.placement_group import placement_group, remove_placement_group
-from ray.util.scheduling_strategies import (
-    NodeAffinitySchedulingStrategy,
-    PlacementGroupSchedulingStrategy,
-)
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from rollout_workers.client import START_DEADLINE_S, Process, WorkerClient, end_process
 from rollout_workers.config import RolloutConfig
+from rollout_workers.trajectory import SpecialTokens
 
-START_DEADLINE_S = 900.0
-"""Seconds for engines to load a model (an 8B model from a cold disk takes minutes), and for a replacement to get the weights."""
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
+
 PLACEMENT_S = 60.0
+"""Seconds for Ray to place the workers."""
 
 Log = Callable[..., None]
 """Takes an event's name and its fields."""
@@ -33,7 +35,7 @@ def no_log(event: str, **fields: Any) -> None:
 
 
 class WorkersFailed(Exception):
-    """More workers were lost than the recipe allows."""
+    """More workers were lost than the recipe allows, or all at once."""
 
 
 @dataclass(eq=False)
@@ -42,10 +44,11 @@ class Worker:
 
     id: int
     place: int
-    actor: Any
+    client: WorkerClient
     lost: asyncio.Future[str]  # why; set once
+    retired: asyncio.Event = field(default_factory=asyncio.Event)  # lost, and serves no more
     load: int = 0  # rollouts and continuations in flight
-    process: tuple[str, int] | None = None  # node and process id
+    process: Process | None = None
 
     def lose(self, why: str) -> None:
         """Give this worker up: what it has in flight is run elsewhere, and it is replaced."""
@@ -54,107 +57,119 @@ class Worker:
 
 
 class Fleet:
-    """Lives on one event loop. `serving` holds the workers that have the current weights; `changed` is called when it changes."""
+    """Keep one worker in each place. Lives on one event loop."""
 
     def __init__(
         self,
-        make: Callable[[Any, int], Any],
+        make: Callable[[dict[str, Any], int], ActorHandle],
         config: RolloutConfig,
-        changed: Callable[[], None],
-        log: Log,
+        log: Log = no_log,
     ) -> None:
-        """`make(options, id)` creates an actor. Raises ValueError where Ray cannot place the workers."""
+        """Reserve the places.
+
+        Args:
+            make: creates an actor from Ray's options and the worker's id.
+            config: the recipe's `rollout`.
+            log: takes what happens to the workers.
+
+        Raises:
+            ValueError: if Ray cannot place the workers.
+        """
         self.serving: list[Worker] = []
+        """The workers that have the current weights."""
         self.failures = 0
         self.failed: WorkersFailed | None = None
-        self.on_join: Callable[[Any], None] | None = None
-        """Brings a replacement to the current policy before it serves; blocking, called in a thread."""
-        self._make, self._config, self._changed, self._log = make, config, changed, log
+        self.on_change: Callable[[], None] = _nothing
+        """Called when `serving` or `failed` has changed."""
+        self.on_join: Callable[[ActorHandle], None] | None = None
+        """Brings a replacement to the current policy before it serves.
+
+        It blocks, so it is called in a thread.
+        """
+        self._make = make
+        self._config = config
+        self._log = log
         self._ids = itertools.count()
         self._group = _reserve(config)
+        self._session = _ray_session()
         self._keepers: list[asyncio.Task[None]] = []
-        self._first: list[asyncio.Future[Any]] = []
+        self._first: list[asyncio.Future[SpecialTokens]] = []  # of each place: its first worker
 
     def start(self) -> None:
-        """Start all workers side by side; call on the loop."""
+        """Start all workers side by side; call this on the loop."""
         loop = asyncio.get_running_loop()
-        self._first = [loop.create_future() for _ in range(self._config.workers)]
-        self._keepers = [
-            asyncio.create_task(self._keep(place)) for place in range(self._config.workers)
-        ]
+        places = range(self._config.workers)
+        self._first = [loop.create_future() for _ in places]
+        self._keepers = [asyncio.create_task(self._keep(place)) for place in places]
 
-    async def ready(self) -> Any:
-        """What the workers' `ready` gives, once all serve. Raises what a worker's start raised, or TimeoutError."""
-        return (
-            await asyncio.wait_for(
-                asyncio.gather(*[asyncio.shield(first) for first in self._first]), START_DEADLINE_S
-            )
-        )[0]
+    async def ready(self) -> SpecialTokens:
+        """Wait until all workers serve; return what their `ready` gives.
+
+        Raises what a worker's start raised, or TimeoutError.
+        """
+        all_serve = asyncio.gather(*[asyncio.shield(first) for first in self._first])
+        return (await asyncio.wait_for(all_serve, START_DEADLINE_S))[0]
 
     async def check(self) -> None:
         """Ask every serving worker for a sign of life; those without one serve no more."""
         workers = list(self.serving)
         await asyncio.gather(*[self._ping(worker) for worker in workers])
-        while any(worker in self.serving for worker in workers if worker.lost.done()):
-            await asyncio.sleep(0.05)
+        for worker in workers:
+            if worker.lost.done():
+                await worker.retired.wait()
 
     async def close(self) -> None:
-        """End engines and actors, and give their places back; a worker that is dead or does not answer is killed."""
+        """End engines and actors, and give their places back.
+
+        A worker that is dead or does not answer is killed.
+        """
         for keeper in self._keepers:
             keeper.cancel()
         workers = list(self.serving)
-        asked = [
-            asyncio.ensure_future(within(worker.actor.shutdown.remote(), 20)) for worker in workers
-        ]
-        await asyncio.gather(*asked, *self._keepers, return_exceptions=True)
+        if self._session_ended():
+            await asyncio.gather(*self._keepers, return_exceptions=True)
+            return
+        ended = [asyncio.ensure_future(worker.client.shutdown()) for worker in workers]
+        await asyncio.gather(*ended, *self._keepers, return_exceptions=True)
         for worker in workers:
-            ray.kill(worker.actor)
+            worker.client.kill()
         remove_placement_group(self._group)
 
     async def _keep(self, place: int) -> None:
-        """A worker in this place, and another one when it is lost, until the fleet has failed."""
+        """Keep a worker in this place: start another one when it is lost, until all has failed."""
         while self.failed is None:
             worker = self._create(place)
             try:
                 why = await self._live(worker)
-            except (
-                Exception
-            ) as error:  # whatever kept it from serving: one more failure, and too many end the run
-                why = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no answer in time'}"
-                if not self._first[place].done():
-                    self._first[place].set_exception(
-                        error.cause if isinstance(error, RayTaskError) else error
-                    )
-                    await self._kill(worker)
-                    return
             except asyncio.CancelledError:
-                if worker not in self.serving:
+                if worker not in self.serving:  # those that serve are ended by `close`
                     await self._kill(worker)
                 raise
-            worker.lose(why)
-            if worker in self.serving:
-                self.serving.remove(worker)
-            self.failures += 1
-            self._log("worker lost", worker=worker.id, why=why, failures=self.failures)
-            if self.failures > self._config.max_failures:
-                self.failed = WorkersFailed(
-                    f"{self.failures} rollout workers were lost, rollout.max_failures={self._config.max_failures}; the last one: {why}"
-                )
-            self._changed()
+            except Exception as error:
+                # Whatever kept the worker from serving is one more failure, and too many end the
+                # run. What keeps the first worker of a place from serving is raised by `ready`.
+                why = _described(error)
+                first = self._first[place]
+                if not first.done():
+                    first.set_exception(_cause(error))
+                    await self._kill(worker)
+                    return
+            self._retire(worker, why)
             await self._kill(worker)
 
     async def _live(self, worker: Worker) -> str:
-        """Start, serve, and be watched until lost; returns why."""
-        first = self._first[worker.place]
-        answer = await within(worker.actor.ready.remote(), START_DEADLINE_S)
-        worker.process = await within(worker.actor.__ray_call__.remote(_process), START_DEADLINE_S)
+        """Start a worker, let it serve, and watch it until it is lost; return why it was."""
+        tokens = await worker.client.ready()
+        worker.process = await worker.client.process()
         if self.on_join is not None:
-            await asyncio.wait_for(asyncio.to_thread(self.on_join, worker.actor), START_DEADLINE_S)
+            join = asyncio.to_thread(self.on_join, worker.client.actor)
+            await asyncio.wait_for(join, START_DEADLINE_S)
         self.serving.append(worker)
         self._log("worker serves", worker=worker.id, place=worker.place)
-        self._changed()
+        self.on_change()
+        first = self._first[worker.place]
         if not first.done():
-            first.set_result(answer)
+            first.set_result(tokens)
         while not worker.lost.done():
             await asyncio.wait([worker.lost], timeout=self._config.health_s / 3)
             await self._ping(worker)
@@ -163,16 +178,35 @@ class Fleet:
     async def _ping(self, worker: Worker) -> None:
         if worker.lost.done():
             return
+        if self._session_ended():
+            worker.lose("the Ray session ended")
+            return
         try:
-            await within(worker.actor.ping.remote(), self._config.health_s)
+            await worker.client.ping()
         except TimeoutError:
             worker.lose(f"no sign of life for {self._config.health_s:g} s")
         except RayError as error:
-            cause = error.cause if isinstance(error, RayTaskError) else error
-            worker.lose(f"{type(cause).__name__}")
+            worker.lose(type(_cause(error)).__name__)
+
+    def _retire(self, worker: Worker, why: str) -> None:
+        """Take a lost worker out of service, and fail if it was one too many."""
+        worker.lose(why)
+        if worker in self.serving:
+            self.serving.remove(worker)
+        self.failures += 1
+        self._log("worker lost", worker=worker.id, why=why, failures=self.failures)
+        if self._session_ended():
+            self.failed = WorkersFailed("the Ray session of the rollout workers has ended")
+        elif self.failures > self._config.max_failures:
+            self.failed = WorkersFailed(
+                f"{self.failures} rollout workers were lost,"
+                f" rollout.max_failures={self._config.max_failures}; the last one: {why}"
+            )
+        worker.retired.set()
+        self.on_change()
 
     def _create(self, place: int) -> Worker:
-        config, worker_id = self._config, next(self._ids)
+        config = self._config
         options = {
             "num_cpus": config.cpus_per_worker,
             "num_gpus": config.gpus_per_worker,
@@ -181,64 +215,62 @@ class Fleet:
                 self._group, placement_group_bundle_index=place
             ),
         }
-        return Worker(
-            worker_id,
-            place,
-            self._make(options, worker_id),
-            asyncio.get_running_loop().create_future(),
-        )
+        worker_id = next(self._ids)
+        client = WorkerClient(self._make(options, worker_id), config.health_s)
+        return Worker(worker_id, place, client, asyncio.get_running_loop().create_future())
 
     async def _kill(self, worker: Worker) -> None:
-        """Returns when the process is gone: its place is free for the next one. A stopped process ignores Ray, not SIGKILL."""
-        ray.kill(worker.actor)
+        """Return when the worker's process is gone: its place is free for the next one."""
+        if self._session_ended():
+            return
+        worker.client.kill()
         if worker.process is None:
             return
-        node, pid = worker.process
-        here = NodeAffinitySchedulingStrategy(node, soft=True)
         try:
-            await within(
-                ray.remote(_end).options(num_cpus=0, scheduling_strategy=here).remote(node, pid), 60
-            )
+            await end_process(worker.process)
         except (RayError, TimeoutError):
-            self._log("worker not ended", worker=worker.id, node=node, pid=pid)
+            process = worker.process
+            self._log("worker not ended", worker=worker.id, node=process.node, pid=process.pid)
+
+    def _session_ended(self) -> bool:
+        """Return whether the Ray session of the workers has ended.
+
+        Then Ray must not be called any more: a call would start another session.
+        """
+        return _ray_session() != self._session
 
 
-async def within(reference: Any, seconds: float) -> Any:
-    """The value of an object reference; TimeoutError where it is not there in time."""
-    done, _ = await asyncio.wait([value := answer(reference)], timeout=seconds)
-    if not done:
-        raise TimeoutError(f"no answer within {seconds:g} s")
-    return value.result()
+def _nothing() -> None:
+    pass
 
 
-def answer(reference: Any) -> asyncio.Future[Any]:
-    """An object reference as a future; nobody complains where what it comes to is no longer wanted."""
-    future = asyncio.wrap_future(reference.future())
-    future.add_done_callback(lambda done: done.cancelled() or done.exception())
-    return future
+def _cause(error: Exception) -> Exception:
+    """Return what the actor's code raised, if the error is Ray's wrapper of it."""
+    return error.cause if isinstance(error, RayTaskError) else error
 
 
-def _process(_: Any) -> tuple[str, int]:
-    return ray.get_runtime_context().get_node_id(), os.getpid()
+def _described(error: Exception) -> str:
+    first_line = str(error).splitlines()[0] if str(error) else "no answer in time"
+    return f"{type(error).__name__}: {first_line}"
 
 
-def _end(node: str, pid: int) -> None:
-    """SIGKILL on its own node; a node that is gone took the process with it."""
-    if ray.get_runtime_context().get_node_id() == node:
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            return
+def _ray_session() -> tuple[str, str] | None:
+    """Return what tells this process's Ray session from all others; None if there is none."""
+    if not ray.is_initialized():
+        return None
+    context = ray.get_runtime_context()
+    return context.get_node_id(), context.get_job_id()
 
 
-def _reserve(config: RolloutConfig) -> Any:
-    bundle = {"CPU": max(config.cpus_per_worker, 0.001)} | (
-        {"GPU": config.gpus_per_worker} if config.gpus_per_worker else {}
-    )
+def _reserve(config: RolloutConfig) -> PlacementGroup:
+    bundle = {"CPU": max(config.cpus_per_worker, 0.001)}
+    if config.gpus_per_worker:
+        bundle["GPU"] = config.gpus_per_worker
     group = placement_group([bundle] * config.workers, strategy=config.placement)
     if not group.wait(PLACEMENT_S):
         remove_placement_group(group)
         raise ValueError(
-            f"rollout.workers={config.workers} of {bundle} do not fit into Ray's {ray.available_resources()}"
+            f"rollout.workers={config.workers} of {bundle} do not fit into Ray's"
+            f" {ray.available_resources()}"
         )
     return group

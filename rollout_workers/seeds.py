@@ -7,7 +7,7 @@ continues exactly.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 _BITS = 62
 """Below the signed 64-bit limit, also after vLLM adds the index of an n=K request's child."""
@@ -27,6 +27,10 @@ class Seeds:
     question_id: str
     rollout: int
     fork: tuple[int, int] | None = None
+
+    def of_fork(self, prefix_tokens: int, k: int) -> Seeds:
+        """Return the seeds of the k-th continuation of this rollout's prefix."""
+        return replace(self, fork=(prefix_tokens, k))
 
     def of_turn(self, turn: int, part: int = 0) -> int:
         """Return the seed of one turn's request, in [0, 2**62).

@@ -1,9 +1,11 @@
-"""The one contract between the rooms: questions, trajectories and groups, as token ids from start to end.
+"""The one contract between the rooms: questions, trajectories and groups, as token ids.
 
-A trajectory stores what was sampled and what was observed, once. Loss masks, tool-call spans, fork points and
-diagnostics are derived from it here. Positions are *response coordinates*: index 0 is the first token after the
-prompt, and policy and observation tokens share one axis (R tokens). An image is one `<|image_pad|>` token on this
-axis; engine and learner expand it to the image's own number of features.
+A trajectory stores what was sampled and what was observed, once. Loss masks, tool-call spans and
+diagnostics are derived from it; the derivations that several rooms need are here.
+
+Positions are *response coordinates*: index 0 is the first token after the prompt, and policy and
+observation tokens share one axis of R tokens. An image is one `<|image_pad|>` token on this axis;
+engine and learner expand it to the image's own number of features.
 """
 
 from __future__ import annotations
@@ -12,24 +14,30 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
+
+if TYPE_CHECKING:
+    from ray import ObjectRef
 
 Ids: TypeAlias = NDArray[np.int32]
 Floats: TypeAlias = NDArray[np.float32]
 Pixels: TypeAlias = NDArray[np.uint8]
-"""RGB, [height, width, 3]."""
+"""RGB, shape [height, width, 3]."""
 Span: TypeAlias = tuple[int, int]
 """[start, stop) in response coordinates."""
 BAN_BIAS = -100.0
-"""Added to the logits of `SpecialTokens.banned`, by the engine when it samples and by the learner."""
+"""Added to the logits of `SpecialTokens.banned`.
+
+The engine adds it before it samples, and the learner before its log-softmax.
+"""
 
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """Ids read from the tokenizer, never hard-coded."""
+    """Ids of the chat format's tokens, read from the tokenizer and never hard-coded."""
 
     im_start: int
     im_end: int
@@ -43,7 +51,7 @@ class SpecialTokens:
 
     @property
     def banned(self) -> tuple[int, ...]:
-        """Vision placeholders: one sampled by the policy would break the count of image features."""
+        """The vision placeholders: a sampled one would break the count of image features."""
         return (self.vision_start, self.vision_end, self.image_pad, self.video_pad)
 
 
@@ -54,14 +62,15 @@ class EndReason(StrEnum):
     OUT_OF_TURNS = "out_of_turns"  # the last allowed turn asked for a tool
     OUT_OF_TOKENS = "out_of_tokens"  # a turn or the context reached its limit
     MALFORMED_CALL = "malformed_call"  # the last allowed turn held only unreadable tool calls
-    TOOL_ERROR = "tool_error"  # the tool server failed: infrastructure
-    DEADLINE = "deadline"  # the rollout's deadline passed: infrastructure
-    ENGINE_FAILURE = "engine_failure"  # the engine failed: infrastructure
-    VERIFIER_FAILURE = "verifier_failure"  # the verifier raised, took too long or gave no finite number: infrastructure
+    # The others are infrastructure's fault.
+    TOOL_ERROR = "tool_error"  # the tool server failed
+    DEADLINE = "deadline"  # the rollout's deadline passed
+    ENGINE_FAILURE = "engine_failure"  # the engine failed
+    VERIFIER_FAILURE = "verifier_failure"  # it raised, took too long or gave no finite number
 
     @property
     def infrastructure(self) -> bool:
-        """True where the policy is not at fault: such a rollout has no reward and is never trained on."""
+        """Whether the policy is not at fault: the rollout has no reward and is never trained on."""
         return self in (
             EndReason.TOOL_ERROR,
             EndReason.DEADLINE,
@@ -72,25 +81,27 @@ class EndReason(StrEnum):
 
 @dataclass(frozen=True)
 class Question:
-    """One task item. `images` hold pixels or Ray object references to pixels (one copy a question, see `pixels`)."""
+    """One task item.
+
+    `images` hold pixels, or Ray object references to pixels: one copy a question, see `pixels`.
+    """
 
     id: str
     text: str
-    images: tuple[Any, ...]
+    images: tuple[Pixels | ObjectRef[Pixels], ...]
     answer: str
     info: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class PolicySegment:
-    """Tokens that the policy sampled, with the log-probabilities they were sampled with (temperature and bans included)."""
+    """Tokens that the policy sampled, with the log-probabilities they were sampled with."""
 
     token_ids: Ids  # [T]
-    logprobs: Floats  # [T]
+    logprobs: Floats  # [T], temperature and bans included
     policy_version: int
-    entropies: Floats | None = (
-        None  # [T], nats, from top-k logprobs; only where the ranking asks for it
-    )
+    # [T] nats, from top-k log-probabilities; None unless the resampler's ranking needs them
+    entropies: Floats | None = None
 
 
 @dataclass(frozen=True)
@@ -106,13 +117,13 @@ Segment: TypeAlias = PolicySegment | ObservationSegment
 
 @dataclass(frozen=True)
 class ForkPoint:
-    """Where a resample leaves its source: the first `prefix_tokens` response tokens are the source's own."""
+    """Where a continuation leaves its source."""
 
     source: int  # rollout index of the source in its group
     index: int  # k of K
-    prefix_tokens: (
-        int  # response tokens that are the source's; those of AXPO end with an opening <tool_call>
-    )
+    # The first response tokens, which are the source's own; at AXPO's fork points they end with
+    # an opening <tool_call>
+    prefix_tokens: int
 
 
 @dataclass(frozen=True)
@@ -123,9 +134,8 @@ class RolloutStats:
     seconds: float = 0.0
     tool_seconds: float = 0.0
     engine_seconds: float = 0.0
-    tool_spans: tuple[
-        tuple[float, float], ...
-    ] = ()  # of each wait for tools, seconds since the start
+    # of each wait for tools, seconds since the start
+    tool_spans: tuple[tuple[float, float], ...] = ()
     prompt_tokens: int = 0  # of the first request, images expanded
     cached_tokens: int = 0  # of these, served from the prefix cache
     later_prompt_tokens: int = 0  # of all further requests
@@ -133,76 +143,74 @@ class RolloutStats:
     tool_calls: int = 0
     tool_failures: int = 0  # calls answered with an error that is the policy's fault
     tools: tuple[str, ...] = ()  # those that its calls reached, one each
-    fault: str = ""  # of a verifier that failed: why
+    fault: str = ""  # why its verifier failed
 
 
 @dataclass(frozen=True)
 class Trajectory:
+    """One rollout, or one continuation with its prefix, from the prompt to its end."""
+
     question_id: str
-    rollout: int  # index in its group; a fork carries its source's
+    rollout: int  # index in its group; a continuation carries its source's
     prompt_ids: Ids  # [P], one <|image_pad|> per question image
     segments: tuple[Segment, ...]
     end: EndReason
     answer: str | None = None
-    reward: float | None = None  # None: infrastructure failure, not scored
+    reward: float | None = None  # None: infrastructure failed, so it was not scored
     fork: ForkPoint | None = None
     stats: RolloutStats = RolloutStats()
 
     @cached_property
     def response_ids(self) -> Ids:
-        """[R] policy and observation tokens in order."""
+        """Policy and observation tokens in order, shape [R]."""
         return _concat([s.token_ids for s in self.segments], np.int32)
 
     @cached_property
     def logprobs(self) -> Floats:
-        """[R] as sampled; 0 on observations."""
-        return _concat(
-            [
-                s.logprobs if isinstance(s, PolicySegment) else np.zeros(len(s.token_ids))
-                for s in self.segments
-            ],
-            np.float32,
-        )
+        """Log-probabilities as sampled, shape [R]; 0 on observations."""
+        parts: list[NDArray[Any]] = []
+        for segment in self.segments:
+            if isinstance(segment, PolicySegment):
+                parts.append(segment.logprobs)
+            else:
+                parts.append(np.zeros(len(segment.token_ids)))
+        return _concat(parts, np.float32)
 
     @cached_property
     def entropies(self) -> Floats | None:
-        """[R] nats, 0 on observations; None where the engine was not asked for them."""
+        """Entropies in nats, shape [R], 0 on observations; None if the engine gave none."""
         parts: list[NDArray[Any]] = []
-        for s in self.segments:
-            if isinstance(s, ObservationSegment):
-                parts.append(np.zeros(len(s.token_ids)))
-            elif s.entropies is None:
+        for segment in self.segments:
+            if isinstance(segment, ObservationSegment):
+                parts.append(np.zeros(len(segment.token_ids)))
+            elif segment.entropies is None:
                 return None
             else:
-                parts.append(s.entropies)
+                parts.append(segment.entropies)
         return _concat(parts, np.float32)
 
     @cached_property
     def policy_mask(self) -> NDArray[np.bool_]:
-        """[R] True on tokens the policy sampled."""
-        return _concat(
-            [np.full(len(s.token_ids), isinstance(s, PolicySegment)) for s in self.segments],
-            np.bool_,
-        )
+        """True on tokens that the policy sampled, shape [R]."""
+        parts = [np.full(len(s.token_ids), isinstance(s, PolicySegment)) for s in self.segments]
+        return _concat(parts, np.bool_)
 
     @property
     def images(self) -> tuple[Pixels, ...]:
-        """Images of observations, in order of appearance (the question's own images are not here)."""
-        return tuple(
-            image for s in self.segments if isinstance(s, ObservationSegment) for image in s.images
-        )
+        """Images of observations, in order of appearance, without the question's own."""
+        observations = [s for s in self.segments if isinstance(s, ObservationSegment)]
+        return tuple(image for observation in observations for image in observation.images)
 
     @property
     def policy_tokens(self) -> int:
-        """Tokens this rollout generated itself (a fork's prefix is its source's)."""
-        return int(self.policy_mask.sum()) - (
-            int(self.policy_mask[: self.fork.prefix_tokens].sum()) if self.fork else 0
-        )
+        """Tokens that this rollout generated itself; the prefix of a fork is its source's."""
+        prefix = self.fork.prefix_tokens if self.fork else 0
+        return int(self.policy_mask[prefix:].sum())
 
 
 @dataclass(frozen=True)
 class Resample:
-    """One selected source prefix and its K continuations."""
+    """One selected prefix of a source, and its K continuations."""
 
     source: int  # rollout index
     prefix_tokens: int
@@ -220,40 +228,51 @@ class Group:
 
     @property
     def rewards(self) -> NDArray[np.float64]:
-        """[N]; raises if a rollout has none (such groups are dropped before they get here)."""
+        """Rewards of the rollouts, shape [N].
+
+        Raises ValueError if a rollout has none; such groups are dropped before they get here.
+        """
         return rewards_of(self.rollouts)
 
 
 def rewards_of(trajectories: Sequence[Trajectory]) -> NDArray[np.float64]:
-    """The verified outcome of each; raises ValueError if one has none."""
+    """Return the verified outcome of each trajectory; raise ValueError if one has none."""
     return np.array([_reward(t) for t in trajectories], dtype=np.float64)
 
 
 def turns(trajectory: Trajectory) -> list[Span]:
-    """The policy's turns: maximal runs of policy tokens (a fork's prefix and continuation are one turn)."""
-    edges = np.flatnonzero(
-        np.diff(np.concatenate([[0], trajectory.policy_mask.astype(np.int8), [0]]))
-    )
-    return [(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True)]
+    """Return the policy's turns: maximal runs of policy tokens.
+
+    The prefix of a fork and its continuation are one turn.
+    """
+    mask = trajectory.policy_mask.astype(np.int8)
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], mask, [0]])))
+    return [(int(start), int(stop)) for start, stop in zip(edges[::2], edges[1::2], strict=True)]
 
 
 def tool_call_spans(trajectory: Trajectory, tokens: SpecialTokens) -> list[Span]:
-    """Whole serialized tool calls, both tags included, in order.
+    """Return the spans of the tool calls, both tags included, in order.
 
-    Only after a turn's `</think>`: a literal `<tool_call>` inside thinking is no call (docs/method.md, rule 2). A call that
-    is never closed runs to the end of its turn without its end-of-turn token; it is an attempt, so it counts as tool use (our reading).
+    A call begins after the turn's `</think>`: a literal `<tool_call>` inside thinking is no call
+    (docs/method.md, rule 2). A call that is never closed runs to the end of its turn, without the
+    end-of-turn token. It is an attempt, so it counts as tool use; this is our reading.
     """
-    return [
-        span
-        for start, stop in turns(trajectory)
-        for span in call_spans_in_turn(trajectory.response_ids[start:stop], tokens, start)
-    ]
+    spans: list[Span] = []
+    for start, stop in turns(trajectory):
+        spans += call_spans_in_turn(trajectory.response_ids[start:stop], tokens, start)
+    return spans
 
 
 def call_spans_in_turn(
     ids: Sequence[int] | Ids, tokens: SpecialTokens, offset: int = 0
 ) -> list[Span]:
-    """The tool-call spans of one turn's token ids, shifted by `offset`."""
+    """Return the spans of the tool calls of one turn.
+
+    Args:
+        ids: the turn's tokens, its end-of-turn token included if it has one.
+        tokens: the special tokens.
+        offset: what to add to the positions: where the turn starts.
+    """
     ids = np.asarray(ids)
     closes = np.flatnonzero(ids == tokens.think_close)
     if len(closes) == 0:
@@ -273,7 +292,7 @@ def call_spans_in_turn(
 
 
 def uses_tools(trajectory: Trajectory, tokens: SpecialTokens) -> bool:
-    """True where the policy opened at least one tool call: membership in T, the tool-using subgroup."""
+    """Return whether the policy opened a tool call: membership in T, the tool-using subgroup."""
     return bool(tool_call_spans(trajectory, tokens))
 
 
@@ -298,7 +317,7 @@ def frozen_prefix(source: Trajectory, prefix_tokens: int) -> tuple[Segment, ...]
         if left < len(segment.token_ids):
             if isinstance(segment, ObservationSegment):
                 break
-            segment = _cut(segment, left)
+            segment = _first_tokens(segment, left)
         kept.append(segment)
         left -= len(segment.token_ids)
     if left != 0:
@@ -308,21 +327,27 @@ def frozen_prefix(source: Trajectory, prefix_tokens: int) -> tuple[Segment, ...]
     return tuple(kept)
 
 
-def _cut(segment: PolicySegment, length: int) -> PolicySegment:
-    entropies = None if segment.entropies is None else segment.entropies[:length]
-    return PolicySegment(
-        segment.token_ids[:length], segment.logprobs[:length], segment.policy_version, entropies
-    )
-
-
 def recovered(group: Group, resample: Resample) -> bool:
-    """True where the best continuation of a prefix did better than the source did."""
+    """Return whether the best continuation of a prefix did better than its source."""
     source = next(t for t in group.rollouts if t.rollout == resample.source)
     return bool(rewards_of(resample.continuations).max() > _reward(source))
 
 
-def pixels(image: Any) -> Pixels:
-    """The pixels behind an image of a question: itself, or fetched from Ray's object store (blocking)."""
+def stored(question: Question) -> Question:
+    """Return the question with its images in Ray's object store.
+
+    So there is one copy, however many rollouts and forks read it.
+    """
+    import ray
+
+    return replace(question, images=tuple(ray.put(image) for image in question.images))
+
+
+def pixels(image: Pixels | ObjectRef[Pixels]) -> Pixels:
+    """Return the pixels of a question's image; fetch them from Ray's object store if need be.
+
+    Fetching blocks, for 60 seconds at most.
+    """
     if isinstance(image, np.ndarray):
         return image
     import ray
@@ -330,24 +355,23 @@ def pixels(image: Any) -> Pixels:
     return ray.get(image, timeout=60)
 
 
+def _first_tokens(segment: PolicySegment, length: int) -> PolicySegment:
+    entropies = None if segment.entropies is None else segment.entropies[:length]
+    return PolicySegment(
+        segment.token_ids[:length], segment.logprobs[:length], segment.policy_version, entropies
+    )
+
+
 def _reward(trajectory: Trajectory) -> float:
     if trajectory.reward is None:
         raise ValueError(
-            f"rollout {trajectory.rollout} of question {trajectory.question_id} ended in {trajectory.end} and has no reward"
+            f"rollout {trajectory.rollout} of question {trajectory.question_id} ended in"
+            f" {trajectory.end} and has no reward"
         )
     return trajectory.reward
 
 
-def _concat(parts: Sequence[Any], dtype: Any) -> NDArray[Any]:
-    return (
-        np.concatenate([np.asarray(p, dtype=dtype) for p in parts])
-        if parts
-        else np.zeros(0, dtype=dtype)
-    )
-
-
-def stored(question: Question) -> Question:
-    """The question with its images in Ray's object store: one copy, however many rollouts and forks read it."""
-    import ray
-
-    return replace(question, images=tuple(ray.put(image) for image in question.images))
+def _concat(parts: Sequence[NDArray[Any]], dtype: DTypeLike) -> NDArray[Any]:
+    if not parts:
+        return np.zeros(0, dtype=dtype)
+    return np.concatenate([np.asarray(part, dtype=dtype) for part in parts])

@@ -4,9 +4,10 @@ import asyncio
 
 import numpy as np
 
-from rollout_workers.agent import Limits, Rollout, distinct_calls
+from rollout_workers.agent import Limits, Rollout, Scene
 from rollout_workers.interfaces import ContextFull, EngineFailure, Generation
-from rollout_workers.trajectory import EndReason, ObservationSegment
+from rollout_workers.segments import distinct_calls
+from rollout_workers.trajectory import EndReason, ObservationSegment, Question
 from tests.rollout_workers.helpers import ZOOM, MockEngine, MockTools, Result, picture, zoomed
 
 CALL = f"look\n</think>\n{ZOOM}"
@@ -17,21 +18,23 @@ ANSWER = "clear\n</think>\n7"
 def play(chat, replies, answer=zoomed, **limits):
     """Returns (response, engine, tools)."""
     engine, tools = MockEngine(chat, lambda i: replies[i]), MockTools(answer)
-    rollout = Rollout(
+    defaults = {"max_turns": 3, "max_turn_tokens": 64, "max_calls_per_turn": 1, "deadline_s": 20.0}
+    scene = Scene(
         chat=chat,
         generate=engine.generate,
         call_tool=tools.call,
-        limits=Limits(
-            **{"max_turns": 3, "max_turn_tokens": 64, "max_calls_per_turn": 1, "deadline_s": 20.0}
-            | limits
-        ),
+        limits=Limits(**defaults | limits),
+        question=Question("q", "?", ("the question's image",), "7"),
         prompt_ids=chat.prompt("?", 1, [], None),
-        question_images=[picture(0)],
-        tool_images=["the question's image"],
-        seed=lambda turn, part: 100 + turn + 1000 * part,
+        images=[picture(0)],
         temperature=0.7,
     )
+    rollout = Rollout(scene, seed)
     return asyncio.run(rollout.play()), engine, tools
+
+
+def seed(turn, part):
+    return 100 + turn + 1000 * part
 
 
 def observation(chat, response, index=0):
@@ -73,18 +76,17 @@ def test_each_segment_carries_the_version_it_was_sampled_under(chat):
         engine.version = 4
         return zoomed(name, arguments)
 
-    rollout = Rollout(
-        chat,
-        engine.generate,
-        MockTools(update).call,
-        Limits(3, 64, 1, 20.0),
-        chat.prompt("?", 0, [], None),
-        [],
-        [],
-        lambda turn, part: turn,
-        1.0,
+    scene = Scene(
+        chat=chat,
+        generate=engine.generate,
+        call_tool=MockTools(update).call,
+        limits=Limits(3, 64, 1, 20.0),
+        question=Question("q", "?", (), "7"),
+        prompt_ids=chat.prompt("?", 0, [], None),
+        images=[],
+        temperature=1.0,
     )
-    response = asyncio.run(rollout.play())
+    response = asyncio.run(Rollout(scene, seed).play())
     assert [
         s.policy_version for s in response.segments if not isinstance(s, ObservationSegment)
     ] == [0, 4]

@@ -10,10 +10,10 @@ import pytest
 import ray
 import torch
 
-from rollout_workers.agent import turn_index
 from rollout_workers.config import EngineConfig, RolloutConfig
-from rollout_workers.engine import _logprobs
+from rollout_workers.logprobs import logprob_table
 from rollout_workers.pool import RolloutPool
+from rollout_workers.segments import turn_index
 from rollout_workers.settings import ForkRequest, WorkerSettings
 from rollout_workers.trajectory import EndReason, PolicySegment, Question
 from tests.rollout_workers.helpers import Result, picture
@@ -301,13 +301,13 @@ def test_outputs_that_vllm_merged_hold_the_same_logprobs():
     for row in rows[1:]:
         merged.extend(position(*row))
     assert len(merged.logprobs) == 4 + 3 + 4
-    table = _logprobs(merged, 3)
+    table = logprob_table(merged, 3)
     assert table.shape == (3, 4)
     assert table[:, 0].tolist() == [-1.0, -0.25, -6.0]
     assert [sorted(row[1:], reverse=True) for row in table.tolist()] == [
         values[1:] for _, values in rows
     ]
-    assert _logprobs(merged, 0).tolist() == [[-1.0], [-0.25], [-6.0]]
+    assert logprob_table(merged, 0).tolist() == [[-1.0], [-0.25], [-6.0]]
 
 
 def test_stats_count_tokens(worker):

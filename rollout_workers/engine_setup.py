@@ -1,0 +1,111 @@
+"""How vLLM is started: its environment, its arguments, and a logger that keeps the last report."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from rollout_workers.config import EngineConfig, RolloutConfig
+
+if TYPE_CHECKING:
+    from vllm.v1.metrics.loggers import StatLoggerBase
+    from vllm.v1.metrics.stats import SchedulerStats
+
+TOP_LOGPROBS = 20
+"""Log-probabilities a token from which its entropy is estimated."""
+_ONE_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
+"""Runs the model in the scheduler's process.
+
+By its short name "uni" vLLM would replace it on a CPU by a process of its own. Both sides then
+wait for each other in busy loops, which take a core each. vLLM's reason for that, threads bound
+to cores, does not apply: they are not bound here.
+"""
+
+
+def set_environment(engine: EngineConfig) -> None:
+    """Set vLLM's environment variables for this process and its children.
+
+    Call it before vLLM is imported.
+    """
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    # The threads of several engines must not be pinned to the same cores.
+    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+    os.environ["OMP_NUM_THREADS"] = str(engine.threads)
+    # vLLM does this in a Ray actor anyway: a fork would copy running threads.
+    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
+
+
+def engine_arguments(model: str, config: RolloutConfig, seed: int) -> dict[str, Any]:
+    """Return the AsyncEngineArgs of an engine, by name, without the recipe's own `options`.
+
+    Args:
+        model: folder of the model.
+        config: the recipe's `rollout`.
+        seed: of the engine; only its lowest 31 bits count.
+    """
+    from vllm.config import WeightTransferConfig
+    from vllm.platforms import current_platform
+
+    from rollout_workers import weight_transfer
+
+    engine = config.engine
+    cache_bytes = None if engine.kv_cache_gb is None else int(engine.kv_cache_gb * 2**30)
+    extension = weight_transfer.EngineProcess
+    return {
+        "model": model,
+        "dtype": engine.dtype,
+        "seed": seed % 2**31,
+        "max_model_len": config.max_context_tokens,
+        "max_num_seqs": engine.max_num_seqs,
+        "tensor_parallel_size": engine.tensor_parallel_size,
+        "distributed_executor_backend": "mp" if engine.tensor_parallel_size > 1 else _ONE_PROCESS,
+        "block_size": engine.block_size,
+        "enforce_eager": engine.enforce_eager,
+        "gpu_memory_utilization": engine.gpu_memory_utilization,
+        "kv_cache_memory_bytes": cache_bytes,
+        "enable_prefix_caching": True,
+        # vLLM 0.32 on CPU dies of a seeded request whose prompt it prefills in chunks ("CPU
+        # Generator does not use offset").
+        "enable_chunked_prefill": False if current_platform.is_cpu() else None,
+        "limit_mm_per_prompt": {"video": 0},
+        "generation_config": "vllm",  # the model folder's sampling defaults stay out
+        # Of the distribution that is sampled from: bans and temperature included.
+        "logprobs_mode": "processed_logprobs",
+        "max_logprobs": TOP_LOGPROBS,
+        "disable_log_stats": True,
+        "enable_sleep_mode": config.colocated,
+        "weight_transfer_config": WeightTransferConfig(backend=engine.weight_transfer),
+        "worker_extension_cls": f"{extension.__module__}.{extension.__name__}",
+    }
+
+
+def last_report_logger(reports: list[SchedulerStats]) -> type[StatLoggerBase]:
+    """Return a vLLM stat logger that keeps the scheduler's last report and nothing else.
+
+    It poses as the Prometheus logger. Otherwise vLLM adds that one beside any other, with
+    histograms of every request.
+    """
+    from vllm.v1.metrics.loggers import PrometheusStatLogger
+
+    class Reporter(PrometheusStatLogger):
+        def __init__(self, vllm_config: Any, engine_indexes: list[int] | None = None) -> None:
+            self.engine_indexes = engine_indexes or [0]
+
+        def record(
+            self,
+            scheduler_stats: SchedulerStats | None,
+            iteration_stats: Any,
+            mm_cache_stats: Any = None,
+            engine_idx: int = 0,
+        ) -> None:
+            if scheduler_stats is not None:
+                reports[:] = [scheduler_stats]
+
+        def log_engine_initialized(self) -> None:
+            pass
+
+        def record_sleep_state(self, sleep: int = 0, level: int = 0) -> None:
+            pass
+
+    return Reporter
