@@ -28,9 +28,9 @@ class Step:
         from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
 
         from learner import attention
-        from learner.batch import VisionTokens
         from learner.config import LearnerConfig
         from learner.policy import ATTENTION, Policy
+        from learner.rows import VisionTokens
 
         torch.set_num_threads(THREADS)
         attention.register()
@@ -54,8 +54,9 @@ class Step:
     def __call__(self, items: Sequence[Any], layout: Form) -> float:
         """Seconds. `layout` "plain" is what Hugging Face's forward asks of a trainer, and peers do: rows in the batch's order, each
         micro-batch padded to its longest, and every row's images encoded for that row."""
-        from learner.batch import StepImages, make_row
+        from learner.images import StepImages
         from learner.plan import plan_rows
+        from learner.rows import make_row
 
         self.policy.zero_grad(set_to_none=True)
         started = time.perf_counter()

@@ -1,8 +1,9 @@
-"""Attention over a tree of sequences (`learner.tree`), as an attention implementation of Hugging Face's models.
+"""Attention over a tree of sequences, as an attention implementation of Hugging Face's models.
 
-On CPU one SDPA call a node: its queries against the keys on the way from the root. That computes no masked score, where a
-dense mask over eight rollouts of 60 tokens behind a prompt of 250 would compute 2.5 times as many. On GPU FlexAttention,
-which skips masked blocks. Without a tree (padded rows) it is Hugging Face's plain causal SDPA.
+On CPU there is one SDPA call a node of the tree (`learner.tree`): its queries against the keys on
+the way from the root. That computes no masked score; a dense mask over eight rollouts of 60 tokens
+behind a prompt of 250 would compute 2.5 times as many. On GPU it is FlexAttention, which skips
+masked blocks. Without a tree (padded rows) it is Hugging Face's plain causal SDPA.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def register() -> None:
     AttentionInterface.register(NAME, tree_attention)
 
 
-def tree_attention(
+def tree_attention(  # noqa: PLR0913  (the signature is that of transformers' attention functions)
     module: Any,
     query: Tensor,
     key: Tensor,
@@ -36,7 +37,22 @@ def tree_attention(
     block_mask: Any = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """query [B, H, T, D], key and value [B, H_kv, T, D] -> [B, T, H, D]. With `tree` B is 1 and T its flat axis."""
+    """Attend as the tree says.
+
+    Args:
+        module: the attention layer.
+        query: shape [B, H, T, D]; with a tree, B is 1 and T its flat axis.
+        key: shape [B, H_kv, T, D].
+        value: shape [B, H_kv, T, D].
+        attention_mask: not used; the tree is the mask.
+        scaling: of the scores; None: 1 / sqrt(D).
+        tree: None: plainly causal rows.
+        block_mask: the tree as FlexAttention's mask; None: compute node by node with SDPA.
+        kwargs: passed on to transformers' functions.
+
+    Returns:
+        The output, shape [B, T, H, D], and None for the attention weights.
+    """
     from transformers.integrations.flex_attention import flex_attention_forward
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -46,23 +62,32 @@ def tree_attention(
         return flex_attention_forward(
             module, query, key, value, block_mask, scaling=scaling, **kwargs
         )
-    groups = query.shape[1] // key.shape[1]
+    return _node_by_node(query, key, value, scaling, tree), None
+
+
+def _node_by_node(
+    query: Tensor, key: Tensor, value: Tensor, scaling: float | None, tree: Tree
+) -> Tensor:
+    """Return the output of one SDPA call a node, shape [1, T, H, D]."""
+    queries_per_key = query.shape[1] // key.shape[1]
     lengths = [stop - start for start, stop in tree.spans]
-    queries, keys, values = query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2)
+    queries = query.split(lengths, 2)
+    keys = key.split(lengths, 2)
+    values = value.split(lengths, 2)
     out = []
     for node, path in enumerate(tree.paths):
-        k, v = torch.cat([keys[i] for i in path], 2), torch.cat([values[i] for i in path], 2)
-        k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+        k = torch.cat([keys[i] for i in path], 2).repeat_interleave(queries_per_key, 1)
+        v = torch.cat([values[i] for i in path], 2).repeat_interleave(queries_per_key, 1)
         above = k.shape[2] - lengths[node]
-        # A root is plainly causal; below it every query sees the whole way down and the node itself up to its own place.
-        mask = (
-            torch.ones(lengths[node], k.shape[2], dtype=torch.bool, device=k.device).tril(above)
-            if above
-            else None
-        )
+        mask = None
+        # A root is plainly causal. Below it every query sees the whole way down, and the node
+        # itself up to its own place.
+        if above:
+            square = torch.ones(lengths[node], k.shape[2], dtype=torch.bool, device=k.device)
+            mask = square.tril(above)
         out.append(
             F.scaled_dot_product_attention(
                 queries[node], k, v, attn_mask=mask, scale=scaling, is_causal=mask is None
             )
         )
-    return torch.cat(out, 2).transpose(1, 2).contiguous(), None
+    return torch.cat(out, 2).transpose(1, 2).contiguous()

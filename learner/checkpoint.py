@@ -1,4 +1,8 @@
-"""What a checkpoint holds: the policy as a Hugging Face folder, and what training needs to go on exactly."""
+"""What a checkpoint holds.
+
+It is the policy as a Hugging Face folder, and the state that training needs to go on exactly.
+`learner.manifest` says how it becomes whole on the disk.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +14,10 @@ import random
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -20,26 +25,25 @@ import torch.distributed as dist
 from torch import nn
 
 from learner import lora
-from learner.weights import gathered, plan_buckets
+from learner.weights import Named, gathered, plan_buckets
 
 SHARD_BYTES = 4 << 30
 WEIGHT_FILES = (".safetensors", ".bin", ".index.json")
 
-
-Write = Callable[[], object]
+Write: TypeAlias = Callable[[], object]
 """Writes one file; what it holds does not change any more."""
 
 
 class Saving:
-    """The save under way, on a thread of its own."""
+    """Keep the save under way, on a thread of its own."""
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._future: Future[None] | None = None
 
-    def start(self, work: Callable[..., None], *arguments: Any) -> None:
-        """Call `work` there; the save before must have been waited for."""
-        self._future = self._thread.submit(work, *arguments)
+    def start(self, work: Callable[[], None]) -> None:
+        """Call `work` on the thread; the save before must have been waited for."""
+        self._future = self._thread.submit(work)
 
     def check(self) -> None:
         """Raise what the save raised, once, if it is over."""
@@ -47,7 +51,12 @@ class Saving:
             self.wait(0)
 
     def wait(self, seconds: float) -> None:
-        """Until it is over. Raises what it raised, once, or TimeoutError."""
+        """Wait until the save is over.
+
+        Raises:
+            Exception: what the save raised, once.
+            TimeoutError: it was not over in time.
+        """
         if self._future is not None:
             self._future.exception(seconds)
             over, self._future = self._future, None
@@ -56,7 +65,12 @@ class Saving:
 
 @contextlib.contextmanager
 def in_memory(checkpoint_engine: Any, later: Callable[[Write], object]) -> Iterator[None]:
-    """What DeepSpeed's checkpoint engine saves in this block stays in host memory, as bytes; `later` gets a write for each file."""
+    """Keep in host memory, as bytes, what DeepSpeed saves inside the block.
+
+    Args:
+        checkpoint_engine: DeepSpeed's.
+        later: gets a write for each file.
+    """
     real = checkpoint_engine.save
 
     def save(state_dict: Any, path: str) -> None:
@@ -71,52 +85,71 @@ def in_memory(checkpoint_engine: Any, later: Callable[[Write], object]) -> Itera
         del checkpoint_engine.save
 
 
-def save_hf(
-    model: nn.Module,
-    source: Path,
-    folder: Path,
-    dtype: torch.dtype,
-    rank: int,
-    write: Callable[[Write], object],
-) -> None:
-    """Weights as `dtype`, with config, tokenizer and processor files of the model folder `source`. Collective.
+@dataclass(frozen=True)
+class Export:
+    """A Hugging Face folder that is to be written."""
 
-    `write` gets a write for each file of weights, and may call it at once or later.
+    source: Path
+    """Model folder whose config, tokenizer and processor files are copied."""
+    folder: Path
+    dtype: torch.dtype
+    """Of the weights."""
+
+
+def save_hf(model: nn.Module, export: Export, rank: int, write: Callable[[Write], object]) -> None:
+    """Save the policy as a Hugging Face folder. Collective.
+
+    Args:
+        model: the partitioned policy.
+        export: what to write.
+        rank: this rank; the first one writes.
+        write: gets a write for each file of weights, and may call it at once or later.
     """
-    from safetensors.torch import save_file
-
     shards = len(plan_buckets(lora.exported(model), SHARD_BYTES))
-    where: dict[str, str] = {}
+    weight_map: dict[str, str] = {}
     for i, tensors in enumerate(gathered(model, SHARD_BYTES)):
         if rank == 0:
-            file = (
-                "model.safetensors"
-                if shards == 1
-                else f"model-{i + 1:05d}-of-{shards:05d}.safetensors"
-            )
-            folder.mkdir(parents=True, exist_ok=True)
-            copies = {
-                name: tensor.to("cpu", dtype, copy=True).contiguous() for name, tensor in tensors
-            }
-            write(partial(save_file, copies, folder / file, {"format": "pt"}))
-            where |= {name: file for name, _ in tensors}
-    if rank != 0:
-        return
-    if shards > 1:
-        (folder / "model.safetensors.index.json").write_text(
-            json.dumps({"metadata": {}, "weight_map": where}, indent=2)
-        )
-    for file_ in source.iterdir():
-        if file_.is_file() and not file_.name.endswith(WEIGHT_FILES):
-            shutil.copyfile(file_, folder / file_.name)
-    config = json.loads((source / "config.json").read_text())
-    (folder / "config.json").write_text(
-        json.dumps(_with_dtype(config, str(dtype).split(".")[-1]), indent=2)
-    )
+            file = _shard_name(i, shards)
+            _save_shard(tensors, export, file, write)
+            for name, _ in tensors:
+                weight_map[name] = file
+    if rank == 0:
+        if shards > 1:
+            index = json.dumps({"metadata": {}, "weight_map": weight_map}, indent=2)
+            (export.folder / "model.safetensors.index.json").write_text(index)
+        _copy_other_files(export)
+
+
+def _shard_name(number: int, shards: int) -> str:
+    if shards == 1:
+        return "model.safetensors"
+    return f"model-{number + 1:05d}-of-{shards:05d}.safetensors"
+
+
+def _save_shard(
+    tensors: Named, export: Export, file: str, write: Callable[[Write], object]
+) -> None:
+    from safetensors.torch import save_file
+
+    export.folder.mkdir(parents=True, exist_ok=True)
+    # Copies: the gathered tensors are valid until the next bucket only.
+    copies = {
+        name: tensor.to("cpu", export.dtype, copy=True).contiguous() for name, tensor in tensors
+    }
+    write(partial(save_file, copies, export.folder / file, {"format": "pt"}))
+
+
+def _copy_other_files(export: Export) -> None:
+    for file in export.source.iterdir():
+        if file.is_file() and not file.name.endswith(WEIGHT_FILES):
+            shutil.copyfile(file, export.folder / file.name)
+    config = json.loads((export.source / "config.json").read_text())
+    config = _with_dtype(config, str(export.dtype).split(".")[-1])
+    (export.folder / "config.json").write_text(json.dumps(config, indent=2))
 
 
 def random_states() -> dict[str, Any]:
-    """Of every generator that this process has."""
+    """Return the states of every random generator that this process has."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return {
         "torch": torch.get_rng_state(),
@@ -136,26 +169,22 @@ def set_random_states(states: dict[str, Any]) -> None:
 
 
 def load_other_ranks(engine: Any, state: Path, rank: int) -> dict[str, Any]:
-    """Load a DeepSpeed checkpoint that another number of ranks wrote, through DeepSpeed's universal format. Collective.
+    """Load a DeepSpeed checkpoint that another number of ranks wrote. Collective.
 
-    Returns the client state of the first of those ranks. The conversion is written beside the checkpoint and removed again.
+    It goes through DeepSpeed's universal format, which is written beside the checkpoint and removed
+    again.
+
+    Args:
+        engine: DeepSpeed's.
+        state: folder of the checkpoint.
+        rank: this rank; the first one converts.
+
+    Returns:
+        The client state of the first of the ranks that wrote it.
     """
-    from deepspeed.checkpoint import ds_to_universal
-
     universal = state.with_name("universal")
     if rank == 0:
-        shutil.rmtree(universal, ignore_errors=True)
-        arguments = argparse.Namespace(
-            input_folder=str(state),
-            output_folder=str(universal),
-            num_extract_workers=1,
-            num_merge_workers=1,
-            keep_temp_folder=False,
-            strict=True,
-            inject_missing_state=False,
-        )
-        with contextlib.redirect_stdout(io.StringIO()):
-            ds_to_universal.main(arguments)
+        _convert(state, universal)
     dist.barrier()
     configured = engine._config.load_universal_checkpoint
     engine._config.load_universal_checkpoint = True
@@ -170,10 +199,32 @@ def load_other_ranks(engine: Any, state: Path, rank: int) -> dict[str, Any]:
     return client
 
 
+def _convert(state: Path, universal: Path) -> None:
+    """Write a checkpoint in DeepSpeed's universal format."""
+    from deepspeed.checkpoint import ds_to_universal
+
+    shutil.rmtree(universal, ignore_errors=True)
+    arguments = argparse.Namespace(
+        input_folder=str(state),
+        output_folder=str(universal),
+        num_extract_workers=1,
+        num_merge_workers=1,
+        keep_temp_folder=False,
+        strict=True,
+        inject_missing_state=False,
+    )
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
+        ds_to_universal.main(arguments)
+
+
 def _with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
-    """The config with every stated dtype (its sub-configs may have their own) replaced."""
-    out = {
-        key: _with_dtype(value, dtype) if isinstance(value, dict) else value
-        for key, value in config.items()
-    }
-    return out | {key: dtype for key in ("dtype", "torch_dtype") if key in out}
+    """Return a config with every stated dtype replaced; its sub-configs may have their own."""
+    out: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            out[key] = _with_dtype(value, dtype)
+        elif key in ("dtype", "torch_dtype"):
+            out[key] = dtype
+        else:
+            out[key] = value
+    return out

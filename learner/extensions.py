@@ -1,4 +1,7 @@
-"""What DeepSpeed would compile at first use: left out where nobody needs it, else built behind a lock that no killed process can keep."""
+"""What DeepSpeed would compile at first use.
+
+What nobody needs is left out. The rest is built behind a lock that no killed process can keep.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,15 @@ from pathlib import Path
 from typing import Any
 
 
-def prepare(offload_optimizer: bool = False) -> None:
-    """Call once in a process, before `deepspeed.init_distributed`.
+def prepare(*, offload_optimizer: bool = False) -> None:
+    """Prepare DeepSpeed's extensions, once in a process, before `deepspeed.init_distributed`.
 
-    `offload_optimizer` builds DeepSpeed's CPU Adam (minutes on two busy cores, seconds where that was done before). Raises RuntimeError
-    where that is not possible, with the compiler's message.
+    Args:
+        offload_optimizer: build DeepSpeed's CPU Adam (minutes on two busy cores, seconds if that
+            was done before).
+
+    Raises:
+        RuntimeError: that is not possible; with the compiler's message.
     """
     import deepspeed
 
@@ -23,28 +30,32 @@ def prepare(offload_optimizer: bool = False) -> None:
     if offload_optimizer:
         from deepspeed.ops.op_builder import CPUAdamBuilder
 
-        folder = Path(
-            os.environ.get("TORCH_EXTENSIONS_DIR") or Path(sys.prefix, "torch_extensions"), "axpo"
-        )
+        root = os.environ.get("TORCH_EXTENSIONS_DIR") or Path(sys.prefix, "torch_extensions")
+        folder = Path(root, "axpo")
         os.environ["TORCH_EXTENSIONS_DIR"] = str(folder)
-        os.environ["PATH"] = os.pathsep.join(
-            [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
-        )  # ninja is there
+        # ninja lies beside the interpreter.
+        beside = str(Path(sys.executable).parent)
+        os.environ["PATH"] = os.pathsep.join([beside, os.environ.get("PATH", os.defpath)])
         build(CPUAdamBuilder().load, folder)
 
 
 def build(load: Callable[[], Any], folder: Path) -> None:
-    """Runs `load`, which builds below `folder`, while no other process of ours does.
+    """Run `load`, which builds below `folder`, while no other process of ours does.
 
-    torch takes a file named `lock` for a build in progress and waits until it is gone, without end where the build was killed. An
-    flock ends with its process, so whoever holds ours knows that such a file is stale.
+    torch takes a file named `lock` for a build in progress and waits until it is gone: without end
+    if the build was killed. An flock ends with its process, so whoever holds ours knows that such a
+    file is stale.
+
+    Raises:
+        RuntimeError: nothing can be written below `folder`.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         held = (folder / "axpo.lock").open("w")
     except OSError as error:
         raise RuntimeError(
-            f"no place to build DeepSpeed's extensions: {error}; name another one in TORCH_EXTENSIONS_DIR"
+            f"no place to build DeepSpeed's extensions: {error}; "
+            "name another one in TORCH_EXTENSIONS_DIR"
         ) from error
     with held:
         fcntl.flock(held, fcntl.LOCK_EX)

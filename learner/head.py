@@ -1,13 +1,16 @@
-"""Log-probabilities and entropies from hidden states, in chunks: no [tokens, vocabulary] tensor is ever whole.
+"""Log-probabilities and entropies from hidden states, in chunks.
 
-With z = (h W^T + ban) / temperature the log-probability of target y is z_y - logsumexp(z), and its gradient by z is
-onehot(y) - softmax(z). The backward pass computes z again chunk by chunk, so a chunk is all that is ever held. The head is
-one module and one autograd function, so ZeRO-3 gathers its weight once each way, whatever the number of chunks.
+With z = (h W^T + ban) / temperature the log-probability of target y is z_y - logsumexp(z), and its
+gradient by z is onehot(y) - softmax(z). No tensor of [tokens, vocabulary] is ever whole: the
+backward pass computes z again chunk by chunk, so a chunk is all that is ever held. The head is one
+module and one autograd function, so ZeRO-3 gathers its weight once each way, whatever the number of
+chunks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,53 +18,76 @@ from torch import Tensor, nn
 
 from rollout_workers.trajectory import BAN_BIAS
 
-CHUNK = (
-    1 << 24
-)  # logits of one chunk: 64 MB in float32, and about four times that while it is worked on
+# Logits of one chunk: 64 MB in float32, and about four times that while it is worked on.
+CHUNK = 1 << 24
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the engine draws from the logits."""
+
+    banned: list[int]
+    """Ids of tokens that must not be sampled."""
+    temperature: float
+    chunk: int
+    """Logits held at a time."""
 
 
 class Head(nn.Module):
-    """The language model's head and the distribution that the engine samples from: bans first, then temperature."""
+    """The language model's head, and the distribution that the engine samples from.
+
+    Bans come first, then temperature.
+    """
 
     def __init__(
         self, weight: nn.Parameter, banned: Sequence[int], temperature: float, chunk: int = CHUNK
     ) -> None:
-        """`weight` [V, H], the model's own parameter; `banned`: token ids; `chunk`: logits held at a time."""
+        """Share the model's own weight.
+
+        Args:
+            weight: the model's own parameter, shape [V, H].
+            banned: ids of tokens that must not be sampled.
+            temperature: of sampling.
+            chunk: logits held at a time.
+        """
         super().__init__()
         self.weight = weight
-        self.banned = list(banned)
-        self.temperature = temperature
-        self.chunk = chunk
+        self.sampling = Sampling(list(banned), temperature, chunk)
 
     def forward(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """[M, H], [M] -> [M] log-probabilities and [M] entropies in nats (without gradient), float32."""
-        return _Logprobs.apply(
-            hidden, self.weight, targets, self.banned, self.temperature, self.chunk
-        )
+        """Compute what the engine would draw `targets` with.
+
+        Args:
+            hidden: hidden states, shape [M, H].
+            targets: token ids, shape [M].
+
+        Returns:
+            Log-probabilities, shape [M], and entropies in nats, shape [M], both float32. Only the
+            former carry a gradient.
+        """
+        return _Logprobs.apply(hidden, self.weight, targets, self.sampling)
 
 
 class _Logprobs(torch.autograd.Function):
+    """The log-probabilities with a backward pass that computes the logits again."""
+
     @staticmethod
     def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        targets: Tensor,
-        banned: list[int],
-        temperature: float,
-        chunk: int,
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, sampling: Sampling
     ) -> tuple[Tensor, Tensor]:
         logprobs = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
-        entropies, normalizers = torch.empty_like(logprobs), torch.empty_like(logprobs)
-        for part in _parts(len(targets), weight.shape[0], chunk):
-            logits = _logits(hidden[part], weight, banned, temperature)
+        entropies = torch.empty_like(logprobs)
+        normalizers = torch.empty_like(logprobs)
+        for part in _parts(len(targets), weight.shape[0], sampling.chunk):
+            logits = _logits(hidden[part], weight, sampling)
             normalizers[part] = logits.logsumexp(-1)
             logprobs[part] = logits.gather(-1, targets[part, None])[:, 0] - normalizers[part]
             logits -= normalizers[part, None]
             entropies[part] = -(logits.exp() * logits).sum(-1)
-        # The parameter itself is kept, not a copy: by the backward pass ZeRO-3 has gathered its data again.
+        # The parameter itself is kept, not a copy: by the backward pass ZeRO-3 has gathered its
+        # data again.
         ctx.save_for_backward(hidden, weight, targets, normalizers)
-        ctx.settings = banned, temperature, chunk
+        ctx.sampling = sampling
         ctx.mark_non_differentiable(entropies)
         return logprobs, entropies
 
@@ -69,30 +95,32 @@ class _Logprobs(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad = grads[0]
         hidden, weight, targets, normalizers = ctx.saved_tensors
-        banned, temperature, chunk = ctx.settings
+        sampling: Sampling = ctx.sampling
         by_hidden = torch.empty_like(hidden)
         by_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
-        for part in _parts(len(targets), weight.shape[0], chunk):
-            by_logits = _logits(hidden[part], weight, banned, temperature)
+        for part in _parts(len(targets), weight.shape[0], sampling.chunk):
+            # -softmax(z), then + onehot(y)
+            by_logits = _logits(hidden[part], weight, sampling)
             by_logits -= normalizers[part, None]
             by_logits.exp_().neg_()
-            by_logits.scatter_add_(
-                -1, targets[part, None], torch.ones_like(targets[part, None], dtype=by_logits.dtype)
-            )
-            by_logits *= grad[part, None] / temperature
+            chosen = targets[part, None]
+            by_logits.scatter_add_(-1, chosen, torch.ones_like(chosen, dtype=by_logits.dtype))
+            by_logits *= grad[part, None] / sampling.temperature
             scaled = by_logits.to(weight.dtype)
             by_hidden[part] = scaled @ weight
             if by_weight is not None:
                 by_weight.addmm_(scaled.T, hidden[part])
-        return by_hidden, by_weight, None, None, None, None
+        return by_hidden, by_weight, None, None
 
 
-def _logits(hidden: Tensor, weight: Tensor, banned: list[int], temperature: float) -> Tensor:
+def _logits(hidden: Tensor, weight: Tensor, sampling: Sampling) -> Tensor:
     logits = (hidden @ weight.T).float()
-    logits[:, banned] += BAN_BIAS
-    return logits.div_(temperature)
+    logits[:, sampling.banned] += BAN_BIAS
+    return logits.div_(sampling.temperature)
 
 
 def _parts(tokens: int, vocabulary: int, chunk: int) -> Iterator[slice]:
+    """Yield slices of the token axis whose logits fit a chunk; one token at least."""
     size = max(1, chunk // vocabulary)
-    return (slice(start, start + size) for start in range(0, tokens, size))
+    for start in range(0, tokens, size):
+        yield slice(start, start + size)

@@ -1,5 +1,6 @@
-"""The learner from outside: starts the ZeRO-3 ranks as Ray actors and turns each request into one call on all of them.
+"""The learner from outside.
 
+`Learner` starts the ZeRO-3 ranks as Ray actors and turns each request into one call on all of them.
 Nothing heavy is imported here: torch and DeepSpeed load in the ranks' own processes.
 """
 
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import ray
-from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from learner import manifest
@@ -25,10 +26,10 @@ from rollout_workers.trajectory import Floats
 
 
 class _RankActor:
-    """The process of one rank."""
+    """Run one rank in a process of its own."""
 
     def address(self) -> tuple[str, int]:
-        """This node's address and a port that is free now."""
+        """Return this node's address and a port that is free now."""
         with socket.socket() as probe:
             probe.bind(("", 0))
             return ray.util.get_node_ip_address(), probe.getsockname()[1]
@@ -44,11 +45,16 @@ class _RankActor:
         self.rank = LearnerRank(settings)
 
     def call(self, method: str, *arguments: Any) -> Any:
+        """Call a method of the rank."""
         return getattr(self.rank, method)(*arguments)
 
 
 class Learner:
-    """The policy under training. Every call waits at most `config.deadline_s` (TimeoutError); a failed rank raises."""
+    """Train the policy.
+
+    Every call waits at most `config.deadline_s`, then it raises TimeoutError. If a rank fails, the
+    call raises what the rank raised.
+    """
 
     def __init__(
         self,
@@ -76,16 +82,15 @@ class Learner:
         self._order = threading.Lock()
         self._group = _reserve(config)
         actor = ray.remote(_RankActor)
-        self._ranks = [
-            actor.options(
+        self._ranks = []
+        for i in range(config.ranks):
+            bundle = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=i)
+            options = actor.options(
                 num_cpus=config.cpus_per_rank,
                 num_gpus=config.gpus_per_rank,
-                scheduling_strategy=PlacementGroupSchedulingStrategy(
-                    self._group, placement_group_bundle_index=i
-                ),
-            ).remote()
-            for i in range(config.ranks)
-        ]
+                scheduling_strategy=bundle,
+            )
+            self._ranks.append(options.remote())
         try:
             address, port = self._wait("start", [self._ranks[0].address.remote()])[0]
             first = RankSettings(
@@ -143,17 +148,37 @@ class Learner:
         return self._all("fine_tune", ray.put(_trainable(items)))[0]
 
     def logprobs(self, items: Sequence[TrainItem]) -> list[Floats]:
-        """Per item [R]: the policy's log-probabilities of the tokens under its mask (bans and temperature included), 0 elsewhere."""
+        """Compute the policy's log-probabilities of masked tokens, bans and temperature included.
+
+        Returns:
+            For each item an array of shape [R], 0 outside its mask.
+
+        Raises:
+            ValueError: an item has no token under its mask.
+        """
         return self._of_tokens("logprobs", items)
 
     def entropies(self, items: Sequence[TrainItem]) -> list[Floats]:
-        """Per item [R]: the exact entropy in nats of the distribution that each token under its mask is drawn from, 0 elsewhere."""
+        """Compute the exact entropy of the distribution that each masked token is drawn from.
+
+        Returns:
+            For each item an array of shape [R], in nats, 0 outside its mask.
+
+        Raises:
+            ValueError: an item has no token under its mask.
+        """
         return self._of_tokens("entropies", items)
 
     def send_weights(self, receivers: Sequence[Any], version: int) -> None:
-        """Bring every receiver (rollout worker handle) to this policy, as `version`.
+        """Bring every engine to this policy.
 
-        Raises what a receiver raised; with check_sync RuntimeError naming the parameters that differ afterwards.
+        Args:
+            receivers: Ray handles of rollout workers.
+            version: what the policy is called from now on.
+
+        Raises:
+            Exception: what a receiver raised.
+            RuntimeError: with `check_sync`, parameters differ afterwards; they are named.
         """
         address = self._wait("send_weights", [self._ranks[0].address.remote()])[0]
         self._all("send_weights", list(receivers), version, address)
@@ -161,7 +186,8 @@ class Learner:
             different = self._all("check_weights")[0]
             if different:
                 raise RuntimeError(
-                    f"after weight update {version} engine and learner differ in {len(different)} parameters: {different}"
+                    f"after weight update {version} engine and learner differ "
+                    f"in {len(different)} parameters: {different}"
                 )
 
     def save(
@@ -169,29 +195,44 @@ class Learner:
         folder: str,
         *,
         hf_dtype: Literal["float32", "bfloat16"] | None = None,
-        add: Callable[[Path], None] = lambda folder: None,
+        add: Callable[[Path], object] | None = None,
         wait: bool = True,
     ) -> None:
-        """Write folder/hf (a Hugging Face model, by default in the learner's dtype) and folder/state (what `load` needs).
+        """Write a checkpoint: folder/hf (a Hugging Face model) and folder/state (for `load`).
 
-        `add` is called first, with the folder under its temporary name: what it puts there belongs to the checkpoint. The folder
-        appears whole, with a manifest of hashes, or not at all. Raises FileExistsError where it exists, OSError where the disk has
-        no room for it. Without `wait` it returns when the state is in the ranks' memory, and a thread of each writes: an error of
-        theirs is raised by the next `update`, `save` or `finish_save`, and `shutdown` does not wait.
+        The folder appears whole, with a manifest of hashes, or not at all.
+
+        Args:
+            folder: of the checkpoint.
+            hf_dtype: of the weights in hf; None: the learner's.
+            add: called first, with the folder under its temporary name: what it puts there belongs
+                to the checkpoint.
+            wait: False: return when the state is in the ranks' memory, and let a thread of each
+                write. An error of theirs is raised by the next `update`, `save` or `finish_save`;
+                `shutdown` does not wait.
+
+        Raises:
+            FileExistsError: the folder exists.
+            OSError: the disk has no room for it.
         """
         if os.path.exists(folder):
             raise FileExistsError(f"checkpoint {folder} exists")
-        add(manifest.begin(Path(folder)))
-        self._all("save", os.path.abspath(folder), hf_dtype, wait)
+        temporary = manifest.begin(Path(folder))
+        if add is not None:
+            add(temporary)
+        self._all("save" if wait else "begin_save", os.path.abspath(folder), hf_dtype)
 
     def finish_save(self) -> None:
-        """Wait for a save that was not waited for. Raises OSError where it failed."""
+        """Wait for a save that was not waited for; raise OSError if it failed."""
         self._all("finish_save")
 
     def load(self, folder: str) -> None:
-        """Restore weights, optimizer, learning-rate schedule and random states of a saved folder, whatever ranks wrote it.
+        """Restore weights, optimizer, learning-rate schedule and random states of a checkpoint.
 
-        Raises DamagedCheckpoint naming the file where it is not what `save` wrote.
+        Another number of ranks may have written it; then the random states stay as they are.
+
+        Raises:
+            DamagedCheckpoint: a file is not what `save` wrote; it is named.
         """
         about = manifest.verify(Path(folder))
         self._all("load", os.path.abspath(folder), about["ranks"])
@@ -205,16 +246,14 @@ class Learner:
     def _of_tokens(self, method: str, items: Sequence[TrainItem]) -> list[Floats]:
         if not all(item.mask.any() for item in items):
             raise ValueError(f"{method}: an item has no token under its mask")
-        shares = self._all(method, ray.put(list(items))) if items else []
-        return [
-            values
-            for _, values in sorted(
-                (pair for share in shares for pair in share), key=lambda pair: pair[0]
-            )
-        ]
+        by_index: dict[int, Floats] = {}
+        for share in self._all(method, ray.put(list(items))) if items else []:
+            by_index.update(share)
+        return [by_index[i] for i in range(len(items))]
 
     def _all(self, method: str, *arguments: Any) -> list[Any]:
-        with self._order:  # collective calls of several threads must reach every rank in one order
+        # Collective calls of several threads must reach every rank in one order.
+        with self._order:
             calls = [rank.call.remote(method, *arguments) for rank in self._ranks]
         return self._wait(method, calls)
 
@@ -223,7 +262,8 @@ class Learner:
             return ray.get(references, timeout=self.config.deadline_s)
         except ray.exceptions.GetTimeoutError as error:
             raise TimeoutError(
-                f"learner: {what} did not finish within deadline_s={self.config.deadline_s:g}"
+                f"learner: {what} did not finish within "
+                f"learner.deadline_s={self.config.deadline_s:g}"
             ) from error
 
 
@@ -234,17 +274,22 @@ def _trainable(items: Sequence[TrainItem]) -> list[TrainItem]:
     return trainable
 
 
-def _reserve(config: LearnerConfig) -> Any:
-    """A placement group with one bundle a rank; ValueError with what there is where it cannot be had in time."""
-    bundle = {"CPU": config.cpus_per_rank} | (
-        {"GPU": config.gpus_per_rank} if config.gpus_per_rank else {}
-    )
+def _reserve(config: LearnerConfig) -> PlacementGroup:
+    """Return a placement group with one bundle a rank.
+
+    Raises:
+        ValueError: it cannot be had in time; the message says what there is.
+    """
+    bundle = {"CPU": config.cpus_per_rank}
+    if config.gpus_per_rank:
+        bundle["GPU"] = config.gpus_per_rank
     group = placement_group(
         [bundle] * config.ranks, strategy="PACK", name=f"learner-{uuid.uuid4().hex[:8]}"
     )
     if not group.wait(min(config.deadline_s, 60)):
         remove_placement_group(group)
         raise ValueError(
-            f"learner.ranks={config.ranks} of {bundle} do not fit into Ray's {ray.cluster_resources()}, free {ray.available_resources()}"
+            f"learner.ranks={config.ranks} of {bundle} do not fit into Ray's "
+            f"{ray.cluster_resources()}, free {ray.available_resources()}"
         )
     return group

@@ -1,7 +1,8 @@
-"""Low-rank adapters (peft) on the policy under ZeRO-3, and the whole weights that engines and exports receive instead of them.
+"""Low-rank adapters (peft) under ZeRO-3, and the whole weights that leave the learner.
 
-Only the adapters train. What leaves the learner is W + scaling * B A under the base model's own names, so neither the engine nor a
-reader of a checkpoint knows about adapters. With the adapters switched off the policy is the reference policy.
+Only the adapters train. Engines and exports receive W + scaling * B A under the base model's own
+names, so neither the engine nor a reader of a checkpoint knows about adapters. With the adapters
+switched off the policy is the reference policy.
 """
 
 from __future__ import annotations
@@ -21,15 +22,18 @@ _BASE = ".base_layer.weight"
 
 @dataclass(frozen=True)
 class Adapter:
+    """The two factors on one weight."""
+
     a: nn.Parameter  # [rank, in]
     b: nn.Parameter  # [out, rank]
     scaling: float
 
 
 def inject(model: nn.Module, settings: LoraSettings) -> None:
-    """Put adapters on the language model's layers named in `settings.targets` and freeze all else.
+    """Put adapters on the language model's layers named in `settings.targets`; freeze all else.
 
-    Raises ValueError where a target names no layer.
+    Raises:
+        ValueError: a target names no layer.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -38,54 +42,57 @@ def inject(model: nn.Module, settings: LoraSettings) -> None:
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear)
     }
-    if missing := set(settings.targets) - names:
+    missing = set(settings.targets) - names
+    if missing:
         raise ValueError(
-            f"lora.targets: the model has no layers named {sorted(missing)}; it has {sorted(names)}"
+            f"learner.lora.targets: the model has no layers named {sorted(missing)}; "
+            f"it has {sorted(names)}"
         )
     pattern = rf".*language_model.*\.({'|'.join(settings.targets)})"
-    inject_adapter_in_model(
-        LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=pattern),
-        model,
-        ADAPTER,
-    )
+    config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=pattern)
+    inject_adapter_in_model(config, model, ADAPTER)
 
 
 def exported(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """(Hugging Face name, parameter) of the base model's parameters."""
+    """Yield the base model's parameters with their Hugging Face names."""
     for name, parameter in model.named_parameters():
         if ".lora_A." not in name and ".lora_B." not in name:
             yield name.replace(".base_layer.", "."), parameter
 
 
 def adapters(model: nn.Module) -> dict[str, Adapter]:
-    """The adapter on each weight that has one, by the weight's Hugging Face name."""
+    """Return the adapter on each weight that has one, by the weight's Hugging Face name."""
     parameters = dict(model.named_parameters())
     out = {}
     for name in parameters:
         if name.endswith(_BASE):
             layer = name.removesuffix(_BASE)
-            a, b = (parameters[f"{layer}.lora_{side}.{ADAPTER}.weight"] for side in "AB")
+            a = parameters[f"{layer}.lora_A.{ADAPTER}.weight"]
+            b = parameters[f"{layer}.lora_B.{ADAPTER}.weight"]
             scaling: dict[str, float] = model.get_submodule(layer).scaling
             out[f"{layer}.weight"] = Adapter(a, b, scaling[ADAPTER])
     return out
 
 
 def merged(weight: Tensor, adapter: Adapter | None) -> Tensor:
-    """W + scaling * B A in float32, as W's dtype; W itself without an adapter. All gathered."""
+    """Return W + scaling * B A, computed in float32, as W's dtype.
+
+    Without an adapter it is W itself. ZeRO-3 must have gathered all of them.
+    """
     if adapter is None:
         return weight
-    return (
-        weight.float() + adapter.scaling * (adapter.b.data.float() @ adapter.a.data.float())
-    ).to(weight.dtype)
+    change = adapter.b.data.float() @ adapter.a.data.float()
+    return (weight.float() + adapter.scaling * change).to(weight.dtype)
 
 
 @contextmanager
 def switched_off(model: nn.Module) -> Iterator[None]:
-    """Inside, the model computes what its base does, without a gradient."""
+    """Make the model compute what its base does, without a gradient, inside the block."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
-    # Not peft's enable_adapters: that turns requires_grad off and on again, on which ZeRO-3's hooks depend.
+    # Not peft's enable_adapters: that turns requires_grad off and on again, on which ZeRO-3's
+    # hooks depend.
     for layer in layers:
         layer._disable_adapters = True
     try:

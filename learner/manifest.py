@@ -1,7 +1,8 @@
-"""What makes a checkpoint whole: a manifest of its files with sizes and hashes, written last, before the folder gets its name.
+"""What makes a checkpoint whole: a manifest of its files, with sizes and hashes, written last.
 
-A folder is written as `.<name>.partial`, every file is flushed to the disk, the manifest lists them, and one rename makes it
-a checkpoint. DeepSpeed alone writes in place, without a checksum: a killed or full-disk save there looks like a checkpoint.
+A folder is written as `.<name>.partial`, every file is flushed to the disk, the manifest lists
+them, and one rename makes it a checkpoint. DeepSpeed alone writes in place, without a checksum: a
+save that was killed or met a full disk looks like a checkpoint there.
 """
 
 from __future__ import annotations
@@ -13,11 +14,16 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 S = TypeVar("S")
 T = TypeVar("T")
 NAME = "manifest.json"
+
+Entries: TypeAlias = dict[str, dict[str, Any]]
+"""Size in bytes and SHA-256 of each file, by its name."""
+Gather: TypeAlias = Callable[[Any], list[Any]]
+"""Returns what every rank gave it, in their order. Collective."""
 
 
 class DamagedCheckpoint(Exception):
@@ -25,12 +31,12 @@ class DamagedCheckpoint(Exception):
 
 
 def partial(folder: Path) -> Path:
-    """Where a checkpoint is written before it is whole."""
+    """Return where a checkpoint is written before it is whole."""
     return folder.with_name(f".{folder.name}.partial")
 
 
 def begin(folder: Path) -> Path:
-    """The partial folder of a checkpoint, empty."""
+    """Make the partial folder of a checkpoint, empty, and return it."""
     temporary = partial(folder)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -38,22 +44,19 @@ def begin(folder: Path) -> Path:
 
 
 def clean(parent: Path) -> None:
-    """Delete what saves that were killed left among the checkpoints of `parent`. Nothing may be saving."""
+    """Delete what killed saves left among the checkpoints of `parent`. Nothing may be saving."""
     for leftover in parent.glob(".*.partial"):
         shutil.rmtree(leftover)
 
 
 def files(folder: Path) -> list[Path]:
-    """All files of a checkpoint but its manifest, in a fixed order, relative to it."""
-    return sorted(
-        path.relative_to(folder)
-        for path in folder.rglob("*")
-        if path.is_file() and path.name != NAME
-    )
+    """Return all files of a checkpoint but its manifest, in a fixed order, relative to it."""
+    found = [path for path in folder.rglob("*") if path.is_file() and path.name != NAME]
+    return sorted(path.relative_to(folder) for path in found)
 
 
-def digests(folder: Path, names: Sequence[Path]) -> dict[str, dict[str, Any]]:
-    """Flush each file to the disk; returns its size in bytes and its SHA-256."""
+def digests(folder: Path, names: Sequence[Path]) -> Entries:
+    """Flush each file to the disk and return its size in bytes and its SHA-256."""
 
     def digest(name: Path) -> dict[str, Any]:
         with (folder / name).open("rb") as file:
@@ -66,8 +69,14 @@ def digests(folder: Path, names: Sequence[Path]) -> dict[str, dict[str, Any]]:
     return dict(zip(map(str, names), _side_by_side(digest, names), strict=True))
 
 
-def seal(folder: Path, entries: Mapping[str, Mapping[str, Any]], about: Mapping[str, Any]) -> None:
-    """Write the manifest of the partial folder and give it its name. `about`: what a reader should know before loading."""
+def seal(folder: Path, entries: Entries, about: Mapping[str, Any]) -> None:
+    """Write the manifest of the partial folder and give the folder its name.
+
+    Args:
+        folder: the checkpoint.
+        entries: of all its files.
+        about: what a reader should know before loading.
+    """
     temporary = partial(folder)
     with (temporary / NAME).open("w", encoding="utf-8") as file:
         json.dump({**about, "files": dict(sorted(entries.items()))}, file, indent=1)
@@ -84,37 +93,39 @@ def finish(
     writes: Sequence[Callable[[], object]],
     about: Mapping[str, Any],
     rank: int,
-    gather: Callable[[Any], list[Any]],
+    gather: Gather,
 ) -> None:
-    """Do the writes that a rank has left in the partial folder, hash the rank's share of its files, and seal it. Collective.
+    """Write what is left to write, hash the files and seal the checkpoint. Collective.
 
-    `gather` returns what every rank gave it, in their order. Raises on all ranks what one of them raised: none waits for it in vain.
+    All ranks raise what one of them raised: none waits for it in vain.
+
+    Args:
+        folder: the checkpoint; its partial folder exists.
+        writes: the files that this rank has still to write.
+        about: see `seal`.
+        rank: this rank; it hashes its share of the files.
+        gather: over all ranks.
     """
-
-    def together(work: Callable[[], Any]) -> list[Any]:
-        try:
-            mine = work()
-        except Exception as error:
-            mine = error
-        results = gather(mine)
-        for result in results:
-            if isinstance(result, Exception):
-                raise result
-        return results
 
     def write_all() -> None:
         for write in writes:
             write()
 
-    ranks = len(together(write_all))
     temporary = partial(folder)
-    shares = together(lambda: digests(temporary, files(temporary)[rank::ranks]))
-    entries = {name: entry for share in shares for name, entry in share.items()}
-    together(lambda: seal(folder, entries, about) if rank == 0 else None)
+    ranks = len(_together(write_all, gather))
+    shares = _together(lambda: digests(temporary, files(temporary)[rank::ranks]), gather)
+    entries: Entries = {}
+    for share in shares:
+        entries |= share
+    _together(lambda: seal(folder, entries, about) if rank == 0 else None, gather)
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The manifest. Raises DamagedCheckpoint where there is none or it is not JSON."""
+    """Return the manifest.
+
+    Raises:
+        DamagedCheckpoint: there is none, or it is not JSON.
+    """
     try:
         manifest = json.loads((folder / NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -125,17 +136,20 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def verify(folder: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint whose files are exactly those that were written. Raises DamagedCheckpoint; reads every byte."""
+    """Read every byte of a checkpoint and return its manifest.
+
+    Raises:
+        DamagedCheckpoint: a file is not what was written.
+    """
     manifest = read(folder)
 
     def check(name: str) -> None:
         path, entry = folder / name, manifest["files"][name]
         if not path.is_file():
             raise DamagedCheckpoint(f"{path}: missing")
-        if path.stat().st_size != entry["bytes"]:
-            raise DamagedCheckpoint(
-                f"{path}: {path.stat().st_size} bytes, {entry['bytes']} were written"
-            )
+        size = path.stat().st_size
+        if size != entry["bytes"]:
+            raise DamagedCheckpoint(f"{path}: {size} bytes, {entry['bytes']} were written")
         with path.open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != entry["sha256"]:
                 raise DamagedCheckpoint(f"{path}: its content has changed")
@@ -152,8 +166,25 @@ def remove(folder: Path) -> None:
     shutil.rmtree(doomed)
 
 
+def _together(work: Callable[[], Any], gather: Gather) -> list[Any]:
+    """Return the results of all ranks, or raise what the first of them raised. Collective."""
+    try:
+        mine = work()
+    except Exception as error:  # it is raised below, on all ranks
+        mine = error
+    results = gather(mine)
+    for result in results:
+        if isinstance(result, Exception):
+            raise result
+    return results
+
+
 def _side_by_side(work: Callable[[S], T], names: Sequence[S]) -> list[T]:
-    """In threads: hashing and reading hold no interpreter lock. Raises what the first in order raised."""
+    """Work on all names in threads: hashing and reading hold no interpreter lock.
+
+    Raises:
+        Exception: what the first in order raised.
+    """
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
         return list(threads.map(work, names))
 

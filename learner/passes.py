@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from learner.batch import ImageKey, MicroBatch, Row, StepImages, VisionTokens, collate, make_row
+from learner.batch import MicroBatch, collate
 from learner.config import LearnerConfig
 from learner.credit import TrainItem
+from learner.images import ImageKey, StepImages
 from learner.plan import Steps, plan_rows
+from learner.rows import Row, VisionTokens, make_row
 from learner.weights import full_shape
 from rollout_workers.trajectory import Floats
 

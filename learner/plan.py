@@ -1,6 +1,7 @@
-"""Which rank computes which rows when: micro-batches of a token budget, even over the ranks, the same number on each.
+"""Which rank computes which rows when.
 
-Ranks run a step in lockstep under ZeRO-3, so a step lasts as long as its slowest rank.
+Micro-batches hold at most a budget of tokens, are even over the ranks, and there are as many on
+each rank. Ranks run a step in lockstep under ZeRO-3, so a step lasts as long as its slowest rank.
 """
 
 from __future__ import annotations
@@ -8,13 +9,15 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Sequence
 from itertools import count
+from typing import TypeAlias
 
-from learner.batch import ImageKey, Row
 from learner.config import LearnerConfig
+from learner.images import ImageKey
+from learner.rows import Row
 from learner.tree import tree_size
 
-Steps = list[list[list[int]]]
-"""[steps][ranks] -> indices of the rows of that micro-batch; [] where a rank has none."""
+Steps: TypeAlias = list[list[list[int]]]
+"""[steps][ranks] -> indices of the rows of that micro-batch; [] if the rank has none."""
 
 
 def plan_rows(
@@ -23,63 +26,86 @@ def plan_rows(
     image_cost: Callable[[ImageKey], float],
     config: LearnerConfig,
 ) -> Steps:
-    """`questions`: the question of each row; `image_cost`: of encoding an image, in tokens. `budget`: tokens of one micro-batch.
+    """Plan the micro-batches of a pass.
 
-    In a tree the rows of a question stay together while they fit the budget; a longer row stands alone.
+    In a tree the rows of a question stay together while they fit the budget. A row that is longer
+    than the budget stands alone.
+
+    Args:
+        rows: of all ranks.
+        questions: the question of each row.
+        image_cost: of encoding an image, in tokens.
+        config: its `ranks`, `micro_batch_tokens` (the budget) and `layout`.
     """
-    ranks, budget, layout = config.ranks, config.micro_batch_tokens, config.layout
+    ranks, budget = config.ranks, config.micro_batch_tokens
     lengths = [len(row.ids) for row in rows]
-    if layout == "padded":
+    if config.layout == "padded":
         return plan_padded(lengths, ranks, budget)
-    if layout == "packed":
+    if config.layout == "packed":
         units = [[i] for i in range(len(rows))]
         tokens = lengths
     else:
         units = _questions(rows, questions, budget)
         tokens = [tree_size([rows[i].keys for i in unit]) for unit in units]
-    shown = [{key for i in unit for key in rows[i].images} for unit in units]
-    costs = [t + sum(map(image_cost, keys)) for t, keys in zip(tokens, shown, strict=True)]
-    return [
-        [[i for u in bin_ for i in units[u]] for bin_ in step]
-        for step in plan_even(tokens, costs, ranks, budget)
-    ]
+    costs = []
+    for unit, unit_tokens in zip(units, tokens, strict=True):
+        costs.append(unit_tokens + sum(map(image_cost, _images(rows, unit))))
+    steps = plan_even(tokens, costs, ranks, budget)
+    return [[_rows_of(units, members) for members in step] for step in steps]
 
 
 def plan_even(tokens: Sequence[int], costs: Sequence[float], ranks: int, budget: int) -> Steps:
-    """Units into the fewest micro-steps whose micro-batches hold at most `budget` tokens (a longer unit stands alone), even in cost.
+    """Put units into the fewest micro-steps, even in cost.
 
-    Longest first, each to the micro-batch that has least so far (at most 4/3 of the best possible, Graham 1969).
+    Longest first, each to the micro-batch that has least so far (at most 4/3 of the best possible,
+    Graham 1969).
+
+    Args:
+        tokens: of each unit.
+        costs: of each unit, in tokens.
+        ranks: micro-batches of a micro-step.
+        budget: tokens of a micro-batch; a longer unit stands alone.
+
+    Returns:
+        Indices of units instead of rows.
     """
-    order = sorted(range(len(costs)), key=lambda i: (-costs[i], i))
-    for steps in count(max(1, -(-sum(min(t, budget) for t in tokens) // (budget * ranks)))):
+    longest_first = sorted(range(len(costs)), key=lambda i: (-costs[i], i))
+    least = -(-sum(min(t, budget) for t in tokens) // (budget * ranks))
+    for steps in count(max(1, least)):
         slots = steps * ranks
         bins: list[list[int]] = [[] for _ in range(slots)]
         used = [0] * slots
         lightest = [(0.0, b) for b in range(slots)]
-        for i in order:
+        for i in longest_first:
             cost, b = lightest[0]
             if bins[b] and used[b] + tokens[i] > budget:
-                break
+                break  # one micro-step more
             bins[b].append(i)
             used[b] += tokens[i]
             heapq.heapreplace(lightest, (cost + costs[i], b))
         else:
             # Micro-batches of like cost share a step.
             bins = [bins[b] for _, b in sorted(lightest, reverse=True)]
-            return [bins[s : s + ranks] for s in range(0, slots, ranks)]
+            return _in_steps(bins, ranks)
     raise AssertionError("unreachable: with as many micro-batches as units every unit fits")
 
 
 def plan_padded(lengths: Sequence[int], ranks: int, budget: int) -> Steps:
-    """The fewest micro-steps of at most `budget` padded tokens a micro-batch (a longer row stands alone), then the smallest largest one.
+    """Put padded rows into the fewest micro-steps, then make the largest micro-batch smallest.
 
-    Rows sorted by length are cut into consecutive micro-batches: neighbours in length waste the least padding.
+    Rows sorted by length are cut into consecutive micro-batches: neighbours in length waste the
+    least padding.
+
+    Args:
+        lengths: tokens of each row.
+        ranks: micro-batches of a micro-step.
+        budget: padded tokens of a micro-batch; a longer row stands alone.
     """
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    longest_first = sorted(range(len(lengths)), key=lambda i: -lengths[i])
 
     def pack(limit: int) -> list[list[int]]:
         bins: list[list[int]] = []
-        for i in order:
+        for i in longest_first:
             if bins and (len(bins[-1]) + 1) * lengths[bins[-1][0]] <= limit:
                 bins[-1].append(i)
             else:
@@ -87,17 +113,21 @@ def plan_padded(lengths: Sequence[int], ranks: int, budget: int) -> Steps:
         return bins
 
     slots = -(-len(pack(budget)) // ranks) * ranks
+    # The smallest limit that still takes no more micro-batches, by bisection.
     low, high = 0, budget
     while low < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if len(pack(middle)) <= slots else (middle + 1, high)
+        if len(pack(middle)) <= slots:
+            high = middle
+        else:
+            low = middle + 1
     bins = pack(low)
     bins += [[] for _ in range(slots - len(bins))]
-    return [bins[s : s + ranks] for s in range(0, slots, ranks)]
+    return _in_steps(bins, ranks)
 
 
 def _questions(rows: Sequence[Row], questions: Sequence[str], budget: int) -> list[list[int]]:
-    """The rows of each question, in several parts where their tree is larger than the budget."""
+    """Return the rows of each question, in several parts if their tree exceeds the budget."""
     by_question: dict[str, list[int]] = {}
     for i, question in enumerate(questions):
         by_question.setdefault(question, []).append(i)
@@ -105,12 +135,41 @@ def _questions(rows: Sequence[Row], questions: Sequence[str], budget: int) -> li
     for members in by_question.values():
         if tree_size([rows[i].keys for i in members]) <= budget:
             units.append(members)
-            continue
-        part: list[int] = []
-        for i in sorted(members, key=lambda i: rows[i].keys.tolist()):
-            if part and tree_size([rows[j].keys for j in [*part, i]]) > budget:
-                units.append(part)
-                part = []
-            part.append(i)
-        units.append(part)
+        else:
+            units += _split(rows, members, budget)
     return units
+
+
+def _split(rows: Sequence[Row], members: Sequence[int], budget: int) -> list[list[int]]:
+    """Cut the rows of one question into parts whose trees fit the budget."""
+    parts: list[list[int]] = [[]]
+    # Neighbours in this order share the longest prefixes.
+    for i in sorted(members, key=lambda i: rows[i].keys.tolist()):
+        part = parts[-1]
+        if part and tree_size([rows[j].keys for j in [*part, i]]) > budget:
+            parts.append([i])
+        else:
+            part.append(i)
+    return parts
+
+
+def _images(rows: Sequence[Row], unit: Sequence[int]) -> list[ImageKey]:
+    """Return the distinct images of some rows, in the same order on every rank.
+
+    A set would not do: its order differs between processes, and with it the rounding of a sum.
+    """
+    shown: dict[ImageKey, None] = {}
+    for i in unit:
+        shown.update(dict.fromkeys(rows[i].images))
+    return list(shown)
+
+
+def _rows_of(units: Sequence[Sequence[int]], members: Sequence[int]) -> list[int]:
+    out: list[int] = []
+    for unit in members:
+        out += units[unit]
+    return out
+
+
+def _in_steps(bins: Sequence[list[int]], ranks: int) -> Steps:
+    return [list(bins[s : s + ranks]) for s in range(0, len(bins), ranks)]

@@ -1,4 +1,4 @@
-"""The policy as the loss sees it: a micro-batch in, the log-probabilities of its trained tokens out.
+"""The policy as the loss sees it: a micro-batch in, log-probabilities of its trained tokens out.
 
 Under ZeRO-3 this module is what the engine wraps, so every gather happens inside its forward.
 """
@@ -24,12 +24,18 @@ class Policy(nn.Module):
     """A Qwen3-VL and the sampling distribution the engine draws from."""
 
     def __init__(self, model: nn.Module, banned: Sequence[int], temperature: float) -> None:
+        """Wrap a model; `banned` are ids of tokens that the engine must not sample."""
         super().__init__()
         self.model = model
         self.head = Head(model.lm_head.weight, banned, temperature)
 
     def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        """[M] log-probabilities and [M] entropies of the trained tokens, float32. Only the former carry a gradient."""
+        """Compute the trained tokens of a micro-batch.
+
+        Returns:
+            Log-probabilities, shape [M], and entropies in nats, shape [M], both float32. Only the
+            former carry a gradient.
+        """
         inner = self.model.model
         vision = inner.get_image_features(
             batch.pixel_values, batch.image_grid_thw, return_dict=True
@@ -37,19 +43,19 @@ class Policy(nn.Module):
         # Each distinct image is encoded once, then handed to every place that shows it.
         index = batch.image_index.tolist()
         vision.pooler_output = [vision.pooler_output[i] for i in index]
-        vision.deepstack_features = [
-            [layer[i] for i in index] for layer in vision.deepstack_features
-        ]
+        deepstack = vision.deepstack_features
+        vision.deepstack_features = [[layer[i] for i in index] for layer in deepstack]
         device = batch.input_ids.device
+        block_mask = None
+        if batch.tree is not None and device.type == "cuda":
+            block_mask = batch.tree.block_mask(device)
         hidden = inner(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,
             mm_encoder_outputs={"image": vision},
             use_cache=False,
             tree=batch.tree,
-            block_mask=batch.tree.block_mask(device)
-            if batch.tree is not None and device.type == "cuda"
-            else None,
+            block_mask=block_mask,
         ).last_hidden_state
         return self.head(hidden.flatten(0, 1)[batch.positions], batch.targets)
 
@@ -62,9 +68,18 @@ def load_policy(
     checkpointing: bool,
     adapters: LoraSettings | None = None,
 ) -> Policy:
-    """The model of a Hugging Face folder, partitioned over the ranks while it loads (one tensor whole at a time), and its adapters.
+    """Load a model partitioned over the ranks, one tensor whole at a time. Collective.
 
-    Collective. Raises FileNotFoundError without safetensors, ValueError naming the parameters that they do not hold.
+    Args:
+        folder: a Hugging Face folder of a Qwen3-VL.
+        zero_config: DeepSpeed's configuration.
+        temperature: of the rollouts' sampling.
+        checkpointing: recompute activations in the backward pass.
+        adapters: put on the model once it is loaded; None: all parameters train.
+
+    Raises:
+        FileNotFoundError: the folder has no safetensors.
+        ValueError: these lack a parameter; it is named.
     """
     import deepspeed
     from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
@@ -73,22 +88,14 @@ def load_policy(
     attention.register()
     config = Qwen3VLConfig.from_pretrained(folder)
     dtype = torch.bfloat16 if "bf16" in zero_config else torch.float32
-    # Without `dtype`: DeepSpeed 0.19.8 reads dtype=float32 as bfloat16 on CPU; from its configuration it takes the right one.
+    # zero.Init gets no `dtype`: DeepSpeed 0.19.8 reads dtype=float32 as bfloat16 on CPU. From its
+    # configuration it takes the right one.
     with deepspeed.zero.Init(config_dict_or_path=zero_config), no_init_weights():
         model = Qwen3VLForConditionalGeneration._from_config(
             config, dtype=dtype, attn_implementation=ATTENTION
         )
     model.tie_weights()
-    parameters = dict(model.named_parameters())
-    missing = set(parameters)
-    for name, tensor in read_safetensors(folder):
-        if name in parameters:
-            with deepspeed.zero.GatheredParameters([parameters[name]], modifier_rank=0):
-                if torch.distributed.get_rank() == 0:
-                    parameters[name].data.copy_(tensor)
-            missing.discard(name)
-    if missing:
-        raise ValueError(f"model folder {folder} holds no weights for {sorted(missing)}")
+    _load_weights(model, folder)
     if adapters is not None:
         lora.inject(model, adapters)
     if checkpointing:
@@ -103,7 +110,11 @@ def load_policy(
 
 
 def read_safetensors(folder: str) -> Iterator[tuple[str, Tensor]]:
-    """(name, tensor) of every tensor in the folder's safetensors files, in the same order on every rank."""
+    """Yield name and tensor of every tensor in a folder, in the same order on every rank.
+
+    Raises:
+        FileNotFoundError: the folder has no safetensors.
+    """
     from safetensors import safe_open
 
     files = sorted(Path(folder).glob("*.safetensors"))
@@ -113,3 +124,19 @@ def read_safetensors(folder: str) -> Iterator[tuple[str, Tensor]]:
         with safe_open(file, framework="pt") as weights:
             for name in sorted(weights.keys()):
                 yield name, weights.get_tensor(name)
+
+
+def _load_weights(model: nn.Module, folder: str) -> None:
+    """Copy a folder's tensors into the partitioned parameters. Collective."""
+    import deepspeed
+
+    parameters = dict(model.named_parameters())
+    missing = set(parameters)
+    for name, tensor in read_safetensors(folder):
+        if name in parameters:
+            with deepspeed.zero.GatheredParameters([parameters[name]], modifier_rank=0):
+                if torch.distributed.get_rank() == 0:
+                    parameters[name].data.copy_(tensor)
+            missing.discard(name)
+    if missing:
+        raise ValueError(f"model folder {folder} holds no weights for {sorted(missing)}")

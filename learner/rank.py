@@ -1,4 +1,7 @@
-"""One ZeRO-3 rank of the learner: DeepSpeed, the policy and its frozen reference live here and nowhere else."""
+"""One ZeRO-3 rank of the learner.
+
+DeepSpeed, the policy and its frozen reference live in this process and nowhere else.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import errno
 import math
 import os
 import shutil
-from contextlib import nullcontext
+from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -16,8 +19,9 @@ import deepspeed
 import torch
 import torch.distributed as dist
 
-from learner import extensions, manifest
+from learner import extensions, manifest, zero
 from learner.checkpoint import (
+    Export,
     Saving,
     Write,
     in_memory,
@@ -26,63 +30,40 @@ from learner.checkpoint import (
     save_hf,
     set_random_states,
 )
-from learner.config import LearnerConfig, LoraSettings, RankSettings
+from learner.config import LearnerConfig, RankSettings
 from learner.credit import TrainItem
 from learner.passes import Passes
 from learner.policy import Policy, load_policy
-from learner.schedule import lr_factor
 from learner.reference import Reference, without_adapters, without_gradient
+from learner.schedule import lr_factor
+from learner.sync import WeightSync
 from learner.update import Updater
-from learner.weights import Receivers, full_shape, stream_shared_memory, vllm_sender
+from learner.weights import full_shape
 from rollout_workers.trajectory import Floats
 
 
 class LearnerRank:
-    """Every method is collective: all ranks are called with the same arguments."""
+    """Do one rank's part of the learner's work.
+
+    Every method is collective: all ranks are called with the same arguments.
+    """
 
     def __init__(self, settings: RankSettings) -> None:
         """Join the process group and load the policy, and the reference if there is a KL term."""
         from transformers import AutoProcessor
 
-        config, model = settings.config, settings.model
-        self.model_folder = model
+        config = settings.config
         self.config = config
-        self.serving = settings.serving
         self.rank = settings.rank
-        os.environ |= {
-            "MASTER_ADDR": settings.address,
-            "MASTER_PORT": str(settings.port),
-            "RANK": str(settings.rank),
-            "WORLD_SIZE": str(config.ranks),
-            "LOCAL_RANK": "0",
-        }
-        torch.set_num_threads(config.threads)
-        torch.manual_seed(settings.seed)
-        self.device = torch.device("cuda", 0) if config.gpus_per_rank else torch.device("cpu")
-        backend = "nccl" if config.gpus_per_rank else "gloo"
-        extensions.prepare(config.offload_optimizer)
-        deepspeed.init_distributed(
-            backend, timeout=timedelta(seconds=config.deadline_s), verbose=False
-        )
-        policy = self._policy(model, config.lora)
-        self.engine = deepspeed.initialize(
-            model=policy,
-            model_parameters=[
-                parameter for parameter in policy.parameters() if parameter.requires_grad
-            ],
-            config=zero_config(config),
-            lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.LambdaLR(
-                optimizer, lambda step: lr_factor(step, config)
-            ),
-        )[0]
-        processor = AutoProcessor.from_pretrained(model).image_processor
-        passes = Passes(
-            self.engine.module.model, processor, config, settings.rank, self.engine.device
-        )
-        reference = self._reference(model, settings.reference)
+        self._settings = settings
+        self._join()
+        self.engine = _trained_engine(self._load_policy(), config)
+        processor = AutoProcessor.from_pretrained(settings.model).image_processor
+        reference = self._load_reference()
+        model = self.engine.module.model
+        passes = Passes(model, processor, config, settings.rank, self.engine.device)
         self.updater = Updater(self.engine, reference, passes, config, settings.seed)
-        self._receivers: Receivers | None = None
-        self._sender: Any = None
+        self._sync = WeightSync(model, config, settings.serving, settings.rank)
         self._saving = Saving()
         self._files: Any = None  # process group of the thread that saves
 
@@ -97,83 +78,65 @@ class LearnerRank:
         return self.updater.fine_tune(items)
 
     def logprobs(self, items: list[TrainItem]) -> list[tuple[int, Floats]]:
-        """This rank's share: (index of the item, [R] log-probabilities of its masked tokens, 0 elsewhere)."""
+        """See `Updater.logprobs`."""
         return self.updater.logprobs(items)
 
     def entropies(self, items: list[TrainItem]) -> list[tuple[int, Floats]]:
-        """This rank's share: (index of the item, [R] nats at its masked tokens, 0 elsewhere)."""
+        """See `Updater.entropies`."""
         return self.updater.entropies(items)
 
     def send_weights(self, handles: list[Any], version: int, address: tuple[str, int]) -> None:
-        """Bring all receivers to this policy, as `version`. Raises what a receiver raised, or GetTimeoutError."""
-        if self._receivers is None or self._receivers.handles != handles:
-            self._receivers = Receivers(
-                handles, self.serving.ranks_per_engine, self.config.deadline_s
-            )
-            if self.serving.weight_transfer != "shared_memory":
-                model, bucket = self.engine.module.model, self.config.bucket_mb << 20
-                self._sender = vllm_sender(
-                    self.serving.weight_transfer, model, self._receivers, self.rank, address, bucket
-                )
-            elif self.rank == 0:
-                self._receivers.init_weight_transfer_engine({})
-        self._receivers.version = version
-        if self._sender is not None:
-            self._sender.send_weights()
-            return
-        if self.rank == 0:
-            self._receivers.start_weight_update()
-        self._stream("update_weights")
-        if self.rank == 0:
-            self._receivers.finish_weight_update()
+        """See `WeightSync.send`."""
+        self._sync.send(handles, version, address)
 
     def check_weights(self) -> list[str]:
-        """Names of the parameters that some receiver does not hold as this policy does (rank 0; else empty)."""
-        answers = self._stream("differing_weights")
-        return sorted({name for bucket in answers for names in bucket for name in names})
+        """See `WeightSync.check`."""
+        return self._sync.check()
 
-    def save(self, folder: str, hf_dtype: str | None, wait: bool) -> None:
-        """Write hf and state into the partial folder, then a manifest, then rename. Raises OSError where the disk is full.
+    def save(self, folder: str, hf_dtype: str | None) -> None:
+        """Write hf and state into the partial folder, then a manifest, then rename.
 
-        Without `wait` it returns when this rank's part is in host memory.
+        Args:
+            folder: the checkpoint; its partial folder exists.
+            hf_dtype: of the weights in hf; None: the learner's.
+
+        Raises:
+            OSError: the disk has no room for it.
         """
         self.finish_save()
         target = Path(folder)
-        temporary = manifest.partial(target)
+        self._save_weights(target, hf_dtype, _at_once)
+        self._save_state(target)
+        manifest.finish(target, [], self._about(), self.rank, partial(_gather, None))
+
+    def begin_save(self, folder: str, hf_dtype: str | None) -> None:
+        """Do as `save` does, but return when this rank's part is in host memory."""
+        self.finish_save()
+        target = Path(folder)
         writes: list[Write] = []
-        dtype = getattr(torch, hf_dtype or self.config.dtype)
-        self._check_space(target.parent, dtype)
-        write = (lambda work: work()) if wait else writes.append
-        save_hf(
-            self.engine.module.model,
-            Path(self.model_folder),
-            temporary / "hf",
-            dtype,
-            self.rank,
-            write,
-        )
-        state = {"rng": random_states(), "skipped_in_a_row": self.updater.skipped_in_a_row}
-        with nullcontext() if wait else in_memory(self.engine.checkpoint_engine, writes.append):
-            self.engine.save_checkpoint(str(temporary / "state"), tag="learner", client_state=state)
-        about = {"ranks": self.config.ranks, "updates": self.engine.global_steps}
-        if wait:
-            manifest.finish(target, writes, about, self.rank, partial(_gather, None))
-            return
+        self._save_weights(target, hf_dtype, writes.append)
+        with in_memory(self.engine.checkpoint_engine, writes.append):
+            self._save_state(target)
         if self._files is None:
             # Of its own, and on the CPU: the training's collectives go on beside it.
-            self._files = dist.new_group(
-                backend="gloo", timeout=timedelta(seconds=self.config.deadline_s)
-            )
+            timeout = timedelta(seconds=self.config.deadline_s)
+            self._files = dist.new_group(backend="gloo", timeout=timeout)
+        gather = partial(_gather, self._files)
         self._saving.start(
-            manifest.finish, target, writes, about, self.rank, partial(_gather, self._files)
+            partial(manifest.finish, target, writes, self._about(), self.rank, gather)
         )
 
     def finish_save(self) -> None:
-        """Wait for a save under way. Raises what it raised."""
+        """Wait for a save under way; raise what it raised."""
         self._saving.wait(self.config.deadline_s)
 
     def load(self, folder: str, ranks: int) -> None:
-        """Restore what `save` wrote with `ranks` ranks: weights, optimizer, schedule and, with as many ranks, random states."""
+        """Restore weights, optimizer and schedule, and with as many ranks the random states.
+
+        Args:
+            folder: what `save` wrote.
+            ranks: how many ranks wrote it.
+        """
         state = Path(folder) / "state"
         if ranks == self.config.ranks:
             _, client = self.engine.load_checkpoint(str(state), tag="learner")
@@ -182,8 +145,72 @@ class LearnerRank:
             client = load_other_ranks(self.engine, state / "learner", self.rank)
         self.updater.skipped_in_a_row = client["skipped_in_a_row"]
 
+    def _join(self) -> None:
+        """Join the process group of the ranks."""
+        config = self.config
+        os.environ |= {
+            "MASTER_ADDR": self._settings.address,
+            "MASTER_PORT": str(self._settings.port),
+            "RANK": str(self.rank),
+            "WORLD_SIZE": str(config.ranks),
+            "LOCAL_RANK": "0",
+        }
+        torch.set_num_threads(config.threads)
+        torch.manual_seed(self._settings.seed)
+        extensions.prepare(offload_optimizer=config.offload_optimizer)
+        deepspeed.init_distributed(
+            "nccl" if config.gpus_per_rank else "gloo",
+            timeout=timedelta(seconds=config.deadline_s),
+            verbose=False,
+        )
+
+    def _load_policy(self) -> Policy:
+        config = self.config
+        return load_policy(
+            self._settings.model,
+            zero.trained(config),
+            temperature=self._settings.serving.temperature,
+            checkpointing=config.gradient_checkpointing,
+            adapters=config.lora,
+        )
+
+    def _load_reference(self) -> Reference | None:
+        """Return the policy without its adapters, or a frozen ZeRO-3 model; None without a KL."""
+        config, settings = self.config, self._settings
+        if config.kl_beta == 0:
+            return None
+        if config.lora is not None and settings.reference == settings.model:
+            return without_adapters(self.engine)
+        model = load_policy(
+            settings.reference,
+            zero.trained(config),
+            temperature=settings.serving.temperature,
+            checkpointing=config.gradient_checkpointing,
+        )
+        frozen = model.requires_grad_(False).eval()
+        return without_gradient(deepspeed.initialize(model=frozen, config=zero.frozen(config))[0])
+
+    def _save_weights(
+        self, target: Path, hf_dtype: str | None, write: Callable[[Write], object]
+    ) -> None:
+        dtype = getattr(torch, hf_dtype or self.config.dtype)
+        self._check_space(target.parent, dtype)
+        export = Export(Path(self._settings.model), manifest.partial(target) / "hf", dtype)
+        save_hf(self.engine.module.model, export, self.rank, write)
+
+    def _save_state(self, target: Path) -> None:
+        state = {"rng": random_states(), "skipped_in_a_row": self.updater.skipped_in_a_row}
+        folder = manifest.partial(target) / "state"
+        self.engine.save_checkpoint(str(folder), tag="learner", client_state=state)
+
+    def _about(self) -> dict[str, int]:
+        return {"ranks": self.config.ranks, "updates": self.engine.global_steps}
+
     def _check_space(self, folder: Path, dtype: torch.dtype) -> None:
-        """Before anything is written: a rank that fails half-way would leave the others waiting for it."""
+        """Raise OSError before anything is written if the disk is too full.
+
+        A rank that failed half-way would leave the others waiting for it.
+        """
         parameters = sum(math.prod(full_shape(p)) for p in self.engine.module.model.parameters())
         # Weights for Hugging Face, for DeepSpeed, and AdamW's float32 weights and two moments.
         needed = parameters * (dtype.itemsize + self.engine.module.head.weight.element_size() + 12)
@@ -192,73 +219,35 @@ class LearnerRank:
         if free[0] < needed:
             raise OSError(
                 errno.ENOSPC,
-                f"a checkpoint takes about {needed / 1e6:.0f} MB, {free[0] / 1e6:.0f} MB are free in {folder}",
+                f"a checkpoint takes about {needed / 1e6:.0f} MB, "
+                f"{free[0] / 1e6:.0f} MB are free in {folder}",
             )
 
-    def _policy(self, folder: str, adapters: LoraSettings | None = None) -> Policy:
-        return load_policy(
-            folder,
-            zero_config(self.config),
-            temperature=self.serving.temperature,
-            checkpointing=self.config.gradient_checkpointing,
-            adapters=adapters,
-        )
 
-    def _reference(self, model: str, reference: str) -> Reference | None:
-        """Where the loss has a KL term: the policy without its adapters, or a frozen ZeRO-3 model."""
-        if self.config.kl_beta == 0:
-            return None
-        if self.config.lora is not None and reference == model:
-            return without_adapters(self.engine)
-        frozen = self._policy(reference).requires_grad_(False).eval()
-        return without_gradient(
-            deepspeed.initialize(model=frozen, config=zero_config(self.config, train=False))[0]
-        )
+def _trained_engine(policy: Policy, config: LearnerConfig) -> Any:
+    """Return DeepSpeed's engine of a policy, with optimizer and learning-rate schedule."""
 
-    def _stream(self, method: str) -> list[list[Any]]:
-        receivers = self._receivers if self.rank == 0 else None
-        return stream_shared_memory(
-            self.engine.module.model, receivers, method, self.config.bucket_mb << 20
-        )
+    def factor(step: int) -> float:
+        return lr_factor(step, config)
+
+    def scheduler(optimizer: Any) -> Any:
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+    trainable = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    return deepspeed.initialize(
+        model=policy,
+        model_parameters=trainable,
+        config=zero.trained(config),
+        lr_scheduler=scheduler,
+    )[0]
+
+
+def _at_once(write: Write) -> None:
+    write()
 
 
 def _gather(group: Any, mine: Any) -> list[Any]:
-    """What every rank of the process group gives, in their order."""
+    """Return what every rank of the process group gives, in their order."""
     everyone: list[Any] = [None] * dist.get_world_size(group)
     dist.all_gather_object(everyone, mine, group)
     return everyone
-
-
-def zero_config(config: LearnerConfig, train: bool = True) -> dict[str, Any]:
-    """DeepSpeed's configuration; `train` False: the frozen reference, without optimizer."""
-    zero: dict[str, Any] = {
-        "stage": 3,
-        "overlap_comm": config.gpus_per_rank > 0,
-        # DeepSpeed's 5e8 elements would be 2 GB of buffer on every rank, whatever the model.
-        "reduce_bucket_size": 50_000_000 if config.gpus_per_rank else 4_000_000,
-    }
-    if config.offload_parameters:
-        zero["offload_param"] = {"device": "cpu", "pin_memory": config.gpus_per_rank > 0}
-    out: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "gradient_clipping": config.max_grad_norm,
-        "steps_per_print": 1 << 40,
-        "zero_optimization": zero,
-    }
-    if config.dtype == "bfloat16":
-        out["bf16"] = {"enabled": True}
-    if train:
-        if config.offload_optimizer:
-            zero["offload_optimizer"] = {"device": "cpu", "pin_memory": config.gpus_per_rank > 0}
-        # Offloaded states need DeepSpeed's own CPU Adam; elsewhere torch's needs no compiler.
-        parameters = {
-            "lr": config.lr,
-            "betas": list(config.betas),
-            "weight_decay": config.weight_decay,
-        }
-        out["optimizer"] = {
-            "type": "AdamW",
-            "params": parameters | ({} if config.offload_optimizer else {"torch_adam": True}),
-        }
-    return out

@@ -8,7 +8,15 @@ from learner.config import LearnerConfig
 
 
 def lr_factor(step: int, config: LearnerConfig) -> float:
-    """Factor on lr of optimizer step `step` (from 0): (step + 1) / warmup_steps while warming up, 1 after it or the cosine's share."""
+    """Return the factor on `lr` of an optimizer step.
+
+    Args:
+        step: from 0.
+        config: its `warmup_steps`, `schedule` and `total_steps`.
+
+    Returns:
+        (step + 1) / warmup_steps during the warm-up; after it 1, or the cosine's share.
+    """
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
     if config.schedule == "constant":

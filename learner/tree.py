@@ -1,13 +1,14 @@
 """Sequences laid out as one flat token axis, each shared prefix once.
 
-Rows are sorted, so that every row repeats the longest prefix it shares with any earlier one from the row just before it,
-and only the rest is laid down: the prefix tree (trie) of the rows in depth-first order. In that order a token's descendants
-follow it without a gap, so one number a token, the end of its subtree, says all about attention:
+Rows are sorted, so every row repeats the longest prefix that it shares with any earlier row from
+the row just before it, and only the rest is laid down. This is the prefix tree (trie) of the rows
+in depth-first order. In that order a token's descendants follow it without a gap, so one number a
+token, the end of its subtree, says all about attention:
 
     q attends to k  iff  k <= q < ends[k]
 
-Sequences packed side by side are the same with nothing shared. A token's hidden state depends on its prefix alone, so what
-every row reads off the tree is what it would compute by itself.
+Sequences packed side by side are the same with nothing shared. A token's hidden state depends on
+its prefix alone, so what every row reads off the tree is what it would compute by itself.
 """
 
 from __future__ import annotations
@@ -16,10 +17,14 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import torch
+    from torch.nn.attention.flex_attention import BlockMask
 
 Ints = NDArray[np.int64]
 
@@ -28,28 +33,32 @@ Ints = NDArray[np.int64]
 class Tree:
     """Attention over T flat tokens."""
 
-    ends: Ints  # [T]
+    ends: Ints  # [T] where the token's subtree ends, exclusive
 
     @cached_property
     def spans(self) -> list[tuple[int, int]]:
-        """[start, stop) of the tree's nodes: runs of tokens between two forks. They cut [0, T) without a gap."""
+        """[start, stop) of the tree's nodes: runs of tokens between two branchings.
+
+        They cut [0, T) without a gap.
+        """
         cuts = [0, *(np.flatnonzero(np.diff(self.ends)) + 1).tolist(), len(self.ends)]
         return list(itertools.pairwise(cuts))
 
     @cached_property
     def paths(self) -> list[list[int]]:
-        """Per node: the nodes on the way from its root, itself last."""
+        """For each node the nodes on the way from its root, itself last."""
         out: list[list[int]] = []
         path: list[int] = []
         for node, (start, _) in enumerate(self.spans):
+            # Leave the subtrees that ended before this node.
             while path and self.ends[self.spans[path[-1]][0]] <= start:
                 path.pop()
             path.append(node)
             out.append(path.copy())
         return out
 
-    def block_mask(self, device: Any) -> Any:
-        """The same for FlexAttention, which skips the blocks in which nothing is attended to."""
+    def block_mask(self, device: str | torch.device) -> BlockMask:
+        """Return the mask for FlexAttention, which skips the blocks with nothing to attend to."""
         import torch
         from torch.nn.attention.flex_attention import create_block_mask
 
@@ -58,20 +67,31 @@ class Tree:
         def attends(batch: Any, head: Any, q: Any, k: Any) -> Any:
             return (k <= q) & (q < ends[k])
 
-        return create_block_mask(attends, None, None, len(self.ends), len(self.ends), device=device)
+        size = len(self.ends)
+        return create_block_mask(attends, None, None, size, size, device=device)
 
 
-def lay_out(rows: Sequence[Ints], share: bool) -> tuple[Tree, list[Ints], list[tuple[int, int]]]:
-    """Rows [L_i] of keys (equal where tokens or images are equal) on one flat axis; `share` False packs them side by side.
+@dataclass(frozen=True)
+class Laid:
+    """Rows on a flat axis of T tokens."""
 
-    Returns the tree, per row [L_i] the flat position of each of its tokens, and the (row, first token) pieces of which
-    the flat axis is the concatenation: rows[row][first:].
+    tree: Tree
+    index: list[Ints]
+    """For each row the flat position of each of its tokens, shape [L_i]."""
+    pieces: list[tuple[int, int]]
+    """(row, first token): the flat axis is the concatenation of rows[row][first:] of these."""
+
+
+def lay_out(rows: Sequence[Ints], *, share: bool) -> Laid:
+    """Lay rows on one flat axis.
+
+    Args:
+        rows: keys of each row's tokens, shape [L_i]; equal where tokens or images are equal.
+        share: lay each shared prefix once; False: pack the rows side by side.
     """
-    order = (
-        sorted(range(len(rows)), key=lambda i: _sortable(rows[i]))
-        if share
-        else list(range(len(rows)))
-    )
+    order = list(range(len(rows)))
+    if share:
+        order.sort(key=lambda i: _sortable(rows[i]))
     index: list[Ints] = [np.zeros(0, np.int64)] * len(rows)
     pieces: list[tuple[int, int]] = []
     ends = np.zeros(sum(map(len, rows)), np.int64)
@@ -80,6 +100,7 @@ def lay_out(rows: Sequence[Ints], share: bool) -> tuple[Tree, list[Ints], list[t
     path = np.zeros(0, np.int64)  # and its flat positions
     for i in order:
         shared = _common(before, rows[i]) if share else 0
+        # What the row before did not share with this one has no more descendants.
         ends[path[shared:]] = total
         if shared < len(rows[i]):
             pieces.append((i, shared))
@@ -88,23 +109,23 @@ def lay_out(rows: Sequence[Ints], share: bool) -> tuple[Tree, list[Ints], list[t
         index[i] = path
         total += len(before) - shared
     ends[path] = total
-    return Tree(ends[:total]), index, pieces
+    return Laid(Tree(ends[:total]), index, pieces)
 
 
 def tree_size(rows: Sequence[Ints]) -> int:
-    """Tokens of the tree of `rows`."""
+    """Return the tokens of the tree of `rows`."""
     ordered = sorted(rows, key=_sortable)
     shared = sum(_common(a, b) for a, b in itertools.pairwise(ordered))
     return sum(map(len, rows)) - shared
 
 
 def _sortable(keys: Ints) -> bytes:
-    """Bytes that compare as the keys do: the tree groups equal prefixes, their order does not matter."""
+    """Return bytes that group equal prefixes; their order does not matter to the tree."""
     return keys.astype(">u8").tobytes()
 
 
 def _common(a: Ints, b: Ints) -> int:
-    """Length of the longest common prefix."""
+    """Return the length of the longest common prefix."""
     n = min(len(a), len(b))
     different = np.flatnonzero(a[:n] != b[:n])
     return int(different[0]) if len(different) else n

@@ -83,14 +83,18 @@ def forked_items(model: str, seed: int = 0) -> list[TrainItem]:
     rng = np.random.default_rng(seed)
     ids = ids_of(model)
     vision = [ids["start"], ids["image"], ids["end"]]
-    think_close, call_open, call_close, im_end = (
-        251,
-        252,
-        253,
-        254,
-    )  # any ids: what they mean is SpecialTokens' business
+    # Any ids will do: what they mean is the business of SpecialTokens.
+    think_close, call_open, call_close, im_end = 251, 252, 253, 254
     tokens = SpecialTokens(
-        1, im_end, think_close, call_open, call_close, ids["start"], ids["end"], ids["image"], 3
+        im_start=1,
+        im_end=im_end,
+        think_close=think_close,
+        call_open=call_open,
+        call_close=call_close,
+        vision_start=ids["start"],
+        vision_end=ids["end"],
+        image_pad=ids["image"],
+        video_pad=3,
     )
     image = rng.integers(0, 255, (96, 128, 3)).astype(np.uint8)
     question = Question(f"forked{seed}", "", (image,), "")

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from learner.batch import Row, StepImages, VisionTokens, collate, make_row, rotary_positions
+from learner.batch import collate, rotary_positions
 from learner.credit import TrainItem
+from learner.images import StepImages
+from learner.rows import Row, VisionTokens, make_row
 from rollout_workers.trajectory import EndReason, ObservationSegment, PolicySegment, Trajectory
 from tests.learner.helpers import QUESTION
 from tests.tokens import TOKENS

@@ -9,9 +9,11 @@ import torch
 
 from axpo.sft.embedded import build
 from learner import attention
-from learner.batch import MicroBatch, StepImages, VisionTokens, collate, make_row
+from learner.batch import MicroBatch, collate
 from learner.config import Layout
+from learner.images import StepImages
 from learner.policy import ATTENTION, Policy
+from learner.rows import VisionTokens, make_row
 from tests.learner.multimodal import forked_items, ids_of, make_items
 
 pytestmark = [pytest.mark.engine]

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from learner.batch import Row
 from learner.config import LearnerConfig
 from learner.plan import plan_even, plan_padded, plan_rows
+from learner.rows import Row
 
 
 def row(keys: list[int]) -> Row:

@@ -16,37 +16,40 @@ def random_rows(seed: int) -> list[np.ndarray]:
 
 
 def test_a_prefix_tree_by_hand():
-    tree, index, pieces = lay_out(ROWS, share=True)
+    laid = lay_out(ROWS, share=True)
+    tree = laid.tree
     #                 1  2  3  4  9  9  5  7  8
     assert tree.ends.tolist() == [7, 7, 6, 4, 6, 6, 7, 9, 9]
-    assert [i.tolist() for i in index] == [
+    assert [i.tolist() for i in laid.index] == [
         [0, 1, 2, 3],
         [0, 1, 6],
         [0, 1, 2],
         [7, 8],
         [0, 1, 2, 4, 5],
     ]
-    assert pieces == [(2, 0), (0, 3), (4, 3), (1, 2), (3, 0)]
+    assert laid.pieces == [(2, 0), (0, 3), (4, 3), (1, 2), (3, 0)]
     assert tree.spans == [(0, 2), (2, 3), (3, 4), (4, 6), (6, 7), (7, 9)]
     assert tree.paths == [[0], [0, 1], [0, 1, 2], [0, 1, 3], [0, 4], [5]]
     assert tree_size(ROWS) == 9
 
 
 def test_packed_rows_share_nothing():
-    tree, index, pieces = lay_out(ROWS, share=False)
+    laid = lay_out(ROWS, share=False)
+    tree = laid.tree
     assert tree.ends.tolist() == [4] * 4 + [7] * 3 + [10] * 3 + [12] * 2 + [17] * 5
     assert tree.paths == [[0], [1], [2], [3], [4]]
-    assert index[3].tolist() == [10, 11]
-    assert pieces == [(i, 0) for i in range(5)]
+    assert laid.index[3].tolist() == [10, 11]
+    assert laid.pieces == [(i, 0) for i in range(5)]
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_token_attends_to_its_row_up_to_itself_and_to_nothing_else(seed):
     rows = random_rows(seed)
-    tree, index, pieces = lay_out(rows, share=True)
+    laid = lay_out(rows, share=True)
+    tree, index = laid.tree, laid.index
     k = np.arange(len(tree.ends))
     allowed = (k[None] <= k[:, None]) & (k[:, None] < tree.ends[None])  # [q, k]
-    flat = np.concatenate([rows[i][first:] for i, first in pieces])
+    flat = np.concatenate([rows[i][first:] for i, first in laid.pieces])
     assert len({tuple(row[:n]) for row in rows for n in range(1, len(row) + 1)}) == len(
         flat
     )  # every prefix once
@@ -67,7 +70,7 @@ def attend(tree: Tree, q, k, v, **kwargs):
 
 
 def test_attention_node_by_node_equals_the_dense_mask_forward_and_backward():
-    tree, _, _ = lay_out(random_rows(1), share=True)
+    tree = lay_out(random_rows(1), share=True).tree
     torch.manual_seed(0)
     T = len(tree.ends)
     q, k, v = (
@@ -94,7 +97,7 @@ def test_attention_node_by_node_equals_the_dense_mask_forward_and_backward():
 def test_the_mask_for_flex_attention_is_the_same():
     from torch.nn.attention.flex_attention import create_mask
 
-    tree, _, _ = lay_out(random_rows(2), share=True)
+    tree = lay_out(random_rows(2), share=True).tree
     block_mask = tree.block_mask("cpu")
     T = len(tree.ends)
     index, ends = np.arange(T), tree.ends
@@ -110,7 +113,7 @@ def test_the_mask_for_flex_attention_is_the_same():
 def test_flex_attention_computes_the_same():
     # Compiled for CPU, where it has no backward pass; on a GPU this is the learner's attention.
     prompt = np.arange(150) + 1000
-    tree, _, _ = lay_out([np.concatenate([prompt, row]) for row in random_rows(3)], share=True)
+    tree = lay_out([np.concatenate([prompt, row]) for row in random_rows(3)], share=True).tree
     torch.manual_seed(0)
     q, k, v = (torch.randn(1, heads, len(tree.ends), 32) for heads in (4, 2, 2))
     with torch.no_grad():
