@@ -230,7 +230,7 @@ def build(
     That is: tokenizer, random weights, fine-tuning in stages, measurements, model card.
     """
     from axpo.config import load_recipe
-    from axpo.sft.fine_tune import build_embedded
+    from axpo.sft.embedded_model import build_embedded
 
     # The recipe's model does not exist yet, so its inputs are not checked.
     folder = build_embedded(load_recipe(recipe, overrides or ()), console)

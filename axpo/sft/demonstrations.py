@@ -1,18 +1,21 @@
-"""Demonstrations to fine-tune on, from JSONL or Hugging Face datasets: chat rows with images become scripted trajectories.
+"""Read demonstrations to fine-tune on, from JSONL or Hugging Face datasets.
 
-A row has `messages` (roles system, user, assistant, tool, in the order of a rollout), `images` and optionally `tools`:
+A row is a chat with images; it becomes a scripted trajectory. It has `messages` (roles system,
+user, assistant, tool, in the order of a rollout), `images` and optionally `tools`:
 
     {"messages": [
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Which digit?"}]},
-        {"role": "assistant", "reasoning_content": "Too small.", "tool_calls": [{"function": {"name": "zoom", "arguments": {...}}}]},
+        {"role": "assistant", "reasoning_content": "Too small.",
+         "tool_calls": [{"function": {"name": "zoom", "arguments": {...}}}]},
         {"role": "tool", "content": [{"type": "image"}, {"type": "text", "text": "the crop"}]},
         {"role": "assistant", "content": "\\boxed{7}", "weight": 1}],
      "images": ["photo.png", {"bytes": ...}],
      "tools": [{"type": "function", "function": {...}}]}
 
-`images` are file names (relative to the JSONL), `data:` addresses, bytes, or what `datasets` makes of them; the image parts of the
-messages take them in order. Trained on are the assistant's turns, except those of weight 0. Every token of a row comes from
-`rollout_workers.chat`, as in a rollout: the text of a tool or a user can forge no turn.
+`images` are file names (relative to the JSONL), `data:` addresses, bytes, or what `datasets` makes
+of them. The image parts of the messages take them in order. The assistant's turns are trained on,
+except for those of weight 0. Every token of a row comes from `rollout_workers.chat`, as in a
+rollout: the text of a tool or a user cannot forge a turn.
 """
 
 from __future__ import annotations
@@ -20,13 +23,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 from axpo.errors import AxpoError
-from axpo.tasks.data import DataConfig, epoch_order, image_source
+from axpo.tasks.data import DataConfig, Row, epoch_order, image_source
 from rollout_workers.chat import Chat
-from rollout_workers.trajectory import ObservationSegment, Pixels, Question, Trajectory
+from rollout_workers.trajectory import ObservationSegment, Pixels, Question, Segment, Trajectory
 from tool_server.images import ImageError, decode
+
+Message: TypeAlias = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -38,10 +43,13 @@ class Shown:
 
 
 class Demonstrations:
-    """Rows in a new random order each epoch; a row becomes a trajectory when it is asked for."""
+    """Give the rows in a new random order each epoch.
+
+    A row becomes a trajectory when it is asked for.
+    """
 
     def __init__(self, config: DataConfig, chat: Chat, seed: int) -> None:
-        """Raises AxpoError where there is no such data."""
+        """Read the rows; raise AxpoError if there is no such data."""
         self._rows = config.rows()
         self._config, self._chat, self._seed = config, chat, seed
 
@@ -49,55 +57,75 @@ class Demonstrations:
         return len(self._rows)
 
     def example(self, index: int) -> tuple[Question, Trajectory]:
-        """Example `index` of an endless series. Raises AxpoError naming the row and what is wrong with it."""
+        """Return example number `index` of an endless series.
+
+        Raises:
+            AxpoError: something is wrong with the row; names the row and says what.
+        """
         epoch, position = divmod(index, len(self._rows))
         number = epoch_order(len(self._rows), f"{self._seed}/{epoch}")[position]
-        where = f"{self._config.path}, row {number + 1}"
-        row = self._rows[number]
         try:
-            return self._trajectory(f"{number}-{epoch}", row)
+            return self._trajectory(f"{number}-{epoch}", self._rows[number])
         except (KeyError, TypeError, ValueError, ImageError, StopIteration) as error:
-            raise AxpoError(f"{where}: {_told(error)}") from None
+            where = f"{self._config.path}, row {number + 1}"
+            missing = isinstance(error, KeyError)
+            fault = f"{error.args[0]}: missing" if missing else str(error)
+            raise AxpoError(f"{where}: {fault}") from None
 
-    def _trajectory(self, name: str, row: Mapping[str, Any]) -> tuple[Question, Trajectory]:
+    def _trajectory(self, name: str, row: Row) -> tuple[Question, Trajectory]:
         messages = list(row["messages"])
-        images = iter(
-            [
-                decode(image_source(image, self._config.folder), self._config.images)
-                for image in row.get("images") or ()
-            ]
-        )
-        system = _text(messages.pop(0)) if messages and messages[0]["role"] == "system" else None
+        images = iter([self._decode(image) for image in row.get("images") or ()])
+        system = None
+        if messages and messages[0]["role"] == "system":
+            system = _text(messages.pop(0))
         if not messages or messages[0]["role"] != "user":
             raise ValueError("messages: expected a user message after the optional system message")
-        question = Question(name, _text(messages[0]), _pixels(messages[0], images), "")
-        turns: list[str | Sequence[Shown]] = []
-        weights: list[float] = []
-        for number, message in enumerate(messages[1:], 1):
-            if message["role"] == "assistant":
-                turns.append(_policy_text(message))
-                weights.append(1 if message.get("weight") is None else message["weight"])
-            elif message["role"] == "tool":
-                shown = Shown(_text(message), _pixels(message, images))
-                before = turns[-1] if turns else None
-                if before is None:
-                    raise ValueError("messages: a tool message before the assistant's first")
-                if isinstance(before, str):
-                    turns.append([shown])
-                else:
-                    turns[-1] = [*before, shown]
-            else:
-                raise ValueError(
-                    f"messages[{number}]: role {message['role']!r}; after the user's come assistant and tool"
-                )
+        question = Question(name, _text(messages[0]), _take_images(messages[0], images), "")
+        script = _script(messages[1:], images)
         if next(images, None) is not None:
             raise ValueError("images: more than the messages have image parts")
-        trajectory = self._chat.trajectory(question, row.get("tools") or [], system, turns)
-        return question, replace(trajectory, segments=tuple(_masked(trajectory, weights)))
+        tools = row.get("tools") or []
+        trajectory = self._chat.trajectory(question, tools, system, script.turns)
+        segments = tuple(_masked(trajectory, script.weights))
+        return question, replace(trajectory, segments=segments)
+
+    def _decode(self, image: Any) -> Pixels:
+        return decode(image_source(image, self._config.folder), self._config.images)
 
 
-def _masked(trajectory: Trajectory, weights: Sequence[float]) -> Iterator[Any]:
-    """Turns of weight 0 become observations: read, never trained on."""
+@dataclass(frozen=True)
+class _Script:
+    """The turns after the question; what tools showed between two turns of the policy is a list."""
+
+    turns: list[str | Sequence[Shown]]
+    weights: list[float]  # of the policy's turns
+
+
+def _script(messages: Sequence[Message], images: Iterator[Pixels]) -> _Script:
+    turns: list[str | Sequence[Shown]] = []
+    weights: list[float] = []
+    for number, message in enumerate(messages, 1):
+        if message["role"] == "assistant":
+            turns.append(_policy_text(message))
+            weight = message.get("weight")
+            weights.append(1 if weight is None else weight)
+        elif message["role"] == "tool":
+            shown = Shown(_text(message), _take_images(message, images))
+            if not turns:
+                raise ValueError("messages: a tool message before the assistant's first")
+            # Several results in a row answer the calls of one turn.
+            before = [] if isinstance(turns[-1], str) else turns.pop()
+            turns.append([*before, shown])
+        else:
+            raise ValueError(
+                f"messages[{number}]: role {message['role']!r}; "
+                "after the user's come assistant and tool"
+            )
+    return _Script(turns, weights)
+
+
+def _masked(trajectory: Trajectory, weights: Sequence[float]) -> Iterator[Segment]:
+    """Make observations of the turns of weight 0: they are read, never trained on."""
     left = iter(weights)
     for segment in trajectory.segments:
         if isinstance(segment, ObservationSegment) or next(left):
@@ -106,41 +134,43 @@ def _masked(trajectory: Trajectory, weights: Sequence[float]) -> Iterator[Any]:
             yield ObservationSegment(segment.token_ids)
 
 
-def _policy_text(message: Mapping[str, Any]) -> str:
-    """What follows the template's opening `<think>`: thinking, then the answer or the calls."""
+def _policy_text(message: Message) -> str:
+    """Return what follows the template's opening `<think>`: thinking, then answer or calls."""
     content = _text(message).removeprefix("<think>").lstrip("\n")
     if "</think>" not in content:
         content = f"{message.get('reasoning_content') or ''}\n</think>\n\n{content}"
-    calls = [call.get("function", call) for call in message.get("tool_calls") or ()]
-    for call in calls:
-        arguments = (
-            json.loads(call["arguments"])
-            if isinstance(call["arguments"], str)
-            else call["arguments"]
-        )
-        content += f"<tool_call>\n{json.dumps({'name': call['name'], 'arguments': arguments}, ensure_ascii=False)}\n</tool_call>"
+    for call in message.get("tool_calls") or ():
+        content += f"<tool_call>\n{_call_text(call.get('function', call))}\n</tool_call>"
     return content
 
 
-def _text(message: Mapping[str, Any]) -> str:
+def _call_text(call: Mapping[str, Any]) -> str:
+    """Return a call as the policy writes it."""
+    # In many chat rows the arguments are a text that holds JSON.
+    arguments = call["arguments"]
+    if isinstance(arguments, str):
+        arguments = json.loads(arguments)
+    return json.dumps({"name": call["name"], "arguments": arguments}, ensure_ascii=False)
+
+
+def _text(message: Message) -> str:
     content = message.get("content") or ""
-    return (
-        content
-        if isinstance(content, str)
-        else "".join(part["text"] for part in content if part["type"] == "text")
-    )
+    if isinstance(content, str):
+        return content
+    return "".join(part["text"] for part in content if part["type"] == "text")
 
 
-def _pixels(message: Mapping[str, Any], images: Iterator[Pixels]) -> tuple[Pixels, ...]:
+def _take_images(message: Message, images: Iterator[Pixels]) -> tuple[Pixels, ...]:
+    """Take as many images as the message has image parts."""
     content = message.get("content") or ""
-    parts = (
-        [] if isinstance(content, str) else [part for part in content if part["type"] == "image"]
-    )
-    taken = [next(images, None) for _ in parts]
-    if any(image is None for image in taken):
-        raise ValueError("images: fewer than the messages have image parts")
-    return tuple(image for image in taken if image is not None)
-
-
-def _told(error: Exception) -> str:
-    return f"{error.args[0]}: missing" if isinstance(error, KeyError) else str(error)
+    if isinstance(content, str):
+        return ()
+    taken = []
+    for part in content:
+        if part["type"] != "image":
+            continue
+        image = next(images, None)
+        if image is None:
+            raise ValueError("images: fewer than the messages have image parts")
+        taken.append(image)
+    return tuple(taken)

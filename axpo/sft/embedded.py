@@ -1,14 +1,24 @@
-"""Builds the embedded model: a tiny Qwen3-VL of the very classes that the large ones use, from nothing.
+"""Build the embedded model with random weights: a tiny Qwen3-VL of the classes of the large ones.
 
-Same model, processor, tokenizer and chat format as Qwen3-VL-Thinking, 1/1000 of the size, so that every code path of
-the system runs on a CPU without any download. Random weights here; `axpo sft` trains them (`axpo model build` does it all).
+It has the model class, processor, tokenizer and chat format of Qwen3-VL-Thinking at 1/1000 of the
+size. So every code path of the system runs on a CPU without any download. `axpo sft` trains it;
+`axpo model build` builds and trains it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import (
+        Qwen2TokenizerFast,
+        Qwen3VLConfig,
+        Qwen3VLForConditionalGeneration,
+        Qwen3VLProcessor,
+    )
 
 SPECIAL = (
     "<|endoftext|>",
@@ -19,6 +29,7 @@ SPECIAL = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
+# As in Qwen's tokenizers, these are added tokens but not special ones: decoding keeps them.
 MARKUP = (
     "<think>",
     "</think>",
@@ -26,153 +37,68 @@ MARKUP = (
     "</tool_call>",
     "<tool_response>",
     "</tool_response>",
-)  # Qwen: added, not special
+)
 VOCABULARY = 768
 # Qwen's pre-tokenizer: words with their leading space, single digits, punctuation runs.
 SPLIT = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
-# The format of Qwen3-VL-Thinking: tools as JSON lines in the system turn, tool results in a user turn, an open <think>.
-CHAT_TEMPLATE = """\
-{%- macro render(content) -%}
-{%- if content is string -%}{{- content -}}{%- else -%}
-{%- for part in content -%}
-{%- if part.type == 'image' or 'image' in part -%}<|vision_start|><|image_pad|><|vision_end|>
-{%- elif part.type == 'video' or 'video' in part -%}<|vision_start|><|video_pad|><|vision_end|>
-{%- else -%}{{- part.text -}}{%- endif -%}
-{%- endfor -%}
-{%- endif -%}
-{%- endmacro -%}
-{%- if tools -%}
-{{- '<|im_start|>system\\n' -}}
-{%- if messages[0].role == 'system' -%}{{- render(messages[0].content) + '\\n\\n' -}}{%- endif -%}
-{{- '# Tools\\n\\nYou may call one or more functions to assist with the user query.\\n\\n' -}}
-{{- 'You are provided with function signatures within <tools></tools> XML tags:\\n<tools>' -}}
-{%- for tool in tools -%}{{- '\\n' + (tool | tojson) -}}{%- endfor -%}
-{{- '\\n</tools>\\n\\nFor each function call, return a json object with function name and arguments within ' -}}
-{{- '<tool_call></tool_call> XML tags:\\n<tool_call>\\n{"name": <function-name>, "arguments": <args-json-object>}\\n</tool_call>' -}}
-{{- '<|im_end|>\\n' -}}
-{%- elif messages[0].role == 'system' -%}
-{{- '<|im_start|>system\\n' + render(messages[0].content) + '<|im_end|>\\n' -}}
-{%- endif -%}
-{%- for message in messages -%}
-{%- if message.role == 'tool' -%}
-{%- if loop.first or messages[loop.index0 - 1].role != 'tool' -%}{{- '<|im_start|>user' -}}{%- endif -%}
-{{- '\\n<tool_response>\\n' + render(message.content) + '\\n</tool_response>' -}}
-{%- if loop.last or messages[loop.index0 + 1].role != 'tool' -%}{{- '<|im_end|>\\n' -}}{%- endif -%}
-{%- elif message.role != 'system' or not loop.first -%}
-{{- '<|im_start|>' + message.role + '\\n' + render(message.content) + '<|im_end|>\\n' -}}
-{%- endif -%}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n<think>\\n' -}}{%- endif -%}
-"""
+CHAT_TEMPLATE = (Path(__file__).parent / "chat_template.jinja").read_text(encoding="utf-8")
+"""The format of Qwen3-VL-Thinking: tools as JSON lines in the system turn, tool results in a user
+turn, an open <think>."""
 
 
 def build(folder: str | Path, texts: Iterable[str], seed: int = 0) -> Path:
-    """Write a random-weight model folder: config, weights, tokenizer trained on `texts`, processor, chat template.
+    """Write a model folder: config, random weights, tokenizer, processor, chat template.
 
-    Returns the folder. Raises FileExistsError rather than write over an existing one.
+    Args:
+        folder: where to write; it must not exist.
+        texts: what the tokenizer is trained on.
+        seed: of the weights.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileExistsError: the folder exists.
     """
-    import torch
-    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VLProcessor
-    from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
-    from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
-
     folder = Path(folder)
     folder.mkdir(parents=True)
     tokenizer = build_tokenizer(texts)
-    ids = {name: tokenizer.convert_tokens_to_ids(name) for name in (*SPECIAL, *MARKUP)}
-    rope = {
-        "rope_type": "default",
-        "rope_theta": 10_000.0,
-        "mrope_section": [6, 5, 5],
-        "mrope_interleaved": True,
-    }
-    config = Qwen3VLConfig(
-        text_config=dict(
-            vocab_size=VOCABULARY,
-            hidden_size=128,
-            intermediate_size=384,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=32,
-            max_position_embeddings=2048,
-            initializer_range=0.03,
-            rope_parameters=rope,
-            bos_token_id=None,
-            eos_token_id=ids["<|im_end|>"],
-            pad_token_id=ids["<|endoftext|>"],
-            tie_word_embeddings=True,
-        ),
-        vision_config=dict(
-            depth=4,
-            hidden_size=128,
-            intermediate_size=384,
-            num_heads=4,
-            patch_size=16,
-            spatial_merge_size=2,
-            temporal_patch_size=2,
-            out_hidden_size=128,
-            num_position_embeddings=64,
-            deepstack_visual_indexes=[1],
-            initializer_range=0.03,
-        ),
-        image_token_id=ids["<|image_pad|>"],
-        video_token_id=ids["<|video_pad|>"],
-        vision_start_token_id=ids["<|vision_start|>"],
-        vision_end_token_id=ids["<|vision_end|>"],
-        tie_word_embeddings=True,
-    )
-    torch.manual_seed(seed)
-    model = Qwen3VLForConditionalGeneration(config)
-    # At 0.03 the position of a patch drowns in its pixels and boxes are never learned; at 0.5 they are within 300 updates.
-    model.model.visual.pos_embed.weight.data.normal_(std=0.5)
-    model.generation_config.eos_token_id = ids["<|im_end|>"]
-    model.generation_config.pad_token_id = ids["<|endoftext|>"]
-    model.to(torch.bfloat16).save_pretrained(folder)
-    sizes = dict(
-        patch_size=16,
-        temporal_patch_size=2,
-        merge_size=2,
-        image_mean=[0.5] * 3,
-        image_std=[0.5] * 3,
-    )
-    processor = Qwen3VLProcessor(
-        image_processor=Qwen2VLImageProcessor(
-            size={"shortest_edge": 64 * 64, "longest_edge": 128 * 128}, **sizes
-        ),
-        video_processor=Qwen3VLVideoProcessor(
-            size={"shortest_edge": 64 * 64, "longest_edge": 128 * 128}, **sizes
-        ),
-        tokenizer=tokenizer,
-        chat_template=CHAT_TEMPLATE,
-    )
-    processor.save_pretrained(folder)
+    _random_model(tokenizer, seed).save_pretrained(folder)
+    _processor(tokenizer).save_pretrained(folder)
     return folder
 
 
-def build_tokenizer(texts: Iterable[str]) -> Any:
-    """A byte-level BPE with Qwen's special tokens, trained on `texts` (what it has not seen it spells in bytes)."""
-    from tokenizers import (
-        AddedToken,
-        Regex,
-        Tokenizer,
-        decoders,
-        models,
-        normalizers,
-        pre_tokenizers,
-        trainers,
-    )
+def build_tokenizer(texts: Iterable[str]) -> Qwen2TokenizerFast:
+    """Train a byte-level BPE with Qwen's special tokens on `texts`.
+
+    What it has not seen, it spells in bytes.
+    """
+    from tokenizers import AddedToken
     from transformers import Qwen2TokenizerFast
+
+    tokenizer = _trained_bpe(texts)
+    special = [AddedToken(token, special=True, normalized=False) for token in SPECIAL]
+    markup = [AddedToken(token, special=False, normalized=False) for token in MARKUP]
+    tokenizer.add_special_tokens(special)
+    tokenizer.add_tokens(markup)
+    return Qwen2TokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        unk_token=None,
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def _trained_bpe(texts: Iterable[str]) -> Tokenizer:
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(SPLIT), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    words = pre_tokenizers.Split(Regex(SPLIT), "isolated")
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, to_bytes])
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY - len(SPECIAL) - len(MARKUP),
@@ -180,12 +106,96 @@ def build_tokenizer(texts: Iterable[str]) -> Any:
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
-    tokenizer.add_tokens([AddedToken(t, special=False, normalized=False) for t in MARKUP])
-    return Qwen2TokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        unk_token=None,
+    return tokenizer
+
+
+def _random_model(tokenizer: Qwen2TokenizerFast, seed: int) -> Qwen3VLForConditionalGeneration:
+    import torch
+    from transformers import Qwen3VLForConditionalGeneration
+
+    config = _config(tokenizer)
+    torch.manual_seed(seed)
+    model = Qwen3VLForConditionalGeneration(config)
+    # At 0.03 the position of a patch drowns in its pixels, and boxes are never learned; at 0.5 they
+    # are learned within 300 updates.
+    model.model.visual.pos_embed.weight.data.normal_(std=0.5)
+    model.generation_config.eos_token_id = config.text_config.eos_token_id
+    model.generation_config.pad_token_id = config.text_config.pad_token_id
+    return model.to(torch.bfloat16)
+
+
+def _config(tokenizer: Qwen2TokenizerFast) -> Qwen3VLConfig:
+    from transformers import Qwen3VLConfig
+
+    token = tokenizer.convert_tokens_to_ids
+    return Qwen3VLConfig(
+        text_config=_text_config(token("<|im_end|>"), token("<|endoftext|>")),
+        vision_config=_vision_config(),
+        image_token_id=token("<|image_pad|>"),
+        video_token_id=token("<|video_pad|>"),
+        vision_start_token_id=token("<|vision_start|>"),
+        vision_end_token_id=token("<|vision_end|>"),
+        tie_word_embeddings=True,
+    )
+
+
+def _text_config(eos_token_id: int, pad_token_id: int) -> dict[str, Any]:
+    rope = {
+        "rope_type": "default",
+        "rope_theta": 10_000.0,
+        "mrope_section": [6, 5, 5],  # time, height, width: together half of head_dim
+        "mrope_interleaved": True,
+    }
+    return {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 128,
+        "intermediate_size": 384,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "max_position_embeddings": 2048,
+        "initializer_range": 0.03,
+        "rope_parameters": rope,
+        "bos_token_id": None,
+        "eos_token_id": eos_token_id,
+        "pad_token_id": pad_token_id,
+        "tie_word_embeddings": True,
+    }
+
+
+def _vision_config() -> dict[str, Any]:
+    return {
+        "depth": 4,
+        "hidden_size": 128,
+        "intermediate_size": 384,
+        "num_heads": 4,
+        "patch_size": 16,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "out_hidden_size": 128,
+        "num_position_embeddings": 64,
+        "deepstack_visual_indexes": [1],
+        "initializer_range": 0.03,
+    }
+
+
+def _processor(tokenizer: Qwen2TokenizerFast) -> Qwen3VLProcessor:
+    from transformers import Qwen3VLProcessor
+    from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
+    from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
+
+    sizes = {
+        "size": {"shortest_edge": 64 * 64, "longest_edge": 128 * 128},  # pixels of a whole picture
+        "patch_size": 16,
+        "temporal_patch_size": 2,
+        "merge_size": 2,
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+    }
+    return Qwen3VLProcessor(
+        image_processor=Qwen2VLImageProcessor(**sizes),
+        video_processor=Qwen3VLVideoProcessor(**sizes),
+        tokenizer=tokenizer,
         chat_template=CHAT_TEMPLATE,
     )
