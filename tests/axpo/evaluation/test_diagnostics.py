@@ -1,3 +1,5 @@
+"""The diagnostics of the paper and Pass@k, counted by hand."""
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -5,55 +7,32 @@ from dataclasses import replace
 import pytest
 
 from axpo.evaluation.diagnostics import diagnostics, evaluate_groups, pass_at_k, question_counts
-from axpo.training.metrics import rollout_metrics, shaping_metrics
-from rollout_workers.trajectory import EndReason, RolloutStats
+from tests.axpo.evaluation.helpers import A, B, three_groups
 from tests.axpo.helpers import TOKENS, direct, encode, group, policy, resample, zooming
-
-A, B = (0, 0, 100, 100), (50, 50, 300, 300)
-
-
-def three_groups():
-    """First: tools all wrong, others right. Second: tools half right, others all wrong. Third: no tools, half right."""
-    source = zooming(0, 0.0, failures=1)
-    return [
-        group(
-            [source, zooming(1, 0.0), direct(2, 1.0), direct(3, 1.0)],
-            [resample(source, [(A, 0.0, 80), (A, 0.0, 80), (B, 1.0, 80), (A, 0.0, 96)])],
-        ),
-        group([zooming(0, 1.0), zooming(1, 0.0), direct(2, 0.0), direct(3, 0.0)]),
-        group(
-            [
-                direct(0, 1.0),
-                direct(1, 0.0),
-                direct(2, 1.0),
-                replace(direct(3, 0.0), end=EndReason.OUT_OF_TOKENS),
-            ]
-        ),
-    ]
 
 
 def test_rollouts_are_counted_without_their_forks():
-    d = diagnostics(three_groups(), TOKENS)
-    assert d["pass1"] == pytest.approx(5 / 12)
-    assert d["tool_use_rate"] == pytest.approx(4 / 12)
-    assert d["pass1_given_tool"] == pytest.approx(1 / 4)
-    assert d["pass1_given_no_tool"] == pytest.approx(4 / 8)
-    assert d["turns_per_rollout"] == pytest.approx((4 * 2 + 8 * 1) / 12)
-    assert d["tool_calls_per_rollout"] == pytest.approx(4 / 12)
-    assert d["call_failure_rate"] == pytest.approx(1 / 4)
-    assert d["end/answered"] == pytest.approx(11 / 12)
-    assert d["end/out_of_tokens"] == pytest.approx(1 / 12)
-    assert d["end/malformed_call"] == 0.0
-    assert "end/engine_failure" not in d
+    numbers = diagnostics(three_groups(), TOKENS)
+    assert numbers["pass1"] == pytest.approx(5 / 12)
+    assert numbers["tool_use_rate"] == pytest.approx(4 / 12)
+    assert numbers["pass1_given_tool"] == pytest.approx(1 / 4)
+    assert numbers["pass1_given_no_tool"] == pytest.approx(4 / 8)
+    assert numbers["turns_per_rollout"] == pytest.approx((4 * 2 + 8 * 1) / 12)
+    assert numbers["tool_calls_per_rollout"] == pytest.approx(4 / 12)
+    assert numbers["call_failure_rate"] == pytest.approx(1 / 4)
+    assert numbers["end/answered"] == pytest.approx(11 / 12)
+    assert numbers["end/out_of_tokens"] == pytest.approx(1 / 12)
+    assert numbers["end/malformed_call"] == 0.0
+    assert "end/engine_failure" not in numbers
 
 
 def test_all_wrong_rates_count_only_questions_that_have_the_subgroup():
-    d = diagnostics(three_groups(), TOKENS)
-    assert d["tool_all_wrong_rate"] == pytest.approx(
-        1 / 2
-    )  # the third question has no tool-using rollout
-    assert d["no_tool_all_wrong_rate"] == pytest.approx(1 / 3)
-    assert d["trigger_rate"] == pytest.approx(1 / 3)  # of all questions
+    numbers = diagnostics(three_groups(), TOKENS)
+    # The third question has no tool-using rollout.
+    assert numbers["tool_all_wrong_rate"] == pytest.approx(1 / 2)
+    assert numbers["no_tool_all_wrong_rate"] == pytest.approx(1 / 3)
+    # Of all questions.
+    assert numbers["trigger_rate"] == pytest.approx(1 / 3)
 
 
 def test_each_of_several_tools_has_its_share_of_the_rollouts():
@@ -61,9 +40,8 @@ def test_each_of_several_tools_has_its_share_of_the_rollouts():
         return replace(trajectory, stats=replace(trajectory.stats, tools=tools))
 
     searched = ran(zooming(0, 1.0), "search", "search")
-    groups = [
-        group([searched, ran(zooming(1, 0.0), "search", "python"), direct(2, 0.0), direct(3, 0.0)])
-    ]
+    both = ran(zooming(1, 0.0), "search", "python")
+    groups = [group([searched, both, direct(2, 0.0), direct(3, 0.0)])]
     for numbers in (diagnostics(groups, TOKENS), evaluate_groups(groups, TOKENS)):
         assert (numbers["use/search"], numbers["use/python"]) == (2 / 4, 1 / 4)
     alone = [group([searched, *(direct(i, 0.0) for i in range(1, 4))])]
@@ -77,59 +55,45 @@ def test_resamples():
         [zooming(0, 0.0), second, direct(2, 0.0), direct(3, 0.0)],
         [resample(second, [(A, 0.0, 40), (B, 0.0, 60)])],
     )
-    d = diagnostics(groups, TOKENS)
-    assert d["resampled_prefixes"] == 2
-    assert d["recovery_rate"] == pytest.approx(1 / 2)
-    assert d["resample_pass1"] == pytest.approx(1 / 6)
-    assert d["distinct_calls_per_prefix"] == pytest.approx((2 + 2) / 2)
-    assert d["fork_cached_share"] == pytest.approx((0.8 * 3 + 0.96 + 0.4 + 0.6) / 6)
-    assert d["fork_cached_share_min"] == pytest.approx(0.4)
-
-
-def test_a_tool_bonus_is_logged_beside_the_verified_outcomes():
-    groups = three_groups()  # 5 of 12 right, 4 of 12 use the tool
-    numbers = shaping_metrics(groups, TOKENS, -0.3)
-    assert numbers == {
-        "reward/tool_bonus": pytest.approx(-0.1),
-        "reward/shaped": pytest.approx(5 / 12 - 0.1),
-    }
-    assert shaping_metrics(groups, TOKENS, 0.0) == {}
+    numbers = diagnostics(groups, TOKENS)
+    assert numbers["resampled_prefixes"] == 2
+    assert numbers["recovery_rate"] == pytest.approx(1 / 2)
+    assert numbers["resample_pass1"] == pytest.approx(1 / 6)
+    assert numbers["distinct_calls_per_prefix"] == pytest.approx((2 + 2) / 2)
+    assert numbers["fork_cached_share"] == pytest.approx((0.8 * 3 + 0.96 + 0.4 + 0.6) / 6)
+    assert numbers["fork_cached_share_min"] == pytest.approx(0.4)
 
 
 def test_a_continuation_without_a_call_calls_nothing():
     source = zooming(0, 0.0)
     fresh = replace(resample(source, [(A, 0.0, 9), (A, 0.0, 9)]), prefix_tokens=0)
     fresh = replace(fresh, continuations=(fresh.continuations[0], direct(0, 1.0)))
-    d = diagnostics([group([source, direct(1, 0.0)], [fresh])], TOKENS)
-    assert (d["distinct_calls_per_prefix"], d["recovery_rate"]) == (2, 1)
+    numbers = diagnostics([group([source, direct(1, 0.0)], [fresh])], TOKENS)
+    assert (numbers["distinct_calls_per_prefix"], numbers["recovery_rate"]) == (2, 1)
 
 
 def test_undefined_rates_are_left_out():
-    d = diagnostics([group([direct(0, 0.0), direct(1, 0.0)])], TOKENS)
-    assert d["no_tool_all_wrong_rate"] == 1.0
-    assert d["trigger_rate"] == 0.0
-    assert d["policy_tokens_per_rollout"] == 5.0
-    assert {"tool_all_wrong_rate", "pass1_given_tool", "call_failure_rate"}.isdisjoint(d)
-    assert {
-        "recovery_rate",
-        "resample_pass1",
-        "distinct_calls_per_prefix",
-        "fork_cached_share",
-    }.isdisjoint(d)
+    numbers = diagnostics([group([direct(0, 0.0), direct(1, 0.0)])], TOKENS)
+    assert numbers["no_tool_all_wrong_rate"] == 1.0
+    assert numbers["trigger_rate"] == 0.0
+    assert numbers["policy_tokens_per_rollout"] == 5.0
+    assert {"tool_all_wrong_rate", "pass1_given_tool", "call_failure_rate"}.isdisjoint(numbers)
+    of_resamples = {"recovery_rate", "resample_pass1", "distinct_calls_per_prefix"}
+    assert (of_resamples | {"fork_cached_share"}).isdisjoint(numbers)
     assert diagnostics([], TOKENS) == {}
 
 
 def test_a_call_written_inside_thinking_is_no_tool_use():
-    thought = replace(
-        direct(0, 1.0), segments=(policy("I could <tool_call> here</think>7<|im_end|>"),)
-    )
+    text = "I could <tool_call> here</think>7<|im_end|>"
+    thought = replace(direct(0, 1.0), segments=(policy(text),))
     assert TOKENS.call_open in encode("I could <tool_call> here")
     assert diagnostics([group([thought, direct(1, 0.0)])], TOKENS)["tool_use_rate"] == 0.0
 
 
 def test_a_rollout_without_reward_is_refused():
+    unscored = replace(direct(0, 0.0), reward=None)
     with pytest.raises(ValueError, match="rollout 0 of question q"):
-        diagnostics([group([replace(direct(0, 0.0), reward=None), direct(1, 0.0)])], TOKENS)
+        diagnostics([group([unscored, direct(1, 0.0)])], TOKENS)
 
 
 @pytest.mark.parametrize(
@@ -154,8 +118,8 @@ def test_pass_at_k_refuses_impossible_counts(correct, n, k):
 
 
 def test_evaluate_groups():
-    d = evaluate_groups(three_groups(), TOKENS, k=2)
-    assert d == {
+    numbers = evaluate_groups(three_groups(), TOKENS, k=2)
+    assert numbers == {
         "pass1": pytest.approx(5 / 12),
         "pass2": pytest.approx((5 / 6 + 1 / 2 + 5 / 6) / 3),  # 2, 1 and 2 right of 4
         "tool_use": pytest.approx(1 / 3),
@@ -181,39 +145,7 @@ def test_an_evaluations_counts_a_question():
         "": [[4, 2, 2, 0], [4, 1, 2, 1]],
         "frame": [[4, 2, 0, 0]],
     }
-    mixed = replace(
-        third, question=replace(third.question, info={"kind": "frame", "family": "zoom"})
-    )
+    info = {"kind": "frame", "family": "zoom"}
+    mixed = replace(third, question=replace(third.question, info=info))
     assert list(question_counts([mixed], TOKENS)) == ["zoom/frame"]
     assert question_counts([], TOKENS) == {}
-
-
-def test_what_a_steps_generation_cost():
-    source = replace(
-        zooming(1, 0.0),
-        stats=RolloutStats(
-            seconds=2.0, tool_seconds=0.5, later_prompt_tokens=80, later_cached_tokens=64
-        ),
-    )
-    first = group(
-        [replace(direct(0, 1.0), stats=RolloutStats(seconds=1.0)), source],
-        [resample(source, [((5, 5, 9, 9), 1.0, 9)])],
-    )
-    other = zooming(0, 0.0, question="r")
-    second = group([other], [resample(other, [((5, 5, 9, 9), 0.0, 9)])], "r")
-    numbers = rollout_metrics([first, second], seconds=10.0)
-    forks = sum(
-        c.policy_tokens for g in (first, second) for r in g.resamples for c in r.continuations
-    )
-    everyone = sum(t.policy_tokens for g in (first, second) for t in g.rollouts) + forks
-    assert numbers == {
-        "generated_tokens": everyone,
-        "tokens_per_second": everyone / 10,
-        "fork_tokens": forks,
-        "recovered_groups": 1,
-        "tokens_per_recovered_group": forks,
-        "later_turns_cached_share": 0.8,
-        "tool_wait_share": pytest.approx(0.5 / 3),
-        "rollout_seconds_mean": pytest.approx(3 / 5),
-        "rollout_seconds_max": 2.0,
-    }

@@ -1,5 +1,7 @@
 """What is measured: a recipe's model, or a run's last checkpoint."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import pytest
@@ -21,10 +23,7 @@ def test_a_target_is_a_recipe_or_a_run(tmp_path):
         for step in (1, 2):
             run.checkpoints.path(step).mkdir(parents=True)
     recipe, model = load_target(run.path, ["evaluation.samples=8"])
-    assert (recipe.name, recipe.evaluation.samples, model) == (
-        "debug",
-        8,
-        str(run.checkpoints.path(2) / "hf"),
-    )
+    assert (recipe.name, recipe.evaluation.samples) == ("debug", 8)
+    assert model == str(run.checkpoints.path(2) / "hf")
     with pytest.raises(AxpoError, match="is not a run directory"):
         load_target(tmp_path)

@@ -1,4 +1,6 @@
-"""The invariants of the event log."""
+"""The rules of the log of questions."""
+
+from __future__ import annotations
 
 import pytest
 
@@ -6,10 +8,9 @@ from axpo.record.ledger import Balance, Ledger, balance, read
 
 
 def rows(text: str) -> list[dict]:
-    return [
-        dict(zip(("event", "question"), line.split(), strict=False))
-        for line in text.strip().splitlines()
-    ]
+    """Return events from lines of `EVENT QUESTION`."""
+    keys = ("event", "question")
+    return [dict(zip(keys, line.split(), strict=False)) for line in text.strip().splitlines()]
 
 
 def test_every_question_is_somewhere_exactly_once():
@@ -32,9 +33,9 @@ def test_a_question_twice_or_out_of_nowhere_is_refused(text):
 
 
 def test_a_resume_dispatches_again_what_was_in_flight():
-    assert balance(
-        rows("dispatched a\ndispatched b\ntrained a\nstarted\ndispatched b\ntrained b")
-    ) == Balance(1, 1, 0, 0)
+    first = "dispatched a\ndispatched b\ntrained a\n"
+    second = "started\ndispatched b\ntrained b"
+    assert balance(rows(first + second)) == Balance(1, 1, 0, 0)
 
 
 def test_a_cut_off_line_is_left_out(tmp_path):

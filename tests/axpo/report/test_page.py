@@ -1,3 +1,5 @@
+"""The report of a run, as a page and chart by chart."""
+
 from __future__ import annotations
 
 import re
@@ -16,11 +18,11 @@ from axpo.report.rollout_view import group_view
 from learner.config import LearnerConfig
 from learner.credit import credit
 from tests.axpo.helpers import TOKENS, decode, direct, group, policy, resample, zooming
-from tests.axpo.record.test_run import NUMBERS
+from tests.axpo.record.helpers import NUMBERS
 
 
 class Page(HTMLParser):
-    """Tags of a page; raises where a closing tag has no opening one."""
+    """The tags of a page. A closing tag without its opening one fails."""
 
     VOID = ("meta", "path", "rect", "circle", "use", "image", "br")
 
@@ -42,9 +44,15 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def having(self, tag: str, class_: str = "") -> list[dict[str, str | None]]:
-        return [
-            a for t, a in self.tags if t == tag and class_ in ["", *(a.get("class") or "").split()]
-        ]
+        """Return the attributes of all such tags."""
+        found = [attributes for name, attributes in self.tags if name == tag]
+        if not class_:
+            return found
+        return [a for a in found if class_ in (a.get("class") or "").split()]
+
+
+def zoom_call(arguments: str) -> str:
+    return '<tool_call>{"name": "image_zoom_in", "arguments": ' + arguments + "}</tool_call>"
 
 
 def write_run(root, *, finish: bool = True, hostile: str = "7"):
@@ -60,15 +68,8 @@ def write_run(root, *, finish: bool = True, hostile: str = "7"):
     with RunDirectory.create("a", {"name": "toy", "algorithm": "axpo"}, root) as run:
         run.log_metrics(0, {"eval/pass1": 0.5})
         for step in range(1, 13):
-            run.log_metrics(
-                step,
-                {
-                    "pass1": 0.5 + step / 100,
-                    "kl": float("nan"),
-                    "time/rollout": 2.0,
-                    "time/update": 1.0,
-                },
-            )
+            seconds = {"time/rollout": 2.0, "time/update": 1.0}
+            run.log_metrics(step, {"pass1": 0.5 + step / 100, "kl": float("nan")} | seconds)
             run.save_groups(step, groups, decode, credit(groups, TOKENS))
         run.log_metrics(12, {"eval/pass1": 0.625})
         if finish:
@@ -102,20 +103,16 @@ def test_results_curves_and_rollouts_are_there(tmp_path):
 
 def test_forks_stand_beside_their_source_with_credit(tmp_path):
     html = render(write_run(tmp_path)).read_text()
-    first = html[
-        html.index('<details class="group"') : html.index("</section>", html.index('class="tree"'))
-    ]
+    begin, tree = html.index('<details class="group"'), html.index('class="tree"')
+    first = html[begin : html.index("</section>", tree)]
     assert re.findall(r'<div class="head"><strong>(.*?)</strong>', first) == [
         "Rollout 1",
         "The source&#39;s own",
         "Fork 1",
         "Fork 2",
     ]
-    assert re.findall(r"A&nbsp;([+−.\d]+)", first) == [
-        "+0.71",
-        "+1.00",
-        "−1.00",
-    ]  # rewards (1, 1, 0) with r_prefix; (1, 0)
+    # Rewards (1, 1, 0) with r_prefix; (1, 0).
+    assert re.findall(r"A&nbsp;([+−.\d]+)", first) == ["+0.71", "+1.00", "−1.00"]
     assert "recovered" in first
     assert "not trained" in first
     assert 'title="probability 0.50"' in first
@@ -137,13 +134,8 @@ def test_a_source_whose_own_continuation_trains_is_told_apart(
     forks = resample(source, [((0, 0, 9, 9), 1.0, 80), ((0, 0, 5, 5), 0.0, 80)])
     forks = forks if cut is None else replace(forks, prefix_tokens=cut)
     groups = [group([source, direct(1, 1.0)], [forks])]
-    record = group_to_json(
-        groups[0],
-        1,
-        decode,
-        ImageFolder(tmp_path),
-        credit(groups, TOKENS, LearnerConfig(credit=settings)),
-    )
+    items = credit(groups, TOKENS, LearnerConfig(credit=settings))
+    record = group_to_json(groups[0], 1, decode, ImageFolder(tmp_path), items)
     (tree,) = group_view(record).trees
     assert (tree.own_trained, bool(tree.prefix), tree.recovered) == (own_trained, kept, True)
 
@@ -166,9 +158,9 @@ def test_zoom_boxes_lie_on_the_question_image_in_its_pixels(tmp_path):
     "text",
     [
         "<script>alert(1)</script>",
-        '<tool_call>{"name": "image_zoom_in", "arguments": {"bbox_2d": [NaN, 1, 2, 3]}}</tool_call>',
-        '<tool_call>{"name": "image_zoom_in", "arguments": {"bbox_2d": [1, 2, 3]}}</tool_call>',
-        '<tool_call>{"name": "image_zoom_in", "arguments": {"bbox_2d": [0, 0, 9, 9], "img_idx": 1e999}}</tool_call>',
+        zoom_call('{"bbox_2d": [NaN, 1, 2, 3]}'),
+        zoom_call('{"bbox_2d": [1, 2, 3]}'),
+        zoom_call('{"bbox_2d": [0, 0, 9, 9], "img_idx": 1e999}'),
         "<tool_call>" + "[" * 3000 + "</tool_call>",
         "<tool_call>",
     ],
@@ -183,12 +175,8 @@ def test_what_a_policy_writes_cannot_break_the_page(tmp_path, text):
 
 def test_a_killed_run_shows_what_it_wrote(tmp_path):
     path = write_run(tmp_path, finish=False)
-    (
-        path
-        / "trajectories"
-        / "images"
-        / sorted(f.name for f in (path / "trajectories" / "images").iterdir())[0]
-    ).unlink()
+    images = sorted((path / "trajectories" / "images").iterdir())
+    images[0].unlink()
     html = render(path).read_text()
     assert "stopped or still running at step 12" in html
     assert re.findall(r'class="start">([\d.%]+) →</span> ([\d.%]+)<', html) == [("50.0%", "62.5%")]
@@ -224,21 +212,17 @@ def test_a_chart_places_its_points():
 
 
 def test_columns_stack_and_share_the_width():
-    chart = stacked_chart(
-        "T", "n", [Series("a", [(1, 1.0), (2, 2.0)], 1), Series("b", [(2, 2.0)], 2)]
-    )
-    bars = [
-        tuple(map(float, m))
-        for m in re.findall(
-            r'<rect x="([\d.]+)" y="([\d.]+)" width="[\d.]+" height="([\d.]+)"', chart
-        )
-    ]
+    lower, upper = Series("a", [(1, 1.0), (2, 2.0)], 1), Series("b", [(2, 2.0)], 2)
+    chart = stacked_chart("T", "n", [lower, upper])
+    rect = r'<rect x="([\d.]+)" y="([\d.]+)" width="[\d.]+" height="([\d.]+)"'
+    bars = [tuple(map(float, found)) for found in re.findall(rect, chart)]
+    # 4 s over 168 pixels.
     assert bars == [
         (46.0, 136.0, 42.0),
         (46.0, 136.0, 0.0),
         (237.0, 94.0, 84.0),
         (237.0, 10.0, 84.0),
-    ]  # 4 s over 168 px
+    ]
     many = stacked_chart("T", "n", [Series("a", [(i, 1.0) for i in range(1, 301)], 1)])
     assert many.count("<rect") == 60
 

@@ -1,5 +1,7 @@
 """The picture of a step's rollouts."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 
 from axpo.record.timeline import bars
@@ -9,9 +11,8 @@ from tests.axpo.helpers import direct, group, resample, zooming
 
 
 def timed(trajectory, started, seconds, *spans):
-    return replace(
-        trajectory, stats=RolloutStats(started=started, seconds=seconds, tool_spans=spans)
-    )
+    stats = RolloutStats(started=started, seconds=seconds, tool_spans=spans)
+    return replace(trajectory, stats=stats)
 
 
 def test_bars_are_in_order_of_their_starts_from_zero():
@@ -19,7 +20,7 @@ def test_bars_are_in_order_of_their_starts_from_zero():
     made = resample(source, [((5, 5, 9, 9), 1.0, 9)])
     forks = replace(made, continuations=tuple(timed(c, 103.0, 1.0) for c in made.continuations))
     found = bars([group([timed(direct(0, 1.0), 100.0, 1.0), source], [forks])])
-    assert [(b["rollout"], b["fork"], b["start"], b["stop"]) for b in found] == [
+    assert [(bar["rollout"], bar["fork"], bar["start"], bar["stop"]) for bar in found] == [
         (0, None, 0.0, 1.0),
         (1, None, 0.5, 2.5),
         (1, 0, 3.0, 4.0),

@@ -1,0 +1,55 @@
+"""What a person sees while a run runs."""
+
+from __future__ import annotations
+
+import io
+
+from rich.console import Console
+
+from axpo.training.progress import PhaseTimer, Progress, summary_table
+from tests.axpo.record.helpers import NUMBERS
+
+
+def test_a_second_counts_for_the_innermost_phase_only():
+    now = [0.0]
+    timer = PhaseTimer(clock=lambda: now[0])
+    with timer.phase("rollout"):
+        now[0] = 2.0
+        with timer.phase("resample"):
+            now[0] = 5.0
+        now[0] = 6.0
+    now[0] = 9.0
+    assert timer.take() == {"time/rollout": 3.0, "time/resample": 3.0}
+    assert timer.take() == {}
+
+
+def test_a_job_log_gets_one_plain_line_a_step():
+    out = io.StringIO()
+    metrics = {
+        "pass1": 0.512,
+        "tool_use_rate": 0.3,
+        "tokens_per_second": 2345.6,
+        "time/rollout": 4.25,
+        "time/update": 1.5,
+    }
+    with Progress(10, done=4, console=Console(file=out, width=40)) as progress:
+        with progress.phase("rollout"):
+            pass
+        progress.step(5, metrics)
+    (line,) = out.getvalue().splitlines()
+    numbers = "pass@1 0.51  tool use 0.30  all wrong -  recovery -  tok/s 2,346"
+    assert line.startswith(f"step 5/10  {numbers}  5.8 s (rollout 4.2, update 1.5)  eta 29 s")
+
+
+def test_the_summary_shows_before_and_after(tmp_path):
+    out = io.StringIO()
+    table = summary_table(NUMBERS, "demo", {"report": tmp_path / "report.html"})
+    Console(file=out, width=100).print(table)
+    text = " ".join(out.getvalue().split())
+    for part in (
+        "Pass@1 50.0% 75.0% +25.0 pts",
+        "Tool use 30.0% 60.0% +30.0 pts",
+        "20 steps, 7 min 5 s, 123,456 tokens",
+        "report.html",
+    ):
+        assert part in text
