@@ -11,8 +11,10 @@ from typer.testing import CliRunner
 
 from axpo.cli import app
 from axpo.config import load_recipe, parse_recipe
+from axpo.config.moved import MOVED
 from axpo.errors import AxpoError
 from axpo.tasks import load_task
+from learner.config import Serving
 
 DEMO = "deploy/recipes/demo.yaml"
 
@@ -36,11 +38,8 @@ def test_the_papers_settings():
             recipe.rollout.max_turns,
         ) == (8, 4, 0.25, 3)
         objective = recipe.learner.objective
-        assert (objective.clip_low, objective.clip_high, recipe.learner.kl_beta) == (
-            0.2,
-            0.4,
-            1e-3,
-        )
+        assert (objective.clip_low, objective.clip_high) == (0.2, 0.4)
+        assert recipe.learner.kl_beta == 1e-3
 
 
 @pytest.mark.parametrize(
@@ -89,7 +88,8 @@ def test_a_bad_field_is_one_line(override, message):
         ),
         (
             ["resampler.fork_at=observation"],
-            "resampler.ranking='confidence': must be 'entropy_rise' with resampler.fork_at='observation'",
+            "resampler.ranking='confidence': must be 'entropy_rise' with "
+            "resampler.fork_at='observation'",
         ),
         (
             ["resampler.min_distinct_calls=5"],
@@ -101,7 +101,8 @@ def test_a_bad_field_is_one_line(override, message):
         ),
         (
             [
-                "resampler={trigger: {success_above: 0.5}, fork_at: observation, ranking: entropy_rise}",
+                "resampler={fork_at: observation, ranking: entropy_rise}",
+                "resampler.trigger.success_above=0.5",
                 "learner.credit.joined=true",
             ],
             "resampler.trigger={'name': 'all_wrong', 'success_above': 0.5}: "
@@ -146,6 +147,134 @@ def test_switches_that_make_no_sense_together_are_one_line(overrides, message):
         load_recipe(DEMO, overrides)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["learner.schedule=cosine"], "learner.total_steps=0: the cosine schedule needs more"),
+        (
+            ["learner.objective=dr_grpo"],
+            "learner.objective.loss_length=0: the objective divides by it",
+        ),
+        (["learner.lora={rank: 0}"], "learner.lora.rank=0: Input should be greater"),
+        (["resampler.budget={name: adaptive}"], "resampler.budget: expected target_recovery or"),
+        (["resampler.min_distinct_calls=9"], "resampler.min_distinct_calls=9: at most resampler.k"),
+        (
+            ["learner.credit={joined: true, prefix: false}"],
+            "learner.credit.prefix=False: with learner.credit.joined=True",
+        ),
+        (["rollout.gpus_per_worker=2"], "rollout.gpus_per_worker=2: must equal rollout.engine."),
+        (
+            ["rollout.outages={image_zoom_in: [[1, 2], [3, 2]]}"],
+            "rollout.outages.image_zoom_in.1=[3, 2]: expected the first and the last step",
+        ),
+        (["tools.mcp=[{}]"], "tools.mcp.0: give each server a command or a url"),
+        (["tools.tools={zoom: {kind: 7}}"], "tools.tools.zoom.kind=7: Input should be a valid"),
+        (["task.teacher={care: 2}"], "task.teacher.care=2: Input should be less than or equal"),
+        (
+            ["sft={output: a, stages: [{steps: 1, batch_size: 1, lr: 1, task: {bordr: 1}}]}"],
+            "sft.stages.0.task.bordr: unknown key",
+        ),
+    ],
+)
+def test_a_message_begins_with_the_whole_place_of_the_field(overrides, message):
+    with pytest.raises(AxpoError) as caught:
+        load_recipe(DEMO, overrides)
+    assert str(caught.value).startswith(f"{DEMO}: {message}")
+    assert "\n" not in str(caught.value)
+
+
+def test_several_bad_fields_are_a_line_each():
+    with pytest.raises(AxpoError) as caught:
+        load_recipe(DEMO, ["rollout.n=1", "learner.lr=0", "learner.objective={clip_high: 0}"])
+    assert [line.split("=")[0] for line in str(caught.value).splitlines()] == [
+        f"{DEMO}: rollout.n",
+        f"{DEMO}: learner.lr",
+        f"{DEMO}: learner.objective.clip_high",
+    ]
+
+
+@pytest.mark.parametrize("key", MOVED)
+def test_a_key_that_has_moved_is_one_line_wherever_it_is_given(key, tmp_path):
+    recipe = yaml.safe_load(Path(DEMO).read_text())
+    section, name = key.split(".")
+    recipe[section] = recipe.get(section, {}) | {name: 0.5}
+    file = tmp_path / "old.yaml"
+    file.write_text(yaml.safe_dump(recipe))
+    for source, overrides in ((str(file), []), (DEMO, [f"{key}=0.5"])):
+        with pytest.raises(AxpoError) as caught:
+            load_recipe(source, overrides)
+        assert str(caught.value) == f"{source}: {key}: {MOVED[key]}"
+
+
+def test_a_tasks_key_that_has_moved_is_found_in_stages_and_families():
+    stage = {"steps": 1, "batch_size": 1, "lr": 1.0, "task": {"tolerance": 0.1}}
+    recipe = yaml.safe_load(Path("deploy/recipes/mixed.yaml").read_text())
+    recipe["task"]["families"]["zoom"]["task"]["tolerance"] = 0.1
+    recipe["sft"]["stages"] = [stage]
+    with pytest.raises(AxpoError) as caught:
+        parse_recipe(recipe, source="old.yaml")
+    assert str(caught.value).splitlines() == [
+        f"old.yaml: {place}.tolerance: {MOVED['task.tolerance']}"
+        for place in ("task.families.zoom.task", "sft.stages.0.task")
+    ]
+
+
+def test_every_new_place_of_a_moved_key_is_a_key():
+    """What a message names can be set there."""
+    settings = [
+        "learner.objective={name: dr_grpo, clip_low: 0.1, clip_high: 0.3, loss_length: 9}",
+        "rollout.temperature=0.9",
+        "rollout.engine.tensor_parallel_size=2",
+        "resampler.budget={name: adaptive, ratio: 0.5, target_recovery: 0.5, target_cost_s: 1, "
+        "call_costs: {search: 1}}",
+        "resampler.trigger={name: quantile, quantile: 0.3, success_above: 0.1}",
+    ]
+    recipe = load_recipe(DEMO, settings)
+    assert recipe.serving == Serving(
+        temperature=0.9, weight_transfer="shared_memory", ranks_per_engine=2
+    )
+    load_recipe(
+        DEMO,
+        ["task={kind: dataset, train: a, held_out: b, verifier: {name: numeric, tolerance: 0.1}}"],
+    )
+
+
+def test_what_the_learner_must_know_of_the_engines_is_derived():
+    large = load_recipe(
+        "deploy/recipes/qwen3-vl-8b-thinking.yaml",
+        ["rollout.gpus_per_worker=2", "rollout.engine.tensor_parallel_size=2"],
+    )
+    assert large.serving == Serving(weight_transfer="nccl", ranks_per_engine=2)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *(["resampler.k=2"], ["resampler.budget.ratio=0.5"], ["resampler.schedule=batch"]),
+        *(["resampler.ranking=random"], ["resampler.deadline_s=9"]),
+        *(["learner.credit.tool_bonus=0.5"], ["learner.credit.baseline=centered"]),
+    ],
+)
+def test_grpo_takes_how_much_and_in_which_order_axpo_would_fork(settings):
+    assert load_recipe(DEMO, ["algorithm=grpo", *settings]).most_forks == 0
+
+
+@pytest.mark.parametrize(
+    ("setting", "field"),
+    [
+        ("resampler.min_distinct_calls=2", "resampler.min_distinct_calls=2"),
+        ("resampler.trigger.success_above=0.5", "resampler.trigger.success_above=0.5"),
+        ("resampler.budget={name: adaptive, target_cost_s: 1}", "resampler.budget='adaptive'"),
+        ("resampler.fork_at=tests.axpo.user_variants:with_default", "resampler.fork_at='tests."),
+        ("learner.credit.prefix=false", "learner.credit.prefix=False"),
+    ],
+)
+def test_grpo_refuses_what_changes_how_axpo_forks(setting, field):
+    with pytest.raises(AxpoError, match="means nothing with algorithm='grpo'") as caught:
+        load_recipe(DEMO, ["algorithm=grpo", setting])
+    assert str(caught.value).startswith(f"{DEMO}: {field}")
 
 
 def test_tools_of_evaluations_are_opened_and_not_part_of_training():

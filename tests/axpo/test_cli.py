@@ -1,0 +1,190 @@
+"""The command line: what it lists, what it refuses before any actor starts, and how it says so."""
+
+import subprocess
+import sys
+
+import pytest
+import ray
+import yaml
+from typer.testing import CliRunner
+
+from axpo import cli
+from axpo.config import load_recipe
+from axpo.record.run import RunDirectory
+
+DEMO = "deploy/recipes/demo.yaml"
+OWN = "tests.axpo.user_variants"
+DATASET = {"kind": "dataset", "train": "a.jsonl", "held_out": "b.jsonl"}
+CONCEPTS = (
+    *("baselines", "budgets", "fork_places", "objectives", "rankings", "schedules", "tasks"),
+    *("tools", "triggers", "verifiers"),
+)
+
+
+def refused(arguments, monkeypatch, capsys):
+    """Run a command as a user does, and return the one line that refuses it."""
+    monkeypatch.setattr("sys.argv", ["axpo", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 2
+    line = capsys.readouterr().err.strip()
+    assert "\n" not in line
+    return line
+
+
+def listed(*arguments):
+    result = CliRunner().invoke(cli.app, ["list", *arguments])
+    assert result.exit_code == 0, result.output
+    return result.output.splitlines()
+
+
+def test_list_shows_every_concept_and_each_variant_on_a_line():
+    heads = [line for line in listed() if not line.startswith(" ")]
+    assert heads == list(CONCEPTS)
+
+
+@pytest.mark.parametrize(
+    ("concept", "names"),
+    [
+        ("objectives", ["clip", "dr_grpo", "dapo", "rloo", "gspo", "cispo"]),
+        ("fork_places", ["first_call", "every_call", "prompt", "answer", "observation"]),
+        ("tasks", ["custom", "dataset", "mixed", "small_digit", "small_fact", "small_product"]),
+    ],
+)
+def test_list_shows_one_concept(concept, names):
+    head, *lines = listed(concept)
+    assert head == concept
+    assert [line.split()[0] for line in lines] == names
+    assert all(len(line.split()) > 2 for line in lines)  # a description, too
+
+
+def test_list_of_no_concept_names_those_there_are(monkeypatch, capsys):
+    line = refused(["list", "goals"], monkeypatch, capsys)
+    assert line == f"error CONCEPT='goals': expected one of {', '.join(CONCEPTS)}"
+
+
+@pytest.mark.parametrize(
+    ("key", "path", "fault", "expected"),
+    [
+        (
+            "learner.objective",
+            "nowhere:mine",
+            "cannot import nowhere: ModuleNotFoundError: No module named 'nowhere'; ",
+            "a function of (logprobs, ratio, advantages) or a subclass of "
+            "learner.objectives.Objective",
+        ),
+        (
+            "learner.credit.baseline",
+            f"{OWN}:HalfBaseline",
+            "has no advantages; ",
+            "a function of (rewards) or a subclass of learner.baselines.Baseline",
+        ),
+        (
+            "resampler.ranking",
+            f"{OWN}:missing",
+            f"{OWN} has no missing; ",
+            "a function of (trajectory, span, draw) or a subclass of resampler.rankings.Ranking",
+        ),
+        (
+            "resampler.fork_at",
+            f"{OWN}:nobody",
+            "",
+            "a function of (trajectory, tokens) or a subclass of resampler.places.ForkPlace",
+        ),
+        (
+            "resampler.trigger",
+            f"{OWN}:NUMBER",
+            "",
+            "a function of (rewards_seen) or a subclass of resampler.triggers.Trigger",
+        ),
+        (
+            "resampler.budget",
+            f"{OWN}:Unrelated",
+            "",
+            "a function of (questions, n, k, history) or a subclass of resampler.budgets.Budget",
+        ),
+        (
+            "resampler.schedule",
+            f"{OWN}:whisper",
+            "",
+            "a function of (rank, prefixes) or a subclass of resampler.schedules.Schedule",
+        ),
+    ],
+)
+def test_a_bad_variant_of_ones_own_is_one_line(key, path, fault, expected, monkeypatch, capsys):
+    line = refused(["check", DEMO, "--set", f"{key}={path}"], monkeypatch, capsys)
+    assert line == f"error {DEMO}: {key}={path!r}: {fault}expected {expected}"
+
+
+def test_a_bad_verifier_and_a_bad_tool_are_one_line(monkeypatch, capsys):
+    task = yaml.safe_dump(DATASET | {"verifier": f"{OWN}:nobody"}, default_flow_style=True)
+    line = refused(["check", DEMO, "--set", f"task={task}"], monkeypatch, capsys)
+    assert f"task.verifier='{OWN}:nobody': expected a function of (question, answer)" in line
+    tool = f"tools.tools={{mine: {{kind: '{OWN}:two'}}}}"
+    line = refused(["check", DEMO, "--set", tool], monkeypatch, capsys)
+    assert f"tools.tools.mine.kind: '{OWN}:two': expected a function of (name)" in line
+
+
+def test_training_with_a_bad_variant_starts_nothing(tmp_path, monkeypatch, capsys):
+    settings = [f"--set=logging.root={tmp_path}", f"--set=resampler.ranking={OWN}:nobody"]
+    line = refused(["train", DEMO, *settings], monkeypatch, capsys)
+    assert f"resampler.ranking='{OWN}:nobody': expected a function" in line
+    assert list(tmp_path.iterdir()) == []
+    assert not ray.is_initialized()
+
+
+def test_variants_of_ones_own_are_checked_and_printed():
+    settings = [
+        *("--set", f"learner.objective={OWN}:surrogate"),
+        *("--set", f"resampler.ranking={OWN}:LastFirst"),
+    ]
+    result = CliRunner().invoke(cli.app, ["check", DEMO, *settings])
+    assert result.exit_code == 0, result.output
+    assert f"objective: {OWN}:surrogate" in result.output
+    assert f"ranking: {OWN}:LastFirst" in result.output
+
+
+def test_check_says_how_large_the_run_is():
+    for algorithm, forks in (("axpo", 32), ("grpo", 0)):
+        settings = ["--set", f"algorithm={algorithm}"]
+        result = CliRunner().invoke(cli.app, ["check", DEMO, *settings])
+        # R = 0.25 * 16 * 8 = 32
+        assert (
+            f"ok demo: {algorithm}, 20 steps of 16 questions x 8 rollouts + at most {forks} forks; "
+            "2 ZeRO-3 ranks (0 GPU each), 1 engines (0 GPU each)"
+        ) in " ".join(result.output.split())
+
+
+def test_an_older_runs_recipe_says_what_has_moved(tmp_path, monkeypatch, capsys):
+    recipe = load_recipe(DEMO).model_dump(mode="json")
+    recipe["learner"]["temperature"] = 1.0
+    RunDirectory.create("old", recipe, tmp_path).close()
+    run = tmp_path / "old"
+    line = refused(["train", "-", "--resume", str(run)], monkeypatch, capsys)
+    moved = "learner.temperature: left out: the learner takes rollout.temperature"
+    assert line == f"error {run}/recipe.yaml: {moved}"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--resume", "a", "--replay", "b"], "--resume, --replay and --rollouts-only: at most one"),
+        (["--resume", "a", "--set", "seed=2"], "leave out --set and --run"),
+        (["--resume", "nowhere"], "nowhere is not a run directory"),
+    ],
+)
+def test_options_that_do_not_go_together(options, message, monkeypatch, capsys):
+    assert message in refused(["train", DEMO, *options], monkeypatch, capsys)
+
+
+def test_the_help_needs_nothing_heavy():
+    code = (
+        "import sys; from axpo import cli; sys.argv = ['axpo', '--help']\n"
+        "try:\n    cli.main()\nexcept SystemExit:\n    pass\n"
+        "print(sorted({'torch', 'ray', 'pydantic'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert "axpo list" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"
