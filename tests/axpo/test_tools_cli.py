@@ -1,5 +1,7 @@
 """`axpo tools`, as a user runs it. The sandbox is real."""
 
+from __future__ import annotations
+
 import ctypes
 import re
 import subprocess
@@ -27,7 +29,10 @@ def _wide(monkeypatch):
 
 
 def axpo(*arguments: str) -> tuple[int, str]:
-    """Exit code and what was printed; an AxpoError is printed by `axpo.cli.main`, with exit code 2."""
+    """Return the exit code and what was printed.
+
+    An AxpoError is printed by `axpo.cli.main`, with exit code 2.
+    """
     done = CliRunner().invoke(app, ["tools", *arguments])
     if isinstance(done.exception, AxpoError):
         return 2, f"{done.output}error {done.exception}"
@@ -37,6 +42,8 @@ def axpo(*arguments: str) -> tuple[int, str]:
 
 @pytest.fixture
 def recipe(tmp_path):
+    """Write the debug recipe with other tools."""
+
     def write(tools: dict) -> str:
         data = yaml.safe_load(Path(DEBUG).read_text(encoding="utf-8"))
         (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(data | {"tools": tools}))
@@ -61,40 +68,27 @@ def test_list_shows_kinds_and_the_tools_of_a_recipe(recipe):
     assert re.search(r"^echo +\[text\] +Return the text\.", out, re.M)
 
 
-def test_call_prints_text_and_saves_images(tmp_path, recipe):
+def test_call_saves_images(tmp_path):
     picture = np.arange(40 * 80 * 3, dtype=np.uint8).reshape(40, 80, 3)
     Image.fromarray(picture).save(tmp_path / "in.png")
     box = '{"bbox_2d": [0, 0, 500, 1000], "img_idx": 1}'
-    image = str(tmp_path / "in.png")
-    code, out = axpo(
-        "call",
-        "image_zoom_in",
-        box,
-        "--image",
-        image,
-        "--image",
-        image,
-        "--out",
-        str(tmp_path / "out"),
-    )
+    two_images = ["--image", str(tmp_path / "in.png")] * 2
+    out = ["--out", str(tmp_path / "out")]
+    code, printed = axpo("call", "image_zoom_in", box, *two_images, *out)
     assert code == 0
-    assert "40 x 40" in out
-    assert np.array_equal(
-        np.asarray(Image.open(tmp_path / "out" / "image_zoom_in_0.png")), picture[:, :40]
-    )
+    assert "40 x 40" in printed
+    saved = Image.open(tmp_path / "out" / "image_zoom_in_0.png")
+    assert np.array_equal(np.asarray(saved), picture[:, :40])
+
+
+def test_call_opens_only_the_tool_that_it_calls(recipe):
+    no_index = {"provider": {"kind": "local", "index": "/no"}}
     tools = {
-        "tools": {
-            "say": {"function": "tests.tool_server.user_tools:echo"},
-            "broken": {
-                "kind": "search",
-                "options": {"provider": {"kind": "local", "index": "/no"}},
-            },
-        }
+        "say": {"function": "tests.tool_server.user_tools:echo"},
+        "broken": {"kind": "search", "options": no_index},
     }
-    assert axpo("call", "say", '{"text": "[hi]"}', recipe(tools)) == (
-        0,
-        "[hi]\n",
-    )  # the broken one is not opened
+    answer = axpo("call", "say", '{"text": "[hi]"}', recipe({"tools": tools}))
+    assert answer == (0, "[hi]\n")
 
 
 @pytest.mark.parametrize(
@@ -132,23 +126,14 @@ def test_what_is_wrong_is_said_in_a_line(arguments, code, message):
 
 
 def test_python_runs_in_its_sandbox_and_leaves_nothing_behind(tmp_path):
-    arguments = [
-        "call",
-        "python",
-        '{"code": "import os\\nprint(6 * 7, os.getpid())"}',
-        "--out",
-        str(tmp_path),
-    ]
-    ctypes.CDLL(None).prctl(
-        PR_SET_CHILD_SUBREAPER, 1
-    )  # a jail that outlived the command would become a child of this process
+    code = '{"code": "import os\\nprint(6 * 7, os.getpid())"}'
+    command = [sys.executable, "-m", "axpo.cli", "tools", "call", "python", code]
+    # A jail that outlived the command would become a child of this process.
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
     before = children()
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "axpo.cli", "tools", *arguments],
-            capture_output=True,
-            text=True,
-            timeout=240,
+            [*command, "--out", str(tmp_path)], capture_output=True, text=True, timeout=240
         )
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout.startswith("42 ")
@@ -158,20 +143,21 @@ def test_python_runs_in_its_sandbox_and_leaves_nothing_behind(tmp_path):
 
 
 def children() -> set[str]:
-    return {
-        pid
-        for file in Path("/proc/self/task").glob("*/children")
-        for pid in file.read_text().split()
-    }
+    """Return the process ids of this process's children."""
+    pids: set[str] = set()
+    for file in Path("/proc/self/task").glob("*/children"):
+        pids.update(file.read_text().split())
+    return pids
 
 
 def running(pids: set[str]) -> set[str]:
-    """Those that are more than an entry waiting for its parent."""
-    return {
-        pid
-        for pid in pids
-        if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    }
+    """Return those that still run: a zombie is only an entry that waits for its parent."""
+    return {pid for pid in pids if state(pid) != "Z"}
+
+
+def state(pid: str) -> str:
+    # The name of the program, in brackets, may hold anything.
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 @pytest.mark.slow
