@@ -1,4 +1,8 @@
-"""Says whether the `python` tool runs on this machine: every layer of its sandbox, and its self-test. Exits 1 where it does not."""
+"""Say whether the `python` tool runs on this machine.
+
+It prints every layer of the sandbox and runs its self-test. It exits with 1 if the tool does not
+start here.
+"""
 
 import sys
 
@@ -9,16 +13,17 @@ from tool_server.tool import ToolUnavailable
 
 
 def main() -> int:
-    options = PythonOptions()
+    """Check the sandbox and return the exit code."""
     print("setup: the sandbox of the python tool")
-    print(table(check(options)))
+    print(table(check(PythonOptions())))
     try:
+        # Opening a jail runs the self-test in it.
         Python().open("python").close()
     except ToolUnavailable as error:
+        # The lines after the first are the table that was just printed.
         print(f"setup: the python tool does not start here: {str(error).splitlines()[0]}")
-        print(
-            "       Everything else works without it; recipes that offer it refuse to start. SECURITY.md says what each layer is for."
-        )
+        print("       Everything else works without it; recipes that offer it refuse to start.")
+        print("       SECURITY.md says what each layer is for.")
         return 1
     print("  ok    a call ran inside, and no escape of the self-test got out")
     return 0

@@ -1,11 +1,20 @@
-"""Proves that the parts of the stack import and run in this environment, one process each, side by side; exits 1 if one does not."""
+"""Prove that the parts of the stack import and run in this environment.
+
+Each part runs in a process of its own, side by side. The exit code is 1 if one of them fails.
+"""
 
 import subprocess
 import sys
 import time
 
 TIMEOUT_S = 600
-"""The imports take half a minute on two idle cores, and a cold disk or a busy machine makes minutes of it."""
+"""The imports take half a minute on two idle cores.
+
+A cold disk or a busy machine makes minutes of it.
+"""
+
+SHOWN_LINES = 12
+"""Of the output of a part that failed."""
 
 VLLM = """
 import torch, vllm
@@ -21,7 +30,8 @@ print(f"vllm {vllm.__version__} on {device}")
 
 RAY = """
 import ray
-ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+quiet = dict(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+ray.init(address="local", num_cpus=1, **quiet)
 assert ray.get(ray.remote(lambda: 6 * 7).remote(), timeout=120) == 42
 print(f"ray {ray.__version__}")
 """
@@ -31,7 +41,8 @@ import os, socket, torch
 with socket.socket() as s:
     s.bind(("127.0.0.1", 0))
     port = s.getsockname()[1]
-os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
+os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
 cuda = torch.cuda.is_available()
 if not cuda:
     os.environ["DS_ACCELERATOR"] = "cpu"
@@ -42,7 +53,8 @@ deepspeed.init_distributed("nccl" if cuda else "gloo")
 config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 3},
           "optimizer": {"type": "AdamW", "params": {"lr": 0.1, "torch_adam": True}}}
 model = torch.nn.Linear(4, 1)
-engine = deepspeed.initialize(model=model, model_parameters=model.parameters(), config=config)[0]
+engine, *_ = deepspeed.initialize(
+    model=model, model_parameters=model.parameters(), config=config)
 loss = engine(torch.ones(1, 4, device=engine.device)).sum()
 engine.backward(loss)
 engine.step()
@@ -54,56 +66,69 @@ PROCESSOR = """
 import numpy, transformers
 from transformers import Qwen3VLForConditionalGeneration, Qwen3VLProcessor
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
-features = Qwen2VLImageProcessor(patch_size=16)(images=[numpy.zeros((64, 96, 3), numpy.uint8)], return_tensors="pt")
+image = numpy.zeros((64, 96, 3), numpy.uint8)
+features = Qwen2VLImageProcessor(patch_size=16)(images=[image], return_tensors="pt")
 assert features["image_grid_thw"].shape == (1, 3), features
 print(f"Qwen3-VL processor of transformers {transformers.__version__}")
 """
 
+SCRIPTS = {"vLLM": VLLM, "Ray": RAY, "DeepSpeed": DEEPSPEED, "Qwen3-VL processor": PROCESSOR}
+
 ADVICE = {
-    "vLLM": "the build must fit the machine: `make setup` installs the CPU one, `AXPO_EXTRA=gpu make setup` the CUDA one",
-    "Ray": "Ray needs free ports, a writable temporary directory and some /dev/shm; `ray stop` ends an old cluster",
+    "vLLM": "the build must fit the machine: `make setup` installs the CPU one, "
+    "`AXPO_EXTRA=gpu make setup` the CUDA one",
+    "Ray": "Ray needs free ports, a writable temporary directory and some /dev/shm; "
+    "`ray stop` ends an old cluster",
     "DeepSpeed": "DeepSpeed needs gcc and, on a GPU machine, a torch build that matches the driver",
-    "Qwen3-VL processor": "torchvision must fit torch: on CPU `make setup` installs a small import hook, deploy/torchvision_cpu.py",
+    "Qwen3-VL processor": "torchvision must fit torch: on CPU `make setup` installs a small "
+    "import hook, deploy/torchvision_cpu.py",
 }
 
 
 def main() -> int:
+    """Check every part and return the exit code."""
     print(
-        "setup: checking vLLM, Ray, DeepSpeed and the Qwen3-VL processor, one process each (a minute or two)",
+        f"setup: checking {', '.join(SCRIPTS)}, one process each (a minute or two)",
         flush=True,
     )
-    scripts = {"vLLM": VLLM, "Ray": RAY, "DeepSpeed": DEEPSPEED, "Qwen3-VL processor": PROCESSOR}
-    started = {
-        name: subprocess.Popen(
-            [sys.executable, "-c", script],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for name, script in scripts.items()
-    }
+    started = {name: _start(script) for name, script in SCRIPTS.items()}
     deadline = time.monotonic() + TIMEOUT_S
     failed = False
     for name, process in started.items():
-        try:
-            output, _ = process.communicate(timeout=max(1.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            output = process.communicate()[0] + f"\nno answer within {TIMEOUT_S} s"
+        lines = _output(process, deadline).strip().splitlines()
         if process.returncode == 0:
-            print(f"  ok    {output.strip().splitlines()[-1]}")
-        else:
-            failed = True
-            print(
-                f"  FAIL  {name}\n"
-                + "\n".join(f"        {line}" for line in output.strip().splitlines()[-12:])
-                + f"\n        -> {ADVICE[name]}"
-            )
+            # The last line names the version; libraries may warn before it.
+            print(f"  ok    {lines[-1]}")
+            continue
+        failed = True
+        print(f"  FAIL  {name}")
+        for line in lines[-SHOWN_LINES:]:
+            print(f"        {line}")
+        print(f"        -> {ADVICE[name]}")
     if failed:
-        print(
-            "setup: the stack is not usable. Remove .venv and run `make setup` again if its packages were changed by hand."
-        )
+        print("setup: the stack is not usable. If its packages were changed by hand, remove .venv")
+        print("       and run `make setup` again.")
     return int(failed)
+
+
+def _start(script: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def _output(process: subprocess.Popen[str], deadline: float) -> str:
+    """Return all that a process writes; kill it at the deadline."""
+    # A process that is looked at after the deadline still gets a moment: it may have ended by now.
+    remaining = max(1.0, deadline - time.monotonic())
+    try:
+        return process.communicate(timeout=remaining)[0]
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.communicate()[0] + f"\nno answer within {TIMEOUT_S} s"
 
 
 if __name__ == "__main__":
