@@ -43,8 +43,8 @@ def build(
     {"file": "a.png", "caption": ..., "title"?, "url"?, "id"?}.
     """
     # The index library is not needed for `axpo --help`.
+    from tool_server.search.build import build, default_out
     from tool_server.search.corpus import CorpusError
-    from tool_server.search.index import build, default_out
 
     console = Console()
     folder = out or default_out(path)

@@ -40,7 +40,7 @@ from rollout_workers.trajectory import (
     pixels,
     stored,
 )
-from tool_server.search.index import build
+from tool_server.search.build import build
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 SCRIPTED = -1

@@ -64,6 +64,7 @@ def parameters(model: type[BaseModel]) -> dict[str, Any]:
         "properties": schema["properties"],
         "required": schema.get("required", []),
     }
+    # Nested models, which the properties refer to.
     if "$defs" in schema:
         shown["$defs"] = schema["$defs"]
     return shown
@@ -104,6 +105,7 @@ def _validated(
     except ValidationError as error:
         faults = error.errors(include_url=False, include_context=False, include_input=False)
     except (TypeError, ValueError, RecursionError):
+        # NaN, a value that JSON does not have, or arguments that are nested too deep.
         raise ToolError("arguments are not JSON") from None
     raise ToolError(_explained(model, faults[0]))
 
@@ -123,6 +125,7 @@ def too_large(written: Any) -> bool:
 
     It looks at no more of them than it takes to know.
     """
+    # A list of what is left to see, not recursion: the policy may nest as deep as it likes.
     size = 0
     pending = [written]
     while pending and size <= MAX_SIZE:

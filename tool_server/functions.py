@@ -74,6 +74,7 @@ def understand(function: Callable[..., Any]) -> UserFunction:
         if hints[name] is ToolCall:
             call_parameter = name
             continue
+        # `...` is pydantic's word for a required field.
         default = ... if parameter.default is parameter.empty else parameter.default
         fields[name] = (hints[name], Field(default, description=described.get(name) or None))
     arguments = _model(f"{function.__name__}_arguments", fields)
@@ -88,9 +89,11 @@ def _check_parameter(name: str, parameter: inspect.Parameter, hints: dict[str, A
 
 
 def _model(name: str, fields: dict[str, Any]) -> type[BaseModel]:
+    # No protected namespaces: a parameter may be called `model_name`.
     config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
     try:
         arguments: type[BaseModel] = create_model(name, __config__=config, **fields)
+        # Some types give a model, but no JSON schema.
         parameters(arguments)
     except (PydanticSchemaGenerationError, PydanticUserError, NameError) as error:
         reason = str(error).splitlines()[0]

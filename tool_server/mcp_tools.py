@@ -57,6 +57,7 @@ class Connection:
         self._session: _Session | None = None
         self._users = 0  # tools that are not closed yet
         self._opening = asyncio.Lock()
+        # Tools open in a thread that ends. The session needs an event loop that stays.
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="mcp", daemon=True)
         self._thread.start()
@@ -111,6 +112,7 @@ class Connection:
             if code != INTERNAL_ERROR:
                 session.stop.set()  # the session itself may be broken: the next call opens another
             raise
+        # Decoding images takes long: not on the loop that serves all calls.
         text, images = await asyncio.to_thread(_content, result)
         if result.is_error:
             raise ToolError(text or f"{name} failed")
@@ -135,6 +137,7 @@ class Connection:
                 await self._end()
                 self._session = _Session(self._config)
             session = self._session
+        # Shielded: a call that gives up does not take the session from the others.
         await asyncio.wait_for(asyncio.shield(session.ready), self._deadline_s)
         return session
 
@@ -143,6 +146,7 @@ class Connection:
         if session is None:
             return
         session.stop.set()
+        # A session that is still connecting does not wait for `stop`.
         if not session.ready.done():
             session.task.cancel()
         await asyncio.wait([session.task], timeout=CLOSE_S)

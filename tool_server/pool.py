@@ -60,7 +60,8 @@ def start_tool_servers(config: ToolServerConfig, evaluation_only: Collection[str
         evaluation_only: names of tools that only `ToolPool.evaluating` offers.
     """
     # max_task_retries stays 0: the recipe says whether a call may run twice (`retries`), and the
-    # pool runs it again.
+    # pool runs it again. max_concurrency is out of the way: calls wait in the queues of their
+    # tools, which have limits of their own.
     actor = ray.remote(ToolServer).options(
         num_cpus=config.cpus_per_server,
         max_concurrency=100_000,
@@ -119,6 +120,7 @@ class ToolPool:
                 f"the tool servers did not start within {patience_s:g} s"
             ) from None
         except RayTaskError as error:
+            # The server's own line, without Ray's traceback.
             raise ToolUnavailable(str(error.cause)) from None
         except RayActorError as error:
             reason = str(error).splitlines()[0]
@@ -195,6 +197,7 @@ class ToolPool:
             return ToolResult(ToolStatus.INFRASTRUCTURE, str(error))
 
     async def _offers(self) -> dict[str, Offer]:
+        # The tools of a recipe do not change, so one answer serves all calls.
         if self._offered is None:
             offers = await self._ask(len(self.servers), "offers")
             self._offered = {
@@ -280,6 +283,7 @@ async def _answer(server: ActorHandle, method: str, arguments: tuple[Any, ...]) 
     Raises:
         TimeoutError: the server stopped answering.
     """
+    # Ray reports a server that died. One that hangs is found by asking.
     reference = getattr(server, method).remote(*arguments)
     answer = asyncio.wrap_future(reference.future())
     try:

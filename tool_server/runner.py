@@ -139,6 +139,7 @@ class ToolRunner:
             return self._answer(ToolResult(ToolStatus.TOOL_ERROR, str(error)))
         except Exception as error:  # the check may be the user's
             return self._answer(self._failure(error))
+        # Asked here and again in the slot: a call must not wait in the queue for a refusal.
         if self._circuit.open_s > 0:
             return self._answer(self._refusal())
         if self._inside >= self.limits.concurrency + self.limits.queue:
@@ -160,6 +161,7 @@ class ToolRunner:
     async def _in_slot(self, request: _Request) -> ToolResult:
         wait = time.monotonic() - request.queued
         key: bytes | None = None
+        # Images are fetched inside the slot: calls that wait hold references, not pixels.
         try:
             async with asyncio.timeout(self.limits.deadline_s):
                 pixels = [await _pixels(image) for image in request.images]
@@ -185,6 +187,7 @@ class ToolRunner:
     async def _attempts(self, call: ToolCall) -> ToolResult:
         """Run a call, and again after infrastructure failures."""
         result = await self._attempt(call)
+        # A deadline is not tried again: the call would take as long as before.
         for retry in range(self.limits.retries):
             if result.status is not ToolStatus.INFRASTRUCTURE:
                 break
@@ -224,6 +227,7 @@ class ToolRunner:
         try:
             returned = await in_thread(run, f"tool-{self.tool.name}")
         except asyncio.CancelledError:
+            # Its deadline has passed or its caller gave up, and the thread cannot be stopped.
             self._left_behind.append(ended)
             raise
         # A plain function may return a coroutine: that of a function it wraps.

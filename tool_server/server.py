@@ -126,6 +126,7 @@ class ToolServer:
         opening, self._opening, self._closed = self._opening, None, True
         if opening is None:
             return
+        # Tools that are still opening close themselves when they have opened (`_close_late`).
         opening.cancel()
         await asyncio.wait([opening])
         if _succeeded(opening):
@@ -139,6 +140,7 @@ class ToolServer:
             raise ToolUnavailable("the tool server is closed")
         if opening is None or opening.done():
             opening = self._opening = asyncio.create_task(self._open())
+        # Shielded: a caller that gives up does not end the opening for the others.
         return await asyncio.shield(opening)
 
     async def _open(self) -> dict[str, ToolRunner]:

@@ -33,6 +33,7 @@ async def in_thread(
             else:
                 future.set_exception(error)
         elif error is None and late is not None:
+            # Freeing what came too late may take long: not on the event loop.
             threading.Thread(target=late, args=(result,), name=f"{name}-late", daemon=True).start()
 
     def work() -> None:

@@ -131,10 +131,12 @@ def pixel_box(
     x1, y1, x2, y2 = box
     if not (x1 < x2 and y1 < y2):
         raise ToolError("bbox_2d is empty: needs x1 < x2 and y1 < y2")
+    # Rounded outwards, so that no pixel that the box touches is lost.
     left, right = math.floor(x1 * width / SCALE), math.ceil(x2 * width / SCALE)
     top, bottom = math.floor(y1 * height / SCALE), math.ceil(y2 * height / SCALE)
     left, right = _grow(left, right, width, options.min_side)
     top, bottom = _grow(top, bottom, height, options.min_side)
+    # Then the shorter side, until the aspect is within `max_aspect`.
     left, right = _grow(left, right, width, math.ceil((bottom - top) / options.max_aspect))
     top, bottom = _grow(top, bottom, height, math.ceil((right - left) / options.max_aspect))
     if max(right - left, bottom - top) > MAX_ASPECT * min(right - left, bottom - top):
@@ -156,6 +158,7 @@ def image_zoom_in(call: ToolCall, options: ImageZoomIn) -> Output:
     image = call.images[index]
     height, width = image.shape[:2]
     left, top, right, bottom = pixel_box(box, width, height, options)
+    # A copy: whoever changes the crop must not change the image.
     crop = np.array(image[top:bottom, left:right], order="C")
     return "", (fit(crop, options.max_side, options.max_pixels),)
 

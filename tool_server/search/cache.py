@@ -1,4 +1,4 @@
-"""Answers of a provider on disk, so that all rollouts of a question see the same results."""
+"""Keep a provider's answers on disk, so that all rollouts of a question see the same results."""
 
 from __future__ import annotations
 
@@ -17,11 +17,24 @@ from tool_server.tool import ToolUnavailable
 
 
 class DiskCache:
-    """One file per (provider, normalised query, number of results, UTC day). On a shared file system, one cache for all servers."""
+    """One file per (provider, normalised query, number of results, UTC day).
+
+    On a shared file system, it is one cache for all servers.
+    """
 
     def __init__(self, folder: Path, provider: str) -> None:
-        """`provider` holds everything that shapes an answer besides the query. Raises ToolUnavailable where nothing can be written."""
-        self._folder, self._provider = folder, provider
+        """Open the cache.
+
+        Args:
+            folder: made if it does not exist.
+            provider: everything that shapes an answer besides the query.
+
+        Raises:
+            ToolUnavailable: nothing can be written to the folder.
+        """
+        self._folder = folder
+        self._provider = provider
+        # Tried at the start: a run should not find out at its first answer.
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):
@@ -30,29 +43,35 @@ class DiskCache:
             raise ToolUnavailable(f"search cache {folder}: {error.strerror}") from None
 
     def path(self, query: str, max_results: int) -> Path:
-        """Case, width and spacing of a query make no difference."""
+        """Return the file of today's answer.
+
+        Case, width and spacing of a query make no difference.
+        """
         words = " ".join(unicodedata.normalize("NFKC", query).casefold().split())
         day = datetime.now(UTC).date().isoformat()
-        key = hashlib.sha256(
-            json.dumps([self._provider, words, max_results, day]).encode()
-        ).hexdigest()
-        return self._folder / day / f"{key}.json"
+        key = json.dumps([self._provider, words, max_results, day])
+        return self._folder / day / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
 
     def get(self, path: Path) -> list[Result] | None:
-        """None where there is no answer yet, or none that can be read."""
+        """Return an answer; None if there is none yet, or none that can be read."""
         try:
             return [Result(**row) for row in json.loads(path.read_bytes())]
         except (OSError, ValueError, TypeError):
+            # Not there, damaged, or of another form of results: ask the provider.
             return None
 
     def put(self, path: Path, results: Sequence[Result]) -> list[Result]:
-        """Stores an answer; returns the one that counts: of servers that asked at the same time, the first one's."""
+        """Store an answer, and return the one that counts.
+
+        Of several servers that asked at the same time, the first one's answer counts.
+        """
         path.parent.mkdir(exist_ok=True)
         with tempfile.NamedTemporaryFile(
             "w", dir=path.parent, suffix=".new", encoding="utf-8"
         ) as file:
             json.dump([asdict(result) for result in results], file)
             file.flush()
+            # A link appears at once and whole, and only one server can make it.
             try:
                 os.link(file.name, path)
             except FileExistsError:

@@ -1,4 +1,7 @@
-"""What is indexed: documents from JSONL and text files, and a fingerprint that notices any change of them."""
+"""What is indexed: documents from JSONL and text files.
+
+A fingerprint notices any change of them.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,23 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tool_server.images import ImageError, check
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
 
 SUFFIXES = (".jsonl", ".txt", ".md")
 
 MAX_PASSAGE = 20_000
-"""Characters of one document. Longer texts become several: ranking and snippets of a whole book are poor and slow."""
+"""Characters of one document.
+
+Longer texts become several documents: ranking and snippets of a whole book are poor and slow.
+"""
+
+BLOCK = 1 << 20
+"""Bytes that are read at once."""
 
 
 class CorpusError(Exception):
@@ -24,7 +36,10 @@ class CorpusError(Exception):
 
 @dataclass(frozen=True)
 class Document:
-    """One result in the making. Of an image, `text` is the caption and `image` its path relative to the corpus's folder."""
+    """One result in the making.
+
+    Of an image, `text` is the caption and `image` its path relative to the corpus's folder.
+    """
 
     id: str
     title: str
@@ -33,15 +48,31 @@ class Document:
     image: str = ""
 
 
-class Corpus:
-    """A JSONL file, a text file, or a folder with any number of both (hidden files and folders left out).
+@dataclass(frozen=True)
+class _Row:
+    """What a file holds of one or, if it is long, several documents."""
 
-    JSONL rows are texts, {"text", "title"?, "url"?, "id"?}, or images, {"file", "caption", "title"?, "url"?, "id"?} with `file`
-    relative to the folder of the corpus. Other keys are ignored.
+    raw: bytes
+    where: str  # for messages
+    id: str  # of a document that has none of its own
+
+
+def no_progress(done: int) -> None:
+    """Ignore how many bytes have been read."""
+
+
+class Corpus:
+    """A JSONL file, a text file, or a folder with any number of both.
+
+    Hidden files and folders are left out.
+
+    JSONL rows are texts, {"text", "title"?, "url"?, "id"?}, or images, {"file", "caption",
+    "title"?, "url"?, "id"?} with `file` relative to the folder of the corpus. Other keys are
+    ignored.
     """
 
     def __init__(self, path: Path) -> None:
-        """Raises CorpusError where there is nothing to index."""
+        """Find the files. Raises CorpusError if there is nothing to index."""
         self.path = path.absolute()
         self.folder = self.path if self.path.is_dir() else self.path.parent
         if self.path.is_dir():
@@ -61,74 +92,84 @@ class Corpus:
         return sum(file.stat().st_size for file in self.files)
 
     def stat_hash(self) -> str:
-        """Changes with any name, size or modification time. No file is read."""
-        stats = [
-            (self._name(file), (stat := file.stat()).st_size, stat.st_mtime_ns)
-            for file in self.files
-        ]
+        """Return a hash that changes with any name, size or modification time.
+
+        No file is read.
+        """
+        stats = [self._stat(file) for file in self.files]
         return hashlib.sha256(json.dumps(stats).encode()).hexdigest()
 
     def content_hash(self) -> str:
-        """Changes with any name or content. Reads every file."""
+        """Return a hash that changes with any name or content. Every file is read."""
         sha = hashlib.sha256()
         for file in self.files:
             sha.update(self._header(file))
-            with file.open("rb") as lines:
-                for block in iter(lambda: lines.read(1 << 20), b""):
+            with file.open("rb") as content:
+                while block := content.read(BLOCK):
                     sha.update(block)
         return sha.hexdigest()
 
     def documents(
-        self, sha: Any, progress: Callable[[int], None] = lambda done: None
+        self, sha: _Hash, progress: Callable[[int], None] = no_progress
     ) -> Iterator[Document]:
-        """Every document, in order. What is read also updates `sha` as in `content_hash`; `progress` gets bytes read so far.
+        """Yield every document, in order.
 
-        Raises CorpusError at the first bad row.
+        Args:
+            sha: updated by what is read, as in `content_hash`.
+            progress: called with the number of bytes read so far.
+
+        Raises:
+            CorpusError: at the first bad row.
         """
         done = 0
         for file in self.files:
             sha.update(self._header(file))
-            name = self._name(file)
-            with file.open("rb") as lines:
-                whole_file = file.suffix != ".jsonl"
-                for number, raw in enumerate([lines.read()] if whole_file else lines, 1):
-                    sha.update(raw)
-                    done += len(raw)
-                    where = str(file) if whole_file else f"{file}, row {number}"
-                    try:
-                        text = raw.decode("utf-8-sig")
-                    except UnicodeDecodeError as error:
-                        raise CorpusError(
-                            f"{where}: not UTF-8: {error.reason} at byte {error.start}"
-                        ) from None
-                    if not text.strip():
-                        continue
-                    elif whole_file:
-                        yield from _passages(Document(name, file.stem, text, ""))
-                    else:
-                        yield from _passages(self._row(text, where, f"{name}:{number}"))
-                    progress(done)
+            for row in self._rows(file):
+                sha.update(row.raw)
+                done += len(row.raw)
+                text = _decoded(row)
+                # A blank line or an empty file holds no document.
+                if not text.strip():
+                    continue
+                if file.suffix == ".jsonl":
+                    yield from _passages(self._document(row, text))
+                else:
+                    yield from _passages(Document(row.id, file.stem, text, ""))
+                progress(done)
 
-    def _row(self, line: str, where: str, default_id: str) -> Document:
+    def _rows(self, file: Path) -> Iterator[_Row]:
+        """Yield the lines of a JSONL file, or the whole of a text file."""
+        name = self._name(file)
+        with file.open("rb") as lines:
+            if file.suffix != ".jsonl":
+                yield _Row(lines.read(), str(file), name)
+                return
+            for number, raw in enumerate(lines, 1):
+                yield _Row(raw, f"{file}, row {number}", f"{name}:{number}")
+
+    def _document(self, row: _Row, text: str) -> Document:
+        """Return the document of a JSONL row."""
+        where = row.where
         try:
-            row = json.loads(line)
+            fields = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise CorpusError(f"{where}: not JSON: {error}") from None
-        if not isinstance(row, dict):
+        if not isinstance(fields, dict):
             raise CorpusError(f"{where}: expected an object")
-        is_image = "file" in row
-        text = _text(row, "caption" if is_image else "text", where)
-        if not text.strip():
-            raise CorpusError(f"{where}: {'caption' if is_image else 'text'}: expected a text")
-        file = _text(row, "file", where)
+        is_image = "file" in fields
+        content_key = "caption" if is_image else "text"
+        content = _text(fields, content_key, where)
+        if not content.strip():
+            raise CorpusError(f"{where}: {content_key}: expected a text")
+        image = _text(fields, "file", where)
         if is_image:
-            self._check_image(file, where)
+            self._check_image(image, where)
         return Document(
-            _text(row, "id", where) or default_id,
-            _text(row, "title", where),
-            text,
-            _text(row, "url", where),
-            file,
+            id=_text(fields, "id", where) or row.id,
+            title=_text(fields, "title", where),
+            text=content,
+            url=_text(fields, "url", where),
+            image=image,
         )
 
     def _check_image(self, file: str, where: str) -> None:
@@ -145,45 +186,71 @@ class Corpus:
     def _name(self, file: Path) -> str:
         return file.relative_to(self.folder).as_posix()
 
+    def _stat(self, file: Path) -> tuple[str, int, int]:
+        stat = file.stat()
+        return self._name(file), stat.st_size, stat.st_mtime_ns
+
     def _header(self, file: Path) -> bytes:
+        """Return what the content hash takes of a file besides its content."""
         return json.dumps([self._name(file), file.stat().st_size]).encode()
 
 
 def clean(text: str) -> str:
-    """Lone surrogates, which JSON can spell and UTF-8 cannot, become '?'."""
+    """Replace lone surrogates by '?': JSON can spell them, and UTF-8 cannot."""
     return text.encode("utf-8", "replace").decode()
 
 
-def _text(row: dict[str, Any], key: str, where: str) -> str:
-    value = row.get(key)
-    if value is not None and (isinstance(value, bool) or not isinstance(value, str | int)):
+def _decoded(row: _Row) -> str:
+    try:
+        return row.raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        reason = f"{error.reason} at byte {error.start}"
+        raise CorpusError(f"{row.where}: not UTF-8: {reason}") from None
+
+
+def _text(fields: dict[str, Any], key: str, where: str) -> str:
+    value = fields.get(key)
+    if value is None:
+        return ""
+    if isinstance(value, bool) or not isinstance(value, str | int):
         raise CorpusError(f"{where}: {key}: expected a text")
-    return "" if value is None else clean(str(value))
+    return clean(str(value))
 
 
 def _passages(document: Document) -> Iterator[Document]:
-    """The document, cut at white space into parts of at most `MAX_PASSAGE` characters."""
-    start, part, text = 0, 1, document.text
+    """Yield the document, cut at white space into parts of at most `MAX_PASSAGE` characters."""
+    text = document.text
     if len(text) <= MAX_PASSAGE:
         yield document
         return
+    start, part = 0, 1
     while start < len(text):
-        stop = start + MAX_PASSAGE
-        if stop < len(text):
-            space = max(text.rfind(mark, start + MAX_PASSAGE // 2, stop) for mark in " \n")
-            stop = space + 1 if space > 0 else stop
-        title = f"{document.title} (part {part})".strip()
+        stop = _passage_end(text, start)
         yield Document(
-            f"{document.id}#{part}", title, text[start:stop], document.url, document.image
+            id=f"{document.id}#{part}",
+            title=f"{document.title} (part {part})".strip(),
+            text=text[start:stop],
+            url=document.url,
+            image=document.image,
         )
         start, part = stop, part + 1
 
 
+def _passage_end(text: str, start: int) -> int:
+    stop = start + MAX_PASSAGE
+    if stop >= len(text):
+        return stop
+    # White space in the second half of the passage; without any, cut in the middle of a word.
+    half = start + MAX_PASSAGE // 2
+    space = max(text.rfind(mark, half, stop) for mark in " \n")
+    return space + 1 if space > 0 else stop
+
+
 def _walk(folder: Path) -> Iterator[Path]:
     for root, folders, files in os.walk(folder):
+        # Changed in place, so that os.walk does not go into hidden folders.
         folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (
-            Path(root, name)
-            for name in files
-            if not name.startswith(".") and Path(name).suffix in SUFFIXES
-        )
+        for name in files:
+            path = Path(root, name)
+            if not name.startswith(".") and path.suffix in SUFFIXES:
+                yield path

@@ -1,4 +1,7 @@
-"""Settings of the search tools in a recipe. Checked on the driver, so nothing heavy is imported here."""
+"""The back ends of the search tools in a recipe.
+
+They are checked on the driver, so nothing heavy is imported here.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,12 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 MAX_RETRY_AFTER_S = 30.0
-"""A provider that asks for a longer pause is tried earlier, then parked."""
+"""Seconds. A provider that asks for a longer pause is tried earlier, then parked."""
 
 
 class LocalOptions(BaseModel):
+    """The embedded local index."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["local"] = "local"
@@ -21,7 +26,11 @@ class LocalOptions(BaseModel):
 
 
 class TavilyOptions(BaseModel):
-    """The key comes from the environment variable TAVILY_API_KEY of the tool server, never from a recipe."""
+    """Tavily's API.
+
+    The key comes from the environment variable TAVILY_API_KEY of the tool server, never from a
+    recipe.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

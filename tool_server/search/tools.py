@@ -22,6 +22,7 @@ from tool_server.tool import (
     tool_kinds,
 )
 
+# The descriptions are part of the prompt.
 DESCRIPTION = "Search for a query. Returns titles, addresses and the parts of the text that match."
 IMAGE_DESCRIPTION = "Search for images by what their captions say. Returns captions and images."
 
@@ -83,6 +84,7 @@ class ImageSearch(ToolKind, Caps):
             results = index.search(query, min(wanted, self.max_images), self.snippet_chars)
             images = tuple(self._image(name, index.folder, result) for result in results)
             text = render(query, results, self)
+            # The policy asked for more than the recipe lets it see, and there may be more.
             if wanted > self.max_images == len(results):
                 text += f"\n\n[an answer has at most {self.max_images} images]"
             return text, images
@@ -93,6 +95,7 @@ class ImageSearch(ToolKind, Caps):
         try:
             pixels = decode(folder / result.image, self.limits)
         except ImageError as error:
+            # The build checked the image, so it has gone or changed since: not the policy's fault.
             raise ToolUnavailable(f"{name}: {folder / result.image} {error}") from None
         return fit(pixels, self.max_side, None)
 

@@ -11,8 +11,9 @@ import pytest
 
 from tool_server.search import corpus as corpus_module
 from tool_server.search import index as index_module
+from tool_server.search.build import build, default_out
 from tool_server.search.corpus import MAX_PASSAGE, CorpusError
-from tool_server.search.index import SearchIndex, build, default_out
+from tool_server.search.index import SearchIndex
 from tool_server.tool import ToolUnavailable
 
 ROWS = [

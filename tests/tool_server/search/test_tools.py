@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
+from tool_server.search.build import build
 from tool_server.search.corpus import CorpusError
-from tool_server.search.index import build
 from tool_server.search.results import Caps, Result, render
 from tool_server.search.tools import ImageSearch, Search
 from tool_server.tool import Tool, ToolCall, ToolError, ToolUnavailable

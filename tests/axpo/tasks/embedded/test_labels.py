@@ -7,7 +7,7 @@ from PIL import Image
 
 from axpo.tasks.embedded.labels import write
 from axpo.tasks.embedded.small_fact import wines
-from tool_server.search.index import build
+from tool_server.search.build import build
 from tool_server.search.tools import ImageSearch
 from tool_server.tool import ToolCall
 

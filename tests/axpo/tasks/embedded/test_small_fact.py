@@ -17,7 +17,7 @@ from axpo.tasks.embedded.small_fact import (
     shown,
     wines,
 )
-from tool_server.search.index import build
+from tool_server.search.build import build
 from tool_server.search.options import LocalOptions
 from tool_server.search.tools import Search
 from tool_server.tool import ToolCall
