@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from rollout_workers.chat import Chat, Observed, in_chat_thread
+from rollout_workers.chat import Chat, Observed, images_of, in_chat_thread
 from rollout_workers.interfaces import (
     Called,
     CallTool,
@@ -203,9 +203,11 @@ class Rollout:
             if not await self._sample_turn(turn, first):
                 return EndReason.OUT_OF_TOKENS, None
             first = None
+            # Parsing takes milliseconds; the event loop must not wait for it.
             parsed, earlier = await in_chat_thread(self._read)
             if not parsed.calls:
                 return EndReason.ANSWERED, parsed.answer_text
+            # The policy could not read an answer any more, so the tool is not called.
             if turn + 1 == max_turns:
                 unreadable = all(isinstance(call, BadCall) for call in parsed.calls)
                 return (EndReason.MALFORMED_CALL if unreadable else EndReason.OUT_OF_TURNS), None
@@ -225,6 +227,7 @@ class Rollout:
             generation = first or await self._sample(turn, part, left)
             first = None
             self._tally.generations.append(generation)
+            # A cut before the first token leaves nothing to keep.
             if len(generation.token_ids):
                 self.segments.append(_segment(generation))
             left -= len(generation.token_ids)
@@ -235,6 +238,7 @@ class Rollout:
     async def _sample(self, turn: int, part: int, max_tokens: int) -> Generation:
         started = time.monotonic()
         scene = self._scene
+        # Ids are never rendered again: every request extends the one before token by token.
         ids = np.concatenate([scene.prompt_ids, *[s.token_ids for s in self.segments]])
         images = [*scene.images, *observed_images(self.segments)]
         sampling = Sampling(self._seed(turn, part), max_tokens, temperature=scene.temperature)
@@ -262,8 +266,10 @@ class Rollout:
             return None
         self._tally.tool_calls += len(calls)
         self._tally.tools += [result.tool for result in ran if result.tool]
+        # The whole rollout is run again, with the same seeds.
         if any(result.status in ("infrastructure", "deadline") for result in ran):
             return None
+        # Calls that were not run, unreadable or over the limit, are failures too.
         blameless = sum(result.status in ("ok", "unavailable") for result in ran)
         self._tally.tool_failures += len(calls) - blameless
         plural = "s" if limit > 1 else ""
@@ -307,8 +313,7 @@ class Rollout:
         """Append what the environment answers to a turn."""
         texts = [(result.text, len(result.images)) for result in results]
         ids = await in_chat_thread(self._scene.chat.observation, texts)
-        images = tuple(image for result in results for image in result.images)
-        self.segments.append(ObservationSegment(ids, images))
+        self.segments.append(ObservationSegment(ids, images_of(results)))
 
 
 def _segment(generation: Generation) -> PolicySegment:

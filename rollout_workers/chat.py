@@ -1,14 +1,18 @@
-"""The model's chat format as token ids: prompts, observations and scripted trajectories. Text goes in once, nothing is re-rendered."""
+"""The model's chat format as token ids: prompts, observations and scripted trajectories.
+
+Text becomes ids once, and nothing is rendered again.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -25,6 +29,10 @@ from rollout_workers.trajectory import (
     Trajectory,
 )
 
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
 T = TypeVar("T")
 _SPECIAL = {
     "im_start": "<|im_start|>",
@@ -37,12 +45,16 @@ _SPECIAL = {
     "image_pad": "<|image_pad|>",
     "video_pad": "<|video_pad|>",
 }
+_REQUIRED = ("<think>", *_SPECIAL.values())
+"""The template opens a turn with `<think>`, but nothing needs its id."""
 _IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 _THREAD = ThreadPoolExecutor(1, "chat")
-"""Tokenizing and parsing happen here, off the engine's event loop. One thread: Hugging Face's tokenizers are not to be shared."""
-_PROBE = (
-    "\ue000"  # a private-use character: marks where a tool's text stands in the rendered template
-)
+"""Tokenizing and parsing happen here, off the engine's event loop.
+
+One thread: Hugging Face's tokenizers are not to be shared.
+"""
+# A private-use character: it marks where a tool's text stands in the rendered template.
+_PROBE = "\ue000"
 
 
 async def in_chat_thread(function: Callable[..., T], *arguments: Any) -> T:
@@ -59,14 +71,26 @@ class Observed(Protocol):
     def images(self) -> tuple[Pixels, ...]: ...
 
 
+def images_of(results: Sequence[Observed]) -> tuple[Pixels, ...]:
+    """Return the images of tool results, in order."""
+    return tuple(itertools.chain.from_iterable(result.images for result in results))
+
+
 @dataclass(frozen=True)
 class Chat:
-    """Built by `Chat.load`. `head`, `between` and `tail` are the template's text around tool responses, read from the template itself."""
+    """The chat format of one model; `Chat.load` makes it.
 
-    tokenizer: Any
-    plain: Any
-    """The same BPE without any added token: the one way untrusted text becomes ids. Qwen's `<tool_call>`, `<think>` and
-    `</tool_response>` are added tokens with special=False, so `split_special_tokens` would still let a tool's text forge them."""
+    `head`, `between` and `tail` are the template's text around tool responses, read from the
+    template itself.
+    """
+
+    tokenizer: PreTrainedTokenizerFast
+    plain: Tokenizer
+    """The same BPE without any added token: the one way by which untrusted text becomes ids.
+
+    Qwen's `<tool_call>`, `<think>` and `</tool_response>` are added tokens with special=False, so
+    `split_special_tokens` would still let a tool's text forge them.
+    """
     tokens: SpecialTokens
     head: str
     between: str
@@ -74,29 +98,27 @@ class Chat:
 
     @classmethod
     def load(cls, model: str) -> Chat:
-        """Read tokenizer and chat template of a model folder; ValueError where one of Qwen's special tokens is missing."""
+        """Read tokenizer and chat template of a model folder.
+
+        Raises ValueError if one of Qwen's special tokens is missing.
+        """
         from tokenizers import Tokenizer
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(model)
         vocabulary = tokenizer.get_added_vocab()
-        if missing := [text for text in ("<think>", *_SPECIAL.values()) if text not in vocabulary]:
+        missing = [text for text in _REQUIRED if text not in vocabulary]
+        if missing:
             raise ValueError(f"{model}: the tokenizer has no {', '.join(missing)}")
+        # The tokenizer's own JSON without its added tokens is the tokenizer of untrusted text.
         plain = json.loads(tokenizer.backend_tokenizer.to_str())
         plain["added_tokens"] = []
-        probe = [
-            {"role": "user", "content": "?"},
-            {"role": "assistant", "content": "!"},
-            *[{"role": "tool", "content": _PROBE}] * 2,
-        ]
-        before, between, tail = tokenizer.apply_chat_template(
-            probe, add_generation_prompt=True, tokenize=False
-        ).split(_PROBE)
+        head, between, tail = _around_tool_responses(tokenizer)
         return cls(
             tokenizer=tokenizer,
             plain=Tokenizer.from_str(json.dumps(plain)),
             tokens=SpecialTokens(**{name: vocabulary[text] for name, text in _SPECIAL.items()}),
-            head=before[before.rindex("<|im_end|>") + len("<|im_end|>") :],
+            head=head,
             between=between,
             tail=tail,
         )
@@ -104,9 +126,19 @@ class Chat:
     def prompt(
         self, text: str, images: int, tools: list[dict[str, Any]], system: str | None
     ) -> Ids:
-        """[P] system message and tools' schemas, the question's images (one `<|image_pad|>` each) and text, the assistant's opening.
+        """Return the prompt of a question, up to and including the assistant's opening.
 
-        ValueError where the text itself contains a placeholder.
+        Args:
+            text: of the question.
+            images: how many it has; each is one `<|image_pad|>`, before the text.
+            tools: schemas, which the template puts into the system message.
+            system: the system message, if any.
+
+        Returns:
+            Token ids, shape [P].
+
+        Raises:
+            ValueError: if the text itself contains an image or video placeholder.
         """
         content = [*[{"type": "image"}] * images, {"type": "text", "text": text}]
         messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
@@ -115,6 +147,8 @@ class Chat:
         rendered = self.tokenizer.apply_chat_template(
             messages, tools=tools or None, add_generation_prompt=True, tokenize=False
         )
+        # The text of a question is trusted, except that the engine counts placeholders: one more
+        # than there are images would shift all image features.
         ids = self.encode_policy(rendered)
         if np.isin(ids, (self.tokens.image_pad, self.tokens.video_pad)).sum() != images:
             raise ValueError(
@@ -123,32 +157,40 @@ class Chat:
         return ids
 
     def observation(self, results: Sequence[tuple[str, int]]) -> Ids:
-        """[T] what follows a closed turn: one tool response per (text, number of images), then the assistant's opening.
+        """Return what follows a closed turn: tool responses, then the assistant's opening.
 
-        The template's own special tokens are ids by construction; the text of a result can forge none of them.
+        The template's own special tokens are ids by construction. The text of a result can forge
+        none of them.
+
+        Args:
+            results: of each tool response the text and the number of images.
+
+        Returns:
+            Token ids, shape [T].
         """
         parts: list[tuple[str, bool]] = []  # (text, trusted)
         for i, (text, images) in enumerate(results):
-            parts += [
-                (self.between if i else self.head, True),
-                (text, False),
-                (_IMAGE * images, True),
-            ]
-        return self._encode([*parts, (self.tail, True)])
+            parts.append((self.between if i else self.head, True))
+            parts.append((text, False))
+            parts.append((_IMAGE * images, True))
+        parts.append((self.tail, True))
+        return self._encode(parts)
 
     def encode_policy(self, text: str) -> Ids:
-        """[T] with added tokens recognised: text that a policy or a scripted teacher wrote."""
+        """Return the ids of a text that a policy or a scripted teacher wrote, shape [T].
+
+        Added tokens are recognised.
+        """
         return np.asarray(self.tokenizer.encode(text, add_special_tokens=False), dtype=np.int32)
 
-    def decode(self, ids: Sequence[int] | Ids) -> str:
-        """Text with special tokens visible."""
-        return str(
-            self.tokenizer.decode(
-                np.asarray(ids).tolist(),
-                skip_special_tokens=False,
-                clean_up_tokenization_spaces=False,
-            )
+    def decode(self, ids: Ids) -> str:
+        """Return the text of token ids, with special tokens visible."""
+        text = self.tokenizer.decode(
+            np.asarray(ids).tolist(),
+            skip_special_tokens=False,
+            clean_up_tokenization_spaces=False,
         )
+        return str(text)
 
     def trajectory(
         self,
@@ -157,55 +199,81 @@ class Chat:
         system: str | None,
         turns: Sequence[str | Sequence[Observed]],
     ) -> Trajectory:
-        """A scripted trajectory (SFT): the policy's texts, each from after the template's opening, and the tool results between them.
+        """Return a scripted trajectory, for SFT.
 
-        Every text is closed by `<|im_end|>` here. Logprobs are 0, the policy version is 0, the reward is None.
+        Args:
+            question: what is asked.
+            tools: schemas.
+            system: the system message, if any.
+            turns: the policy's texts, each from after the template's opening, and between them
+                the tool results. Every text is closed by `<|im_end|>` here.
+
+        Returns:
+            A trajectory whose log-probabilities are 0, whose policy version is 0 and whose reward
+            is None.
+
+        Raises:
+            ValueError: if the last turn is no text of the policy.
         """
+        # SFT learns the policy's tokens; tool results at the end would teach nothing.
         if not turns or not isinstance(turns[-1], str):
             raise ValueError("a scripted trajectory ends with a text of the policy")
-        segments: list[Segment] = []
-        for turn in turns:
-            if isinstance(turn, str):
-                ids = self.encode_policy(turn.removesuffix("<|im_end|>") + "<|im_end|>")
-                segments.append(PolicySegment(ids, np.zeros(len(ids), np.float32), 0))
-            else:
-                ids = self.observation([(result.text, len(result.images)) for result in turn])
-                segments.append(
-                    ObservationSegment(
-                        ids, tuple(image for result in turn for image in result.images)
-                    )
-                )
+        segments = [self._scripted(turn) for turn in turns]
+        last_turn = parse_turn(segments[-1].token_ids, self.tokens, self.decode)
         return Trajectory(
             question_id=question.id,
             rollout=0,
             prompt_ids=self.prompt(question.text, len(question.images), tools, system),
             segments=tuple(segments),
             end=EndReason.ANSWERED,
-            answer=parse_turn(segments[-1].token_ids, self.tokens, self.decode).answer_text,
+            answer=last_turn.answer_text,
         )
+
+    def _scripted(self, turn: str | Sequence[Observed]) -> Segment:
+        if isinstance(turn, str):
+            ids = self.encode_policy(turn.removesuffix("<|im_end|>") + "<|im_end|>")
+            return PolicySegment(ids, np.zeros(len(ids), np.float32), policy_version=0)
+        ids = self.observation([(result.text, len(result.images)) for result in turn])
+        return ObservationSegment(ids, images_of(turn))
 
     def _encode(self, parts: Sequence[tuple[str, bool]]) -> Ids:
-        """Ids of the joined parts, with added tokens recognised in trusted parts only.
+        """Return the ids of joined parts, with added tokens recognised in trusted parts only.
 
-        Plain text between two added tokens is tokenized in one piece, as the full tokenizer does, whoever wrote it:
-        a tool's "done." and the template's newline may share a token.
+        Plain text between two added tokens is tokenized in one piece, as the full tokenizer does,
+        whoever wrote it: a tool's "done." and the template's newline may share a token.
         """
         vocabulary = self.tokenizer.get_added_vocab()
-        pattern = re.compile(
-            "(" + "|".join(re.escape(t) for t in sorted(vocabulary, key=len, reverse=True)) + ")"
-        )
+        # Longest first: a token may begin with another one.
+        longest_first = sorted(vocabulary, key=len, reverse=True)
+        pattern = re.compile("(" + "|".join(re.escape(token) for token in longest_first) + ")")
         ids: list[int] = []
         text = ""
         for part, trusted in parts:
-            for piece in pattern.split(part) if trusted else [part]:
+            pieces = pattern.split(part) if trusted else [part]
+            for piece in pieces:
                 if trusted and piece in vocabulary:
-                    ids += [
-                        *self.plain.encode(text, add_special_tokens=False).ids,
-                        vocabulary[piece],
-                    ]
+                    ids += self.plain.encode(text, add_special_tokens=False).ids
+                    ids.append(vocabulary[piece])
                     text = ""
                 else:
                     text += piece
-        return np.asarray(
-            ids + self.plain.encode(text, add_special_tokens=False).ids, dtype=np.int32
-        )
+        ids += self.plain.encode(text, add_special_tokens=False).ids
+        return np.asarray(ids, dtype=np.int32)
+
+
+def _around_tool_responses(tokenizer: PreTrainedTokenizerFast) -> tuple[str, str, str]:
+    """Return the template's text before, between and after tool responses.
+
+    What comes before begins after the assistant's `<|im_end|>`.
+    """
+    # Two responses in a row show what the template puts between them.
+    probe = [
+        {"role": "user", "content": "?"},
+        {"role": "assistant", "content": "!"},
+        {"role": "tool", "content": _PROBE},
+        {"role": "tool", "content": _PROBE},
+    ]
+    rendered = tokenizer.apply_chat_template(probe, add_generation_prompt=True, tokenize=False)
+    before, between, tail = rendered.split(_PROBE)
+    head = before[before.rindex("<|im_end|>") + len("<|im_end|>") :]
+    return head, between, tail

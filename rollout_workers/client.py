@@ -107,6 +107,7 @@ async def end_process(process: Process) -> None:
 
     A stopped process ignores Ray, but not SIGKILL. Raises TimeoutError or what Ray raises.
     """
+    # Soft, because the node may be gone; then the task runs elsewhere and kills nothing.
     on_its_node = NodeAffinitySchedulingStrategy(process.node, soft=True)
     task = ray.remote(_kill).options(num_cpus=0, scheduling_strategy=on_its_node)
     await within(task.remote(process), _KILL_S)
@@ -114,6 +115,7 @@ async def end_process(process: Process) -> None:
 
 async def within(reference: ObjectRef[Any], seconds: float) -> Any:
     """Return the value of an object reference; raise TimeoutError if it is not there in time."""
+    # `wait` leaves the future alone after the deadline; `wait_for` would cancel it.
     value = as_future(reference)
     done, _ = await asyncio.wait([value], timeout=seconds)
     if not done:
@@ -141,7 +143,9 @@ def _process_of(_: object) -> Process:
 
 
 def _kill(process: Process) -> None:
-    """Kill a process of this node; a node that is gone took the process with it."""
+    """Kill a process of this node."""
+    # On another node the process id is somebody else's. A node that is gone took the process with
+    # it.
     if ray.get_runtime_context().get_node_id() != process.node:
         return
     try:

@@ -22,7 +22,8 @@ class EngineConfig(BaseModel):
     )
     enforce_eager: bool = Field(
         False,
-        description="skip compilation: on CPU 15 s instead of 58 s to start, about 1.2x slower after",
+        description="skip compilation: on CPU 15 s instead of 58 s to start, "
+        "about 1.2x slower after",
     )
     gpu_memory_utilization: float = Field(
         0.9, gt=0, le=1, description="share of the device's memory vLLM may use"
@@ -42,6 +43,7 @@ class EngineConfig(BaseModel):
 
 
 def _window(steps: tuple[int, int]) -> tuple[int, int]:
+    """Check the steps of an outage."""
     first, last = steps
     if not 1 <= first <= last:
         raise ValueError("expected the first and the last step, counted from 1")
@@ -53,8 +55,10 @@ class RolloutConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    # How many workers and rollouts.
     workers: int = Field(1, ge=1, description="rollout workers, one engine each")
     n: int = Field(8, ge=2, description="rollouts a question (N); a group of one has no advantage")
+    # What a rollout may use.
     max_turns: int = Field(3, ge=1, description="policy turns a rollout")
     max_turn_tokens: int = Field(256, ge=1, description="tokens sampled in one turn at most")
     max_context_tokens: int = Field(
@@ -64,29 +68,34 @@ class RolloutConfig(BaseModel):
     max_calls_per_turn: int = Field(
         1, ge=1, description="tool calls run in one turn; further ones are answered with a message"
     )
+    # How much is in flight.
     concurrency: int = Field(64, ge=1, description="rollouts in flight on one worker at most")
     concurrency_min: int = Field(
         8,
         ge=1,
         description="rollouts in flight below which a worker does not go, however full its engine",
     )
+    # What happens if something fails.
     deadline_s: float = Field(
         300.0, gt=0, description="seconds until a rollout in flight ends as `deadline`"
     )
     retries: int = Field(
         1,
         ge=0,
-        description="times a rollout that ended by an infrastructure failure is run again, with the same seeds",
+        description="times a rollout that ended by an infrastructure failure is run again, "
+        "with the same seeds",
     )
     verify_s: float = Field(
         60.0,
         gt=0,
-        description="seconds until the verifier of an answer counts as failed; then it is asked `retries` times more",
+        description="seconds until the verifier of an answer counts as failed; "
+        "then it is asked `retries` times more",
     )
     outages: dict[str, tuple[Annotated[tuple[int, int], AfterValidator(_window)], ...]] = Field(
         default_factory=dict,
-        description="by the tool's name, [first, last] steps whose questions find it unavailable: calls are answered so. Evaluations are "
-        "spared. With dynamic_sampling every further round of questions counts as a step",
+        description="by the tool's name, [first, last] steps whose questions find it "
+        "unavailable: calls are answered so. Evaluations are spared. With dynamic_sampling every "
+        "further round of questions counts as a step",
     )
     health_s: float = Field(
         120.0, gt=0, description="seconds without a sign of life after which a worker is replaced"
@@ -94,9 +103,11 @@ class RolloutConfig(BaseModel):
     max_failures: int = Field(
         8, ge=0, description="workers that may be lost; one more ends the run"
     )
+    # How engines and learner share the machine.
     in_flight_updates: bool = Field(
         False,
-        description="a weight update cuts the turns being sampled, and the new policy goes on with them; else it waits for their end",
+        description="a weight update cuts the turns being sampled, and the new policy goes on "
+        "with them; else it waits for their end",
     )
     colocated: bool = Field(
         False,
@@ -110,14 +121,15 @@ class RolloutConfig(BaseModel):
     engine: EngineConfig = Field(default_factory=EngineConfig)
 
     def out(self, tool: str, step: int) -> bool:
-        """Whether a tool is unavailable to the questions of a step, counted from 0."""
+        """Return whether a tool is unavailable to the questions of a step, counted from 0."""
         return any(first <= step + 1 <= last for first, last in self.outages.get(tool, ()))
 
     @model_validator(mode="after")
     def _one_gpu_a_process(self) -> RolloutConfig:
         if self.gpus_per_worker >= 1 and self.gpus_per_worker != self.engine.tensor_parallel_size:
             raise ValueError(
-                f"rollout.gpus_per_worker={self.gpus_per_worker:g}: must equal "
-                f"rollout.engine.tensor_parallel_size={self.engine.tensor_parallel_size}, the GPUs that one engine uses"
+                f"rollout.gpus_per_worker={self.gpus_per_worker:g}: must equal"
+                f" rollout.engine.tensor_parallel_size={self.engine.tensor_parallel_size},"
+                f" the GPUs that one engine uses"
             )
         return self

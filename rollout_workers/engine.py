@@ -108,6 +108,7 @@ class VLLMEngine:
                 raise
             except VLLMServerError as error:
                 raise EngineFailure(str(error)) from error
+            # The gate was closed meanwhile: a weight update is on, and may have cut the request.
             cut = not self._gate.is_open
         _check_finish_reasons(parts, cut=cut)
         # The first output is the first continuation's, so its cached tokens are what earlier
@@ -155,6 +156,7 @@ class VLLMEngine:
         Returns:
             The version that the engine now says it has.
         """
+        # What the old policy computed must not serve the new one.
         await self._llm.finish_weight_update(str(version))
         if not await self._llm.reset_prefix_cache():
             raise RuntimeError("the prefix cache is in use during a weight update")
@@ -172,7 +174,7 @@ class VLLMEngine:
         The bucket is one of shared memory. The comparison is exact.
         """
         per_process = await self._llm.collective_rpc("differing_weights", args=(payload,))
-        return sorted({name for names in per_process for name in names})
+        return sorted(set().union(*per_process))
 
     async def alive(self) -> None:
         """Return when the engine's own process answers; raise what vLLM raises if it is dead."""
@@ -193,6 +195,7 @@ class VLLMEngine:
 
     def load(self) -> EngineLoad:
         """Return what the scheduler last reported."""
+        # Without a request nothing is reported, so the last report may be old.
         if not self._gate.inside or not self._reports:
             return EngineLoad()
         report = self._reports[-1]
@@ -262,6 +265,7 @@ class VLLMEngine:
     ) -> Generation:
         """Join the outputs of one continuation."""
         sampled = [part for part in parts if len(part.token_ids)]
+        # A continuation that was cut at once has no part, or an empty one without logprobs.
         ids = np.concatenate([np.zeros(0), *[part.token_ids for part in sampled]])
         tables = [logprob_table(part.logprobs, self._top) for part in sampled]
         table = np.concatenate([np.zeros((0, 1 + self._top), np.float32), *tables])

@@ -64,6 +64,7 @@ def engine_arguments(model: str, config: RolloutConfig, seed: int) -> dict[str, 
         "enforce_eager": engine.enforce_eager,
         "gpu_memory_utilization": engine.gpu_memory_utilization,
         "kv_cache_memory_bytes": cache_bytes,
+        # A fork's prompt is in the cache of the engine that sampled its source.
         "enable_prefix_caching": True,
         # vLLM 0.32 on CPU dies of a seeded request whose prompt it prefills in chunks ("CPU
         # Generator does not use offset").

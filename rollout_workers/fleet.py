@@ -107,6 +107,7 @@ class Fleet:
 
         Raises what a worker's start raised, or TimeoutError.
         """
+        # Shielded: a caller that gives up must not cancel what the keepers will set.
         all_serve = asyncio.gather(*[asyncio.shield(first) for first in self._first])
         return (await asyncio.wait_for(all_serve, START_DEADLINE_S))[0]
 
@@ -114,6 +115,7 @@ class Fleet:
         """Ask every serving worker for a sign of life; those without one serve no more."""
         workers = list(self.serving)
         await asyncio.gather(*[self._ping(worker) for worker in workers])
+        # A lost worker is taken out of service by its keeper.
         for worker in workers:
             if worker.lost.done():
                 await worker.retired.wait()
@@ -161,6 +163,7 @@ class Fleet:
         """Start a worker, let it serve, and watch it until it is lost; return why it was."""
         tokens = await worker.client.ready()
         worker.process = await worker.client.process()
+        # A replacement must not serve before it has the current policy.
         if self.on_join is not None:
             join = asyncio.to_thread(self.on_join, worker.client.actor)
             await asyncio.wait_for(join, START_DEADLINE_S)
@@ -170,6 +173,7 @@ class Fleet:
         first = self._first[worker.place]
         if not first.done():
             first.set_result(tokens)
+        # Three signs of life within the time after which a silent worker is given up.
         while not worker.lost.done():
             await asyncio.wait([worker.lost], timeout=self._config.health_s / 3)
             await self._ping(worker)
@@ -210,6 +214,7 @@ class Fleet:
         options = {
             "num_cpus": config.cpus_per_worker,
             "num_gpus": config.gpus_per_worker,
+            # Ray must not queue: the worker's own slots decide what runs.
             "max_concurrency": 10_000,
             "scheduling_strategy": PlacementGroupSchedulingStrategy(
                 self._group, placement_group_bundle_index=place
@@ -263,6 +268,7 @@ def _ray_session() -> tuple[str, str] | None:
 
 
 def _reserve(config: RolloutConfig) -> PlacementGroup:
+    # Ray refuses an empty bundle.
     bundle = {"CPU": max(config.cpus_per_worker, 0.001)}
     if config.gpus_per_worker:
         bundle["GPU"] = config.gpus_per_worker

@@ -51,6 +51,7 @@ class Gate:
     async def passing(self) -> AsyncIterator[None]:
         """Wait until the gate is open, and be inside until the end of the block."""
         await self._open.wait()
+        # The first request inside ends the idle time, and the last one begins it again.
         if not self.inside:
             self._idle_seconds += time.monotonic() - self._idle_since
         self.inside += 1

@@ -44,5 +44,6 @@ def entropies(top_logprobs: Floats) -> Floats:
         Entropies in nats, shape [T].
     """
     p = np.exp(top_logprobs.astype(np.float64))
+    # Rounding may leave nothing or less, and the logarithm of 0 does not exist.
     rest = np.clip(1 - p.sum(axis=1), 1e-12, 1)
     return (-(p * top_logprobs).sum(axis=1) - rest * np.log(rest)).astype(np.float32)

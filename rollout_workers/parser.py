@@ -1,7 +1,8 @@
 """Tool calls of one policy turn: strict, block by block, from token ids.
 
-vLLM's own parser turns a whole answer into plain text when one block is bad, and accepts NaN, duplicate keys and calls
-inside thinking. Here a bad block is a `BadCall` with a message for the policy; "no call" and "malformed call" stay apart.
+vLLM's own parser turns a whole answer into plain text when one block is bad, and accepts NaN,
+duplicate keys and calls inside thinking. Here a bad block is a `BadCall` with a message for the
+policy, and "no call" and "malformed call" stay apart.
 """
 
 from __future__ import annotations
@@ -22,32 +23,41 @@ MAX_DEPTH = 16
 
 @dataclass(frozen=True)
 class Call:
+    """A tool call that can be read; whether such a tool exists is not known here."""
+
     name: str
     arguments: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class BadCall:
-    """A block that is no call; `message` is what the policy reads as its tool response."""
+    """A block that is no call."""
 
-    message: str
+    message: str  # what the policy reads as its tool response
 
 
 @dataclass(frozen=True)
 class Turn:
-    """`answer_text` is the text after `</think>` of a turn without calls; None where thinking never closed or calls were made."""
+    """What one turn of the policy says."""
 
+    # The text after `</think>`; None if thinking never closed or calls were made
     answer_text: str | None
     calls: tuple[Call | BadCall, ...]
 
 
 def parse_turn(ids: Ids, tokens: SpecialTokens, decode: Callable[[Ids], str]) -> Turn:
-    """Read one turn (its tokens from the end of the template's opening to `<|im_end|>`, which may be missing)."""
+    """Read one turn.
+
+    Args:
+        ids: from the end of the template's opening to `<|im_end|>`, which may be missing.
+        tokens: the special tokens.
+        decode: gives the text of token ids.
+    """
     spans = call_spans_in_turn(ids, tokens)
     if spans:
-        return Turn(
-            None, tuple(_parse_block(ids[start:stop], tokens, decode) for start, stop in spans)
-        )
+        blocks = [ids[start:stop] for start, stop in spans]
+        return Turn(None, tuple(_parse_block(block, tokens, decode) for block in blocks))
+    # Without a call, what follows the thinking is the answer.
     closes = np.flatnonzero(ids == tokens.think_close)
     if len(closes) == 0:
         return Turn(None, ())
@@ -56,29 +66,27 @@ def parse_turn(ids: Ids, tokens: SpecialTokens, decode: Callable[[Ids], str]) ->
 
 
 def _parse_block(ids: Ids, tokens: SpecialTokens, decode: Callable[[Ids], str]) -> Call | BadCall:
-    """`ids` runs from `<tool_call>` to `</tool_call>`, or to the end of the turn."""
+    """Read a block from `<tool_call>` to `</tool_call>`, or to the end of the turn."""
     if ids[-1] != tokens.call_close:
         return _bad("<tool_call> is never closed by </tool_call>")
-    if (
-        len(ids) > 4 * MAX_CHARACTERS
-    ):  # a character takes at most four byte tokens: not worth decoding
+    # A character takes at most four byte tokens: more tokens are not worth decoding.
+    if len(ids) > 4 * MAX_CHARACTERS:
         return _bad(f"{len(ids)} tokens, at most {MAX_CHARACTERS} characters are allowed")
     text = decode(ids[1:-1]).strip()
     if len(text) > MAX_CHARACTERS:
         return _bad(f"{len(text)} characters, at most {MAX_CHARACTERS} are allowed")
     try:
-        value = json.loads(
-            text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite
-        )
-        json.dumps(
-            value, ensure_ascii=False
-        ).encode()  # a lone surrogate passes json.loads and breaks every later writer
+        value = _strict_json(text)
     except RecursionError:
         return _bad(f"nested deeper than {MAX_DEPTH} levels")
     except ValueError as error:
         return _bad(f"not valid JSON: {error}")
     if _depth(value) > MAX_DEPTH:
         return _bad(f"nested deeper than {MAX_DEPTH} levels")
+    return _call(value)
+
+
+def _call(value: Any) -> Call | BadCall:
     if not isinstance(value, dict) or set(value) != {"name", "arguments"}:
         return _bad('expected an object {"name": ..., "arguments": {...}}')
     if not isinstance(value["name"], str):
@@ -90,6 +98,16 @@ def _parse_block(ids: Ids, tokens: SpecialTokens, decode: Callable[[Ids], str]) 
 
 def _bad(reason: str) -> BadCall:
     return BadCall(f"malformed call: {reason}")
+
+
+def _strict_json(text: str) -> Any:
+    """Parse JSON without NaN, infinities and duplicate keys; ValueError if it is not valid."""
+    value = json.loads(
+        text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite
+    )
+    # A lone surrogate passes json.loads and breaks every later writer.
+    json.dumps(value, ensure_ascii=False).encode()
+    return value
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -111,8 +129,15 @@ def _finite(text: str) -> float:
 
 
 def _depth(value: Any) -> int:
-    depth, level = 0, [value]
-    while level := [v for v in level if isinstance(v, dict | list)]:
+    """Return how deep objects and lists are nested, without recursion."""
+    depth = 0
+    level = [value]
+    while True:
+        level = [item for item in level if isinstance(item, dict | list)]
+        if not level:
+            return depth
         depth += 1
-        level = [child for v in level for child in (v.values() if isinstance(v, dict) else v)]
-    return depth
+        below: list[Any] = []
+        for item in level:
+            below += item.values() if isinstance(item, dict) else item
+        level = below

@@ -67,6 +67,7 @@ async def _first_turns(
     limits = scene.limits
     ids = np.concatenate([scene.prompt_ids, *[segment.token_ids for segment in prefix]])
     images = [*scene.images, *observed_images(prefix)]
+    # One request: the prompt is computed or looked up once, and the k-th child has seed + k.
     sampling = Sampling(
         seed=seeds[0].of_turn(turn_index(prefix)),
         max_tokens=limits.max_turn_tokens,
@@ -82,6 +83,7 @@ async def _first_turns(
             end = EndReason.DEADLINE
         except EngineFailure:
             end = EndReason.ENGINE_FAILURE
+        # Another attempt would find the context just as full.
         except ContextFull:
             return EndReason.OUT_OF_TOKENS
     return end

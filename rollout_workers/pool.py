@@ -136,6 +136,7 @@ class RolloutPool:
             WorkersFailed: if too many workers were lost.
             Exception: what a worker's code raised.
         """
+        # A worker's start that fails is raised here, not by every question.
         self.ready()
         asked = [
             self.group(question, step, n, temperature=temperature, evaluating=evaluating)
@@ -146,6 +147,7 @@ class RolloutPool:
             for future in concurrent.futures.as_completed(futures):
                 yield future.result()[0]
         finally:
+            # Whoever stops iterating does not want the others.
             for future in futures:
                 future.cancel()
 
@@ -198,6 +200,7 @@ class RolloutPool:
         # What follows the prefix is not sent.
         source = replace(source, segments=frozen_prefix(source, request.prefix_tokens))
         while True:
+            # The engine with the prefix serves it from its cache; any other computes it again.
             worker = self._router.home(group.worker, request.k)
             worker = worker or await self._router.least_loaded(request.k)
             self._counts["forks"] += 1
@@ -227,6 +230,7 @@ class RolloutPool:
         """
         engines = self.run(self._worker_stats()).result(self._config.health_s + 60)
         counts, self._counts = self._counts, Counter()
+        # Rates are those since the last look at the counts of an engine.
         stats = {
             "requeued": float(counts["requeued"]),
             "workers_lost": float(self._fleet.failures),
@@ -300,6 +304,7 @@ class RolloutPool:
                 worker.lose(type(error).__name__)
                 raise _Lost from error
         except asyncio.CancelledError:
+            # Nobody wants the answer: the worker need not go on.
             ray.cancel(reference)
             raise
         finally:
@@ -321,6 +326,7 @@ class RolloutPool:
         if not is_sound(answer, question, n):
             worker.lose(f"answered question {question.id} with garbage")
             raise _Lost
+        # One failed request does not tell whether the engine is dead.
         if any(t.end is EndReason.ENGINE_FAILURE for t in answer.rollouts):
             try:
                 await worker.client.ping()

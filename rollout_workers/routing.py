@@ -79,6 +79,7 @@ class Router:
             serving = self._serving()
             if not serving:
                 return
+            # Questions wait in their order: nothing behind the first is placed before it.
             worker = min(serving, key=lambda worker: (worker.load, worker.place))
             if worker.load >= BACKLOG * self._concurrency:
                 return

@@ -43,6 +43,7 @@ class Scorer:
             if math.isfinite(reward):
                 return replace(trajectory, reward=reward)
             fault = f"gave {reward}"
+        # One line of bounded length: it goes into the event log.
         return replace(
             trajectory,
             end=EndReason.VERIFIER_FAILURE,

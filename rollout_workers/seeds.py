@@ -40,6 +40,7 @@ class Seeds:
         fork = "" if self.fork is None else f"{self.fork[0]} {self.fork[1]}"
         parts = [str(self.run_seed), str(self.step), self.question_id]
         parts += [str(self.rollout), fork, str(turn)]
+        # Part 0 is left out: a turn that nothing cut has the seed that it always had.
         if part:
             parts.append(str(part))
         key = "\0".join(parts).encode("utf-8", "surrogatepass")

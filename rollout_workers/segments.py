@@ -58,6 +58,7 @@ def earlier_calls(
         if not isinstance(segment, ObservationSegment):
             continue
         turn = parse_turn(last_turn(segments[:index]), chat.tokens, chat.decode)
+        # With each call goes the number of images that the policy had seen when it wrote it.
         for call in runnable_calls(turn.calls, max_calls_per_turn):
             called.append((call.name, call.arguments, images))
         images += len(segment.images)
@@ -79,6 +80,7 @@ def distinct_calls(generations: Sequence[Generation], tokens: SpecialTokens) -> 
         closes = np.flatnonzero(generation.token_ids == tokens.call_close)
         closed = len(closes) > 0
         call = generation.token_ids[: closes[0] + 1] if closed else generation.token_ids
+        # The next policy may still write it differently.
         cut_short = generation.cut and not closed
         calls.add((call.tobytes(), place if cut_short else None))
     return len(calls)

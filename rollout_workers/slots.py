@@ -1,4 +1,4 @@
-"""How many rollouts one engine works on: as many as it has room for, between the recipe's bounds."""
+"""How many rollouts one engine works on: as many as it has room for, within the recipe's bounds."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ class EngineLoad:
 
 
 class Slots:
-    """A limit on rollouts in flight that follows the engine: a rollout that waits for a tool leaves room for another one.
+    """A limit on rollouts in flight that follows the engine.
 
-    Where requests wait inside the engine or its KV cache is full the limit falls by a tenth; where all slots are in use and
-    nothing waits it rises by a sixteenth (additive increase, multiplicative decrease). It starts at `most`.
+    A rollout that waits for a tool leaves room for another one. The limit falls by a tenth if
+    requests wait inside the engine or its KV cache is full. It rises by a sixteenth if all slots
+    are in use and nothing waits (additive increase, multiplicative decrease). It starts at `most`.
     """
 
     def __init__(
@@ -37,27 +38,43 @@ class Slots:
         load: Callable[[], EngineLoad],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """Start with all slots free.
+
+        Args:
+            least: the limit does not fall below this, however full the engine.
+            most: the limit does not rise above this.
+            load: gives what the engine last reported.
+            clock: gives seconds; tests bring their own.
+        """
         self.limit = most
         self.in_use = 0
-        self._least, self._most, self._load, self._clock = min(least, most), most, load, clock
+        self._least = min(least, most)
+        self._most = most
+        self._load = load
+        self._clock = clock
         self._looked = clock()
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._urgent: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     @property
     def queued(self) -> int:
-        """Rollouts that wait for a slot."""
+        """How many rollouts wait for a slot."""
         return sum(count for count, future in (*self._urgent, *self._waiting) if not future.done())
 
     @asynccontextmanager
     async def hold(self, count: int = 1, *, urgent: bool = False) -> AsyncIterator[None]:
-        """Wait for `count` slots, in order of arrival, urgent ones first. More than the limit are let in when nothing else is."""
+        """Hold slots during a block; wait for them in order of arrival, urgent ones first.
+
+        More than the limit are let in when nothing else is in flight.
+        """
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        (self._urgent if urgent else self._waiting).append((count, future))
+        queue = self._urgent if urgent else self._waiting
+        queue.append((count, future))
         self._admit()
         try:
             await future
         except asyncio.CancelledError:
+            # Cancelled after the slots were given: nobody else would give them back.
             if future.done() and not future.cancelled():
                 self._release(count)
             raise
@@ -75,14 +92,17 @@ class Slots:
         for queue in (self._urgent, self._waiting):
             while queue:
                 count, future = queue[0]
-                if not future.done() and self.in_use and self.in_use + count > self.limit:
+                # Something must be in flight to wait for; else more than the limit are let in.
+                full = self.in_use and self.in_use + count > self.limit
+                if full and not future.done():
                     return
                 queue.popleft()
-                if not future.done():
+                if not future.done():  # else it was cancelled
                     self.in_use += count
                     future.set_result(None)
 
     def _adjust(self) -> None:
+        # A look that comes sooner would see the same few iterations again.
         now = self._clock()
         if now - self._looked < INTERVAL_S:
             return

@@ -12,6 +12,7 @@ from rollout_workers.trajectory import Group, PolicySegment, Question, Trajector
 
 def is_sound(group: object, question: Question, n: int) -> TypeGuard[Group]:
     """Return whether an answer is a group of n rollouts of this question, with finite numbers."""
+    # A rollout without a reward is sound: infrastructure cut it short.
     return (
         isinstance(group, Group)
         and group.question.id == question.id
@@ -33,6 +34,7 @@ def _is_sound_trajectory(trajectory: Trajectory, question: Question) -> bool:
 
 
 def _is_sound_segment(segment: PolicySegment) -> bool:
+    # A log-probability above 0 is none.
     return (
         len(segment.token_ids) == len(segment.logprobs)
         and bool(np.isfinite(segment.logprobs).all())

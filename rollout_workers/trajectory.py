@@ -10,6 +10,7 @@ engine and learner expand it to the image's own number of features.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -199,7 +200,7 @@ class Trajectory:
     def images(self) -> tuple[Pixels, ...]:
         """Images of observations, in order of appearance, without the question's own."""
         observations = [s for s in self.segments if isinstance(s, ObservationSegment)]
-        return tuple(image for observation in observations for image in observation.images)
+        return tuple(itertools.chain.from_iterable(segment.images for segment in observations))
 
     @property
     def policy_tokens(self) -> int:
@@ -246,6 +247,7 @@ def turns(trajectory: Trajectory) -> list[Span]:
     The prefix of a fork and its continuation are one turn.
     """
     mask = trajectory.policy_mask.astype(np.int8)
+    # The mask changes at the start and behind the end of each run.
     edges = np.flatnonzero(np.diff(np.concatenate([[0], mask, [0]])))
     return [(int(start), int(stop)) for start, stop in zip(edges[::2], edges[1::2], strict=True)]
 
@@ -274,6 +276,7 @@ def call_spans_in_turn(
         offset: what to add to the positions: where the turn starts.
     """
     ids = np.asarray(ids)
+    # Thinking that is never closed holds no call.
     closes = np.flatnonzero(ids == tokens.think_close)
     if len(closes) == 0:
         return []
@@ -285,6 +288,7 @@ def call_spans_in_turn(
         if len(opens) == 0:
             return spans
         start = position + int(opens[0])
+        # A further opening tag before the closing one is part of the call.
         ends = np.flatnonzero(ids[start:stop] == tokens.call_close)
         end = start + int(ends[0]) + 1 if len(ends) else stop
         spans.append((start + offset, end + offset))
@@ -315,6 +319,7 @@ def frozen_prefix(source: Trajectory, prefix_tokens: int) -> tuple[Segment, ...]
         if left <= 0:
             break
         if left < len(segment.token_ids):
+            # The environment writes an observation in one piece: nobody can go on inside it.
             if isinstance(segment, ObservationSegment):
                 break
             segment = _first_tokens(segment, left)

@@ -129,6 +129,7 @@ class RolloutWorker:
 
         async def scored_rollout(index: int) -> Trajectory:
             seeds = Seeds(self._run_seed, step, question.id, index)
+            # Scoring needs no slot: the engine has nothing to do with it.
             async with self._slots.hold():
                 response = await play_rollout(scene, seeds)
             trajectory = scene.trajectory(response, index, fork=None)
@@ -161,6 +162,7 @@ class RolloutWorker:
         prefix = frozen_prefix(source, request.prefix_tokens)
         rollout_seeds = Seeds(self._run_seed, step, question.id, source.rollout)
         seeds = [rollout_seeds.of_fork(request.prefix_tokens, k) for k in range(request.k)]
+        # Urgent, because the prefix is in the engine's cache now.
         async with self._slots.hold(request.k, urgent=True):
             responses = await play_continuations(scene, prefix, seeds, request.min_distinct_calls)
 
@@ -208,6 +210,7 @@ class RolloutWorker:
 
         Raises if it is dead, or if the engine may hold weights of two policies.
         """
+        # It may still answer, but it must be replaced: it may mix two policies.
         if self._update_failed:
             raise RuntimeError("a weight update failed")
         await self._faults.reach("ping", self._index)
@@ -253,6 +256,7 @@ class RolloutWorker:
         )
 
     async def _prompt(self, question: Question, *, evaluating: bool) -> Ids:
+        # Tools are asked once, at the first rollout: they may start later than the worker.
         if evaluating not in self._schemas:
             tools = self._tools_for(evaluating=evaluating)
             self._schemas[evaluating] = await asyncio.wait_for(
@@ -301,6 +305,7 @@ class RolloutWorker:
         try:
             async with asyncio.timeout(self._config.health_s):
                 yield
+        # Cancelled or timed out, too: the engine may hold a part of the new weights.
         except BaseException:
             self._update_failed = True
             raise
