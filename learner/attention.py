@@ -76,6 +76,7 @@ def _node_by_node(
     values = value.split(lengths, 2)
     out = []
     for node, path in enumerate(tree.paths):
+        # Several query heads share one key head; SDPA wants a key head for each.
         k = torch.cat([keys[i] for i in path], 2).repeat_interleave(queries_per_key, 1)
         v = torch.cat([values[i] for i in path], 2).repeat_interleave(queries_per_key, 1)
         above = k.shape[2] - lengths[node]

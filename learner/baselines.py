@@ -59,5 +59,6 @@ class LeaveOneOutBaseline(Baseline):
 
     def advantages(self, rewards: Rewards) -> Rewards:
         """Return N / (N - 1) * (r - mean), which is r minus the mean of the others."""
+        # In this form one mean does for all rollouts.
         others = len(rewards) - 1
         return (rewards - rewards.mean()) * (len(rewards) / others)

@@ -84,6 +84,7 @@ def collate(
     shown = list(rows)
     if not any(row.images for row in rows):
         shown.append(blank_row(images, vision))
+    # In the order of first sight: the vision tower encodes each distinct image once.
     distinct: dict[Any, int] = {}
     for row in shown:
         for key in row.images:
@@ -94,17 +95,14 @@ def collate(
     input_ids = np.full(axis.shape[0] * axis.shape[1], vision.vision_end)
     position_ids = np.zeros((3, len(input_ids)), np.int64)
     image_index = []
+    # A shared prefix is laid down with the first of its rows, and so are the images in it.
     for b, first in axis.pieces:
-        row = shown[b]
-        grids = [images.grid(key) for key in row.images]
-        rotary = rotary_positions(len(row.ids), row.image_starts.tolist(), grids)
-        input_ids[axis.index[b][first:]] = row.ids[first:]
-        position_ids[:, axis.index[b][first:]] = rotary[:, first:]
+        row, places = shown[b], axis.index[b][first:]
+        input_ids[places] = row.ids[first:]
+        position_ids[:, places] = _rotary(row, images)[:, first:]
         for key, start in zip(row.images, row.image_starts, strict=True):
             if start >= first:
                 image_index.append(distinct[key])
-    trained = range(len(rows))  # without the blank one
-    lengths = [len(row.targets) for row in rows]
     return MicroBatch(
         input_ids=torch.from_numpy(input_ids).view(axis.shape),
         position_ids=torch.from_numpy(position_ids).view(3, *axis.shape),
@@ -112,14 +110,29 @@ def collate(
         pixel_values=pixel_values,
         image_grid_thw=image_grid_thw,
         image_index=torch.tensor(image_index),
-        items=_cat([np.full(lengths[b], b) for b in trained], np.int64),
-        positions=_cat([axis.index[b][rows[b].positions] for b in trained], np.int64),
-        targets=_cat([row.targets for row in rows], np.int64),
-        engine_logprobs=_cat([row.engine_logprobs for row in rows], np.float32),
-        old_logprobs=_cat([row.old_logprobs for row in rows], np.float32),
-        advantages=_cat([row.advantages for row in rows], np.float32),
-        weights=_cat([np.full(lengths[b], rows[b].weight) for b in trained], np.float32),
+        **_trained(rows, axis),
     )
+
+
+def _trained(rows: Sequence[Row], axis: _Axis) -> dict[str, Tensor]:
+    """Return the fields of a micro-batch that have an entry for each trained token."""
+    items = [np.full(len(row.targets), b) for b, row in enumerate(rows)]
+    positions = [axis.index[b][row.positions] for b, row in enumerate(rows)]
+    weights = [np.full(len(row.targets), row.weight) for row in rows]
+    return {
+        "items": _cat(items, np.int64),
+        "positions": _cat(positions, np.int64),
+        "targets": _cat([row.targets for row in rows], np.int64),
+        "engine_logprobs": _cat([row.engine_logprobs for row in rows], np.float32),
+        "old_logprobs": _cat([row.old_logprobs for row in rows], np.float32),
+        "advantages": _cat([row.advantages for row in rows], np.float32),
+        "weights": _cat(weights, np.float32),
+    }
+
+
+def _rotary(row: Row, images: StepImages) -> NDArray[np.int64]:
+    grids = [images.grid(key) for key in row.images]
+    return rotary_positions(len(row.ids), row.image_starts.tolist(), grids)
 
 
 def rotary_positions(
@@ -139,6 +152,8 @@ def rotary_positions(
         Time, height and width positions, shape [3, length].
     """
     out = np.zeros((3, length), np.int64)
+    # `done` counts tokens, `position` what the next one gets: an image takes more tokens than
+    # positions.
     done, position = 0, 0
     for start, (height, width) in zip(image_starts, grids, strict=True):
         out[:, done:start] = np.arange(start - done) + position
@@ -153,6 +168,7 @@ def rotary_positions(
 
 
 def _axis(rows: Sequence[Row], layout: Layout) -> _Axis:
+    # Row b of a padded batch begins at b * L.
     if layout == "padded":
         length = max(len(row.ids) for row in rows)
         index = [b * length + np.arange(len(row.ids)) for b, row in enumerate(rows)]
@@ -163,5 +179,6 @@ def _axis(rows: Sequence[Row], layout: Layout) -> _Axis:
 
 
 def _cat(parts: Iterable[NDArray[Any]], dtype: type[np.generic]) -> Tensor:
+    # The empty array stands for no parts, which concatenate refuses.
     joined = np.concatenate([np.zeros(0, dtype), *parts])
     return torch.from_numpy(joined.astype(dtype))

@@ -58,6 +58,7 @@ class Saving:
             TimeoutError: it was not over in time.
         """
         if self._future is not None:
+            # This raises TimeoutError and keeps the save; what the save raised is only returned.
             self._future.exception(seconds)
             over, self._future = self._future, None
             over.result()
@@ -78,6 +79,7 @@ def in_memory(checkpoint_engine: Any, later: Callable[[Write], object]) -> Itera
         real(state_dict, buffer)
         later(partial(Path(path).write_bytes, buffer.getbuffer()))
 
+    # An attribute of the instance hides the method of its class; deleting it brings that back.
     checkpoint_engine.save = save
     try:
         yield
@@ -107,6 +109,7 @@ def save_hf(model: nn.Module, export: Export, rank: int, write: Callable[[Write]
     """
     shards = len(plan_buckets(lora.exported(model), SHARD_BYTES))
     weight_map: dict[str, str] = {}
+    # Gathering is collective: the other ranks go through the loop for nothing but that.
     for i, tensors in enumerate(gathered(model, SHARD_BYTES)):
         if rank == 0:
             file = _shard_name(i, shards)
@@ -185,6 +188,7 @@ def load_other_ranks(engine: Any, state: Path, rank: int) -> dict[str, Any]:
     universal = state.with_name("universal")
     if rank == 0:
         _convert(state, universal)
+    # The others must not read what is not yet written.
     dist.barrier()
     configured = engine._config.load_universal_checkpoint
     engine._config.load_universal_checkpoint = True
@@ -192,6 +196,7 @@ def load_other_ranks(engine: Any, state: Path, rank: int) -> dict[str, Any]:
         _, client = engine.load_checkpoint(str(state.parent), tag=universal.name)
     finally:
         engine._config.load_universal_checkpoint = configured
+    # Nor may it be removed while one of them still reads.
     dist.barrier()
     if rank == 0:
         shutil.rmtree(universal)

@@ -114,6 +114,7 @@ def credit(
             entries = _separate(group, rewards, baseline, prefix=settings.prefix)
         weight = 1.0 / (size * len(groups))
         items += [_item(group.question, entry, weight) for entry in entries]
+    # An item that trains nothing has no mean over its trained tokens.
     return [item for item in items if item.mask.any()]
 
 
@@ -169,8 +170,8 @@ def _separate(
         own = _longest_first(group, i, rewards.continuations)
         advantages = np.full(len(rollout.response_ids), plain[i])
         replaced = rewards.rollouts.copy()
-        # A shorter prefix is shared by the continuations of the longer ones too, so the best
-        # outcome so far goes on with it.
+        # From the longest prefix to the shortest: a shorter one is shared by the continuations of
+        # the longer ones too, so the best outcome so far goes on with it.
         for resample, rewards_K in own:
             replaced[i] = max(replaced[i], rewards_K.max())
             advantages[: resample.prefix_tokens] = baseline.advantages(replaced)[i]
@@ -192,10 +193,12 @@ def _source_mask(rollout: Trajectory, frozen: int, *, prefix: bool) -> NDArray[n
 def _joined(group: Group, rewards: _Rewards, baseline: Baseline) -> Iterator[_Entry]:
     """Yield the entries of one group of N + M."""
     together = baseline.advantages(np.concatenate([rewards.rollouts, *rewards.continuations]))
+    # Back to the rollouts and the continuations of each resample.
     sizes = [len(rewards.rollouts), *map(len, rewards.continuations)]
     advantages_N, *advantages_K = np.split(together, np.cumsum(sizes)[:-1])
     for i, rollout in enumerate(group.rollouts):
         advantages = np.full(len(rollout.response_ids), advantages_N[i])
+        # From the longest prefix to the shortest, the members that share it become more.
         sharing = [advantages_N[i]]
         for resample, after in _longest_first(group, i, advantages_K):
             sharing += list(after)

@@ -75,6 +75,7 @@ class _Logprobs(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, sampling: Sampling
     ) -> tuple[Tensor, Tensor]:
+        # By chunks into whole vectors of tokens: only the logits are large.
         logprobs = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
         entropies = torch.empty_like(logprobs)
         normalizers = torch.empty_like(logprobs)

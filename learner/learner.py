@@ -30,6 +30,7 @@ class _RankActor:
 
     def address(self) -> tuple[str, int]:
         """Return this node's address and a port that is free now."""
+        # Asked for port 0, the kernel gives one that is free.
         with socket.socket() as probe:
             probe.bind(("", 0))
             return ray.util.get_node_ip_address(), probe.getsockname()[1]
@@ -80,17 +81,9 @@ class Learner:
         """
         self.config = config
         self._order = threading.Lock()
+        # All ranks or none: some of them alone would hold their CPUs and wait for the others.
         self._group = _reserve(config)
-        actor = ray.remote(_RankActor)
-        self._ranks = []
-        for i in range(config.ranks):
-            bundle = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=i)
-            options = actor.options(
-                num_cpus=config.cpus_per_rank,
-                num_gpus=config.gpus_per_rank,
-                scheduling_strategy=bundle,
-            )
-            self._ranks.append(options.remote())
+        self._ranks = [_rank_actor(config, self._group, i) for i in range(config.ranks)]
         try:
             address, port = self._wait("start", [self._ranks[0].address.remote()])[0]
             first = RankSettings(
@@ -272,6 +265,17 @@ def _trainable(items: Sequence[TrainItem]) -> list[TrainItem]:
     if not trainable:
         raise ValueError("update: no item has a token to train on")
     return trainable
+
+
+def _rank_actor(config: LearnerConfig, group: PlacementGroup, rank: int) -> Any:
+    """Return the Ray handle of a new actor in its own bundle of the group."""
+    bundle = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank)
+    options = ray.remote(_RankActor).options(
+        num_cpus=config.cpus_per_rank,
+        num_gpus=config.gpus_per_rank,
+        scheduling_strategy=bundle,
+    )
+    return options.remote()
 
 
 def _reserve(config: LearnerConfig) -> PlacementGroup:

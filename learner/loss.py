@@ -64,6 +64,7 @@ def policy_loss(tokens: TrainedTokens, objective: Objective, kl_beta: float) -> 
         kl = k3(logprobs, tokens.reference)
     else:
         kl = torch.zeros_like(logprobs)
+    # The correction is for the sampling of the surrogate; the KL term is not weighted by it.
     policy = -(weights * tokens.correction * surrogate).sum()
     loss = policy + kl_beta * (weights * kl).sum()
     with torch.no_grad():
@@ -124,5 +125,6 @@ def gap_correction(learner: Tensor, engine: Tensor, items: Tensor, config: Learn
         gap = item_sums(gap, items)[items]
     if config.correction == "truncate":
         return gap.exp().clamp(max=config.correction_cap)
+    # 1/cap <= w <= cap, with both sides' logarithms.
     within = gap.abs() <= torch.tensor(config.correction_cap).log()
     return within.to(gap.dtype)

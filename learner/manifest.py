@@ -82,6 +82,7 @@ def seal(folder: Path, entries: Entries, about: Mapping[str, Any]) -> None:
         json.dump({**about, "files": dict(sorted(entries.items()))}, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
+    # The names of the files must be on the disk before the folder gets its own.
     for directory in {path.parent for path in temporary.rglob("*")}:
         _sync(directory)
     temporary.rename(folder)
@@ -112,6 +113,7 @@ def finish(
             write()
 
     temporary = partial(folder)
+    # Each of these waits for all ranks: what is hashed is written, and what is sealed is hashed.
     ranks = len(_together(write_all, gather))
     shares = _together(lambda: digests(temporary, files(temporary)[rank::ranks]), gather)
     entries: Entries = {}
@@ -147,6 +149,7 @@ def verify(folder: Path) -> dict[str, Any]:
         path, entry = folder / name, manifest["files"][name]
         if not path.is_file():
             raise DamagedCheckpoint(f"{path}: missing")
+        # A truncated file needs no reading.
         size = path.stat().st_size
         if size != entry["bytes"]:
             raise DamagedCheckpoint(f"{path}: {size} bytes, {entry['bytes']} were written")
@@ -160,6 +163,7 @@ def verify(folder: Path) -> dict[str, Any]:
 
 def remove(folder: Path) -> None:
     """Delete a checkpoint; a kill in between leaves no folder that looks like one."""
+    # Under this name it is a leftover, which `clean` removes.
     doomed = partial(folder)
     shutil.rmtree(doomed, ignore_errors=True)
     folder.rename(doomed)

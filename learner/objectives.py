@@ -93,6 +93,7 @@ class Clip(Objective):
 
     def surrogate(self, logprobs: Tensor, ratio: Tensor, advantages: Tensor) -> Tensor:
         """Return min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A)."""
+        # The minimum makes the bounds count only on the side on which the term would gain.
         bounded = ratio.clamp(1 - self.clip_low, 1 + self.clip_high)
         return (ratio * advantages).minimum(bounded * advantages)
 
@@ -110,6 +111,7 @@ class _DividedByConstant(Objective):
     @field_validator("loss_length")
     @classmethod
     def _given(cls, tokens: int) -> int:
+        # The longest response depends on the recipe, so no default would be right.
         if not tokens:
             raise ValueError("the objective divides by it; expected the longest response in tokens")
         return tokens

@@ -47,6 +47,7 @@ def plan_rows(
     else:
         units = _questions(rows, questions, budget)
         tokens = [tree_size([rows[i].keys for i in unit]) for unit in units]
+    # What a unit costs beside its tokens: encoding its images, each once.
     costs = []
     for unit, unit_tokens in zip(units, tokens, strict=True):
         costs.append(unit_tokens + sum(map(image_cost, _images(rows, unit))))
@@ -69,13 +70,14 @@ def plan_even(tokens: Sequence[int], costs: Sequence[float], ranks: int, budget:
     Returns:
         Indices of units instead of rows.
     """
+    # Equal costs in the order of the units, so that every rank makes the same plan.
     longest_first = sorted(range(len(costs)), key=lambda i: (-costs[i], i))
     least = -(-sum(min(t, budget) for t in tokens) // (budget * ranks))
     for steps in count(max(1, least)):
         slots = steps * ranks
         bins: list[list[int]] = [[] for _ in range(slots)]
         used = [0] * slots
-        lightest = [(0.0, b) for b in range(slots)]
+        lightest = [(0.0, b) for b in range(slots)]  # a heap of (cost, micro-batch)
         for i in longest_first:
             cost, b = lightest[0]
             if bins[b] and used[b] + tokens[i] > budget:
@@ -106,6 +108,7 @@ def plan_padded(lengths: Sequence[int], ranks: int, budget: int) -> Steps:
     def pack(limit: int) -> list[list[int]]:
         bins: list[list[int]] = []
         for i in longest_first:
+            # The first row of a micro-batch is its longest: all others are padded to it.
             if bins and (len(bins[-1]) + 1) * lengths[bins[-1][0]] <= limit:
                 bins[-1].append(i)
             else:
@@ -122,6 +125,7 @@ def plan_padded(lengths: Sequence[int], ranks: int, budget: int) -> Steps:
         else:
             low = middle + 1
     bins = pack(low)
+    # Every rank needs a micro-batch in every step, if only an empty one.
     bins += [[] for _ in range(slots - len(bins))]
     return _in_steps(bins, ranks)
 

@@ -130,11 +130,13 @@ def _load_weights(model: nn.Module, folder: str) -> None:
     """Copy a folder's tensors into the partitioned parameters. Collective."""
     import deepspeed
 
+    # A tied head is no parameter of its own here, and its tensor is passed over.
     parameters = dict(model.named_parameters())
     missing = set(parameters)
     for name, tensor in read_safetensors(folder):
         if name in parameters:
             with deepspeed.zero.GatheredParameters([parameters[name]], modifier_rank=0):
+                # What this rank writes, the others get their parts of when the block ends.
                 if torch.distributed.get_rank() == 0:
                     parameters[name].data.copy_(tensor)
             missing.discard(name)

@@ -59,6 +59,7 @@ class LearnerRank:
         self._join()
         self.engine = _trained_engine(self._load_policy(), config)
         processor = AutoProcessor.from_pretrained(settings.model).image_processor
+        # After the policy: without its adapters it may be the reference itself.
         reference = self._load_reference()
         model = self.engine.module.model
         passes = Passes(model, processor, config, settings.rank, self.engine.device)

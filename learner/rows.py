@@ -62,11 +62,7 @@ def make_row(
     keys = images.add(item)
     ids = np.concatenate([trajectory.prompt_ids, trajectory.response_ids]).astype(np.int64)
     pads = ids == image_pad
-    if pads.sum() != len(keys):
-        raise ValueError(
-            f"rollout {trajectory.rollout} of question {trajectory.question_id}: "
-            f"{pads.sum()} placeholders for {len(keys)} images"
-        )
+    _check_images(item, int(pads.sum()), len(keys))
     repeats = np.ones(len(ids), np.int64)
     repeats[pads] = [images.features(key) for key in keys]
     starts = np.cumsum(repeats) - repeats
@@ -91,6 +87,14 @@ def make_row(
         advantages=item.advantages[trained],
         weight=item.weight / (divisor or len(trained)),
     )
+
+
+def _check_images(item: TrainItem, placeholders: int, images: int) -> None:
+    if placeholders != images:
+        raise ValueError(
+            f"rollout {item.trajectory.rollout} of question {item.trajectory.question_id}: "
+            f"{placeholders} placeholders for {images} images"
+        )
 
 
 def blank_row(images: StepImages, vision: VisionTokens) -> Row:

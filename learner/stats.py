@@ -38,6 +38,7 @@ class TokenStats:
         everyone = {}
         for name in mine:
             joined = np.concatenate([share[name] for share in shares])
+            # Means over many tokens lose digits in float32.
             everyone[name] = joined.astype(np.float64)
         return summarize(everyone)
 

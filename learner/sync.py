@@ -63,6 +63,7 @@ class WeightSync:
         """Return the receivers, connected anew if they are other ones than last time."""
         if self._receivers is not None and self._receivers.handles == handles:
             return self._receivers
+        # The first update, or the pool has replaced an engine.
         receivers = Receivers(handles, self._serving.ranks_per_engine, self._deadline_s)
         self._receivers = receivers
         backend = self._serving.weight_transfer

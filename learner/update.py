@@ -56,11 +56,16 @@ class Updater:
 
     def update(self, items: list[TrainItem]) -> dict[str, float]:
         """Take the optimizer steps of one batch on the policy loss; see `Learner.update`."""
-        started, lr, stats = time.monotonic(), self._engine.get_lr()[0], TokenStats()
+        started = time.monotonic()
         config = self._config
-        seed = [self._seed, self._engine.global_steps]
+        lr = self._engine.get_lr()[0]
+        stats = TokenStats()
         questions = [item.question.id for item in items]
+        # The count of optimizer steps is in the seed: a resumed run deals as an unbroken one does.
+        seed = [self._seed, self._engine.global_steps]
         parts = list(deal(questions, config.epochs, config.mini_batches, seed))
+        # With a correction the ratio is to the learner's policy before the first step. Of several
+        # steps only the first could compute that along the way, so it is computed ahead.
         old: list[Floats] | None = None
         if config.correction != "none" and len(parts) > 1:
             old = self._gathered_logprobs(items)
@@ -80,9 +85,12 @@ class Updater:
 
     def fine_tune(self, items: list[TrainItem]) -> dict[str, float]:
         """Take one optimizer step on -log pi; see `Learner.fine_tune`."""
-        started, lr, stats = time.monotonic(), self._engine.get_lr()[0], TokenStats()
+        started = time.monotonic()
+        lr = self._engine.get_lr()[0]
+        stats = TokenStats()
         step = FineTuningStep(self._engine, stats)
-        outcome = take_step(self._engine, self._passes, self._passes.plan(items), step.loss)
+        run = self._passes.plan(items)
+        outcome = take_step(self._engine, self._passes, run, step.loss)
         self._count_skipped(outcome)
         seconds = time.monotonic() - started
         return self._metrics(items, [outcome], lr, seconds) | stats.summary()
@@ -113,6 +121,7 @@ class Updater:
             with torch.no_grad():
                 values = self._engine(batch)[output].cpu().numpy()
             owner = batch.items.cpu().numpy()
+            # Of the micro-batch's flat tokens back to each item's response.
             for b, i in enumerate(self._passes.mine(step)):
                 whole = np.zeros(len(items[i].mask), np.float32)
                 whole[items[i].mask] = values[owner == b]
@@ -123,7 +132,9 @@ class Updater:
         """Return the log-probabilities of every item, shape [R], on every rank."""
         shares: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(shares, self.logprobs(items))
-        by_index = {i: values for share in shares for i, values in share}
+        by_index: dict[int, Floats] = {}
+        for share in shares:
+            by_index.update(share)
         return [by_index[i] for i in range(len(items))]
 
     def _count_skipped(self, outcome: Outcome) -> None:
@@ -178,6 +189,7 @@ def deal(
     parts = min(mini_batches, len(distinct))
     for epoch in range(epochs):
         order = np.arange(len(distinct))
+        # The order of questions in one mini-batch does not matter, so no random number is drawn.
         if parts > 1:
             order = np.random.default_rng([*seed, epoch]).permutation(len(distinct))
         for chosen in np.array_split(order, parts):

@@ -69,6 +69,7 @@ def gathered(model: nn.Module, bucket_bytes: int) -> Iterator[Named]:
 
     adapters = lora.adapters(model)
     for bucket in plan_buckets(lora.exported(model), bucket_bytes):
+        # The factors of adapters are gathered with the weights that they change.
         needed = [parameter for _, parameter in bucket]
         for name, _ in bucket:
             if name in adapters:
@@ -181,6 +182,7 @@ def stream_shared_memory(
         with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="axpo-") as folder:
             return _send_buckets(buckets, receivers, method, Path(folder))
     finally:
+        # Gather what is left: the ranks that do not send take part in every gather.
         for _ in buckets:
             pass
 
@@ -193,6 +195,7 @@ def _send_buckets(
     file: Path | None = None  # that the pending calls read
     for i, tensors in enumerate(buckets):
         payload = write_bucket(tensors, folder / str(i))
+        # The engines have read the bucket before while this one was gathered and written.
         if file is not None:
             answers.append(receivers.wait(pending))
             file.unlink()

@@ -18,6 +18,7 @@ def frozen(config: LearnerConfig) -> dict[str, Any]:
     if config.offload_parameters:
         zero["offload_param"] = _in_host_memory(config)
     out: dict[str, Any] = {
+        # DeepSpeed asks for these two, but batches and accumulation are ours (`learner.steps`).
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": config.max_grad_norm,

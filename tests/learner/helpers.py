@@ -19,11 +19,8 @@ from rollout_workers.trajectory import (
 
 QUESTION = Question(id="q", text="", images=(), answer="")
 DIRECT = ((20, 4, 21, 2),)  # thinking, </think>, answer, end of turn
-TOOL = (
-    (20, 21, 4, 5, 22, 6, 2),
-    (30, 31),
-    (23, 4, 24, 2),
-)  # turn with a call, observation, turn with the answer
+# A turn with a call, an observation, a turn with the answer.
+TOOL = ((20, 21, 4, 5, 22, 6, 2), (30, 31), (23, 4, 24, 2))
 TOOL_PREFIX = 4  # 20 21 </think> <tool_call>
 
 
@@ -34,15 +31,14 @@ def trajectory(
     rollout: int = 0,
     fork: ForkPoint | None = None,
 ) -> Trajectory:
-    """`parts` alternate between policy turns and observations."""
+    """Return a trajectory; `parts` alternate between policy turns and observations."""
     segments = []
     for i, part in enumerate(parts):
         ids = np.array(part, np.int32)
-        segments.append(
-            ObservationSegment(ids)
-            if i % 2
-            else PolicySegment(ids, np.full(len(ids), -1.0, np.float32), 0)
-        )
+        if i % 2:
+            segments.append(ObservationSegment(ids))
+        else:
+            segments.append(PolicySegment(ids, np.full(len(ids), -1.0, np.float32), 0))
     return Trajectory(
         "q",
         rollout,
@@ -72,13 +68,10 @@ def resample(
     parts: Sequence[Sequence[int]] = TOOL,
     prefix: int = TOOL_PREFIX,
 ) -> Resample:
-    """K continuations that repeat the source's prefix, one policy token longer each."""
-    forks = []
+    """Return K continuations that repeat the source's prefix, one policy token longer each."""
+    continuations = []
     for k, reward in enumerate(rewards):
         turn = (*parts[0][:prefix], *[40] * k, *parts[0][prefix:])
-        forks.append(
-            trajectory(
-                (turn, *parts[1:]), reward, rollout=source, fork=ForkPoint(source, k, prefix)
-            )
-        )
-    return Resample(source, prefix, tuple(forks))
+        fork = ForkPoint(source, k, prefix)
+        continuations.append(trajectory((turn, *parts[1:]), reward, rollout=source, fork=fork))
+    return Resample(source, prefix, tuple(continuations))

@@ -1,4 +1,7 @@
-"""Multimodal train items of random tokens for a real tiny Qwen3-VL, and an independent learner to compare with."""
+"""Multimodal train items of random tokens, and an independent learner to compare with.
+
+The model is a real tiny Qwen3-VL.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,11 @@ def ids_of(model: str) -> dict[str, int]:
 def make_items(
     model: str, count: int, seed: int = 0, advantage: float | None = None
 ) -> list[TrainItem]:
-    """Random tokens: items of one question in three share its image, every third has a zoomed image, lengths differ."""
+    """Return items of random tokens and of different lengths.
+
+    There are three items of each question, which share its image. Every third item has a zoomed
+    image of its own.
+    """
     rng = np.random.default_rng(seed)
     ids = ids_of(model)
     vision = [ids["start"], ids["image"], ids["end"]]
@@ -76,9 +83,11 @@ def make_items(
 
 
 def forked_items(model: str, seed: int = 0) -> list[TrainItem]:
-    """A question with four rollouts, two of which call a tool and fail; the first of these is forked twice at its call.
+    """Return the items of a question with four rollouts, one of which is forked.
 
-    Its prompt and image are in all seven rows, its prefix in three, and each fork looks at an image of its own.
+    Two of the rollouts call a tool and fail; the first of these is forked twice at its call. Its
+    prompt and image are in all seven rows, its prefix in three, and each continuation looks at an
+    image of its own.
     """
     rng = np.random.default_rng(seed)
     ids = ids_of(model)
@@ -146,7 +155,10 @@ def forked_items(model: str, seed: int = 0) -> list[TrainItem]:
 
 
 def plain_torch_loss(model: str, items: list[TrainItem]):
-    """An independent learner: Hugging Face's own processor and forward, one item at a time, autograd. Returns (model, loss)."""
+    """Return the model and the loss of an independent learner.
+
+    It uses Hugging Face's own processor and forward, one item at a time, and autograd.
+    """
     from PIL import Image
     from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
 

@@ -20,7 +20,10 @@ VISION = VisionTokens(
 
 
 class Processor:
-    """4x4 patches, merged 2x2: an image of h x w pixels has h*w/64 features. Counts what it is asked to process."""
+    """Cut images into 4x4 patches, merged 2x2: h x w pixels have h*w/64 features.
+
+    It counts the images that it is asked to process.
+    """
 
     patch_size = 4
     merge_size = 2
@@ -85,7 +88,8 @@ def test_placeholders_and_images_must_agree():
 
 
 def test_rotary_positions_follow_the_grid_of_an_image():
-    # two words, an image of 2 x 3, a word, an image of 1 x 1, a word; after the 2 x 3 image text goes on at 2 + 3
+    # Two words, an image of 2 x 3, a word, an image of 1 x 1, a word. After the 2 x 3 image text
+    # goes on at 2 + 3.
     assert rotary_positions(11, [2, 9], [(2, 3), (1, 1)]).tolist() == [
         [0, 1, 2, 2, 2, 2, 2, 2, 5, 6, 7],
         [0, 1, 2, 2, 2, 3, 3, 3, 5, 6, 7],
@@ -154,7 +158,8 @@ def test_a_tree_holds_a_shared_prefix_and_its_images_once():
     )
     rows = [row(i, images) for i in (other, fork, elsewhere)]
     batch = collate(rows, images, VISION, "tree")
-    # The fork repeats all but its last input token; the other question shows another image and shares only the 1 before it.
+    # The continuation repeats all but its last input token. The other question shows another image
+    # and shares only the 1 before it.
     shared = [1, 9, 9, 20, 21, 30, 9, 31]
     assert sorted(batch.input_ids[0].tolist()) == sorted([*shared, 22, 24, 9, 9, 20])
     assert len(batch.image_index) == 3

@@ -70,7 +70,8 @@ def test_all_wrong_group_has_no_signal_without_a_resample():
 
 
 def test_all_wrong_group_with_a_recovered_prefix():
-    # source 0: rewards with its own replaced are 1 0 0 0 -> (1 - 1/4) / (sqrt(3)/4); the others keep 0 0 0 0 -> 0
+    # Source 0: rewards with its own replaced are 1 0 0 0 -> (1 - 1/4) / (sqrt(3)/4).
+    # The others keep 0 0 0 0 -> 0.
     items = credit(
         [group([(TOOL, 0), (TOOL, 0), (DIRECT, 0), (DIRECT, 0)], [resample(0, [1, 0, 0, 0])])],
         TOKENS,
@@ -89,7 +90,8 @@ def test_all_wrong_group_with_a_recovered_prefix():
 
 
 def test_right_no_tool_siblings():
-    # original rewards 0 0 1 1: the unselected keep mean 1/2, std 1/2. Recovered source: 1 0 1 1, mean 3/4, std sqrt(3)/4
+    # Original rewards 0 0 1 1: the unselected keep mean 1/2, std 1/2.
+    # Recovered source: 1 0 1 1, mean 3/4, std sqrt(3)/4.
     items = credit(
         [group([(TOOL, 0), (TOOL, 0), (DIRECT, 1), (DIRECT, 1)], [resample(0, [0, 1])])], TOKENS
     )
@@ -99,7 +101,8 @@ def test_right_no_tool_siblings():
 
 
 def test_two_selected_sources_are_each_computed_against_the_original_rewards():
-    # source 0 recovered: 1 0 0 1 -> mean 1/2, std 1/2 -> +1. source 1 not: 0 0 0 1 -> mean 1/4, std sqrt(3)/4 -> -1/sqrt(3).
+    # Source 0 recovered: 1 0 0 1 -> mean 1/2, std 1/2 -> +1.
+    # Source 1 did not: 0 0 0 1 -> mean 1/4, std sqrt(3)/4 -> -1/sqrt(3).
     # Had source 1 seen source 0's replaced reward, it would be -1.
     rollouts = [(TOOL, 0), (TOOL, 0), (DIRECT, 0), (DIRECT, 1)]
     items = credit([group(rollouts, [resample(0, [1, 0]), resample(1, [0, 0])])], TOKENS)
@@ -158,7 +161,8 @@ def test_a_literal_tag_inside_thinking_is_no_call():
 
 
 def test_no_token_gets_two_signals():
-    # Continuations share their source's prefix tokens by value; each stream trains only its own side of the fork.
+    # Continuations share their source's prefix tokens by value; each stream trains only its own
+    # side of the fork point.
     items = credit([group([(TOOL, 0), (DIRECT, 1)], [resample(0, [1, 0])])], TOKENS)
     source, *forks, _ = items
     assert source.mask.tolist() == [i < TOOL_PREFIX for i in range(13)]
@@ -190,7 +194,8 @@ def test_an_unscored_rollout_is_refused_and_an_empty_one_is_no_item():
 
 
 def test_continuations_from_the_prompt_leave_their_source_a_rollout_like_any_other():
-    # The same four plain advantages as without resampling; the two from the prompt train whole: right +1, wrong -1.
+    # The same four plain advantages as without resampling; the two from the prompt train whole:
+    # right +1, wrong -1.
     rollouts = [(TOOL, 0), (TOOL, 0), (DIRECT, 0), (DIRECT, 1)]
     plain = credit([group(rollouts)], TOKENS)
     source, right, wrong, *others = credit(
@@ -223,8 +228,9 @@ def test_without_prefix_credit_the_prefix_trains_nothing_and_all_else_stays():
 
 
 def test_joined_resamples_are_one_group_with_the_rollouts():
-    # 0 1 and the continuations' 1 0 0 0: mean 1/3, population std sqrt(2)/3: right +sqrt 2, wrong -1/sqrt 2.
-    # The source's prefix is shared by itself (wrong) and 1 right, 3 wrong: (sqrt 2 - 4/sqrt 2) / 5 = -sqrt(2)/5.
+    # 0 1 and the continuations' 1 0 0 0: mean 1/3, population std sqrt(2)/3: right +sqrt 2,
+    # wrong -1/sqrt 2. The source's prefix is shared by itself (wrong) and 1 right, 3 wrong:
+    # (sqrt 2 - 4/sqrt 2) / 5 = -sqrt(2)/5.
     *forks, source, other = credit(
         [group([(TOOL, 0), (DIRECT, 1)], [resample(0, [1, 0, 0, 0])])],
         TOKENS,
@@ -232,15 +238,8 @@ def test_joined_resamples_are_one_group_with_the_rollouts():
     )
     root = np.sqrt(2)
     assert [advantage(i) for i in forks] == pytest.approx([root] + 3 * [-1 / root], rel=1e-5)
-    assert trained(forks[0]) == [
-        22,
-        6,
-        2,
-        23,
-        4,
-        24,
-        2,
-    ]  # shared tokens are trained once, with the source
+    # Shared tokens are trained once, with the source.
+    assert trained(forks[0]) == [22, 6, 2, 23, 4, 24, 2]
     assert trained(source) == [20, 21, 4, 5, 22, 6, 2, 23, 4, 24, 2]
     assert source.advantages[:4].tolist() == pytest.approx([-root / 5] * 4, rel=1e-5)
     assert source.advantages[source.mask][4:].tolist() == pytest.approx([-1 / root] * 7, rel=1e-5)
@@ -256,8 +255,9 @@ def test_joined_changes_nothing_without_resamples():
     ]
 
 
-def test_a_better_continuation_lifts_an_outcome_that_is_not_binary_and_a_worse_one_does_not_lower_it():
-    # Source 0.5 beside 0: continuations up to 1 -> (1, 0) -> +1; up to 0.25 -> (0.5, 0) -> +1, the source's own; std is its half.
+def test_a_better_continuation_lifts_a_graded_outcome_and_a_worse_one_does_not_lower_it():
+    # Source 0.5 beside 0: continuations up to 1 -> (1, 0) -> +1; up to 0.25 -> (0.5, 0) -> +1, the
+    # source's own. The std is half of it.
     for best, std in ((1.0, 0.5), (0.25, 0.25)):
         prefix = credit([group([(TOOL, 0.5), (DIRECT, 0)], [resample(0, [best, 0])])], TOKENS)[0]
         assert advantage(prefix) == pytest.approx(std / (std + EPS))
@@ -265,7 +265,8 @@ def test_a_better_continuation_lifts_an_outcome_that_is_not_binary_and_a_worse_o
 
 @pytest.mark.parametrize("bonus", [0.5, -0.5])
 def test_a_tool_bonus_shifts_the_reward_of_calling_rollouts_and_nothing_else(bonus):
-    # Rewards 1 (no tool) and 0 + bonus: mean (1 + bonus) / 2, std (1 - bonus) / 2: still -1 and +1; at equal outcomes the bonus decides.
+    # Rewards 1 (no tool) and 0 + bonus: mean (1 + bonus) / 2, std (1 - bonus) / 2: still -1 and +1.
+    # At equal outcomes the bonus decides.
     batch = [group([(TOOL, 0), (DIRECT, 1)]), group([(TOOL, 1), (DIRECT, 1)])]
     items = credit(batch, TOKENS, LearnerConfig(credit={"tool_bonus": bonus}))
     plain = credit(batch, TOKENS)
@@ -278,33 +279,21 @@ def test_a_tool_bonus_shifts_the_reward_of_calling_rollouts_and_nothing_else(bon
     assert [advantage(i) for i in centered] == pytest.approx(
         [(bonus - 1) / 2, (1 - bonus) / 2, bonus / 2, -bonus / 2]
     )
-    assert [t.reward for g in batch for t in g.rollouts] == [
-        0,
-        1,
-        1,
-        1,
-    ]  # the verified outcomes stay
+    # The verified outcomes stay.
+    assert [t.reward for g in batch for t in g.rollouts] == [0, 1, 1, 1]
 
 
-TWICE = (
-    (20, 4, 5, 22, 6, 2),
-    (30,),
-    (4, 5, 25, 6, 2),
-    (31,),
-    (4, 24, 2),
-)  # two calls: prefixes of 3 and 9 tokens
+# Two calls: prefixes of 3 and 9 tokens.
+TWICE = ((20, 4, 5, 22, 6, 2), (30,), (4, 5, 25, 6, 2), (31,), (4, 24, 2))
 
 
 def second_call(rewards) -> Resample:
     turn = TWICE[2]
-    parts = [
-        (*TWICE[:2], (*turn[:2], *[40] * k, *turn[2:]), *TWICE[3:]) for k in range(len(rewards))
-    ]
-    forks = [
-        trajectory(p, r, fork=ForkPoint(0, k, 9))
-        for k, (p, r) in enumerate(zip(parts, rewards, strict=True))
-    ]
-    return Resample(0, 9, tuple(forks))
+    continuations = []
+    for k, reward in enumerate(rewards):
+        parts = (*TWICE[:2], (*turn[:2], *[40] * k, *turn[2:]), *TWICE[3:])
+        continuations.append(trajectory(parts, reward, fork=ForkPoint(0, k, 9)))
+    return Resample(0, 9, tuple(continuations))
 
 
 @pytest.mark.parametrize(
@@ -352,7 +341,8 @@ def test_the_streams_under_every_baseline(objective, lifted, right, wrong):
 @pytest.mark.parametrize(
     ("objective", "gradients"),
     [
-        # rho is e on the prefix's first token and 1 on its other three; e on a wrong continuation's first token. A = 1 and -1, w = 1.
+        # rho is e on the prefix's first token and 1 on its other three, and e on the first token of
+        # a wrong continuation. A = 1 and -1, w = 1.
         ("clip", [0, -1, -1, -1, np.e]),  # what would gain beyond 1.4 is clipped token by token
         ({"name": "rloo", "loss_length": 1}, [-np.e, -1, -1, -1, np.e]),  # nothing is clipped
         ("cispo", [-1.4, -1, -1, -1, 1.4]),  # the ratio is bounded, no token loses its gradient

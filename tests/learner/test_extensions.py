@@ -14,7 +14,7 @@ from learner.extensions import build
 
 @pytest.mark.engine
 def test_the_check_of_set_up_does_not_wait_for_a_stale_lock(tmp_path, monkeypatch):
-    """For ever, with DeepSpeed's defaults: it would compile its collectives."""
+    # With DeepSpeed's defaults it would wait for ever: it would compile its collectives.
     for name in (
         "deepspeed_shm_comm",
         "deepspeed_ccl_comm",
@@ -44,7 +44,10 @@ def test_a_build_finds_no_stale_lock(tmp_path):
 
 def test_a_build_waits_for_another_and_not_for_a_killed_one(tmp_path):
     slow = "lambda: (print('on', flush=True), time.sleep(60))"
-    script = f"import pathlib, time; from learner.extensions import build; build({slow}, pathlib.Path({str(tmp_path)!r}))"
+    script = (
+        "import pathlib, time; from learner.extensions import build; "
+        f"build({slow}, pathlib.Path({str(tmp_path)!r}))"
+    )
     other = subprocess.Popen(
         [sys.executable, "-c", script], stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]
     )

@@ -1,4 +1,7 @@
-"""Packed and tree batches against separate sequences on a real tiny Qwen3-VL: the same log-probabilities and gradients."""
+"""Packed and tree batches against separate sequences, on a real tiny Qwen3-VL.
+
+Log-probabilities and gradients are the same.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,7 @@ def policy(model: str) -> Policy:
 
 
 def batches(model: str, items: list, layout: Layout, size: int) -> list[MicroBatch]:
-    """The items as micro-batches of `size` items each."""
+    """Return the items as micro-batches of `size` items each."""
     from transformers import AutoProcessor
 
     ids = ids_of(model)
@@ -51,7 +54,10 @@ def batches(model: str, items: list, layout: Layout, size: int) -> list[MicroBat
 def compute(
     policy: Policy, parts: list[MicroBatch]
 ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-    """Log-probabilities, entropies and the gradient of a loss that weighs every token differently."""
+    """Return log-probabilities, entropies and gradients.
+
+    The loss weighs every token differently.
+    """
     policy.zero_grad()
     logprobs, entropies = zip(*(policy(part) for part in parts), strict=True)
     flat = torch.cat(logprobs)
@@ -67,7 +73,7 @@ def items(model: str) -> list:
 
 @pytest.fixture(scope="module")
 def separate(policy: Policy, model: str, items: list):
-    """One padded micro-batch a sequence: nothing is padded, packed or shared."""
+    """Compute one padded micro-batch a sequence: nothing is padded, packed or shared."""
     return compute(policy, batches(model, items, "padded", 1))
 
 
@@ -93,7 +99,8 @@ def test_a_tree_computes_shared_tokens_and_images_once(model: str, items: list) 
     (direct,) = batches(model, items[count - 1 : count], "packed", 1)
     prompt = int(direct.positions[0]) + 1
     prefix = int(items[0].mask.sum())
-    # Six rows with one prompt; the source's row ends before the opening tag, which its two forks share as well.
+    # Six rows with one prompt. The source's row ends before the opening tag, which its two
+    # continuations share as well.
     assert packed.input_ids.numel() - tree.input_ids.numel() == 5 * prompt + (prefix - 1) + prefix
     assert len(packed.image_index) == 6 + 3
     assert len(tree.image_index) == 1 + 3

@@ -29,7 +29,8 @@ def plan(rows, questions, ranks, budget, layout):
 
 
 def test_even_micro_batches_in_the_fewest_steps():
-    # 100 tokens over 2 ranks with a budget of 30: two steps. Longest first, each to the lightest: 40 | 20 | 20 | 10 10
+    # 100 tokens over 2 ranks with a budget of 30: two steps. Longest first, each to the lightest:
+    # 40 | 20 | 20 | 10 10
     steps = plan_even([40, 20, 20, 10, 10], [40, 20, 20, 10, 10], 2, 30)
     assert [len(step) for step in steps] == [2, 2]
     assert sorted(b for step in steps for b in step) == [[0], [1], [2], [3, 4]]
@@ -71,7 +72,8 @@ def test_packed_rows_are_spread_one_by_one():
 
 
 def test_padded_plan_fills_the_fewest_steps_with_neighbours_in_length():
-    # Budget 40: rows of 10 go by four, those of 20 by two: 3 micro-batches in 2 steps of 2 ranks, one place left empty.
+    # Budget 40: rows of 10 go by four, those of 20 by two: 3 micro-batches in 2 steps of 2 ranks,
+    # one place left empty.
     steps = plan_padded([10, 20, 10, 20, 10, 20, 10, 10], 2, 40)
     assert steps == [[[1, 3], [5, 0]], [[2, 4, 6, 7], []]]
 

@@ -36,19 +36,29 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def learner(
-    model: str, cluster: None, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Learner]:
-    """Its start is kept in learner.start: a test that moves the weights loads it back."""
+def ranks(model: str, cluster: None) -> Iterator[Learner]:
     learner = Learner(model, CONFIG)
-    learner.start = str(tmp_path_factory.mktemp("checkpoints") / "start")  # type: ignore[attr-defined]
-    learner.save(learner.start)  # type: ignore[attr-defined]
     yield learner
     learner.shutdown()
 
 
+@pytest.fixture(scope="module")
+def start(ranks: Learner, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Save a checkpoint of the ranks before any test has moved their weights."""
+    folder = str(tmp_path_factory.mktemp("checkpoints") / "start")
+    ranks.save(folder)
+    return folder
+
+
+@pytest.fixture
+def learner(ranks: Learner, start: str) -> Learner:
+    """Return two ranks with the weights of the start."""
+    ranks.load(start)
+    return ranks
+
+
 def on_policy(learner: Learner, items: list[TrainItem]) -> list[TrainItem]:
-    """The same items as if the learner's own policy had sampled them."""
+    """Return the same items as if the learner's own policy had sampled them."""
     out = []
     for item, logprobs in zip(items, learner.logprobs(items), strict=True):
         segments, start = [], 0
@@ -67,13 +77,16 @@ def on_policy(learner: Learner, items: list[TrainItem]) -> list[TrainItem]:
     return out
 
 
+def without_seconds(metrics: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if name != "seconds"}
+
+
 def hf_weights(folder: str) -> dict[str, torch.Tensor]:
     return load_file(Path(folder, "hf", "model.safetensors"))
 
 
 def test_loss_and_gradient_equal_plain_torch(learner: Learner, model: str) -> None:
     # At the start policy == reference, so the KL term and its gradient are 0.
-    learner.load(learner.start)  # type: ignore[attr-defined]
     items = on_policy(learner, make_items(model, 7))
     network, loss = plain_torch_loss(model, items)
     loss.backward()
@@ -86,7 +99,6 @@ def test_loss_and_gradient_equal_plain_torch(learner: Learner, model: str) -> No
 def test_on_policy_ratio_is_one_and_a_step_raises_the_probability_of_what_was_right(
     learner: Learner, model: str
 ) -> None:
-    learner.load(learner.start)  # type: ignore[attr-defined]
     items = on_policy(learner, make_items(model, 6, advantage=1.0))
     before = learner.update(items)
     assert before["ratio_mean"] == pytest.approx(1, abs=1e-5)
@@ -102,7 +114,6 @@ def test_on_policy_ratio_is_one_and_a_step_raises_the_probability_of_what_was_ri
 
 
 def test_entropies_are_those_that_an_update_reports(learner: Learner, model: str) -> None:
-    learner.load(learner.start)  # type: ignore[attr-defined]
     items = make_items(model, 5)
     entropies = learner.entropies(items)
     assert not any(values[~item.mask].any() for item, values in zip(items, entropies, strict=True))
@@ -116,7 +127,6 @@ def test_the_gradient_does_not_depend_on_ranks_micro_batches_layout_or_checkpoin
     learner: Learner, model: str, cluster: None, tmp_path: Path
 ) -> None:
     items = [*make_items(model, 5), *forked_items(model)]
-    learner.load(learner.start)  # type: ignore[attr-defined]
     two = learner.update(items)
     learner.save(str(tmp_path / "two"))
     assert two["micro_steps"] == 1
@@ -139,15 +149,17 @@ def test_the_gradient_does_not_depend_on_ranks_micro_batches_layout_or_checkpoin
     assert one["grad_norm"] == pytest.approx(two["grad_norm"], rel=1e-5)
     gradients = first_moments(tmp_path / "two")
     for name, gradient in first_moments(tmp_path / "one").items():
-        # Beside the relative bound an absolute one: softmax ignores what a key's bias adds, so that gradient is round-off alone.
-        assert (
-            torch.norm(gradient - gradients[name])
-            <= 1e-5 * torch.norm(gradient) + 1e-7 * one["grad_norm"]
-        ), name
+        # Beside the relative bound an absolute one: softmax ignores what a key's bias adds, so that
+        # gradient is round-off alone.
+        bound = 1e-5 * torch.norm(gradient) + 1e-7 * one["grad_norm"]
+        assert torch.norm(gradient - gradients[name]) <= bound, name
 
 
 def first_moments(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """AdamW's first moments by parameter; after one update they are (1 - beta_1) times the gradient."""
+    """Return AdamW's first moments by parameter.
+
+    After one update they are (1 - beta_1) times the gradient.
+    """
     from argparse import Namespace
 
     from deepspeed.checkpoint import ds_to_universal
@@ -167,7 +179,6 @@ def first_moments(checkpoint: Path) -> dict[str, torch.Tensor]:
 def test_save_and_load_restore_weights_optimizer_and_schedule(
     learner: Learner, model: str, tmp_path: Path
 ) -> None:
-    learner.load(learner.start)  # type: ignore[attr-defined]
     items = make_items(model, 4)
     learner.update(items)
     saved = str(tmp_path / "saved")
@@ -180,10 +191,7 @@ def test_save_and_load_restore_weights_optimizer_and_schedule(
     expected = [learner.update(items), learner.update(items)]
     learner.load(saved)
     again = [learner.update(items), learner.update(items)]
-    for a, b in zip(expected, again, strict=True):
-        assert {k: v for k, v in a.items() if k != "seconds"} == {
-            k: v for k, v in b.items() if k != "seconds"
-        }
+    assert list(map(without_seconds, again)) == list(map(without_seconds, expected))
     with pytest.raises(DamagedCheckpoint, match=r"manifest\.json: FileNotFoundError"):
         learner.load(str(tmp_path / "none"))
     (shard,) = Path(saved, "state", "learner").glob("*_rank_1_*optim_states.pt")
@@ -199,7 +207,6 @@ def test_save_and_load_restore_weights_optimizer_and_schedule(
 def test_a_checkpoint_loads_on_another_number_of_ranks(
     learner: Learner, model: str, cluster: None, tmp_path: Path
 ) -> None:
-    learner.load(learner.start)  # type: ignore[attr-defined]
     items = make_items(model, 4)
     learner.update(items)
     saved = str(tmp_path / "saved")
@@ -226,7 +233,6 @@ def test_a_checkpoint_loads_on_another_number_of_ranks(
 def test_a_save_beside_the_training_is_that_of_its_moment(
     learner: Learner, model: str, tmp_path: Path
 ) -> None:
-    learner.load(learner.start)  # type: ignore[attr-defined]
     items = make_items(model, 4)
     learner.update(items)
     learner.save(str(tmp_path / "waited"))
@@ -237,10 +243,7 @@ def test_a_save_beside_the_training_is_that_of_its_moment(
     assert all(torch.equal(w, beside[name]) for name, w in waited.items())
     learner.load(str(tmp_path / "beside"))
     again = [learner.update(items), learner.update(items)]
-    for a, b in zip(expected, again, strict=True):
-        assert {k: v for k, v in a.items() if k != "seconds"} == {
-            k: v for k, v in b.items() if k != "seconds"
-        }
+    assert list(map(without_seconds, again)) == list(map(without_seconds, expected))
 
 
 def test_a_full_disk_is_told_before_anything_is_written(learner: Learner, tmp_path: Path) -> None:
@@ -265,7 +268,6 @@ def test_a_full_disk_is_told_before_anything_is_written(learner: Learner, tmp_pa
 def test_supervised_loss_falls_on_items_with_and_without_images(
     learner: Learner, model: str
 ) -> None:
-    learner.load(learner.start)  # type: ignore[attr-defined]
     items = make_items(model, 3)
     text = dataclasses.replace(
         items[1],
@@ -279,8 +281,9 @@ def test_supervised_loss_falls_on_items_with_and_without_images(
     assert learner.fine_tune([text])["micro_steps"] == 1  # the other rank runs the blank image
 
 
-def test_a_loss_that_is_not_finite_is_skipped(learner: Learner, model: str, tmp_path: Path) -> None:
-    learner.load(learner.start)  # type: ignore[attr-defined]
+def test_a_loss_that_is_not_finite_is_skipped(
+    learner: Learner, model: str, start: str, tmp_path: Path
+) -> None:
     items = make_items(model, 3)
     bad = dataclasses.replace(
         items[0], advantages=np.where(items[0].mask, np.nan, 0).astype(np.float32)
@@ -289,17 +292,15 @@ def test_a_loss_that_is_not_finite_is_skipped(learner: Learner, model: str, tmp_
     assert metrics["skipped"] == metrics["skipped_in_a_row"] == 1
     assert learner.update([bad])["skipped_in_a_row"] == 2
     learner.save(str(tmp_path / "after"))
-    start = hf_weights(learner.start)  # type: ignore[attr-defined]
-    assert all(
-        torch.equal(w, start[name]) for name, w in hf_weights(str(tmp_path / "after")).items()
-    )
+    before, after = hf_weights(start), hf_weights(str(tmp_path / "after"))
+    assert all(torch.equal(w, before[name]) for name, w in after.items())
     good = learner.update(items)
     assert good["skipped"] == good["skipped_in_a_row"] == 0
     assert np.isfinite(good["grad_norm"])
 
 
 class Receiver:
-    """Keeps what it is sent; fails at the first bucket, or loses one parameter, where told to."""
+    """Keep what is sent; fail at the first bucket or lose one parameter if told to."""
 
     def __init__(self, fail: bool = False, lose: str | None = None) -> None:
         self.fail, self.lose = fail, lose
@@ -399,7 +400,8 @@ def test_mini_batches_and_epochs_take_steps_and_the_first_has_ratio_one(
     finally:
         learner.shutdown()
     assert first["optimizer_steps"] == 4
-    # The engine's log-probabilities (-6) are far from the learner's, but the ratio is to the learner's own.
+    # The engine's log-probabilities (-6) are far from the learner's, but the ratio is to the
+    # learner's own.
     assert first["logprob_gap_mean"] > 0.1
     assert 1 < first["ratio_max"] < 10
     assert first["correction_mean"] <= 2
