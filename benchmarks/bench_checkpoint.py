@@ -1,76 +1,78 @@
-"""A checkpoint (both formats, hashed, flushed, renamed) and a resume (verified) against torch.save and torch.load of as many bytes."""
+"""A checkpoint and a resume against torch.save and torch.load of as many bytes.
+
+A checkpoint has both formats and is hashed, flushed and renamed; a resume verifies the hashes.
+"""
 
 from __future__ import annotations
 
 import json
 import shutil
 import tempfile
-import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from benchmarks.bench_layouts import medians
-from benchmarks.recorded import MODEL
-from benchmarks.result import Entry
+import ray
 
-HIDDEN, LAYERS = 512, 12  # about 40 million parameters: 640 MB of state
+from benchmarks.recorded import MODEL
+from benchmarks.result import Entry, at_most
+from benchmarks.timing import medians, timed
+from learner.config import LearnerConfig
+from learner.learner import Learner
+
+# About 40 million parameters: 640 MB of state.
+HIDDEN, LAYERS = 512, 12
+CONFIG = LearnerConfig(ranks=2, cpus_per_rank=1, kl_beta=0, deadline_s=300)
+REPEATS = 3
+TENSORS = 100
+"""Tensors that torch saves and loads."""
 
 
 def measure() -> list[Entry]:
-    import ray
-
-    from learner.config import LearnerConfig
-    from learner.learner import Learner
-
+    """Return the entries `checkpoint_vs_torch_save` and `resume_vs_torch_load`."""
     with tempfile.TemporaryDirectory() as root:
         folder = Path(root)
+        checkpoint, plain = folder / "checkpoint", folder / "plain.pt"
         model = _larger_model(folder / "model")
         ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="warning")
-        learner = Learner(
-            str(model), LearnerConfig(ranks=2, cpus_per_rank=1, kl_beta=0, deadline_s=300)
-        )
+        learner = Learner(str(model), CONFIG)
+
+        def save() -> float:
+            shutil.rmtree(checkpoint, ignore_errors=True)
+            return _seconds(lambda: learner.save(str(checkpoint)))
+
+        def load() -> float:
+            return _seconds(lambda: learner.load(str(checkpoint)))
+
         try:
-            target = folder / "checkpoint"
-
-            def save() -> float:
-                shutil.rmtree(target, ignore_errors=True)
-                return _seconds(lambda: learner.save(str(target)))
-
-            saving = medians(
-                {"save": save, "torch": lambda: _torch_save(target, folder / "plain.pt")}, 3
-            )
-            loads = {
-                "load": lambda: _seconds(lambda: learner.load(str(target))),
-                "torch": lambda: _torch_load(folder / "plain.pt"),
-            }
-            loading = medians(loads, 3)
+            torch_save = partial(_torch_save, checkpoint, plain)
+            torch_load = partial(_torch_load, plain)
+            saving = medians({"save": save, "torch": torch_save}, REPEATS)
+            loading = medians({"load": load, "torch": torch_load}, REPEATS)
         finally:
             learner.shutdown()
             ray.shutdown()
-        size = _bytes(target)
+        size = _bytes(checkpoint)
     what = f"{size / 1e6:.0f} MB from two ranks"
-    save_detail = f"{what}, hashed, flushed to disk and renamed: {saving['save']:.2f} s against {saving['torch']:.2f} s unflushed"
+    save_detail = (
+        f"{what}, hashed, flushed to disk and renamed: "
+        f"{saving['save']:.2f} s against {saving['torch']:.2f} s unflushed"
+    )
     load_detail = (
         f"{what}, hashes checked: {loading['load']:.2f} s against {loading['torch']:.2f} s"
     )
     return [
-        _entry("checkpoint_vs_torch_save", saving["save"] / saving["torch"], save_detail),
-        _entry("resume_vs_torch_load", loading["load"] / loading["torch"], load_detail),
+        _ratio("checkpoint_vs_torch_save", saving["save"] / saving["torch"], save_detail),
+        _ratio("resume_vs_torch_load", loading["load"] / loading["torch"], load_detail),
     ]
 
 
-def _entry(name: str, value: float, detail: str) -> Entry:
-    return {
-        "name": name,
-        "value": value,
-        "target": 3,
-        "better": "lower",
-        "unit": "x",
-        "detail": detail,
-    }
+def _ratio(name: str, value: float, detail: str) -> Entry:
+    return at_most(name, value, 3, "x", detail)
 
 
 def _larger_model(folder: Path) -> Path:
-    """The embedded model's files around random weights of a wider language model."""
+    """Write random weights of a wider language model into a copy of the embedded model."""
     import torch
     from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
@@ -83,9 +85,8 @@ def _larger_model(folder: Path) -> Path:
     }
     config["vision_config"] |= {"out_hidden_size": HIDDEN}
     torch.manual_seed(0)
-    Qwen3VLForConditionalGeneration(Qwen3VLConfig(**config)).to(torch.bfloat16).save_pretrained(
-        folder
-    )
+    model = Qwen3VLForConditionalGeneration(Qwen3VLConfig(**config)).to(torch.bfloat16)
+    model.save_pretrained(folder)
     return folder
 
 
@@ -93,16 +94,17 @@ def _bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def _seconds(call: object) -> float:
-    started = time.perf_counter()
-    call()  # type: ignore[operator]
-    return time.perf_counter() - started
+def _seconds(work: Callable[[], object]) -> float:
+    _, seconds = timed(work)
+    return seconds
 
 
 def _torch_save(like: Path, file: Path) -> float:
+    """Save as many bytes as the folder `like` has; return the seconds."""
     import torch
 
-    tensors = {str(i): torch.randn(_bytes(like) // 4 // 100) for i in range(100)}
+    numbers = _bytes(like) // 4 // TENSORS
+    tensors = {str(i): torch.randn(numbers) for i in range(TENSORS)}
     return _seconds(lambda: torch.save(tensors, file))
 
 

@@ -1,4 +1,7 @@
-"""Peak memory of log-probabilities and their gradient: the chunked head against full logits, each in a process of its own."""
+"""Peak memory of log-probabilities and their gradient: the chunked head against full logits.
+
+Each is measured in a process of its own.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,23 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.result import Entry
+from benchmarks.result import Entry, at_most
 
 VOCABULARY, TOKENS, HIDDEN = 151_936, 4_096, 256
 
 
+def measure() -> list[Entry]:
+    """Return the entry `logprob_head_memory_vs_full`."""
+    full, chunked = peak("full"), peak("chunked")
+    detail = (
+        f"{TOKENS} tokens, vocabulary {VOCABULARY}, hidden size {HIDDEN}, float32, gradients of "
+        f"hidden states and weight included: {chunked / 1e6:.0f} MB against {full / 1e6:.0f} MB"
+    )
+    return [at_most("logprob_head_memory_vs_full", chunked / full, 0.125, "x", detail)]
+
+
 def peak(kind: str) -> float:
-    """Bytes that forward and backward hold at most beyond what was there before."""
+    """Return the bytes that forward and backward hold at most beyond what was there before."""
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.bench_head", kind],
         capture_output=True,
@@ -23,31 +36,16 @@ def peak(kind: str) -> float:
     return float(done.stdout)
 
 
-def measure() -> list[Entry]:
-    full, chunked = peak("full"), peak("chunked")
-    detail = (
-        f"{TOKENS} tokens, vocabulary {VOCABULARY}, hidden size {HIDDEN}, float32, gradients of hidden states and weight included: "
-        f"{chunked / 1e6:.0f} MB against {full / 1e6:.0f} MB"
-    )
-    return [
-        {
-            "name": "logprob_head_memory_vs_full",
-            "value": chunked / full,
-            "target": 0.125,
-            "better": "lower",
-            "unit": "x",
-            "detail": detail,
-        }
-    ]
-
-
 def _resident(field: str) -> int:
-    """VmRSS or VmHWM of this process in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":"))
+    """Return VmRSS or VmHWM of this process in bytes."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    raise ValueError(f"/proc/self/status has no {field}")
 
 
 def _run(kind: str) -> None:
+    """Print the peak of one kind; runs in a process of its own."""
     import torch
 
     from learner.head import Head
@@ -61,6 +59,7 @@ def _run(kind: str) -> None:
     if kind == "full":
         logits = (hidden @ weight.T).float()
         logprobs = logits.log_softmax(-1)
+        # The entropies that the chunked head computes too.
         with torch.no_grad():
             (logprobs.exp() * logprobs).sum(-1)
         logprobs = logprobs.gather(-1, targets[:, None])[:, 0]

@@ -1,4 +1,8 @@
-"""The python tool: a warm call against a bare interpreter with the same imports, and against the same zygote without isolation."""
+"""The python tool: what a warm call gains over a bare interpreter, and what its isolation costs.
+
+A bare interpreter makes the same imports. The isolation is compared with the same zygote without
+any layer.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,12 @@ import ast
 import asyncio
 import statistics
 import subprocess
-import time
-from typing import Any
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
 
-from benchmarks.timing import interleaved
+from benchmarks.result import Entry, at_least, at_most
+from benchmarks.timing import interleaved, timed
 from tool_server.sandbox.jail import INSIDE, Toolbox
 from tool_server.sandbox.layers import isolation
 from tool_server.sandbox.options import Isolation, PythonOptions
@@ -18,82 +24,91 @@ from tool_server.sandbox.pool import JailPool
 HELLO = "print('hello')"
 COLD, WARM_UP, CALLS = 5, 20, 300
 IN_FLIGHT, LOAD, LOADS = 8, 150, 6
+BARE = Isolation(namespaces=False, landlock=0, seccomp=False, bare=True)
 
 
-def measure() -> list[dict[str, Any]]:
-    """The three entries."""
+@dataclass(frozen=True)
+class Measured:
+    """Seconds of single calls, and of loads of many calls, with and without the isolation."""
+
+    single: dict[str, list[float]]
+    loads: dict[str, list[float]]
+
+
+def measure() -> list[Entry]:
+    """Return the three entries."""
     options = PythonOptions(zygotes=1, slots=IN_FLIGHT)
     layers, toolbox = isolation(options)
-    cold = [_cold(toolbox) for _ in range(COLD)]
-    boxed = JailPool(options, layers, toolbox)
-    bare = JailPool(
-        options, Isolation(namespaces=False, landlock=0, seccomp=False, bare=True), toolbox
-    )
-    loop = asyncio.new_event_loop()
-
-    def hello(pool: JailPool) -> None:
-        loop.run_until_complete(_hello(pool))
-
-    def load(pool: JailPool) -> None:
-        loop.run_until_complete(_load(pool))
-
-    try:
-        interleaved(WARM_UP, boxed=lambda: hello(boxed), bare=lambda: hello(bare))
-        one = interleaved(CALLS, boxed=lambda: hello(boxed), bare=lambda: hello(bare))
-        many = interleaved(LOADS, boxed=lambda: load(boxed), bare=lambda: load(bare))
-    finally:
-        boxed.close()
-        bare.close()
-        loop.close()
-    warm, fork, start = (
-        statistics.median(one["boxed"]),
-        statistics.median(one["bare"]),
-        statistics.median(cold),
-    )
-    rate, bare_rate = (LOAD / statistics.median(many[name]) for name in ("boxed", "bare"))
-    p99 = statistics.quantiles(one["boxed"], n=100)[98]
+    start = statistics.median(_cold(toolbox) for _ in range(COLD))
+    with ExitStack() as stack:
+        boxed = stack.enter_context(closing(JailPool(options, layers, toolbox)))
+        bare = stack.enter_context(closing(JailPool(options, BARE, toolbox)))
+        measured = _measured(boxed, bare)
+    warm = statistics.median(measured.single["boxed"])
+    fork = statistics.median(measured.single["bare"])
+    p99 = statistics.quantiles(measured.single["boxed"], n=100)[98]
+    rate = LOAD / statistics.median(measured.loads["boxed"])
+    bare_rate = LOAD / statistics.median(measured.loads["bare"])
     return [
-        {
-            "name": "python_warm_vs_bare_imports",
-            "value": round(start / warm, 1),
-            "target": 60.0,
-            "better": "higher",
-            "unit": "x",
-            "detail": f"medians of print('hello'): python -c with the zygote's imports {start * 1e3:.0f} ms, call {warm * 1e3:.1f} ms "
-            f"(p99 {p99 * 1e3:.1f} ms)",
-        },
-        {
-            "name": "python_sandbox_vs_fork_latency",
-            "value": round(warm / fork, 3),
-            "target": 1.5,
-            "better": "lower",
-            "unit": "x",
-            "detail": f"medians one at a time: {warm * 1e3:.1f} ms with every layer, {fork * 1e3:.1f} ms the same zygote with none",
-        },
-        {
-            "name": "python_sandbox_vs_fork_rate",
-            "value": round(rate / bare_rate, 3),
-            "target": 0.7,
-            "better": "higher",
-            "unit": "x",
-            "detail": f"{IN_FLIGHT} in flight, one zygote: {rate:.0f} calls/s with every layer, {bare_rate:.0f} with none",
-        },
+        at_least(
+            "python_warm_vs_bare_imports",
+            round(start / warm, 1),
+            60.0,
+            "x",
+            f"medians of print('hello'): python -c with the zygote's imports {start * 1e3:.0f} ms, "
+            f"call {warm * 1e3:.1f} ms (p99 {p99 * 1e3:.1f} ms)",
+        ),
+        at_most(
+            "python_sandbox_vs_fork_latency",
+            round(warm / fork, 3),
+            1.5,
+            "x",
+            f"medians one at a time: {warm * 1e3:.1f} ms with every layer, "
+            f"{fork * 1e3:.1f} ms the same zygote with none",
+        ),
+        at_least(
+            "python_sandbox_vs_fork_rate",
+            round(rate / bare_rate, 3),
+            0.7,
+            "x",
+            f"{IN_FLIGHT} in flight, one zygote: {rate:.0f} calls/s with every layer, "
+            f"{bare_rate:.0f} with none",
+        ),
     ]
 
 
+def _measured(boxed: JailPool, bare: JailPool) -> Measured:
+    loop = asyncio.new_event_loop()
+
+    def single(pool: JailPool) -> Callable[[], None]:
+        return lambda: loop.run_until_complete(_hello(pool))
+
+    def load(pool: JailPool) -> Callable[[], None]:
+        return lambda: loop.run_until_complete(_load(pool))
+
+    try:
+        interleaved(WARM_UP, boxed=single(boxed), bare=single(bare))
+        return Measured(
+            single=interleaved(CALLS, boxed=single(boxed), bare=single(bare)),
+            loads=interleaved(LOADS, boxed=load(boxed), bare=load(bare)),
+        )
+    finally:
+        loop.close()
+
+
 def _cold(toolbox: Toolbox) -> float:
-    """Seconds of an interpreter of its own for the hello, with the imports that the zygote has made."""
-    started = time.perf_counter()
-    subprocess.run(
-        [toolbox.python, "-c", f"import {', '.join(_imports())}\n{HELLO}"],
-        check=True,
-        capture_output=True,
-    )
-    return time.perf_counter() - started
+    """Return the seconds of an interpreter of its own, with the imports that the zygote made."""
+    code = f"import {', '.join(_imports())}\n{HELLO}"
+    command = [toolbox.python, "-c", code]
+    _, seconds = timed(lambda: subprocess.run(command, check=True, capture_output=True))
+    return seconds
 
 
 def _imports() -> list[str]:
-    """The modules that `preload.py` imports before the first call, read from its text: it only imports inside the toolbox."""
+    """Return the modules that the zygote imports before the first call.
+
+    They are read from the text of `preload.py`, which can be imported only inside the toolbox.
+    """
     for node in ast.parse((INSIDE / "preload.py").read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "PRELOADED":
             return [name.strip() for name in ast.literal_eval(node.value).split(",")]
@@ -101,7 +116,7 @@ def _imports() -> list[str]:
 
 
 async def _load(pool: JailPool) -> None:
-    """`LOAD` calls; the pool has `IN_FLIGHT` slots."""
+    """Make `LOAD` calls; the pool has `IN_FLIGHT` slots."""
     await asyncio.gather(*[_hello(pool) for _ in range(LOAD)])
 
 

@@ -1,4 +1,7 @@
-"""Weight transfer, learner ranks to engine, through shared memory: against one copy of the same bytes, and against a call a parameter."""
+"""Weight transfer from learner ranks to an engine, through shared memory.
+
+It is compared with one copy of the same bytes, and with a call a parameter.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,16 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
 
-from benchmarks.engines import MODEL, WaitingTools, right
+from benchmarks.cluster import local_ray
+from benchmarks.engines import MODEL
+from benchmarks.result import Entry, at_least, at_most
+from benchmarks.scripted import WaitingTools, right
 from learner.config import LearnerConfig
 from learner.learner import Learner
 from rollout_workers.config import EngineConfig, RolloutConfig
@@ -53,67 +60,104 @@ ROLLOUT = RolloutConfig(
         weight_transfer="shared_memory",
     ),
 )
+READ_S = 60.0
+"""Deadline of the process that reads."""
 
 
-def measure() -> list[dict[str, Any]]:
-    """Entries `transfer_vs_copy` (a large model) and `transfer_vs_per_parameter` (as many tensors, small)."""
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="error",
+@dataclass(frozen=True)
+class Model:
+    """A random model on the disk."""
+
+    tensors: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Connected:
+    """A learner and an engine of one model."""
+
+    learner: Learner
+    pool: RolloutPool
+    model: Model
+
+    def seconds(self, rounds: int) -> float:
+        """Return the median of some transfers."""
+        return statistics.median(self.transfer(version) for version in range(rounds))
+
+    def transfer(self, version: int) -> float:
+        """Send the weights, and return the seconds."""
+        begun = time.monotonic()
+        self.learner.send_weights(self.pool.workers, version)
+        return time.monotonic() - begun
+
+    def one_bucket_a_parameter(self) -> None:
+        """Make every parameter a bucket of its own, which a recipe may not ask for."""
+
+        def change(actor: Any) -> None:
+            actor.rank.config = actor.rank.config.model_copy(update={"bucket_mb": 0})
+
+        ranks = self.learner._ranks
+        ray.get([rank.__ray_call__.remote(change) for rank in ranks], timeout=READ_S)
+
+
+def measure() -> list[Entry]:
+    """Return the entries of a large model, and of one of as many tensors that are small."""
+    with local_ray():
+        return [_large(), _small()]
+
+
+def _large() -> Entry:
+    with _connected(LARGE) as connected:
+        sync = connected.seconds(ROUNDS)
+        model = connected.model
+    copy = statistics.median(_copy(model.bytes) for _ in range(ROUNDS))
+    detail = (
+        f"{model.tensors} tensors, {model.bytes / 1e6:.0f} MB, 2 ZeRO-3 ranks to one engine: "
+        f"{sync:.2f} s, gather and packing included; the same bytes into /dev/shm and out of it "
+        f"in another process: {copy:.2f} s; medians of {ROUNDS}"
     )
-    try:
-        with _connected(LARGE) as (learner, pool, tensors, size):
-            sync = statistics.median(_sync(learner, pool, step) for step in range(ROUNDS))
-        copy = statistics.median(_copy(size) for _ in range(ROUNDS))
-        large = f"{tensors} tensors, {size / 1e6:.0f} MB, 2 ZeRO-3 ranks to one engine: {sync:.2f} s, gather and packing included"
-        with _connected(SMALL) as (learner, pool, tensors, size):
-            bucketed = statistics.median(_sync(learner, pool, step) for step in range(2 * ROUNDS))
-            _bucket_bytes(learner, 0)
-            single = statistics.median(_sync(learner, pool, step) for step in range(ROUNDS))
-        small = f"{tensors} tensors, {size / 1e6:.1f} MB: {bucketed * 1e3:.0f} ms in buckets, {single * 1e3:.0f} ms with a call a parameter"
-    finally:
-        ray.shutdown()
-    return [
-        {
-            "name": "transfer_vs_copy",
-            "value": round(sync / copy, 3),
-            "target": 3.0,
-            "better": "lower",
-            "unit": "x",
-            "detail": f"{large}; the same bytes into /dev/shm and out of it in another process: {copy:.2f} s; medians of {ROUNDS}",
-        },
-        {
-            "name": "transfer_vs_per_parameter",
-            "value": round(single / bucketed, 2),
-            "target": 5.0,
-            "better": "higher",
-            "unit": "x",
-            "detail": f"{small}; the same code with a bucket a parameter, gathers still overlapped",
-        },
-    ]
+    return at_most("transfer_vs_copy", round(sync / copy, 3), 3.0, "x", detail)
+
+
+def _small() -> Entry:
+    with _connected(SMALL) as connected:
+        bucketed = connected.seconds(2 * ROUNDS)
+        connected.one_bucket_a_parameter()
+        single = connected.seconds(ROUNDS)
+        model = connected.model
+    detail = (
+        f"{model.tensors} tensors, {model.bytes / 1e6:.1f} MB: {bucketed * 1e3:.0f} ms in buckets, "
+        f"{single * 1e3:.0f} ms with a call a parameter; "
+        f"the same code with a bucket a parameter, gathers still overlapped"
+    )
+    return at_least("transfer_vs_per_parameter", round(single / bucketed, 2), 5.0, "x", detail)
 
 
 @contextmanager
-def _connected(sizes: dict[str, int]) -> Iterator[tuple[Learner, RolloutPool, int, int]]:
-    """A learner and an engine of one random model; its number of tensors and bytes."""
+def _connected(sizes: dict[str, int]) -> Iterator[Connected]:
+    """Start a learner and an engine of one random model, and connect them."""
     with tempfile.TemporaryDirectory() as folder:
-        tensors, size = _model(Path(folder), sizes)
+        model = _model(Path(folder), sizes)
         pool = RolloutPool(WorkerSettings(folder, ROLLOUT, WaitingTools(), right, run_seed=0))
         learner = Learner(folder, LEARNER)
         try:
             pool.ready()
-            _sync(learner, pool, 0)
-            yield learner, pool, tensors, size
+            connected = Connected(learner, pool, model)
+            # The first transfer also connects.
+            connected.transfer(0)
+            yield connected
         finally:
             learner.shutdown()
             pool.shutdown()
 
 
-def _model(folder: Path, sizes: dict[str, int]) -> tuple[int, int]:
-    """Writes a random Qwen3-VL of the given text sizes, with the embedded model's tokenizer and processor."""
+def _model(folder: Path, sizes: dict[str, int]) -> Model:
+    """Write a random Qwen3-VL with the embedded model's tokenizer and processor.
+
+    Args:
+        folder: the new model folder.
+        sizes: of the language model.
+    """
     import torch
     from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
@@ -124,35 +168,20 @@ def _model(folder: Path, sizes: dict[str, int]) -> tuple[int, int]:
     data["text_config"] |= sizes | {"num_hidden_layers": LAYERS}
     data["text_config"].pop("layer_types", None)
     data["vision_config"]["out_hidden_size"] = sizes["hidden_size"]
-    section = sizes["head_dim"] // 2
-    data["text_config"]["rope_parameters"]["mrope_section"] = [
-        section - 2 * (section // 3),
-        section // 3,
-        section // 3,
-    ]
+    # The sections share half of a head: time gets what the other two leave.
+    half = sizes["head_dim"] // 2
+    third = half // 3
+    data["text_config"]["rope_parameters"]["mrope_section"] = [half - 2 * third, third, third]
     torch.manual_seed(0)
     model = Qwen3VLForConditionalGeneration(Qwen3VLConfig.from_dict(data)).float()
     model.save_pretrained(folder)
     parameters = list(model.parameters())
-    return len(parameters), sum(p.numel() * p.element_size() for p in parameters)
-
-
-def _sync(learner: Learner, pool: RolloutPool, version: int) -> float:
-    begun = time.monotonic()
-    learner.send_weights(pool.workers, version)
-    return time.monotonic() - begun
-
-
-def _bucket_bytes(learner: Learner, megabytes: int) -> None:
-    """Megabytes of a bucket on all ranks; 0: a bucket a parameter, which a recipe may not ask for."""
-
-    def change(actor: Any) -> None:
-        actor.rank.config = actor.rank.config.model_copy(update={"bucket_mb": megabytes})
-
-    ray.get([rank.__ray_call__.remote(change) for rank in learner._ranks], timeout=60)
+    return Model(len(parameters), sum(p.numel() * p.element_size() for p in parameters))
 
 
 class _Reader:
+    """Reads a file of shared memory into memory of its own."""
+
     def read(self, file: str) -> int:
         with (
             open(file, "rb") as source,
@@ -162,18 +191,18 @@ class _Reader:
 
 
 def _copy(size: int) -> float:
-    """Seconds to write as many bytes to shared memory, and to read them into its own memory in another process."""
+    """Return the seconds to write bytes to shared memory and read them in another process."""
     data = bytearray(size)
     reader = ray.remote(_Reader).options(num_cpus=0).remote()
     with tempfile.NamedTemporaryFile(dir="/dev/shm", prefix="axpo-bench-") as file:
         file.write(b"0")
         file.flush()
-        ray.get(reader.read.remote(file.name), timeout=60)  # the actor is up
+        ray.get(reader.read.remote(file.name), timeout=READ_S)  # the actor is up
         file.seek(0)
         begun = time.monotonic()
         file.write(data)
         file.flush()
-        if ray.get(reader.read.remote(file.name), timeout=60) != size:
+        if ray.get(reader.read.remote(file.name), timeout=READ_S) != size:
             raise AssertionError("the reader saw another size")
         seconds = time.monotonic() - begun
     ray.kill(reader)

@@ -1,35 +1,36 @@
-"""Real engines under control: every request samples as many tokens as its seed says, and turns call a tool or answer as scripted.
+"""Real engines under control, and the two baselines that share them.
 
-What is measured is ours and vLLM's: prompts, images, scheduling, sampling, the agent loop, Ray. What the tiny policy would say is
-not: its turns get an ending written by `Script`, as if sampled, so that lengths and turns are the same in everything compared.
+The worker path is compared with bare vLLM and with a loop in lockstep, on the same engine, in the
+same process.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import ray
+from PIL import Image
 
 from axpo.tasks import load_task
 from axpo.tasks.embedded.small_digit import SmallDigitConfig
-from rollout_workers.chat import Chat
+from benchmarks.cluster import local_ray
+from benchmarks.scripted import Script, ScriptedEngine, WaitingTools, right
 from rollout_workers.config import EngineConfig, RolloutConfig
-from rollout_workers.engine import VLLMEngine
-from rollout_workers.interfaces import Generation, Sampling
+from rollout_workers.interfaces import Sampling
 from rollout_workers.pool import RolloutPool
+from rollout_workers.seeds import Seeds
 from rollout_workers.settings import WorkerSettings
-from rollout_workers.trajectory import Question
+from rollout_workers.trajectory import Ids, Question, pixels, stored
 from rollout_workers.worker import RolloutWorker
 
 MODEL = "axpo/models/qwen3-vl-tiny"
 IN_FLIGHT = 64
 BLOCK = 32
+DEADLINE_S = 900.0
 CONFIG = RolloutConfig(
     n=8,
     max_turns=3,
@@ -51,224 +52,125 @@ CONFIG = RolloutConfig(
 )
 
 
-@dataclass(frozen=True)
-class Script:
-    """A function of a request's seed: its length in tokens (thoughts, log-normal, then the call if there is one), and its ending."""
-
-    mean: float = 64.0
-    sigma: float = 0.0
-    most: int = 384
-    tool_turns: int = 0
-    """Turns of every rollout that call the tool."""
-    tool_rate: float = 1.0
-    """Share of the rollouts that call it at all."""
-    call: int = 32
-    """Tokens of a call; a turn that a fork begins behind the opening tag has no others."""
-    right: float = 0.5
-    """Share of right answers."""
-
-    def tokens(self, seed: int, turn: int = 0, opened: bool = False) -> int:
-        if opened:
-            return self.call
-        draw = np.random.default_rng(seed).lognormal(
-            math.log(self.mean) - self.sigma**2 / 2, self.sigma
-        )
-        return int(np.clip(draw, 4, self.most)) + (self.call if self.calls(seed, turn) else 0)
-
-    def calls(self, seed: int, turn: int) -> bool:
-        return turn < self.tool_turns and (
-            turn > 0 or np.random.default_rng([seed, 1]).uniform() < self.tool_rate
-        )
-
-    def ending(self, seed: int, turn: int, opened: bool) -> str:
-        call = (
-            f'{{"name": "wait", "arguments": {{"seed": {seed % 2**31}}}}}\n</tool_call><|im_end|>'
-        )
-        if opened:
-            return call
-        if self.calls(seed, turn):
-            return f"\n</think>\n\n<tool_call>\n{call}"
-        right = np.random.default_rng([seed, 3]).uniform() < self.right
-        return f"\n</think>\n\n\\boxed{{{'right' if right else 'wrong'}}}<|im_end|>"
-
-
-class ScriptedEngine(VLLMEngine):
-    """vLLM with forced lengths. `script` may be changed between measurements."""
-
-    def __init__(self, model: str, *arguments: Any, **options: Any) -> None:
-        super().__init__(model, *arguments, **options)
-        self.chat, self.script = Chat.load(model), Script()
-
-    def _sampling_params(self, sampling: Sampling) -> Any:
-        params = super()._sampling_params(sampling)
-        params.stop_token_ids = []
-        return params
-
-    async def generate(self, prompt_ids: Any, images: Any, sampling: Sampling) -> list[Generation]:
-        opened = prompt_ids[-1] == self.chat.tokens.call_open
-        # A prompt opens system (the tools), user and assistant; each tool result opens the last two again.
-        turn = (int((prompt_ids == self.chat.tokens.im_start).sum()) - 3) // 2
-        seed = sampling.seed
-        most = min(sampling.max_tokens, self.script.tokens(seed, turn, opened))
-        shorter = replace(sampling, max_tokens=most)
-        generations = await super().generate(prompt_ids, images, shorter)
-        return [
-            self._ended(generation, self.script.ending(seed + k, turn, opened))
-            for k, generation in enumerate(generations)
-        ]
-
-    def _ended(self, generation: Generation, ending: str) -> Generation:
-        special = [
-            getattr(self.chat.tokens, name)
-            for name in ("think_close", "call_open", "call_close", "im_end")
-        ]
-        sampled = np.where(np.isin(generation.token_ids, special), 20, generation.token_ids)
-        ids = np.concatenate([sampled, self.chat.encode_policy(ending)]).astype(np.int32)
-        logprobs = np.concatenate(
-            [generation.logprobs, np.full(len(ids) - len(sampled), -0.5)]
-        ).astype(np.float32)
-        return replace(generation, token_ids=ids, logprobs=logprobs, finished=True)
-
-
-@dataclass(frozen=True)
-class Waited:
-    status: str = "ok"
-    text: str = "done."
-    images: tuple[Any, ...] = ()
-    tool: str = "wait"
-
-
-class WaitingTools:
-    """A tool whose latency is log-normal, drawn from the seed in its arguments; the mean can be set in the worker's process."""
-
-    mean_s = 0.0
-    sigma = 1.0
-
-    async def schemas(self) -> list[dict[str, Any]]:
-        return [{"type": "function", "function": {"name": "wait", "parameters": {}}}]
-
-    def evaluating(self) -> WaitingTools:
-        return self
-
-    async def call(
-        self,
-        name: str,
-        arguments: dict[str, Any],
-        images: Sequence[Any],
-        earlier: Sequence[Any] = (),
-    ) -> Waited:
-        await asyncio.sleep(self.seconds(arguments["seed"]))
-        return Waited()
-
-    def seconds(self, seed: int) -> float:
-        if not self.mean_s:
-            return 0.0
-        return float(
-            np.random.default_rng([seed, 2]).lognormal(
-                math.log(self.mean_s) - self.sigma**2 / 2, self.sigma
-            )
-        )
-
-
 class BenchWorker(RolloutWorker):
-    """A rollout worker on a scripted engine, with the two baselines that share its engine and its process."""
+    """A rollout worker on a scripted engine, with the two baselines."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options | {"engine_factory": ScriptedEngine})
 
     async def set(self, script: Script, tool_mean_s: float = 0.0) -> None:
         """Begin a measurement: a script, and empty caches."""
-        self._engine.script, self._tools.mean_s = script, tool_mean_s  # type: ignore[attr-defined]
-        llm = self._engine._llm  # type: ignore[attr-defined]
-        await llm.reset_prefix_cache()
-        await llm.reset_mm_cache()
-        await llm.reset_encoder_cache()
+        engine, tools = self._scripted()
+        engine.script = script
+        tools.mean_s = tool_mean_s
+        await engine._llm.reset_prefix_cache()
+        await engine._llm.reset_mm_cache()
+        await engine._llm.reset_encoder_cache()
 
     async def bare(self, questions: Sequence[Question], n: int, step: int) -> int:
-        """vLLM's AsyncLLM.generate on the same prompts, seeds and lengths, at most IN_FLIGHT at once; returns tokens generated."""
-        from PIL import Image
+        """Run the first turns by vLLM's AsyncLLM.generate, at most IN_FLIGHT at once.
 
-        from rollout_workers.seeds import Seeds
-        from rollout_workers.trajectory import pixels
+        Prompts, seeds and lengths are those of the worker path.
 
-        engine: Any = self._engine
-        prompts = [(await self._prompt(q, evaluating=False)).tolist() for q in questions]
-        images = [[Image.fromarray(pixels(image)) for image in q.images] for q in questions]
+        Returns:
+            How many tokens were generated.
+        """
+        engine, _ = self._scripted()
+        prompts = [(await self._prompt_of(question)).tolist() for question in questions]
+        images = [
+            [Image.fromarray(pixels(image)) for image in question.images] for question in questions
+        ]
         slots = asyncio.Semaphore(IN_FLIGHT)
 
         async def one(i: int, rollout: int) -> int:
             seed = Seeds(self._run_seed, step, questions[i].id, rollout).of_turn(0)
             params = engine._sampling_params(Sampling(seed, engine.script.tokens(seed)))
-            prompt = {"prompt_token_ids": prompts[i], "multi_modal_data": {"image": images[i]}}
-            tokens = 0
+            prompt = {
+                "prompt_token_ids": prompts[i],
+                "multi_modal_data": {"image": images[i]},
+            }
             async with slots:
-                async for output in engine._llm.generate(
-                    prompt, params, request_id=f"bare-{step}-{i}-{rollout}"
-                ):
-                    tokens += sum(len(part.token_ids) for part in output.outputs)
-            return tokens
+                name = f"bare-{step}-{i}-{rollout}"
+                return await _generated(engine._llm.generate(prompt, params, request_id=name))
 
-        return sum(
-            await asyncio.gather(
-                *[one(i, rollout) for i in range(len(questions)) for rollout in range(n)]
-            )
-        )
+        rollouts = [(i, rollout) for i in range(len(questions)) for rollout in range(n)]
+        return sum(await asyncio.gather(*[one(i, rollout) for i, rollout in rollouts]))
 
     async def lockstep(self, questions: Sequence[Question], n: int, step: int, turns: int) -> int:
-        """The same rollouts batch by batch of IN_FLIGHT: all generate a turn, then all call their tool, and so on; returns tokens."""
-        from rollout_workers.seeds import Seeds
-        from rollout_workers.trajectory import pixels
+        """Run the rollouts in batches of IN_FLIGHT: all generate, then all call their tool.
 
-        engine: Any = self._engine
+        Returns:
+            How many tokens were generated.
+        """
+        everyone = [(question, rollout) for question in questions for rollout in range(n)]
         tokens = 0
-        everyone = [(q, r) for q in questions for r in range(n)]
         for start in range(0, len(everyone), IN_FLIGHT):
-            batch = everyone[start : start + IN_FLIGHT]
-            histories = [await self._prompt(q, evaluating=False) for q, _ in batch]
-            images = [[pixels(image) for image in q.images] for q, _ in batch]
-            for turn in range(turns):
-                seeds = [Seeds(self._run_seed, step, q.id, r).of_turn(turn) for q, r in batch]
-                answers = await asyncio.gather(
-                    *[
-                        engine.generate(ids, pics, Sampling(seed, self._config.max_turn_tokens))
-                        for ids, pics, seed in zip(histories, images, seeds, strict=True)
-                    ]
-                )
-                tokens += sum(len(a.token_ids) for (a,) in answers)
-                if turn + 1 < turns:
-                    results = await asyncio.gather(
-                        *[
-                            self._tools.call("wait", {"seed": seed % 2**31}, [], ())
-                            for seed in seeds
-                        ]
-                    )
-                    seen = [self._chat.observation([(result.text, 0)]) for result in results]
-                    histories = [
-                        np.concatenate([h, a.token_ids, o])
-                        for h, (a,), o in zip(histories, answers, seen, strict=True)
-                    ]
+            tokens += await self._lockstep_batch(everyone[start : start + IN_FLIGHT], step, turns)
         return tokens
 
+    async def _lockstep_batch(
+        self, batch: Sequence[tuple[Question, int]], step: int, turns: int
+    ) -> int:
+        engine, _ = self._scripted()
+        histories = [await self._prompt_of(question) for question, _ in batch]
+        images = [[pixels(image) for image in question.images] for question, _ in batch]
+        seeds = [Seeds(self._run_seed, step, question.id, rollout) for question, rollout in batch]
+        most = self._config.max_turn_tokens
+        tokens = 0
+        for turn in range(turns):
+            samplings = [Sampling(of_rollout.of_turn(turn), most) for of_rollout in seeds]
+            requests = [
+                engine.generate(history, pictures, sampling)
+                for history, pictures, sampling in zip(histories, images, samplings, strict=True)
+            ]
+            answers = [generation for (generation,) in await asyncio.gather(*requests)]
+            tokens += sum(len(answer.token_ids) for answer in answers)
+            if turn + 1 < turns:
+                seen = await self._observations([sampling.seed for sampling in samplings])
+                histories = [
+                    np.concatenate([history, answer.token_ids, observation])
+                    for history, answer, observation in zip(histories, answers, seen, strict=True)
+                ]
+        return tokens
 
-def right(question: Question, answer: str | None) -> float:
-    return float(answer is not None and "right" in answer)
+    async def _observations(self, seeds: Sequence[int]) -> list[Ids]:
+        """Call the tool once for each seed and return the observations."""
+        calls = [self._tools.call("wait", {"seed": seed % 2**31}, [], ()) for seed in seeds]
+        results = await asyncio.gather(*calls)
+        return [self._chat.observation([(result.text, 0)]) for result in results]
+
+    async def _prompt_of(self, question: Question) -> Ids:
+        return await self._prompt(question, evaluating=False)
+
+    def _scripted(self) -> tuple[ScriptedEngine, WaitingTools]:
+        # As a worker knows them they are protocols; here they can be set.
+        engine, tools = self._engine, self._tools
+        assert isinstance(engine, ScriptedEngine)
+        assert isinstance(tools, WaitingTools)
+        return engine, tools
+
+
+async def _generated(outputs: AsyncIterator[Any]) -> int:
+    """Return how many tokens a request generated."""
+    tokens = 0
+    async for output in outputs:
+        tokens += sum(len(part.token_ids) for part in output.outputs)
+    return tokens
 
 
 @contextmanager
 def engines(workers: int = 1, in_flight: int = IN_FLIGHT) -> Iterator[RolloutPool]:
-    """A pool of bench workers on a Ray of its own, each with so many rollouts in flight."""
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="error",
+    """Start a pool of bench workers on a Ray of its own.
+
+    Args:
+        workers: engines.
+        in_flight: rollouts in flight on each.
+    """
+    engine = CONFIG.engine.model_copy(update={"max_num_seqs": in_flight})
+    config = CONFIG.model_copy(
+        update={"workers": workers, "concurrency": in_flight, "engine": engine}
     )
-    try:
-        engine = CONFIG.engine.model_copy(update={"max_num_seqs": in_flight})
-        config = CONFIG.model_copy(
-            update={"workers": workers, "concurrency": in_flight, "engine": engine}
-        )
+    with local_ray():
         settings = WorkerSettings(MODEL, config, WaitingTools(), right, run_seed=1)
         pool = RolloutPool(settings, actor_class=BenchWorker)
         try:
@@ -276,20 +178,16 @@ def engines(workers: int = 1, in_flight: int = IN_FLIGHT) -> Iterator[RolloutPoo
             yield pool
         finally:
             pool.shutdown()
-    finally:
-        ray.shutdown()
 
 
 def ask(count: int, start: int = 0) -> list[Question]:
-    """Questions of the embedded task, images in the object store."""
-    from rollout_workers.trajectory import stored
-
+    """Return questions of the embedded task, with their images in the object store."""
     task = load_task(SmallDigitConfig())
     return [stored(task.train(index)) for index in range(start, start + count)]
 
 
 def each(pool: RolloutPool, method: str, *arguments: Any) -> list[Any]:
     """Call a method on every worker and wait."""
-    return ray.get(
-        [getattr(worker, method).remote(*arguments) for worker in pool.workers], timeout=900
-    )
+    calls = [getattr(worker, method).remote(*arguments) for worker in pool.workers]
+    answers: list[Any] = ray.get(calls, timeout=DEADLINE_S)
+    return answers

@@ -1,4 +1,7 @@
-"""`make bench-learner`: the learner's benchmarks, into results/learner.json. About ten minutes on two quiet cores."""
+"""Run `make bench-learner`: the learner's benchmarks, into results/learner.json.
+
+It takes about ten minutes on two quiet cores.
+"""
 
 from __future__ import annotations
 

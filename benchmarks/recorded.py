@@ -1,4 +1,7 @@
-"""Groups of rollouts for the learner's benchmarks: recorded by a real run of the demo's recipe, forks included."""
+"""Groups of rollouts for the learner's benchmarks.
+
+A real run of the demo's recipe records them, with resamples.
+"""
 
 from __future__ import annotations
 
@@ -8,25 +11,40 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from axpo.record.records import group_from_json
+from axpo.record.run import RunDirectory
+from learner.credit import TrainItem, credit
+from rollout_workers.chat import Chat
+from rollout_workers.trajectory import Group, Question
+
 RECIPE = "deploy/recipes/demo.yaml"
 MODEL = "axpo/models/qwen3-vl-tiny"
+PATCH = 32
+"""Pixels of a side of one image token: 16-pixel patches, merged 2 x 2."""
 
 
 def run_recipe(root: Path, name: str, *settings: str) -> Path:
-    """Train with the demo's recipe and some changes; returns the run directory. Raises RuntimeError with the log's end."""
+    """Train with the demo's recipe and some changes, and return the run directory.
+
+    Args:
+        root: the folder of the run directory.
+        name: of the run.
+        settings: fields of the recipe to change, as KEY=VALUE.
+
+    Raises:
+        RuntimeError: the run failed; with the end of its log.
+    """
     command = [sys.executable, "-m", "axpo.cli", "train", RECIPE, "--run", name]
+    changes = [f"--set={setting}" for setting in (f"logging.root={root}", *settings)]
     done = subprocess.run(
-        [*command, *(f"--set={setting}" for setting in (f"logging.root={root}", *settings))],
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
+        [*command, *changes], capture_output=True, text=True, timeout=900, check=False
     )
     if done.returncode:
         raise RuntimeError(f"{name} failed: {done.stdout[-1000:]}{done.stderr[-2000:]}")
@@ -34,71 +52,54 @@ def run_recipe(root: Path, name: str, *settings: str) -> Path:
 
 
 @functools.cache
-def recorded() -> tuple[Any, ...]:
-    """The groups of one step of the demo: 16 questions, N = 8, K = 4."""
-    from axpo.record.records import trajectory_from_json
-    from axpo.record.run import RunDirectory
-    from rollout_workers.trajectory import Group, Question, Resample
-
+def recorded() -> tuple[Group, ...]:
+    """Return the groups of one step of the demo: 16 questions, N = 8, K = 4."""
+    settings = ("steps=1", "task.held_out=4", "logging.groups_kept=1000")
     with tempfile.TemporaryDirectory() as root:
-        path = run_recipe(
-            Path(root), "record", "steps=1", "task.held_out=4", "logging.groups_kept=1000"
-        )
-        run = RunDirectory.open(path)
-        groups = []
-        for record in run.groups(1):
-            asked = record["question"]
-            images = tuple(run.images.load(name) for name in asked["images"])
-            rollouts = tuple(trajectory_from_json(r, run.images) for r in record["rollouts"])
-            resamples = tuple(
-                Resample(
-                    r["source"],
-                    r["prefix_tokens"],
-                    tuple(trajectory_from_json(c, run.images) for c in r["continuations"]),
-                )
-                for r in record["resamples"]
-            )
-            groups.append(
-                Group(
-                    Question(asked["id"], asked["text"], images, asked["answer"]),
-                    rollouts,
-                    0,
-                    resamples,
-                )
-            )
-    return tuple(groups)
+        run = RunDirectory.open(run_recipe(Path(root), "record", *settings))
+        return tuple(group_from_json(record, run.images) for record in run.groups(1))
 
 
-def train_items(questions: int) -> list[Any]:
-    """The train items of that many recorded groups, those with forks first: they hold every kind of item."""
-    from learner.credit import credit
-    from rollout_workers.chat import Chat
+def train_items(questions: int) -> list[TrainItem]:
+    """Return the train items of that many recorded groups.
 
+    Those with resamples come first: they hold every kind of item.
+    """
     groups = sorted(recorded(), key=lambda group: -len(group.resamples))
     return credit(groups[:questions], Chat.load(MODEL).tokens)
 
 
-def with_large_images(items: list[Any], folder: Path, tokens: int = 1024) -> tuple[list[Any], str]:
-    """The items with their questions' images scaled to `tokens` tokens each, and a copy of the model that accepts them."""
-    from dataclasses import replace
+def with_large_images(
+    items: Sequence[TrainItem], folder: Path, tokens: int = 1024
+) -> tuple[list[TrainItem], str]:
+    """Return items with large images, and a model that accepts them.
 
-    side = int(tokens**0.5) * 32  # 16-pixel patches, merged 2 x 2
+    Args:
+        items: the items; the images of their questions are scaled.
+        folder: gets a copy of the embedded model.
+        tokens: of each image.
+    """
+    side = int(tokens**0.5) * PATCH
     model = folder / "model"
     shutil.copytree(MODEL, model)
     for file in model.glob("*processor_config.json"):
-        config = json.loads(file.read_text())
-        sizes = config.get("image_processor", config)
-        sizes["size"] = {
-            "shortest_edge": sizes["size"]["shortest_edge"],
-            "longest_edge": side * side,
-        }
-        file.write_text(json.dumps(config))
-    scaled: dict[str, Any] = {}
+        _allow_pixels(file, side * side)
+    scaled: dict[str, Question] = {}
     for item in items:
         question = item.question
         if question.id not in scaled:
-            images = tuple(
-                np.asarray(Image.fromarray(image).resize((side, side))) for image in question.images
-            )
+            images = tuple(_scaled(image, side) for image in question.images)
             scaled[question.id] = replace(question, images=images)
     return [replace(item, question=scaled[item.question.id]) for item in items], str(model)
+
+
+def _allow_pixels(processor: Path, pixels: int) -> None:
+    """Raise the largest image that a processor's configuration allows."""
+    config = json.loads(processor.read_text())
+    sizes = config.get("image_processor", config)
+    sizes["size"] = {"shortest_edge": sizes["size"]["shortest_edge"], "longest_edge": pixels}
+    processor.write_text(json.dumps(config))
+
+
+def _scaled(image: np.ndarray, side: int) -> np.ndarray:
+    return np.asarray(Image.fromarray(image).resize((side, side)))

@@ -1,4 +1,8 @@
-"""The form of every benchmark's result: a file of entries beside machine and versions, and the same as a table."""
+"""The form of every benchmark's result: a file of entries beside machine and versions, and a table.
+
+A benchmark is a module of this folder with a function `measure` that yields entries. A command
+(`learner.py`, `rollouts.py`, `tools.py`) names its modules and the entries it expects of them.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ import traceback
 from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NoReturn, TypedDict
 
 from rich.console import Console
 from rich.table import Table
@@ -31,81 +35,86 @@ class Entry(TypedDict):
     detail: str
 
 
+Measure = Callable[[], Iterable[Entry]]
+
+
+def at_least(name: str, value: float, target: float, unit: str, detail: str) -> Entry:
+    """Return an entry that should reach its target or more; the arguments are those of `Entry`."""
+    return Entry(name=name, value=value, target=target, better="higher", unit=unit, detail=detail)
+
+
+def at_most(name: str, value: float, target: float, unit: str, detail: str) -> Entry:
+    """Return an entry that should stay below its target; the arguments are those of `Entry`."""
+    return Entry(name=name, value=value, target=target, better="lower", unit=unit, detail=detail)
+
+
 def met(entry: Entry) -> bool:
-    """Whether the value reaches its target."""
-    return (
-        entry["value"] >= entry["target"]
-        if entry["better"] == "higher"
-        else entry["value"] <= entry["target"]
-    )
+    """Return whether the value reaches its target."""
+    if entry["better"] == "higher":
+        return entry["value"] >= entry["target"]
+    return entry["value"] <= entry["target"]
 
 
 def run(
-    name: str,
-    expected: Sequence[str],
-    measures: Sequence[Callable[[], Iterable[Any]]],
-    packages: Sequence[str] = (),
+    name: str, expected: Sequence[str], measures: Sequence[Measure], packages: Sequence[str] = ()
 ) -> int:
     """Measure, write `results/<name>.json` and print it as a table.
 
-    A measure that fails loses what it had not yet yielded. Returns an exit code: 1 where one of the `expected` names could not be measured;
-    a missed target is no failure.
+    A measure that fails loses only what it had not yielded yet.
+
+    Args:
+        name: of the result file.
+        expected: names of the entries that the measures make.
+        measures: what is run, one after the other.
+        packages: whose versions are noted.
+
+    Returns:
+        An exit code: 1 if one of the expected entries could not be measured. A missed target is no
+        failure.
     """
     console = Console()
-    entries: dict[str, Entry] = {}
-    for measure in measures:
-        try:
-            with console.status(measure.__module__):
-                for entry in measure():
-                    entries[entry["name"]] = entry
-        except Exception:
-            console.print(Text(f"{measure.__module__} could not be measured", "red"))
-            traceback.print_exc()
-    missing = [name for name in expected if name not in entries]
+    entries = _measured(measures, console)
+    result = {"machine": machine(), "versions": versions(packages), "entries": entries}
     RESULTS.mkdir(exist_ok=True)
-    result = {
-        "machine": machine(),
-        "versions": versions(packages),
-        "entries": list(entries.values()),
-    }
     (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    console.print(table(list(entries.values())))
+    console.print(table(entries))
+    measured = [entry["name"] for entry in entries]
+    missing = [name for name in expected if name not in measured]
     for absent in missing:
         console.print(Text(f"{absent}: not measured", "red"))
     return 1 if missing else 0
 
 
-def imported(module: str) -> Callable[[], Iterable[Any]]:
-    """`measure` of a module of this folder, imported when it is called: what cannot be imported counts as not measured."""
+def imported(module: str) -> Measure:
+    """Return the `measure` of a module of this folder, imported when it is called.
 
-    def measure() -> Iterable[Any]:
-        return importlib.import_module(f"benchmarks.{module}").measure()
+    So a module that cannot be imported counts as not measured, and the others still run.
+    """
+
+    def measure() -> Iterable[Entry]:
+        found: Measure = importlib.import_module(f"benchmarks.{module}").measure
+        return found()
 
     measure.__module__ = module
     return measure
 
 
 def table(entries: Sequence[Entry]) -> Table:
-    """Name, value, target and detail of each entry."""
+    """Return name, value, target and detail of each entry."""
     shown = Table(box=None, pad_edge=False, header_style="dim")
     shown.add_column("benchmark", no_wrap=True)
     for column in ("value", "target"):
         shown.add_column(column, justify="right", no_wrap=True)
     shown.add_column("detail", style="dim", overflow="fold")
     for entry in entries:
-        good = met(entry)
-        value = Text(f"{entry['value']:.4g} {entry['unit']}", "green" if good else "red")
-        shown.add_row(
-            entry["name"],
-            value,
-            f"{'>=' if entry['better'] == 'higher' else '<='} {entry['target']:g}",
-            entry["detail"],
-        )
+        value = Text(f"{entry['value']:.4g} {entry['unit']}", "green" if met(entry) else "red")
+        sign = ">=" if entry["better"] == "higher" else "<="
+        shown.add_row(entry["name"], value, f"{sign} {entry['target']:g}", entry["detail"])
     return shown
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers depend on."""
+    """Return what the numbers depend on."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     load = os.getloadavg()[0]
     return {
@@ -118,10 +127,32 @@ def machine() -> dict[str, Any]:
 
 
 def versions(packages: Sequence[str]) -> dict[str, str]:
-    """Of Python, and of packages that a number depends on."""
-    return {"python": platform.python_version()} | {
-        package: metadata.version(package) for package in packages
-    }
+    """Return the versions of Python, and of packages that a number depends on."""
+    found = {"python": platform.python_version()}
+    for package in packages:
+        found[package] = metadata.version(package)
+    return found
+
+
+def exit_with(code: int) -> NoReturn:
+    """End the process, whatever threads a failed measurement left."""
+    sys.stdout.flush()
+    os._exit(code)
+
+
+def _measured(measures: Sequence[Measure], console: Console) -> list[Entry]:
+    """Return the entries of all measures; of two with one name the later."""
+    entries: dict[str, Entry] = {}
+    for measure in measures:
+        try:
+            with console.status(measure.__module__):
+                for entry in measure():
+                    entries[entry["name"]] = entry
+        except Exception:
+            # One benchmark must not cost the others: the command says at the end what is missing.
+            console.print(Text(f"{measure.__module__} could not be measured", "red"))
+            traceback.print_exc()
+    return list(entries.values())
 
 
 def _cpu() -> str:
@@ -129,9 +160,3 @@ def _cpu() -> str:
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.machine()
-
-
-def exit_with(code: int) -> None:
-    """End the process, whatever threads a failed measurement left."""
-    sys.stdout.flush()
-    os._exit(code)

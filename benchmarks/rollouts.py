@@ -1,4 +1,4 @@
-"""`make bench-rollouts`: rollouts, resampling, weight transfer and scale, into results/rollouts.json."""
+"""Run `make bench-rollouts`: rollouts, resampling, weights, scale, into results/rollouts.json."""
 
 from __future__ import annotations
 

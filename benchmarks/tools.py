@@ -1,4 +1,4 @@
-"""`make bench-tools`: the tool server's benchmarks, into results/tools.json."""
+"""Run `make bench-tools`: the tool server's benchmarks, into results/tools.json."""
 
 from __future__ import annotations
 
