@@ -219,7 +219,11 @@ def _tool_entry(name: str, tool: ToolConfig) -> _Entry:
         raise _unavailable(where, error) from error
 
     def open_kind() -> list[Tool]:
-        return [kind.open(name)]
+        opened = kind.open(name)
+        # A user's function in place of a kind is easily one that should have been `function`.
+        if not isinstance(opened, Tool):
+            raise TypeError(f"{kind.name} returns {type(opened).__name__}, which is no Tool")
+        return [opened]
 
     # The kind's own limits count if the recipe leaves one open.
     left_open = suggested.keys() - tool.model_fields_set

@@ -1,6 +1,7 @@
 """A real MCP server with the official SDK, for the tests: `python mcp_server.py [PORT | stubborn]`.
 
-Without a port it speaks on stdin and stdout; a stubborn one has a child and goes on when those are closed, whatever signal it gets.
+Without a port it speaks on stdin and stdout. A stubborn one has a child, and goes on when those are
+closed, whatever signal it gets.
 """
 
 import io

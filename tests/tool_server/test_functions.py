@@ -1,4 +1,4 @@
-"""A user's functions as tools: schema, checks, results, and what is refused before anything starts."""
+"""A user's functions as tools: schema, checks, results, and what is refused before a start."""
 
 import asyncio
 import sys
@@ -81,23 +81,19 @@ def test_arguments_are_held_to_the_schema(arguments, text):
 
 
 def test_what_is_no_string_is_written_as_json_and_plain_functions_leave_the_loop():
-    assert (
-        call("count", {"words": ["a", "b", "a"], "how": "different"}).text
-        == '{"words":2,"main_thread":0}'
-    )
+    counted = call("count", {"words": ["a", "b", "a"], "how": "different"})
+    assert counted.text == '{"words":2,"main_thread":0}'
     assert call("echo", {"text": "hi"}).text == "hi"
     assert call("anything", {"a": {"b": [1, None]}}).text == "{'b': [1, None]}"
 
 
 def test_a_function_may_ask_for_the_call_and_return_images():
-    result = call(
-        "darken", {"index": 1}, [IMAGE, IMAGE + 100], [("echo", {}, 1), ("mine", {"index": 0}, 1)]
-    )
+    earlier = [("echo", {}, 1), ("mine", {"index": 0}, 1)]
+    result = call("darken", {"index": 1}, [IMAGE, IMAGE + 100], earlier)
     assert (result.status, result.text) == (ToolStatus.OK, "after ['echo', 'mine']")
     assert np.array_equal(result.images[0], np.full((4, 6, 3), 100))
-    assert list(
-        asyncio.run(serve("darken").schemas())[0]["function"]["parameters"]["properties"]
-    ) == ["index"]
+    (schema,) = asyncio.run(serve("darken").schemas())
+    assert list(schema["function"]["parameters"]["properties"]) == ["index"]
 
 
 def test_what_the_function_gets_wrong_is_infrastructure():
@@ -123,7 +119,8 @@ def test_what_the_function_gets_wrong_is_infrastructure():
         (f"{HERE}:unresolved", "a type hint cannot be resolved: name 'Missing' is not defined"),
         (
             f"{HERE}:array",
-            "its type hints give no JSON schema: Unable to generate pydantic-core schema for <class 'numpy.ndarray'>",
+            "its type hints give no JSON schema: "
+            "Unable to generate pydantic-core schema for <class 'numpy.ndarray'>",
         ),
     ],
 )

@@ -23,19 +23,15 @@ ROOT = Path(__file__).parents[2]
 
 
 def session(entry: dict, *calls: tuple[str, dict], **settings) -> list:
-    """Schemas of a server, then the results of calls, one after the other."""
+    """Return the schemas of a server, then the results of calls, one after the other."""
+    recipe = {"tools": {}, "mcp": [entry], "start_deadline_s": 60, **settings}
 
     async def story() -> list:
-        server = ToolServer(
-            ToolServerConfig.model_validate(
-                {"tools": {}, "mcp": [entry], "start_deadline_s": 60, **settings}
-            )
-        )
+        server = ToolServer(ToolServerConfig.model_validate(recipe))
         try:
-            return [
-                await server.schemas(),
-                *[await server.call(name, arguments, []) for name, arguments in calls],
-            ]
+            schemas = await server.schemas()
+            results = [await server.call(name, arguments, []) for name, arguments in calls]
+            return [schemas, *results]
         finally:
             await server.close()
 
@@ -65,11 +61,9 @@ def url():
 
 @pytest.fixture(params=["stdio", "http"])
 def entry(request):
-    return (
-        stdio()
-        if request.param == "stdio"
-        else {"url": request.getfixturevalue("url"), "retries": 0, "deadline_s": 30}
-    )
+    if request.param == "stdio":
+        return stdio()
+    return {"url": request.getfixturevalue("url"), "retries": 0, "deadline_s": 30}
 
 
 def test_tools_are_listed_checked_and_called(entry):
@@ -167,7 +161,8 @@ from tool_server.config import ToolServerConfig
 from tool_server.server import ToolServer
 
 async def main():
-    server = ToolServer(ToolServerConfig.model_validate({"tools": {}, "mcp": [{"command": sys.argv[1:]}]}))
+    recipe = {"tools": {}, "mcp": [{"command": sys.argv[1:]}]}
+    server = ToolServer(ToolServerConfig.model_validate(recipe))
     print((await server.call("process", {}, [])).text, flush=True)
     await asyncio.sleep(600)
 
@@ -194,13 +189,15 @@ def test_a_command_that_ignores_every_sign_of_its_end_does_not_outlive_a_killed_
 
 
 def still_running(processes: list[psutil.Process], seconds: float) -> list[psutil.Process]:
-    """Those that still run after so long."""
+    """Return those that still run after so long."""
     deadline = time.monotonic() + seconds
-    while (
-        left := [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
-    ) and time.monotonic() < deadline:
+    while any(map(runs, processes)) and time.monotonic() < deadline:
         time.sleep(0.01)
-    return left
+    return [process for process in processes if runs(process)]
+
+
+def runs(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
 @pytest.mark.parametrize(

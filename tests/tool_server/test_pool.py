@@ -1,4 +1,4 @@
-"""Real Ray actors: routing, servers that die or freeze in the middle of calls, backpressure, start and end."""
+"""Real Ray actors: routing, servers that die or freeze in a call, backpressure, start and end."""
 
 import asyncio
 import os
@@ -85,10 +85,8 @@ def test_what_the_policy_got_wrong_is_answered_by_the_pool_too(start):
         ]
 
     unknown, huge = asyncio.run(two())
-    assert (unknown.status, unknown.text) == (
-        ToolStatus.TOOL_ERROR,
-        "unknown tool 'python', known: echo",
-    )
+    assert unknown.status == ToolStatus.TOOL_ERROR
+    assert unknown.text == "unknown tool 'python', known: echo"
     assert huge.text.startswith("arguments are too large")
 
 
@@ -96,26 +94,20 @@ def test_a_tool_of_evaluations_alone_is_neither_offered_nor_answered_elsewhere()
     pool = start_tool_servers(config("echo", "whose", cpus_per_server=0.01), ["whose"])
 
     async def asked(client) -> tuple[list, object]:
-        return [schema["function"]["name"] for schema in await client.schemas()], await client.call(
-            "whose", {}, []
-        )
+        offered = [schema["function"]["name"] for schema in await client.schemas()]
+        return offered, await client.call("whose", {}, [])
 
     try:
         pool.ready()
         training = pickle.loads(pickle.dumps(pool))
         offered, refused = asyncio.run(asked(training))
         assert offered == ["echo"]
-        assert (refused.status, refused.text) == (
-            ToolStatus.TOOL_ERROR,
-            "unknown tool 'whose', known: echo",
-        )
+        assert refused.status == ToolStatus.TOOL_ERROR
+        assert refused.text == "unknown tool 'whose', known: echo"
         assert pool.take_stats() == {}
         offered, answered = asyncio.run(asked(training.evaluating()))
-        assert (offered, answered.status, answered.tool) == (
-            ["echo", "whose"],
-            ToolStatus.OK,
-            "whose",
-        )
+        assert offered == ["echo", "whose"]
+        assert (answered.status, answered.tool) == (ToolStatus.OK, "whose")
         assert pool.take_stats()["whose"]["calls"] == 1
     finally:
         pool.shutdown()
@@ -123,7 +115,10 @@ def test_a_tool_of_evaluations_alone_is_neither_offered_nor_answered_elsewhere()
 
 @pytest.mark.parametrize("servers", [1, 2])
 def test_a_server_killed_in_the_middle_of_calls_loses_none(start, servers):
-    """Every call is answered once: the slow ones that were running on the dead server are run again."""
+    """Every call is answered once.
+
+    The slow ones that were running on the dead server are run again.
+    """
     pool = start(
         "wait",
         "whose",
@@ -157,9 +152,8 @@ def test_code_that_ran_on_a_killed_server_is_run_again_and_its_jails_are_gone_wi
         ]
         await asyncio.sleep(0.5)
         jails = server.children(recursive=True)
-        assert (
-            sum("zygote" in " ".join(p.cmdline()) and p.name() != "bwrap" for p in jails) > 2
-        )  # the two zygotes, and calls
+        python = [p for p in jails if "zygote" in " ".join(p.cmdline()) and p.name() != "bwrap"]
+        assert len(python) > 2  # the two zygotes, and calls
         server.kill()
         killed = time.monotonic()
         while any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in jails):
@@ -183,10 +177,8 @@ def test_what_must_not_run_twice_is_typed(start, tmp_path):
     first, second = asyncio.run(twice())
     assert first.status == ToolStatus.INFRASTRUCTURE
     assert first.text.startswith("a tool server was lost in the middle of a call")
-    assert (second.status, second.text) == (
-        ToolStatus.OK,
-        "survived",
-    )  # the pool waited for the restart
+    # The pool waited for the restart.
+    assert (second.status, second.text) == (ToolStatus.OK, "survived")
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -217,9 +209,8 @@ def test_a_full_server_is_asked_again(start):
     async def twelve() -> list:
         return await asyncio.gather(*(pool.call("wait", {"seconds": 0.2}, []) for _ in range(12)))
 
-    assert [r.status for r in asyncio.run(twelve())] == [
-        ToolStatus.OK
-    ] * 12  # the last waited 1 s and more outside the queue
+    # The last ones waited 1 s and more outside the queue.
+    assert [r.status for r in asyncio.run(twelve())] == [ToolStatus.OK] * 12
     numbers = pool.take_stats()["wait"]
     assert numbers["ok"] == 12
     assert numbers["overloaded"] > 0

@@ -1,4 +1,7 @@
-"""The limits of one tool: queue, slots, rate, deadline, retries, circuit breaker, cache, and what they count."""
+"""The limits of one tool, and what they count.
+
+Queue, slots, rate, deadline, retries, circuit breaker, cache.
+"""
 
 import asyncio
 import threading
@@ -27,9 +30,8 @@ def server_with(own_kinds, run, *, pure=False, servers=1, **limits) -> ToolServe
     def open_probe(name):
         return define(name, "a probe", Anything, run, pure=pure)
 
-    return ToolServer(
-        ToolServerConfig.model_validate({"tools": {"probe": limits}, "servers": servers})
-    )
+    recipe = {"tools": {"probe": limits}, "servers": servers}
+    return ToolServer(ToolServerConfig.model_validate(recipe))
 
 
 async def many(server: ToolServer, count: int, **arguments) -> list:
@@ -53,9 +55,8 @@ def test_concurrency_is_limited_and_waiting_does_not_count(own_kinds):
 
     results = asyncio.run(six())
     assert most == 2
-    assert [r.status for r in results] == [
-        ToolStatus.OK
-    ] * 6  # the last waited 1.4 s for its slot, and so took 2.1 s
+    # The last one waited 1.4 s for its slot, and so took 2.1 s.
+    assert [r.status for r in results] == [ToolStatus.OK] * 6
     assert all(r.seconds < 2 for r in results)
 
 
@@ -206,9 +207,8 @@ def test_equal_calls_of_a_pure_tool_are_answered_from_the_cache(own_kinds):
         return f"{call.images[0].mean():g}", (call.images[0],)
 
     async def five() -> tuple[list, dict]:
-        server = server_with(
-            own_kinds, run, pure=True, cache_mb=0.002
-        )  # 2,097 bytes: some of these results
+        # 2,097 bytes: some of these results
+        server = server_with(own_kinds, run, pure=True, cache_mb=0.002)
         calls = [
             ({"a": 1, "b": 2}, black),
             ({"b": 2, "a": 1}, black),
@@ -218,10 +218,8 @@ def test_equal_calls_of_a_pure_tool_are_answered_from_the_cache(own_kinds):
         results = [await server.call("probe", arguments, [image]) for arguments, image in calls]
         for number in range(20):
             await server.call("probe", {"a": 1, "number": number}, [black])
-        return [
-            *results,
-            await server.call("probe", {"a": 1, "b": 2}, [black]),
-        ], await server.take_stats()
+        results.append(await server.call("probe", {"a": 1, "b": 2}, [black]))
+        return results, await server.take_stats()
 
     results, stats = asyncio.run(five())
     assert [r.text for r in results] == ["0", "0", "255", "0", "0"]

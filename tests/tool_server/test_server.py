@@ -1,6 +1,7 @@
 """The server as a plain object: recipes, opening and closing, what the policy is told."""
 
 import asyncio
+import pickle
 import threading
 import time
 import tracemalloc
@@ -14,22 +15,23 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from tool_server.arguments import MAX_SIZE, define
 from tool_server.config import ToolServerConfig
 from tool_server.server import ToolServer
-from tool_server.tool import ToolKind, ToolStatus, ToolUnavailable, nothing_to_free
+from tool_server.tool import (
+    ToolKind,
+    ToolStatus,
+    ToolUnavailable,
+    nothing_to_free,
+    tool_kinds,
+)
 
 IMAGE = np.arange(64 * 64 * 3, dtype=np.uint8).reshape(64, 64, 3)
-
 
 HERE = "tests.tool_server.user_tools"
 
 
 def config(*functions: str, **settings) -> ToolServerConfig:
-    return ToolServerConfig.model_validate(
-        {
-            "tools": {name: {"function": f"{HERE}:{name}"} for name in functions}
-            | settings.pop("tools", {}),
-            **settings,
-        }
-    )
+    tools = {name: {"function": f"{HERE}:{name}"} for name in functions}
+    tools |= settings.pop("tools", {})
+    return ToolServerConfig.model_validate({"tools": tools, **settings})
 
 
 def test_schema_is_qwen_s_zoom_tool():
@@ -41,12 +43,8 @@ def test_schema_is_qwen_s_zoom_tool():
     assert list(parameters["properties"]) == ["bbox_2d", "label", "img_idx"]
     assert parameters["required"] == ["bbox_2d"]
     box = parameters["properties"]["bbox_2d"]
-    assert (box["type"], box["items"], box["minItems"], box["maxItems"]) == (
-        "array",
-        {"type": "number"},
-        4,
-        4,
-    )
+    assert (box["type"], box["items"]) == ("array", {"type": "number"})
+    assert (box["minItems"], box["maxItems"]) == (4, 4)
     assert parameters["properties"]["img_idx"]["type"] == "integer"
     jsonschema.validate({"bbox_2d": [1, 2, 3, 4], "label": "a", "img_idx": 0}, parameters)
 
@@ -82,11 +80,8 @@ def test_whatever_the_policy_writes_is_answered(arguments):
 
 def test_unknown_tool():
     result = asyncio.run(ToolServer(ToolServerConfig()).call("python", {"code": "1"}, []))
-    assert (result.status, result.text, result.tool) == (
-        ToolStatus.TOOL_ERROR,
-        "unknown tool 'python', known: image_zoom_in",
-        "",
-    )
+    assert (result.status, result.tool) == (ToolStatus.TOOL_ERROR, "")
+    assert result.text == "unknown tool 'python', known: image_zoom_in"
 
 
 def test_arguments_of_100_mb_are_refused_without_a_look_at_them():
@@ -136,7 +131,7 @@ def test_a_lost_image_is_infrastructure():
     [
         (
             {"tools": {"pyton": {}}},
-            "tools.tools.pyton: 'pyton': expected one of python, search, image_search, image_zoom_in, or",
+            "tools.tools.pyton: 'pyton': expected one of python, search, image_search, ",
         ),
         (
             {"tools": {"web": {"kind": "internet"}}},
@@ -186,10 +181,66 @@ def test_a_limit_out_of_range_names_its_field():
 def test_a_tool_may_have_any_name():
     server = ToolServer(config(tools={"crop-image": {"kind": "image_zoom_in"}}))
     assert asyncio.run(server.schemas())[0]["function"]["name"] == "crop-image"
-    assert (
-        asyncio.run(server.call("crop-image", {"bbox_2d": [0, 0, 500, 1000]}, [IMAGE])).status
-        == ToolStatus.OK
+    result = asyncio.run(server.call("crop-image", {"bbox_2d": [0, 0, 500, 1000]}, [IMAGE]))
+    assert result.status == ToolStatus.OK
+
+
+def test_a_kind_of_the_user_s_is_found_by_its_path():
+    entry = {"kind": f"{HERE}:Shout", "options": {"mark": "?"}}
+    server = ToolServer(config(tools={"shout": entry}))
+    (schema,) = asyncio.run(server.schemas())
+    assert schema["function"]["description"] == "Say it loudly."
+    assert asyncio.run(server.call("shout", {"text": "so"}, [])).text == "SO?"
+
+
+def test_a_function_of_the_name_stands_for_a_kind():
+    server = ToolServer(config(tools={"shout": {"kind": f"{HERE}:open_shout"}}))
+    assert asyncio.run(server.call("shout", {"text": "so"}, [])).text == "SO!"
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"kind": f"{HERE}:Missing"}, f"kind: '{HERE}:Missing': {HERE} has no Missing"),
+        ({"kind": f"{HERE}:Unit"}, f"kind: '{HERE}:Unit': expected a function of (name) or a"),
+        ({"kind": f"{HERE}:convert"}, f"kind: '{HERE}:convert': expected a function of (name)"),
+        ({"kind": f"{HERE}:Shout", "options": {"volume": 1}}, "options.volume: unknown key"),
+        (
+            {"kind": f"{HERE}:Shout", "options": {"mark": "!!"}},
+            "options.mark: String should have at most 1 character",
+        ),
+    ],
+)
+def test_a_kind_of_the_user_s_that_cannot_be_is_named(entry, message):
+    with pytest.raises(ValidationError) as error:
+        config(tools={"shout": entry})
+    (fault,) = error.value.errors()
+    assert fault["msg"].startswith(f"Value error, tools.tools.shout.{message}")
+    assert "\n" not in fault["msg"]
+
+
+def test_a_function_that_opens_no_tool_is_named():
+    server = ToolServer(config(tools={"anything": {"kind": f"{HERE}:anything"}}))
+    with pytest.raises(ToolUnavailable) as error:
+        asyncio.run(server.schemas())
+    assert str(error.value) == (
+        f"tools.tools.anything: TypeError: {HERE}:anything returns str, which is no Tool"
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("image_zoom_in", {"min_side": 3}),
+        ("python", {"session": "rollout", "allow_missing": ["landlock"]}),
+        ("search", {"provider": {"kind": "local", "index": "a"}, "max_chars": 500}),
+        ("search", {"provider": {"kind": "tavily", "include_domains": ["a.example"]}}),
+        ("image_search", {"index": "a", "limits": {"formats": ["PNG"]}}),
+    ],
+)
+def test_kinds_reach_other_processes_as_they_are(name, options):
+    kind = tool_kinds.parse({"kind": name, **options})
+    assert pickle.loads(pickle.dumps(kind)) == kind
 
 
 class Nothing(BaseModel):
@@ -199,11 +250,8 @@ class Nothing(BaseModel):
 def opens(own_kinds, start_deadline_s=30.0, **openers) -> ToolServer:
     for name, opener in openers.items():
         own_kinds.register(name)(opener)
-    return ToolServer(
-        ToolServerConfig.model_validate(
-            {"tools": {name: {} for name in openers}, "start_deadline_s": start_deadline_s}
-        )
-    )
+    recipe = {"tools": {name: {} for name in openers}, "start_deadline_s": start_deadline_s}
+    return ToolServer(ToolServerConfig.model_validate(recipe))
 
 
 def done(call):
@@ -226,7 +274,8 @@ def tool(closed, together=None, fault=None):
 
 
 def test_tools_open_side_by_side_and_close_once(own_kinds):
-    closed, together = [], threading.Barrier(3)  # one after the other, the first would wait in vain
+    closed = []
+    together = threading.Barrier(3)  # one after the other, the first would wait in vain
 
     async def story() -> list:
         server = opens(own_kinds, **{name: tool(closed, together) for name in "abc"})

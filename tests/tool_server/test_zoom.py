@@ -1,4 +1,7 @@
-"""Boxes in, original pixels out. Images hold their own coordinates, so that a crop says where it was cut."""
+"""Boxes in, original pixels out.
+
+The images hold their own coordinates, so that a crop says where it was cut.
+"""
 
 import math
 import random
@@ -21,7 +24,7 @@ from tool_server.zoom import (
 
 
 def coordinates(width: int, height: int) -> np.ndarray:
-    """RGB image whose red and green are column and row (both below 256)."""
+    """Return an RGB image whose red and green are column and row (both below 256)."""
     image = np.zeros((height, width, 3), np.uint8)
     image[..., 0], image[..., 1] = np.arange(width)[None, :], np.arange(height)[:, None]
     return image
@@ -58,12 +61,8 @@ def test_box_rounds_outwards():
 def test_small_box_grows_about_its_centre_and_stays_inside():
     assert box([500, 500, 510, 510], 100, 100, 32) == (34, 34, 66, 66)  # 50..51 grows by 31 to 32
     assert box([0, 990, 10, 1000], 100, 100, 32) == (0, 68, 32, 100)  # shifted at the border
-    assert box([0, 0, 10, 10], 20, 100, 32) == (
-        0,
-        0,
-        20,
-        32,
-    )  # the image is narrower than the minimum
+    # The image is narrower than the minimum.
+    assert box([0, 0, 10, 10], 20, 100, 32) == (0, 0, 20, 32)
 
 
 def test_long_box_grows_to_the_aspect_limit():
@@ -75,11 +74,8 @@ def test_long_box_grows_to_the_aspect_limit():
 def test_second_image_and_integral_floats():
     images = [coordinates(10, 10), coordinates(20, 20)]
     assert zoom({"bbox_2d": [0, 0, 1000, 1000], "img_idx": 1.0}, images).shape == (20, 20, 3)
-    assert zoom({"bbox_2d": [0, 0, 1000, 1000]}, images).shape == (
-        10,
-        10,
-        3,
-    )  # the first by default
+    first_by_default = zoom({"bbox_2d": [0, 0, 1000, 1000]}, images)
+    assert first_by_default.shape == (10, 10, 3)
 
 
 def test_coordinates_are_clamped():
@@ -135,18 +131,15 @@ def test_a_crop_of_an_observation_is_cut_from_that_observation():
 def test_a_maximum_downscales_and_nothing_else_does():
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (400, 800, 3), np.uint8)
-    assert np.array_equal(
-        zoom({"bbox_2d": [0, 0, 500, 1000]}, [image], max_side=400), image[:, :400]
-    )  # just not exceeded
-    scaled = zoom({"bbox_2d": [0, 0, 1000, 1000]}, [image], max_side=200)
+    just_not_exceeded = zoom({"bbox_2d": [0, 0, 500, 1000]}, [image], max_side=400)
+    assert np.array_equal(just_not_exceeded, image[:, :400])
+    everything = {"bbox_2d": [0, 0, 1000, 1000]}
+    scaled = zoom(everything, [image], max_side=200)
     assert scaled.shape == (100, 200, 3)
-    assert np.array_equal(
-        scaled, np.asarray(Image.fromarray(image).resize((200, 100), Image.Resampling.LANCZOS))
-    )
-    assert zoom({"bbox_2d": [0, 0, 1000, 1000]}, [image], max_pixels=20_000).shape == (100, 200, 3)
-    assert zoom(
-        {"bbox_2d": [0, 0, 1000, 1000]}, [image], max_pixels=20_000, max_side=100
-    ).shape == (50, 100, 3)
+    expected = Image.fromarray(image).resize((200, 100), Image.Resampling.LANCZOS)
+    assert np.array_equal(scaled, np.asarray(expected))
+    assert zoom(everything, [image], max_pixels=20_000).shape == (100, 200, 3)
+    assert zoom(everything, [image], max_pixels=20_000, max_side=100).shape == (50, 100, 3)
 
 
 def test_a_long_box_grows_so_that_both_minimum_and_maximum_hold():
@@ -197,15 +190,11 @@ def test_any_four_numbers_give_a_legal_box_or_a_message():
             random.choice(edges) if random.random() < 0.3 else random.uniform(-100, 1100)
             for _ in range(4)
         ]
-        width, height, min_side = (
-            random.choice([1, 7, 31, 640, 12000]),
-            random.choice([1, 9, 32, 480]),
-            random.choice([1, 28, 32, 64]),
-        )
-        max_side, max_pixels = (
-            random.choice([None, 64, 100, 1024]),
-            random.choice([None, 4096, 100_000]),
-        )
+        width = random.choice([1, 7, 31, 640, 12000])
+        height = random.choice([1, 9, 32, 480])
+        min_side = random.choice([1, 28, 32, 64])
+        max_side = random.choice([None, 64, 100, 1024])
+        max_pixels = random.choice([None, 4096, 100_000])
         options = ImageZoomIn(min_side=min_side, max_side=max_side, max_pixels=max_pixels)
         try:
             clamped = parse(ZoomArguments, {"bbox_2d": numbers}).bbox_2d

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import BaseModel, Field
 
-from tool_server.tool import ToolCall, ToolError
+from tool_server.arguments import define
+from tool_server.tool import Output, Tool, ToolCall, ToolError, ToolKind
 
 
 class Unit(Enum):
@@ -87,6 +88,27 @@ def freeze(directory: str) -> str:
 def whose() -> str:
     """Say which process this is."""
     return str(os.getpid())
+
+
+class Text(BaseModel):
+    text: str
+
+
+class Shout(ToolKind):
+    """Say a text loudly."""
+
+    mark: str = Field("!", max_length=1)
+
+    def open(self, name: str) -> Tool:
+        def run(call: ToolCall) -> Output:
+            return call.arguments.text.upper() + self.mark, ()
+
+        return define(name, "Say it loudly.", Text, run)
+
+
+def open_shout(name: str) -> Tool:
+    """Open `Shout` as it comes."""
+    return Shout().open(name)
 
 
 def untyped(a, b: int) -> str:

@@ -46,7 +46,10 @@ def answer(*titles: str) -> dict:
 
 
 class Provider:
-    """Answers with the scripted replies in turn, the last one for ever: (status, headers, body, seconds before it)."""
+    """Answer with the scripted replies in turn, and with the last one for ever.
+
+    A reply is (status, headers, body, seconds before it).
+    """
 
     def __init__(self):
         self.replies = [(200, {}, answer("a", "b", "c"), 0)]
@@ -92,15 +95,9 @@ class Provider:
 
 @pytest.fixture
 def provider(monkeypatch):
-    for name in (
-        "HTTP_PROXY",
-        "HTTPS_PROXY",
-        "ALL_PROXY",
-        "http_proxy",
-        "https_proxy",
-        "all_proxy",
-    ):
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
     monkeypatch.setenv("TAVILY_API_KEY", KEY)
     monkeypatch.setattr(tavily_module, "BACKOFF", wait_fixed(0.01))
     provider = Provider()
@@ -127,7 +124,7 @@ def client(provider, tmp_path, clock=time.monotonic, **options) -> Tavily:
 
 
 def ask(tavily: Tavily, *queries: str, k: int = 5) -> list:
-    """One answer or exception per query, asked at the same time."""
+    """Return one answer or exception per query, asked at the same time."""
 
     async def together():
         return await asyncio.gather(
@@ -190,21 +187,19 @@ def test_the_day_s_first_answer_is_kept_on_disk(provider, tmp_path, monkeypatch)
         (200, {}, answer("d")),
     )
     assert ask(client(provider, tmp_path), "Tokyo Tower")[0][0].title == "a"
-    assert (
-        ask(client(provider, tmp_path), " tokyo\ttower ")[0][0].title == "a"
-    )  # another server, another spelling
+    # Another server, another spelling.
+    assert ask(client(provider, tmp_path), " tokyo\ttower ")[0][0].title == "a"
     assert len(provider.requests) == 1
-    assert (
-        ask(client(provider, tmp_path), "tokyo tower", k=4)[0][0].title == "b"
-    )  # another number of results
-    assert (
-        ask(client(provider, tmp_path, topic="news"), "tokyo tower")[0][0].title == "c"
-    )  # another way to ask
+    # Another number of results.
+    assert ask(client(provider, tmp_path), "tokyo tower", k=4)[0][0].title == "b"
+    # Another way to ask.
+    assert ask(client(provider, tmp_path, topic="news"), "tokyo tower")[0][0].title == "c"
     monkeypatch.setattr(
         "tool_server.search.cache.datetime",
         type("D", (), {"now": lambda tz: datetime.now(tz) + timedelta(days=1)}),
     )
-    assert ask(client(provider, tmp_path), "tokyo tower")[0][0].title == "d"  # another day
+    # Another day.
+    assert ask(client(provider, tmp_path), "tokyo tower")[0][0].title == "d"
     assert len(provider.requests) == 4
     assert not [p for p in (tmp_path / "cache").rglob("*") if p.is_file() and KEY in p.read_text()]
 
@@ -265,12 +260,8 @@ def test_a_refused_query_is_the_policy_s_fault(provider, tmp_path):
         (200, {}, b"\xff\xfe"),
         (200, {}, b"[" * 1_000_000),
         (200, {}, b"x" * 5_000_000),
-        (
-            200,
-            {"Content-Length": "99999"},
-            answer("cut"),
-            0,
-        ),  # the connection ends too early or hangs
+        # The connection ends too early or hangs.
+        (200, {"Content-Length": "99999"}, answer("cut"), 0),
     ],
 )
 def test_failures_are_retried_then_infrastructure(provider, tmp_path, reply):
@@ -320,18 +311,14 @@ def test_the_deadline_of_the_tool_is_behind_all_attempts():
 
 
 def test_retry_after_as_a_date():
-    assert _retry_after(
-        format_datetime(datetime.now(UTC) + timedelta(seconds=100))
-    ) == pytest.approx(100, abs=5)
-    assert _retry_after(format_datetime(datetime.now(UTC) - timedelta(seconds=100))) == 0
-    assert [_retry_after(h) for h in (None, "soon", "nan", "inf", "-3", "2.5")] == [
-        None,
-        None,
-        None,
-        None,
-        0,
-        2.5,
-    ]
+    now = datetime.now(UTC)
+    soon = _retry_after(format_datetime(now + timedelta(seconds=100)))
+    assert soon == pytest.approx(100, abs=5)
+    assert _retry_after(format_datetime(now - timedelta(seconds=100))) == 0
+    for header in (None, "soon", "nan", "inf"):
+        assert _retry_after(header) is None
+    assert _retry_after("-3") == 0
+    assert _retry_after("2.5") == 2.5
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 432, 433, 302])
@@ -371,9 +358,8 @@ def test_parking_doubles_to_a_quarter_of_an_hour_and_ends_with_a_success(provide
         pauses.append(int(str(error).split()[-2]))
         assert ask(tavily, "known")[0][0].title == "a"  # what is on disk is still served
         clock.now += pauses[-1] + 1
-        ask(
-            tavily, *[f"probe{i}" for i in range(3)]
-        )  # still down; three failures at once count as one
+        # Still down. Three failures at once count as one.
+        ask(tavily, *[f"probe{i}" for i in range(3)])
     assert pauses == [60, 120, 240, 480, 900, 900]
     clock.now += 901
     provider.requests.clear()
