@@ -79,7 +79,9 @@ class _Rewards:
     rollouts: Rewards  # [N]
     continuations: list[Rewards]  # [K] for each resample of the group
 
-    def __len__(self) -> int:
+    @property
+    def count(self) -> int:
+        """N + M: rollouts and continuations."""
         return len(self.rollouts) + sum(len(rewards_K) for rewards_K in self.continuations)
 
 
@@ -107,7 +109,7 @@ def credit(
         _check(group)
         rewards = _shaped(group, tokens, settings.tool_bonus)
         if settings.joined:
-            size = len(rewards)
+            size = rewards.count
             entries = _joined(group, rewards, baseline)
         else:
             size = len(rewards.rollouts)
@@ -248,15 +250,15 @@ def _check(group: Group) -> None:
     seen = set()
     for resample in group.resamples:
         source, cut = group.rollouts[resample.source], resample.prefix_tokens
-        where = f"rollout {source.rollout} of question {source.question_id}"
+        name = f"rollout {source.rollout} of question {source.question_id}"
         if (resample.source, cut) in seen:
             raise ValueError(
-                f"{where}: resampled twice at token {cut}, its prefix would get two signals"
+                f"{name}: resampled twice at token {cut}, its prefix would get two signals"
             )
         seen.add((resample.source, cut))
         prefix = source.response_ids[:cut]
         for k, continuation in enumerate(resample.continuations):
             if not np.array_equal(continuation.response_ids[:cut], prefix):
                 raise ValueError(
-                    f"{where}: continuation {k} does not start with its source's prefix"
+                    f"{name}: continuation {k} does not start with its source's prefix"
                 )

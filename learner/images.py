@@ -65,6 +65,7 @@ class StepImages:
 
     def patches(self, key: ImageKey) -> int:
         """Return the patches that the vision tower reads."""
+        # The processor's own count: the engine uses the same processor.
         height, width = self._pixels[key].shape[:2]
         return self._processor.get_number_of_image_patches(height, width)
 

@@ -81,6 +81,7 @@ def merged(weight: Tensor, adapter: Adapter | None) -> Tensor:
     """
     if adapter is None:
         return weight
+    # In bfloat16 a small change to a large weight would be rounded away.
     change = adapter.b.data.float() @ adapter.a.data.float()
     return (weight.float() + adapter.scaling * change).to(weight.dtype)
 

@@ -56,10 +56,19 @@ def policy_loss(tokens: TrainedTokens, objective: Objective, kl_beta: float) -> 
 
     Returns:
         The loss, summed over the tokens, and what the metrics need of each token.
+
+    Raises:
+        ValueError: the surrogate does not have a term for each token.
     """
     logprobs, weights = tokens.logprobs, tokens.weights
     ratio = objective.ratio(logprobs, tokens.old, tokens.items)
     surrogate = objective.surrogate(logprobs, ratio, tokens.advantages)
+    # A scalar, say, would be broadcast without a word.
+    if surrogate.shape != logprobs.shape:
+        raise ValueError(
+            f"learner.objective={objective.name!r}: its surrogate has shape "
+            f"{list(surrogate.shape)}; expected a term for each token, {list(logprobs.shape)}"
+        )
     if tokens.reference is not None:
         kl = k3(logprobs, tokens.reference)
     else:
@@ -88,7 +97,7 @@ def k3(logprobs: Tensor, reference: Tensor) -> Tensor:
     """Estimate KL(policy || reference) at each token.
 
     Args:
-        logprobs: log-probabilities under the policy that sampled the tokens, shape [M].
+        logprobs: log-probabilities under the policy, shape [M].
         reference: log-probabilities under the reference policy, shape [M].
 
     Returns:
@@ -125,6 +134,6 @@ def gap_correction(learner: Tensor, engine: Tensor, items: Tensor, config: Learn
         gap = item_sums(gap, items)[items]
     if config.correction == "truncate":
         return gap.exp().clamp(max=config.correction_cap)
-    # 1/cap <= w <= cap, with both sides' logarithms.
+    # In logarithms: |log w| <= log cap.
     within = gap.abs() <= torch.tensor(config.correction_cap).log()
     return within.to(gap.dtype)

@@ -1,8 +1,9 @@
 """Objectives: the term of the policy loss that each trained token contributes.
 
-`learner.loss.policy_loss` sums the terms. An objective says five things, and each has a default:
+`learner.loss.policy_loss` sums the terms. An objective says five things; only the first has no
+default:
 
-    surrogate  the token's term S_t, to be maximised (the only one without a default)
+    surrogate  the token's term S_t, to be maximised
     ratio      rho_t, how much more likely the policy makes a token than the old policy did
     clipped    which terms clipping has changed, for the metric `clip_fraction`
     divisor    by what the sum over a trajectory's tokens is divided
@@ -36,6 +37,7 @@ class Objective(Variant):
     """How a policy loss is put together, for M trained tokens at a time."""
 
     baseline: ClassVar[Baseline] = GroupBaseline()
+    """What credit uses, unless the recipe says otherwise."""
 
     @abstractmethod
     def surrogate(self, logprobs: Tensor, ratio: Tensor, advantages: Tensor) -> Tensor:
@@ -131,7 +133,10 @@ class _DividedByMeanLength(Objective):
 
 @objectives.register("dr_grpo")
 class DrGrpo(_DividedByConstant, Clip):
-    """Clipped surrogate, sums divided by one constant; rewards without the std (2503.20783)."""
+    """Clipped surrogate, sums divided by one constant (Dr.GRPO, arXiv 2503.20783).
+
+    Its baseline does not divide rewards by their standard deviation.
+    """
 
     baseline: ClassVar[Baseline] = CenteredBaseline()
 

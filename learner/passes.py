@@ -78,16 +78,11 @@ class Passes:
         """
         images = StepImages(self._processor)
         image_pad = self._vision.image_pad
-        rows = [
-            make_row(
-                item,
-                images,
-                image_pad,
-                divisor=divisor,
-                old_logprobs=old[i] if old is not None else None,
-            )
-            for i, item in enumerate(items)
-        ]
+        rows = []
+        for i, item in enumerate(items):
+            own_old = old[i] if old is not None else None
+            row = make_row(item, images, image_pad, divisor=divisor, old_logprobs=own_old)
+            rows.append(row)
 
         def image_cost(key: ImageKey) -> float:
             return self._patch_cost * images.patches(key)
@@ -99,10 +94,10 @@ class Passes:
         """Return the indices of the items of this rank's micro-batch."""
         return step[self._rank]
 
-    def micro_batch(self, run: Pass, step: list[list[int]]) -> MicroBatch:
+    def micro_batch(self, pass_: Pass, step: list[list[int]]) -> MicroBatch:
         """Build this rank's micro-batch of one step of a pass."""
-        rows = [run.rows[i] for i in self.mine(step)]
-        return collate(rows, run.images, self._vision, self._config.layout).to(self._device)
+        rows = [pass_.rows[i] for i in self.mine(step)]
+        return collate(rows, pass_.images, self._vision, self._config.layout).to(self._device)
 
 
 def _parameters(model: torch.nn.Module) -> int:

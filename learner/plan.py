@@ -72,7 +72,7 @@ def plan_even(tokens: Sequence[int], costs: Sequence[float], ranks: int, budget:
     """
     # Equal costs in the order of the units, so that every rank makes the same plan.
     longest_first = sorted(range(len(costs)), key=lambda i: (-costs[i], i))
-    least = -(-sum(min(t, budget) for t in tokens) // (budget * ranks))
+    least = _ceil(sum(min(t, budget) for t in tokens), budget * ranks)
     for steps in count(max(1, least)):
         slots = steps * ranks
         bins: list[list[int]] = [[] for _ in range(slots)]
@@ -115,7 +115,7 @@ def plan_padded(lengths: Sequence[int], ranks: int, budget: int) -> Steps:
                 bins.append([i])
         return bins
 
-    slots = -(-len(pack(budget)) // ranks) * ranks
+    slots = _ceil(len(pack(budget)), ranks) * ranks
     # The smallest limit that still takes no more micro-batches, by bisection.
     low, high = 0, budget
     while low < high:
@@ -128,6 +128,11 @@ def plan_padded(lengths: Sequence[int], ranks: int, budget: int) -> Steps:
     # Every rank needs a micro-batch in every step, if only an empty one.
     bins += [[] for _ in range(slots - len(bins))]
     return _in_steps(bins, ranks)
+
+
+def _ceil(a: int, b: int) -> int:
+    """Return a / b, rounded up."""
+    return -(-a // b)
 
 
 def _questions(rows: Sequence[Row], questions: Sequence[str], budget: int) -> list[list[int]]:

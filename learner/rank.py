@@ -158,6 +158,7 @@ class LearnerRank:
         }
         torch.set_num_threads(config.threads)
         torch.manual_seed(self._settings.seed)
+        # First: DeepSpeed's process group would compile what this switches off.
         extensions.prepare(offload_optimizer=config.offload_optimizer)
         deepspeed.init_distributed(
             "nccl" if config.gpus_per_rank else "gloo",

@@ -29,6 +29,7 @@ def without_adapters(engine: Any) -> Reference:
     """Return the base of a policy with adapters as reference: no second model in memory."""
 
     def logprobs(batch: MicroBatch) -> Tensor:
+        # The engine is the policy's own, so its weights are gathered as for the policy.
         with lora.switched_off(engine.module):
             return engine(batch)[0]
 

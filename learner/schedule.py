@@ -21,5 +21,6 @@ def lr_factor(step: int, config: LearnerConfig) -> float:
         return (step + 1) / config.warmup_steps
     if config.schedule == "constant":
         return 1.0
+    # A step after the last one keeps a rate of 0.
     progress = (step - config.warmup_steps) / (config.total_steps - config.warmup_steps)
     return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))

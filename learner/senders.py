@@ -65,6 +65,7 @@ def vllm_sender(
     from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
     info: Any
+    # The nccl group: rank 0 of the learner, and all processes of all engines.
     if rendezvous.backend == "nccl":
         info = NCCLTrainerInitInfo(
             rank=rendezvous.rank,

@@ -94,22 +94,23 @@ class FineTuningStep:
 
 
 def take_step(
-    engine: Any, passes: Passes, run: Pass, loss: Callable[[MicroBatch], MicroLoss]
+    engine: Any, passes: Passes, pass_: Pass, loss: Callable[[MicroBatch], MicroLoss]
 ) -> Outcome:
     """Take one optimizer step on the sum of a pass's losses. Collective.
 
     Args:
         engine: DeepSpeed's, of a `Policy`.
         passes: builds the micro-batches.
-        run: the items of the step.
+        pass_: over the items of the step.
         loss: computes the loss of a micro-batch.
     """
+    # Loss, policy loss and computed tokens of this rank.
     sums = torch.zeros(3, dtype=torch.float64)
-    for number, step in enumerate(run.steps):
+    for number, step in enumerate(pass_.steps):
         # gradient_accumulation_steps is 1: the boundary is ours, so the number of micro-batches
         # may change from step to step.
-        engine.set_gradient_accumulation_boundary(number == len(run.steps) - 1)
-        batch = passes.micro_batch(run, step)
+        engine.set_gradient_accumulation_boundary(number == len(pass_.steps) - 1)
+        batch = passes.micro_batch(pass_, step)
         losses = loss(batch)
         sums += _scalars(losses.total, losses.policy, batch.input_ids.numel())
         # DeepSpeed averages gradients over ranks; the loss is a sum over items wherever they lie.
@@ -117,6 +118,7 @@ def take_step(
     sums = sums.to(engine.device)
     dist.all_reduce(sums)
     norm, applied = float("nan"), False
+    # The sum is that of all ranks, so all of them step, or none does.
     if bool(torch.isfinite(sums[0])):
         engine.step()  # skips by itself if the gradient is not finite
         norm, applied = float(engine.get_global_grad_norm()), engine.was_step_applied()
@@ -127,8 +129,8 @@ def take_step(
         policy_loss=float(sums[1]),
         grad_norm=norm,
         applied=applied,
-        micro_steps=len(run.steps),
-        tokens=run.tokens,
+        micro_steps=len(pass_.steps),
+        tokens=pass_.tokens,
         computed_tokens=int(sums[2]),
     )
 

@@ -74,11 +74,11 @@ class Updater:
             chosen = part.of(items)
             divisor = config.objective.divisor([int(item.mask.sum()) for item in chosen])
             chosen_old = [old[i] for i in part.indices] if old is not None else None
-            run = self._passes.plan(chosen, divisor, chosen_old)
+            pass_ = self._passes.plan(chosen, divisor, chosen_old)
             step = PolicyStep(
                 self._engine, self._reference, config, stats, number=number, count=len(parts)
             )
-            outcomes.append(take_step(self._engine, self._passes, run, step.loss))
+            outcomes.append(take_step(self._engine, self._passes, pass_, step.loss))
             self._count_skipped(outcomes[-1])
         seconds = time.monotonic() - started
         return self._metrics(items, outcomes, lr, seconds) | stats.summary()
@@ -89,8 +89,8 @@ class Updater:
         lr = self._engine.get_lr()[0]
         stats = TokenStats()
         step = FineTuningStep(self._engine, stats)
-        run = self._passes.plan(items)
-        outcome = take_step(self._engine, self._passes, run, step.loss)
+        pass_ = self._passes.plan(items)
+        outcome = take_step(self._engine, self._passes, pass_, step.loss)
         self._count_skipped(outcome)
         seconds = time.monotonic() - started
         return self._metrics(items, [outcome], lr, seconds) | stats.summary()
@@ -114,14 +114,14 @@ class Updater:
         return self._of_tokens(items, ENTROPIES)
 
     def _of_tokens(self, items: list[TrainItem], output: int) -> list[tuple[int, Floats]]:
-        run = self._passes.plan(items)
+        pass_ = self._passes.plan(items)
         out: list[tuple[int, Floats]] = []
-        for step in run.steps:
-            batch = self._passes.micro_batch(run, step)
+        for step in pass_.steps:
+            batch = self._passes.micro_batch(pass_, step)
             with torch.no_grad():
                 values = self._engine(batch)[output].cpu().numpy()
             owner = batch.items.cpu().numpy()
-            # Of the micro-batch's flat tokens back to each item's response.
+            # From the micro-batch's flat tokens back to each item's response.
             for b, i in enumerate(self._passes.mine(step)):
                 whole = np.zeros(len(items[i].mask), np.float32)
                 whole[items[i].mask] = values[owner == b]

@@ -56,6 +56,7 @@ def plan_buckets(
 
 def full_shape(parameter: nn.Parameter) -> tuple[int, ...]:
     """Return the shape that a parameter had before ZeRO-3 partitioned it."""
+    # ZeRO-3 leaves an empty tensor behind, and puts the shape beside it.
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 

@@ -245,3 +245,8 @@ def test_a_wrong_objective_is_one_line(own_files, objective, message):
         objectives.parse(objective)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_surrogate_needs_a_term_for_each_token(own_files):
+    with pytest.raises(ValueError, match=r"'own_objectives:mean': its surrogate has shape \[\]"):
+        loss("own_objectives:mean", (0.0, 0.0), (0.0, 0.0), (1.0, 1.0), (1.0, 1.0))
