@@ -34,6 +34,7 @@ class TaskExamples:
         scripted: list[str | Sequence[Shown]] = [
             turn if isinstance(turn, str) else [Shown(*turn)] for turn in turns
         ]
+        # A bare prompt has neither tools nor system text.
         schemas = self._schemas if with_tools else []
         system = self._task.system if with_tools else None
         return question, self._chat.trajectory(question, schemas, system, scripted)
@@ -62,7 +63,7 @@ class Batches:
         """Prepare the batches; make none yet.
 
         Args:
-            examples: where examples come from.
+            examples: what gives the examples.
             mix: kinds of examples, and the share of the batches that each gets.
             batch_size: examples a batch.
             seed: what the kinds of the batches are drawn from.
@@ -73,7 +74,8 @@ class Batches:
 
     def kind(self, step: int) -> str:
         """Return the kind of examples in the batch of a step."""
-        return random.Random(f"{self._seed}/{step}").choices(self.kinds, self._shares)[0]
+        rng = random.Random(f"{self._seed}/{step}")
+        return rng.choices(self.kinds, self._shares)[0]
 
     def items(self, step: int) -> list[TrainItem]:
         """Return the batch of a step."""

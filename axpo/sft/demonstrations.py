@@ -63,7 +63,8 @@ class Demonstrations:
             AxpoError: something is wrong with the row; names the row and says what.
         """
         epoch, position = divmod(index, len(self._rows))
-        number = epoch_order(len(self._rows), f"{self._seed}/{epoch}")[position]
+        order = epoch_order(len(self._rows), f"{self._seed}/{epoch}")
+        number = order[position]
         try:
             return self._trajectory(f"{number}-{epoch}", self._rows[number])
         except (KeyError, TypeError, ValueError, ImageError, StopIteration) as error:
@@ -74,14 +75,17 @@ class Demonstrations:
 
     def _trajectory(self, name: str, row: Row) -> tuple[Question, Trajectory]:
         messages = list(row["messages"])
+        # The messages take the images in order, whatever role they have.
         images = iter([self._decode(image) for image in row.get("images") or ()])
         system = None
         if messages and messages[0]["role"] == "system":
             system = _text(messages.pop(0))
         if not messages or messages[0]["role"] != "user":
             raise ValueError("messages: expected a user message after the optional system message")
-        question = Question(name, _text(messages[0]), _take_images(messages[0], images), "")
+        shown = _take_images(messages[0], images)
+        question = Question(name, _text(messages[0]), shown, answer="")
         script = _script(messages[1:], images)
+        # An image that no message shows is most likely a mistake in the row.
         if next(images, None) is not None:
             raise ValueError("images: more than the messages have image parts")
         tools = row.get("tools") or []
@@ -136,7 +140,9 @@ def _masked(trajectory: Trajectory, weights: Sequence[float]) -> Iterator[Segmen
 
 def _policy_text(message: Message) -> str:
     """Return what follows the template's opening `<think>`: thinking, then answer or calls."""
+    # The template opens the thinking, so a text that does so too must not.
     content = _text(message).removeprefix("<think>").lstrip("\n")
+    # Some rows have thinking and answer in one text, others thinking apart.
     if "</think>" not in content:
         content = f"{message.get('reasoning_content') or ''}\n</think>\n\n{content}"
     for call in message.get("tool_calls") or ():

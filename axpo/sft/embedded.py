@@ -51,7 +51,7 @@ def build(folder: str | Path, texts: Iterable[str], seed: int = 0) -> Path:
     """Write a model folder: config, random weights, tokenizer, processor, chat template.
 
     Args:
-        folder: where to write; it must not exist.
+        folder: what is written; it must not exist.
         texts: what the tokenizer is trained on.
         seed: of the weights.
 
@@ -114,6 +114,7 @@ def _random_model(tokenizer: Qwen2TokenizerFast, seed: int) -> Qwen3VLForConditi
     from transformers import Qwen3VLForConditionalGeneration
 
     config = _config(tokenizer)
+    # Draws in this order: the weights, then the positions.
     torch.manual_seed(seed)
     model = Qwen3VLForConditionalGeneration(config)
     # At 0.03 the position of a patch drowns in its pixels, and boxes are never learned; at 0.5 they

@@ -29,7 +29,7 @@ def build_embedded(recipe: Recipe, console: Console) -> Path:
 
     Args:
         recipe: its `sft` section has the stages; its `model` is not read.
-        console: where progress is shown.
+        console: shows the progress.
 
     Returns:
         The folder of the model.
@@ -41,7 +41,8 @@ def build_embedded(recipe: Recipe, console: Console) -> Path:
         raise AxpoError("sft: required, but not given (the stages that train the embedded model)")
     task = recipe.task.load()
     with ray_session(recipe), tempfile.TemporaryDirectory() as scratch:
-        start = build(Path(scratch) / "random", _vocabulary_texts(recipe, task), recipe.seed)
+        texts = _vocabulary_texts(recipe, task)
+        start = build(Path(scratch) / "random", texts, recipe.seed)
         folder = fine_tune(recipe.model_copy(update={"model": str(start)}), console)
         numbers = evaluate_model(recipe, str(folder))
         card = _card(recipe, folder, numbers, questions=len(task.held_out()))
@@ -57,6 +58,7 @@ def _vocabulary_texts(recipe: Recipe, task: Task) -> list[str]:
     kinds: set[str] = set()
     for stage in recipe.sft.stages:
         kinds.update(stage.mix)
+    # In a fixed order, so that the same recipe gives the same tokenizer.
     for kind in sorted(kinds):
         for index in range(EXAMPLES):
             question, turns, _ = task.example(kind, index)
@@ -102,6 +104,7 @@ def _parameters(folder: Path) -> int:
     from safetensors import safe_open
 
     count = 0
+    # Shapes are in the file's header; no weight is read.
     with safe_open(folder / "model.safetensors", "np") as weights:
         for name in weights.keys():  # noqa: SIM118  (`weights` is no mapping)
             count += math.prod(weights.get_slice(name).get_shape())

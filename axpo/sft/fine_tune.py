@@ -43,7 +43,7 @@ class Stage:
     number: int  # from 1
     settings: SFTStage
     task: Task
-    folder: Path  # where the model after this stage lies
+    folder: Path  # the model after this stage
     last: bool
 
 
@@ -52,7 +52,7 @@ def fine_tune(recipe: Recipe, console: Console) -> Path:
 
     Args:
         recipe: what to train, and how.
-        console: where progress is shown.
+        console: shows the progress.
 
     Returns:
         The folder of the trained model.
@@ -66,6 +66,7 @@ def fine_tune(recipe: Recipe, console: Console) -> Path:
     output = Path(recipe.sft.output)
     if output.exists():
         raise AxpoError(f"sft.output={str(output)!r} already exists")
+    # A mistake in a late stage is found before the first one runs.
     tasks = [recipe.stage_task(settings).load() for settings in recipe.sft.stages]
     for settings, task in zip(recipe.sft.stages, tasks, strict=True):
         _check_mix(settings, task)
@@ -104,19 +105,19 @@ def _check_mix(settings: SFTStage, task: Task) -> None:
 def _stages(recipe: Recipe, model: str, tasks: list[Task]) -> list[Stage]:
     """Return the stages; a stage's folder is named by all that its model depends on."""
     assert recipe.sft is not None
-    digest = hashlib.sha256(
-        json.dumps(
-            [recipe.seed, recipe.learner.model_dump(mode="json"), recipe.task.spec()]
-        ).encode()
-    )
+    start = [recipe.seed, recipe.learner.model_dump(mode="json"), recipe.task.spec()]
+    digest = hashlib.sha256(json.dumps(start).encode())
     _add_model(digest, Path(model))
     root = Path(recipe.logging.root) / "sft"
     stages = []
-    for number, (settings, task) in enumerate(zip(recipe.sft.stages, tasks, strict=True), 1):
+    pairs = zip(recipe.sft.stages, tasks, strict=True)
+    for number, (settings, task) in enumerate(pairs, 1):
+        # The digest goes on from stage to stage: a model depends on all stages before it.
         digest.update(settings.model_dump_json().encode())
         last = number == len(recipe.sft.stages)
         # The last stage is saved in bfloat16, so a longer curriculum does not go on from it.
-        name = f"{number}-{digest.hexdigest()[:12]}{'-last' if last else ''}"
+        ending = "-last" if last else ""
+        name = f"{number}-{digest.hexdigest()[:12]}{ending}"
         stages.append(Stage(number, settings, task, root / name, last))
     return stages
 
@@ -124,8 +125,9 @@ def _stages(recipe: Recipe, model: str, tasks: list[Task]) -> list[Stage]:
 def _add_model(digest: hashlib._Hash, folder: Path) -> None:
     """Add a model's files to a digest: names, sizes and the first MiB of each."""
     for file in sorted(path for path in folder.iterdir() if path.is_file()):
-        with file.open("rb") as start:
-            digest.update(f"{file.name} {file.stat().st_size}".encode() + start.read(1 << 20))
+        title = f"{file.name} {file.stat().st_size}"
+        with file.open("rb") as content:
+            digest.update(title.encode() + content.read(1 << 20))
 
 
 def _run(
@@ -133,6 +135,7 @@ def _run(
 ) -> None:
     """Train one stage and save its model."""
     config = _learner_config(recipe.learner, stage.settings)
+    # Each stage has a learner of its own, so its optimizer starts afresh.
     learner = Learner(model, config, seed=recipe.seed, serving=recipe.serving)
     try:
         batches = _batches(recipe, stage, Chat.load(model), schemas)

@@ -32,7 +32,9 @@ class CustomConfig(TaskConfig):
         try:
             task: Task = find(self.path)(**self.options)
         except ValueError as error:
-            raise AxpoError(f"{self.label}: {' '.join(str(error).split())}") from error
+            # It says in words what is wrong; the name of its type would add nothing.
+            message = " ".join(str(error).split())
+            raise AxpoError(f"{self.label}: {message}") from error
         except Exception as error:  # the class is the user's: anything may happen in it
             raise AxpoError(f"{self.label}: {one_line(error)}") from error
         check_methods(task, self.label)

@@ -56,21 +56,22 @@ class Source(BaseModel):
     def _read_dataset(self) -> datasets.Dataset:
         try:
             rows = self._load_dataset()
+            # Images stay encoded: `datasets` would decode without our limits.
             for name, feature in rows.features.items():
                 encoded = _encoded(feature)
                 if encoded != feature:
                     rows = rows.cast_column(name, encoded)
             return rows
         except Exception as error:  # of `datasets`, of the hub, of the disk: anything may happen
-            first_line = str(error).partition("\n")[0]
-            raise AxpoError(
-                f"{self.path}, split {self.split}: {type(error).__name__}: {first_line}"
-            ) from None
+            kind, first_line = type(error).__name__, str(error).partition("\n")[0]
+            where = f"{self.path}, split {self.split}"
+            raise AxpoError(f"{where}: {kind}: {first_line}") from None
 
     def _load_dataset(self) -> datasets.Dataset:
         import datasets
 
-        marks = (Path(self.path, name) for name in ("dataset_info.json", "dataset_dict.json"))
+        # `save_to_disk` leaves one of these files; `load_dataset` cannot read its folders.
+        marks = [Path(self.path, name) for name in ("dataset_info.json", "dataset_dict.json")]
         saved = any(mark.is_file() for mark in marks)
         if not saved:
             return datasets.load_dataset(self.path, split=self.split)
@@ -96,6 +97,7 @@ def image_source(image: Any, folder: Path) -> Path | bytes:
     Raises:
         ValueError: `image` is none of these, or the address cannot be decoded.
     """
+    # `datasets` stores an image as {"bytes": ..., "path": ...}, one of them None.
     if isinstance(image, Mapping):
         image = image.get("bytes") or image.get("path")
     if isinstance(image, bytes):

@@ -109,13 +109,15 @@ class DatasetTask(Task):
 
     def train(self, index: int) -> Question:
         """Return training question number `index`."""
+        # The epoch is in the id: a question that comes again is a question of its own.
         epoch, position = divmod(index, len(self._train))
         order = epoch_order(len(self._train), f"epoch/{epoch}")
         return self._train.question(order[position], f"e{epoch}-")
 
     def held_out(self) -> list[Question]:
         """Return the held-out questions, in the order of their rows."""
-        return [self._held_out.question(number, "test-") for number in range(len(self._held_out))]
+        rows = self._held_out
+        return [rows.question(number, "test-") for number in range(len(rows))]
 
     def verify(self, question: Question, answer: str | None) -> float:
         """Return the reward that the recipe's verifier gives."""
@@ -167,12 +169,13 @@ class Rows:
     def _read(self, number: int, prefix: str, use: Use) -> Question:
         row, columns = self._rows[number], self._config.columns
         with self._faults_of(number, columns.question):
-            text = _text(row, columns.question, "a text", str).replace("<image>", "").strip()
+            text = _text(row, columns.question, "a text", str)
         with self._faults_of(number, columns.answer):
-            answer = _text(row, columns.answer, "a text or a number", str | int | float).strip()
+            answer = _text(row, columns.answer, "a text or a number", str | int | float)
         images: list[Any] = []
         for name in columns.images:
             images += self._images(number, name, use)
+        # A recipe that names no image columns asks questions of text alone.
         if columns.images and not images:
             names = ", ".join(columns.images)
             raise AxpoError(f"{self._where(number)}: {names}: expected at least one image")
@@ -180,15 +183,23 @@ class Rows:
         for name in columns.info:
             with self._faults_of(number, name):
                 info[name] = _value(row, name)
-        return Question(f"{prefix}{number + 1}", text, tuple(images), answer, info)
+        return Question(
+            id=f"{prefix}{number + 1}",
+            text=text.replace("<image>", "").strip(),  # images stand before the text
+            images=tuple(images),
+            answer=answer.strip(),
+            info=info,
+        )
 
     def _images(self, number: int, name: str, use: Use) -> list[Any]:
         """Return what `use` makes of the images of one column; empty places are skipped."""
         with self._faults_of(number, name):
             value = _value(self._rows[number], name)
             values = value if isinstance(value, list) else [value]
+            # Data sets leave the columns of missing images empty.
             images = [image for image in values if image is not None]
-            return [self._use_image(image, place, use) for place, image in enumerate(images, 1)]
+            numbered = enumerate(images, 1)
+            return [self._use_image(image, place, use) for place, image in numbered]
 
     def _use_image(self, image: Any, place: int, use: Use) -> Any:
         source = image_source(image, self._source.folder)
@@ -220,6 +231,8 @@ def _text(row: Row, name: str, expected: str, kinds: Any) -> str:
     """Return a column as text; raise ValueError if it is empty or none of `kinds`."""
     value = _value(row, name)
     # In Python a bool is an int too.
-    if not isinstance(value, kinds) or isinstance(value, bool) or not str(value).strip():
-        raise ValueError(f"expected {expected}, found {str(value)[:80]!r}")
+    of_kind = isinstance(value, kinds) and not isinstance(value, bool)
+    if not of_kind or not str(value).strip():
+        found = str(value)[:80]
+        raise ValueError(f"expected {expected}, found {found!r}")
     return str(value)

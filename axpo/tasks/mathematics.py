@@ -43,6 +43,7 @@ class Comparer:
                 child.stdin.flush()
                 reply = json.loads(self._read_line(child, self._deadline_s))
             except (OSError, RuntimeError, TimeoutError):
+                # A late reply would be taken for that of the next comparison.
                 self._end(child)
                 raise
         if not isinstance(reply, bool):
@@ -73,7 +74,8 @@ class Comparer:
             raise TimeoutError(f"math: no answer for {seconds:g} s")
         line = child.stdout.readline()
         if not line:
-            raise RuntimeError(f"math: {' '.join(self._command)} ended with status {child.wait()}")
+            command, status = " ".join(self._command), child.wait()
+            raise RuntimeError(f"math: {command} ended with status {status}")
         return line
 
     def _end(self, child: subprocess.Popen[str]) -> None:
@@ -107,6 +109,7 @@ def main() -> None:
     from math_verify import parse, verify
 
     logging.disable(logging.WARNING)  # math-verify warns that it has no time limit
+    # A comparison that needs more memory fails, and does not take that of the rollout worker.
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     print("ready", flush=True)
     for line in sys.stdin:

@@ -65,11 +65,13 @@ class Mixed(Task):
 
     def __init__(self, config: MixedConfig) -> None:
         self.system = config.system
-        self._tasks = {name: family.task.load() for name, family in config.families.items()}
-        self._weights = [family.weight for family in config.families.values()]
+        families = config.families
+        self._tasks = {name: family.task.load() for name, family in families.items()}
+        self._weights = [family.weight for family in families.values()]
 
     def train(self, index: int) -> Question:
         """Return training question number `index`."""
+        # A source for each index: the family does not depend on what was asked before.
         rng = random.Random(f"family/{index}")
         name = rng.choices(list(self._tasks), self._weights)[0]
         return _of_family(name, self._tasks[name].train(index))

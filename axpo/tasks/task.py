@@ -98,6 +98,7 @@ class TaskConfig(Variant):
         except Exception as error:  # the class may be the user's: anything may happen in it
             raise AxpoError(f"{self.label}: {one_line(error)}") from error
         check_methods(task, self.label)
+        # A verifier that cannot take a wrong or a missing answer would fail in the first batch.
         try:
             question = task.train(0)
             rewards = [float(task.verify(question, answer)) for answer in ("none", None)]
@@ -116,9 +117,11 @@ def check_methods(task: Any, label: str) -> None:
     missing = [name for name in methods if not callable(getattr(task, name, None))]
     if missing:
         names = ", ".join(missing)
+        # `Task` brings `example`; without it a class must have all four.
         raise AxpoError(f"{label}: no {names}; let the class inherit from axpo.tasks.Task")
 
 
 def one_line(error: Exception) -> str:
     """Return an error's type and text without line breaks."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    message = " ".join(str(error).split())
+    return f"{type(error).__name__}: {message}"

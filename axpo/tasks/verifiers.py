@@ -81,7 +81,9 @@ class Numeric(Verifier):
         if given is None:
             return 0.0
         # Fractions are exact: 4.95 is within 0.1 of 4.5 (0.1 * 4.5 = 0.45), whatever floats say.
-        allowed = Fraction(str(self.tolerance)) * max(Fraction(1), abs(truth))
+        # About zero the tolerance is absolute.
+        unit = max(Fraction(1), abs(truth))
+        allowed = Fraction(str(self.tolerance)) * unit
         return float(abs(given - truth) <= allowed)
 
     def check_truth(self, truth: str) -> None:
@@ -133,13 +135,17 @@ class Math(Verifier):
 def exact_match(text: str | None, truth: str) -> float:
     """Return 1.0 if the box has the text of the truth, up to case and outer space, else 0.0."""
     given = boxed(text)
-    return float(given is not None and given.casefold() == truth.strip().casefold())
+    if given is None:
+        return 0.0
+    return float(given.casefold() == truth.strip().casefold())
 
 
 def boxed(text: str | None) -> str | None:
     """Return the content of the last \\boxed{...}, of nested ones the innermost, or None."""
     text = text or ""
-    open_braces: list[tuple[bool, int]] = []  # is it a box's, and where its content starts
+    # For each brace that is still open: is it a box's, and where does its content start? One pass
+    # over the text: a policy may write thousands of boxes and close none.
+    open_braces: list[tuple[bool, int]] = []
     start, end = -1, -1
     for token in _BRACES.finditer(text):
         if token[0] == "{" or token[0].startswith("\\boxed"):
@@ -156,14 +162,17 @@ def number(text: str) -> Fraction | None:
 
     Read are: 1,250.5, -3e4, 1/3, \\frac{1}{3}, 12 %, $5.
     """
-    plain = _SPACE_AND_UNITS.sub("", text.replace("\u2212", "-"))
-    plain = _THOUSANDS.sub("", _FRACTION.sub(r"\1/\2", plain))
+    plain = text.replace("\u2212", "-")  # the minus sign of typeset text
+    plain = _SPACE_AND_UNITS.sub("", plain)
+    plain = _FRACTION.sub(r"\1/\2", plain)
+    plain = _THOUSANDS.sub("", plain)
     if len(plain) > _LONGEST_NUMBER or _HUGE_EXPONENT.search(plain):
         return None
     try:
         parts = [Fraction(part) for part in plain.split("/")]
         if len(parts) == 1:
             return parts[0]
+        # 1/2/3 could be read in two ways.
         return parts[0] / parts[1] if len(parts) == 2 else None
     except (ValueError, ZeroDivisionError):
         return None

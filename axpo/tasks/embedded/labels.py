@@ -31,7 +31,7 @@ def write(folder: Path) -> int:
     As in the questions, digits of the test split are on the labels of held-out wines only.
 
     Args:
-        folder: where to write; it is made if it does not exist.
+        folder: what is written into; it is made if it does not exist.
 
     Returns:
         The number of labels.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, TypeAlias
 
 import numpy as np
 
@@ -35,6 +35,10 @@ class Number:
 
     def __str__(self) -> str:
         return f"{self.colour} {self.value}"
+
+
+DrawnNumbers: TypeAlias = Drawn[list[Number]]
+"""A question about numbers, and the numbers that its picture shows: the first is asked for."""
 
 
 class NumberTask(Generated[Config, list[Number]]):
@@ -77,11 +81,11 @@ class NumberTask(Generated[Config, list[Number]]):
         raise KeyError(kind)
 
     @abstractmethod
-    def demonstrate(self, drawn: Drawn[list[Number]]) -> Turns:
+    def demonstrate(self, drawn: DrawnNumbers) -> Turns:
         """Return the turns of the teacher at work."""
 
     @abstractmethod
-    def careful_arguments(self, drawn: Drawn[list[Number]]) -> str:
+    def careful_arguments(self, drawn: DrawnNumbers) -> str:
         """Return the arguments of the call that a careful teacher would make, as JSON."""
 
     @abstractmethod
@@ -95,14 +99,22 @@ def draw_numbers(numbers: list[Number], rng: random.Random, split: Split) -> Pix
     rows = rng.sample(range(4), len(numbers))
     for number, row in zip(numbers, rows, strict=True):
         digits = str(number.value)
+        # A short number may begin anywhere in its row.
         first_column = rng.randint(0, 4 - len(digits))
         for column, digit in enumerate(digits, first_column):
             written = handwriting(split, rng, int(digit))
-            frame = Frame(number.colour, written.digit, CELL * column, CELL * row, CELL, BORDER)
+            frame = Frame(
+                colour=number.colour,
+                digit=written.digit,
+                left=CELL * column,
+                top=CELL * row,
+                side=CELL,
+                border=BORDER,
+            )
             paste(canvas, frame, written.ink)
     return np.asarray(canvas)
 
 
-def _lesson(drawn: Drawn[list[Number]], text: str, words: str, *, with_tools: bool) -> Example:
+def _lesson(drawn: DrawnNumbers, text: str, words: str, *, with_tools: bool) -> Example:
     question = Question(drawn.question.id, text, drawn.question.images, "")
     return Example(question, [lesson_turn(words)], with_tools)

@@ -24,6 +24,7 @@ COLOURS = {
 }
 
 Split: TypeAlias = Literal["train", "test"]
+Span: TypeAlias = tuple[int, int]
 Box: TypeAlias = tuple[int, int, int, int]
 """Left, top, right, bottom in thousandths of the picture's side, as `image_zoom_in` takes them."""
 
@@ -47,7 +48,7 @@ class Frame:
     side: int  # with the border
     border: int
 
-    def box(self, side: int, scene: int, shift: tuple[int, int] = (0, 0), step: int = 1) -> Box:
+    def box(self, side: int, scene: int, shift: Span = (0, 0), step: int = 1) -> Box:
         """Return a square box around the frame that stays inside the picture.
 
         Args:
@@ -62,24 +63,28 @@ class Frame:
             nearest = round((centre - side / 2) / step) * step
             return int(min(max(0, nearest), 1000 - side))
 
-        x, y = corner(self.left, shift[0]), corner(self.top, shift[1])
+        x = corner(self.left, shift[0])
+        y = corner(self.top, shift[1])
         return x, y, x + side, y + side
 
     def inside(self, box: Box, scene: int) -> bool:
-        """Return whether the whole panel (the frame without its border) lies in the box."""
+        """Return whether the whole panel (the frame without its border) lies in the box.
+
+        Args:
+            box: in thousandths of the picture.
+            scene: side of the picture, in pixels.
+        """
         left, top, right, bottom = (value * scene / 1000 for value in box)
-        end = self.side - self.border
-        return (
-            left <= self.left + self.border
-            and top <= self.top + self.border
-            and right >= self.left + end
-            and bottom >= self.top + end
-        )
+        start, end = self.border, self.side - self.border
+        inside_x = left <= self.left + start and right >= self.left + end
+        inside_y = top <= self.top + start and bottom >= self.top + end
+        return inside_x and inside_y
 
 
 def photograph(side: int, rng: random.Random) -> Image.Image:
     """Return a random square of one of the photographs, scaled to `side` pixels."""
     photo = _photographs()[rng.randrange(2)]
+    # The square that is cut out, in pixels of the photograph.
     cut = rng.randint(240, min(photo.size))
     left = rng.randint(0, photo.width - cut)
     top = rng.randint(0, photo.height - cut)
@@ -99,17 +104,21 @@ def handwriting(split: Split, rng: random.Random, digit: int | None = None) -> H
 
 def paste(canvas: Image.Image, frame: Frame, ink: np.ndarray) -> None:
     """Draw a frame with its digit into the picture."""
-    right, bottom = frame.left + frame.side - 1, frame.top + frame.side - 1
+    # Pillow counts the last row and column in.
+    right = frame.left + frame.side - 1
+    bottom = frame.top + frame.side - 1
     rectangle = (frame.left, frame.top, right, bottom)
     ImageDraw.Draw(canvas).rectangle(rectangle, fill=COLOURS[frame.colour])
-    panel_side = frame.side - 2 * frame.border
-    panel = Image.fromarray(ink).resize((panel_side, panel_side), Image.Resampling.BICUBIC)
-    canvas.paste(panel, (frame.left + frame.border, frame.top + frame.border))
+    side = frame.side - 2 * frame.border
+    panel = Image.fromarray(ink).resize((side, side), Image.Resampling.BICUBIC)
+    inner = (frame.left + frame.border, frame.top + frame.border)
+    canvas.paste(panel, inner)
 
 
 def crop(image: Pixels, box: Box) -> Pixels:
     """Return the part of a square picture that lies in the box."""
-    left, top, right, bottom = (round(value * image.shape[0] / 1000) for value in box)
+    side = image.shape[0]
+    left, top, right, bottom = (round(value * side / 1000) for value in box)
     return image[top:bottom, left:right]
 
 
@@ -123,8 +132,11 @@ def digits(split: Split) -> tuple[np.ndarray, np.ndarray]:
     from sklearn.datasets import load_digits
 
     data = load_digits()
-    chosen = (np.arange(len(data.target)) % 5 == 0) == (split == "test")
-    return (255 - data.images[chosen] * 15).astype(np.uint8), data.target[chosen]
+    every_fifth = np.arange(len(data.target)) % 5 == 0
+    chosen = every_fifth if split == "test" else ~every_fifth
+    # scikit-learn's ink goes from 0 to 16, bright on dark.
+    images = 255 - data.images[chosen] * 15
+    return images.astype(np.uint8), data.target[chosen]
 
 
 @cache

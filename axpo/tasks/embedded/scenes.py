@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from axpo.tasks.embedded.pictures import COLOURS, Frame, Split, handwriting, paste, photograph
+from axpo.tasks.embedded.pictures import COLOURS, Frame, Span, Split, handwriting, paste, photograph
 from rollout_workers.trajectory import Pixels
 
 
@@ -34,7 +35,7 @@ class Scene:
     frames: tuple[Frame, ...]
 
 
-def draw_scene(layout: Layout, count: tuple[int, int], rng: random.Random, split: Split) -> Scene:
+def draw_scene(layout: Layout, count: Span, rng: random.Random, split: Split) -> Scene:
     """Draw a crop of a photograph with framed digits in it, none touching another.
 
     Args:
@@ -47,6 +48,7 @@ def draw_scene(layout: Layout, count: tuple[int, int], rng: random.Random, split
     frames: list[Frame] = []
     colours = rng.sample(sorted(COLOURS), rng.randint(*count))
     while len(frames) < len(colours):
+        # A place too near to another frame is drawn again.
         x, y = _draw_place(layout, rng), _draw_place(layout, rng)
         if not all(_apart(frame, x, y) for frame in frames):
             continue
@@ -63,14 +65,21 @@ def draw_background(layout: Layout, rng: random.Random) -> Pixels:
     return draw_scene(layout, (0, 0), rng, "train").image
 
 
+def by_colour(frames: Sequence[Frame]) -> list[Frame]:
+    """Return the frames in the order of their colours' names."""
+    return sorted(frames, key=lambda frame: frame.colour)
+
+
 def _draw_place(layout: Layout, rng: random.Random) -> int:
-    """Draw where a frame begins on one axis."""
+    """Draw the left or the top of a frame."""
     if layout.grid is None:
         return rng.randint(4, layout.scene - layout.frame - 4)
     cell = layout.scene // layout.grid
-    return cell * rng.randrange(layout.grid) + rng.randint(0, cell - layout.frame)
+    start = cell * rng.randrange(layout.grid)
+    return start + rng.randint(0, cell - layout.frame)
 
 
 def _apart(frame: Frame, x: int, y: int) -> bool:
     """Return whether a frame of the same size at (x, y) keeps its distance from this one."""
-    return max(abs(x - frame.left), abs(y - frame.top)) > frame.side * 1.4
+    distance = max(abs(x - frame.left), abs(y - frame.top))
+    return distance > frame.side * 1.4

@@ -1,7 +1,8 @@
 """Read the small digit: real handwritten digits, small in coloured frames in real photographs.
 
 The policy sees the whole scene scaled down, so a digit is only partly legible; `image_zoom_in`
-crops the original. Drawing is in `scenes.py` and `pictures.py`.
+crops the original. Pictures are drawn in `scenes.py` and `pictures.py`, demonstrations are written
+in `zoom_teacher.py`.
 """
 
 from __future__ import annotations
@@ -13,48 +14,20 @@ from typing import TypeAlias
 
 import numpy as np
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from axpo.tasks.embedded.generated import Drawn, Generated, GeneratedConfig, picture_split
-from axpo.tasks.embedded.pictures import COLOURS, Box, Frame, crop, handwriting, paste
-from axpo.tasks.embedded.scenes import Layout, Scene, draw_background, draw_scene
-from axpo.tasks.task import Example, Turns, tasks
-from axpo.tasks.turns import calling_turn, final_turn, lesson_turn
+from axpo.tasks.embedded.pictures import COLOURS, Frame, Span, crop, handwriting, paste
+from axpo.tasks.embedded.scenes import Layout, Scene, by_colour, draw_background, draw_scene
+from axpo.tasks.embedded.zoom_teacher import Teacher, TeacherConfig
+from axpo.tasks.task import Example, tasks
+from axpo.tasks.turns import lesson_turn
 from rollout_workers.trajectory import Pixels, Question
 
-# About as long as a call: a rollout's signal is spread over its tokens, so a short way of
-# answering would weigh more.
-_READ_AT_ONCE = (
-    "I look for the frame in the whole picture. It is small, though it can be read from here. "
-    "I look to the frame and read it from here, small though it is."
-)
 _CELL_NAMES = "abcdefghijklmnop"
 
-
-class TeacherConfig(BaseModel):
-    """The scripted SFT teacher: it thinks, then answers or zooms, mostly with an imprecise box.
-
-    It has two ways of calling. With care it names the object first and then the box around it; in
-    haste it writes the box first, beside the object. So a policy can find the better way by
-    sampling calls, and the first difference lies inside the call.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    tool_rate: float = Field(0.3, ge=0, le=1, description="share of traces that zoom")
-    care: float = Field(
-        0.2,
-        ge=0,
-        le=1,
-        description="share of the calls that name the object before they write the box, and hit it",
-    )
-    box: int = Field(250, ge=50, le=600, description="side of the box, in thousandths of the scene")
-    step: int = Field(
-        250, ge=1, le=500, description="a box begins at a multiple of so many thousandths"
-    )
-    miss: tuple[int, int] = Field(
-        (160, 400), description="how far a hasty box is off on both axes, in thousandths"
-    )
+Described: TypeAlias = tuple[Pixels, str]
+"""A picture, and the words that say what it shows."""
 
 
 @tasks.register("small_digit")
@@ -76,7 +49,7 @@ class SmallDigitConfig(GeneratedConfig):
         "of the embedded model's vision encoder, in the whole view and in a crop of a sixteenth "
         "of it; None: anywhere",
     )
-    frames: tuple[int, int] = Field((2, 3), description="fewest and most frames in a scene")
+    frames: Span = Field((2, 3), description="fewest and most frames in a scene")
     larger_share: float = Field(
         0.2,
         ge=0,
@@ -97,7 +70,9 @@ class SmallDigitConfig(GeneratedConfig):
 
     @model_validator(mode="after")
     def _fits(self) -> SmallDigitConfig:
-        outer, cell = self.layout.frame, self.scene // (self.grid or 3)
+        outer = self.layout.frame
+        # Without a grid, frames up to a third of the scene leave room beside each other.
+        cell = self.scene // (self.grid or 3)
         if outer > cell:
             raise ValueError(
                 f"digit={self.digit}: with its frame {outer} pixels wide, "
@@ -115,65 +90,34 @@ class SmallDigitConfig(GeneratedConfig):
         return SmallDigit(self)
 
 
-@dataclass(frozen=True)
-class Zoom:
-    """A call of the teacher's: at which frame it aims, with which box, and how it is written."""
-
-    colour: str
-    box: Box
-    careful: bool
-
-    def arguments(self) -> str:
-        """Return the arguments of the call as JSON, in the order that the teacher writes them.
-
-        With care it first writes what the object is and in which sixteenth of the picture it lies
-        (columns a to d, rows 1 to 4), and then the box.
-        """
-        box = list(self.box)
-        if not self.careful:
-            return f'{{"bbox_2d": {box}, "label": "{self.colour} frame"}}'
-        left, top, right, bottom = self.box
-        column = "abcd"[(left + right) * 2 // 1000]
-        row = (top + bottom) * 2 // 1000 + 1
-        return f'{{"label": "{self.colour} {column}{row}", "bbox_2d": {box}}}'
-
-    def turns(self, thought: str, image: Pixels) -> Turns:
-        """Return the turn that calls, and what the tool answers."""
-        call = f'{{"name": "image_zoom_in", "arguments": {self.arguments()}}}'
-        return [calling_turn(thought, call), ("", (crop(image, self.box),))]
-
-
 class SmallDigit(Generated[SmallDigitConfig, Scene]):
     """Questions, verifier and teacher of the task."""
+
+    def __init__(self, config: SmallDigitConfig) -> None:
+        super().__init__(config)
+        self._teacher = Teacher(config.teacher, config.scene)
 
     def draw(self, split: str, index: int) -> Drawn[Scene]:
         """Draw question number `index` of a split."""
         config = self.config
         rng = random.Random(f"{split}/{index}")
         scene = draw_scene(config.layout, config.frames, rng, picture_split(split))
+        # A scene with a single frame has no larger digit.
         larger = rng.random() < config.larger_share and len(scene.frames) > 1
         asked = rng.sample(scene.frames, 2 if larger else 1)
         # A source of its own: whatever the share, the other questions stay what they are.
-        control = random.Random(f"control/{split}/{index}").random() < config.control_share
-        if control:
-            kind, asked = "control", []
-            text = "How many frames are in the picture?"
-            answer = len(scene.frames)
-        elif larger:
-            kind = "larger"
-            first, second = (frame.colour for frame in asked)
-            text = f"Which is the larger of the digits in the {first} frame and the {second} frame?"
-            answer = max(frame.digit for frame in asked)
-        else:
-            kind = "frame"
-            text = f"Which digit is in the {asked[0].colour} frame?"
-            answer = asked[0].digit
-        info = {
-            "kind": kind,
-            "asked": [frame.colour for frame in asked],
-            "boxes": {frame.colour: list(self._box(frame)) for frame in scene.frames},
-        }
-        question = Question(f"{split}-{index}", text, (scene.image,), str(answer), info)
+        other_rng = random.Random(f"control/{split}/{index}")
+        if other_rng.random() < config.control_share:
+            asked = []
+        kind, text, answer = _ask(scene, asked)
+        boxes = {f.colour: list(self._teacher.careful_zoom(f).box) for f in scene.frames}
+        question = Question(
+            id=f"{split}-{index}",
+            text=text,
+            images=(scene.image,),
+            answer=str(answer),
+            info={"kind": kind, "asked": [frame.colour for frame in asked], "boxes": boxes},
+        )
         return Drawn(question, scene, rng)
 
     def example(self, kind: str, index: int) -> Example:
@@ -183,119 +127,92 @@ class SmallDigit(Generated[SmallDigitConfig, Scene]):
             KeyError: there is no such kind.
         """
         if kind == "demonstration":
-            drawn = self.draw("sft", index)
-            control = drawn.question.info["kind"] == "control"
-            turns = self._count(drawn) if control else self._read(drawn)
-            return Example(drawn.question, turns, with_tools=True)
+            return self._demonstrate(index)
         lesson = LESSONS[kind]
-        image, words = lesson.draw(self, random.Random(f"{kind}/{index}"))
-        question = Question(f"{kind}-{index}", lesson.text, (image,), "")
-        return Example(question, [lesson_turn(words or "none")], lesson.with_tools)
+        rng = random.Random(f"{kind}/{index}")
+        image, words = lesson.draw(self, rng)
+        question = Question(f"{kind}-{index}", lesson.text, (image,), answer="")
+        turn = lesson_turn(words or "none")
+        return Example(question, [turn], lesson.with_tools)
 
-    def _read(self, drawn: Drawn[Scene]) -> Turns:
-        """Return the turns of the teacher who reads the frames that it is asked for."""
-        scene, rng, teacher = drawn.shown, drawn.rng, self.config.teacher
-        asked = []
-        for colour in drawn.question.info["asked"]:
-            asked += [frame for frame in scene.frames if frame.colour == colour]
-        truth = str(max(frame.digit for frame in asked))
-        if rng.random() >= teacher.tool_rate:
-            seen = " ".join(f"The {frame.colour} frame shows {frame.digit}." for frame in asked)
-            return [final_turn(f"{_READ_AT_ONCE} {seen}", truth)]
-        turns: Turns = []
-        seen = ""
-        for frame in asked:
-            zoom = self._zoom(frame, rng, teacher.care)
-            thought = f"{seen}The {frame.colour} frame is too small to read. I zoom in."
-            turns += zoom.turns(thought, scene.image)
-            if not frame.inside(zoom.box, self.config.scene):
-                return [*turns, final_turn("The crop does not show it.", "unknown")]
-            seen = f"The crop shows {frame.digit}. "
-        return [*turns, final_turn(seen.rstrip(), truth)]
-
-    def _count(self, drawn: Drawn[Scene]) -> Turns:
-        """Return the turns of the teacher who counts the frames.
-
-        It is as ready to zoom as elsewhere, at a frame or beside it, and right either way: what
-        the crop shows is in the whole picture too.
-        """
-        scene, rng, teacher = drawn.shown, drawn.rng, self.config.teacher
-        seen = " ".join(f"There is the {frame.colour} frame." for frame in _by_colour(scene.frames))
-        last = final_turn(f"I count in the whole picture. {seen}", str(len(scene.frames)))
-        if rng.random() >= teacher.tool_rate:
-            return [last]
-        zoom = self._zoom(rng.choice(scene.frames), rng, teacher.care)
-        return [*zoom.turns("The frames are small. I zoom in.", scene.image), last]
-
-    def _zoom(self, frame: Frame, rng: random.Random, care: float) -> Zoom:
-        """Draw a call of the teacher's, careful with probability `care`."""
-        if rng.random() < care:
-            return Zoom(frame.colour, self._box(frame), careful=True)
-        miss = self.config.teacher.miss
-        shift = _draw_shift(rng, miss), _draw_shift(rng, miss)
-        return Zoom(frame.colour, self._box(frame, shift), careful=False)
-
-    def _box(self, frame: Frame, shift: tuple[int, int] = (0, 0)) -> Box:
-        teacher = self.config.teacher
-        return frame.box(teacher.box, self.config.scene, shift, teacher.step)
-
-    def _draw_sheet(self, rng: random.Random) -> tuple[Pixels, str]:
+    def draw_sheet(self, rng: random.Random) -> Described:
         """Draw a photograph under a grid of 4 x 4, a framed digit in each cell.
 
         So one look holds many lessons.
         """
-        config, cell = self.config, self.config.scene // 4
-        canvas = Image.fromarray(draw_background(config.layout, rng))
-        step = config.scene // (config.grid or config.scene) if config.small_sheets else 1
+        canvas = Image.fromarray(draw_background(self.config.layout, rng))
         frames = []
         for row in range(4):
             for column in range(4):
-                if config.small_sheets:
-                    side = config.layout.frame
-                else:
-                    side = rng.randint(cell * 2 // 3 + 2 * config.border, cell - 4)
-                steps = (cell - side) // step
-                left = cell * column + step * rng.randint(0, steps)
-                top = cell * row + step * rng.randint(0, steps)
-                colour = rng.choice(sorted(COLOURS))
-                written = handwriting("train", rng)
-                frame = Frame(colour, written.digit, left, top, side, config.border)
-                paste(canvas, frame, written.ink)
+                frame, ink = self._draw_cell(column, row, rng)
+                paste(canvas, frame, ink)
                 frames.append(frame)
         cells = zip(_CELL_NAMES, frames, strict=True)
-        words = " ".join(f"{name} {frame.colour} {frame.digit}" for name, frame in cells)
-        return np.asarray(canvas), words
+        words = [f"{name} {frame.colour} {frame.digit}" for name, frame in cells]
+        return np.asarray(canvas), " ".join(words)
 
-    def _draw_reading(self, rng: random.Random) -> tuple[Pixels, str]:
-        scene = self._draw_lesson_scene(rng)
+    def draw_reading(self, rng: random.Random) -> Described:
+        """Draw a scene, described by colours and digits in the order of the colours."""
+        scene = self._draw_scene(rng)
         return scene.image, _words(scene.frames)
 
-    def _draw_crop(self, rng: random.Random) -> tuple[Pixels, str]:
-        """Draw what a call of the teacher's shows: three in four with care."""
-        scene = self._draw_lesson_scene(rng)
-        box = self._zoom(rng.choice(scene.frames), rng, 0.75).box
+    def draw_crop(self, rng: random.Random) -> Described:
+        """Draw what a call of the teacher shows: three in four with care."""
+        scene = self._draw_scene(rng)
+        frame = rng.choice(scene.frames)
+        box = self._teacher.zoom(frame, rng, 0.75).box
         seen = [frame for frame in scene.frames if frame.inside(box, self.config.scene)]
         return crop(scene.image, box), _words(seen)
 
-    def _draw_boxes(self, rng: random.Random) -> tuple[Pixels, str]:
-        scene = self._draw_lesson_scene(rng)
+    def draw_boxes(self, rng: random.Random) -> Described:
+        """Draw a scene, described by the careful calls that name and box each frame."""
+        scene = self._draw_scene(rng)
         # In any order, so that only its colour tells which frame is meant.
         frames = rng.sample(scene.frames, len(scene.frames))
-        zooms = [Zoom(frame.colour, self._box(frame), careful=True) for frame in frames]
-        return scene.image, " ".join(zoom.arguments() for zoom in zooms)
+        calls = [self._teacher.careful_zoom(frame).arguments() for frame in frames]
+        return scene.image, " ".join(calls)
 
-    def _draw_lesson_scene(self, rng: random.Random) -> Scene:
+    def _demonstrate(self, index: int) -> Example:
+        drawn = self.draw("sft", index)
+        scene, info = drawn.shown, drawn.question.info
+        if info["kind"] == "control":
+            turns = self._teacher.count(scene, drawn.rng)
+        else:
+            by_name = {frame.colour: frame for frame in scene.frames}
+            asked = [by_name[colour] for colour in info["asked"]]
+            turns = self._teacher.read(scene, asked, drawn.rng)
+        return Example(drawn.question, turns, with_tools=True)
+
+    def _draw_scene(self, rng: random.Random) -> Scene:
         return draw_scene(self.config.layout, self.config.frames, rng, "train")
 
-
-Draw: TypeAlias = Callable[[SmallDigit, random.Random], tuple[Pixels, str]]
+    def _draw_cell(self, column: int, row: int, rng: random.Random) -> tuple[Frame, np.ndarray]:
+        """Draw one cell of a sheet: its frame, and the digit in it."""
+        config = self.config
+        cell = config.scene // 4
+        # Small frames lie in the cells of the scene's grid, as they will in scenes.
+        step = 1
+        if config.small_sheets and config.grid:
+            step = config.scene // config.grid
+        if config.small_sheets:
+            side = config.layout.frame
+        else:
+            smallest = cell * 2 // 3 + 2 * config.border
+            side = rng.randint(smallest, cell - 4)
+        steps = (cell - side) // step
+        left = cell * column + step * rng.randint(0, steps)
+        top = cell * row + step * rng.randint(0, steps)
+        colour = rng.choice(sorted(COLOURS))
+        written = handwriting("train", rng)
+        frame = Frame(colour, written.digit, left, top, side, config.border)
+        return frame, written.ink
 
 
 @dataclass(frozen=True)
 class Lesson:
     """A kind of SFT example that teaches the eye."""
 
-    draw: Draw  # the picture, and the words that say what it shows
+    draw: Callable[[SmallDigit, random.Random], Described]
     text: str  # of the question
     with_tools: bool  # does the prompt show the system text and the tools, as for calls?
 
@@ -303,26 +220,32 @@ class Lesson:
 LESSONS = {
     # Colours and digits of sixteen cells, named by letters: a name to look by is learned far sooner
     # than a count.
-    "sheet": Lesson(SmallDigit._draw_sheet, "Read all.", with_tools=False),
-    # Colours and digits of a scene, in the order of the colours.
-    "reading": Lesson(SmallDigit._draw_reading, "Read all.", with_tools=True),
+    "sheet": Lesson(SmallDigit.draw_sheet, "Read all.", with_tools=False),
+    # Those of a scene, by colour.
+    "reading": Lesson(SmallDigit.draw_reading, "Read all.", with_tools=True),
     # What a zoom shows, often nothing.
-    "crop": Lesson(SmallDigit._draw_crop, "Read all.", with_tools=False),
+    "crop": Lesson(SmallDigit.draw_crop, "Read all.", with_tools=False),
     # How a careful call would name and box each frame.
-    "boxes": Lesson(SmallDigit._draw_boxes, "Locate all.", with_tools=True),
+    "boxes": Lesson(SmallDigit.draw_boxes, "Locate all.", with_tools=True),
 }
 """What is learned in other words, or under another prompt, hardly carries over: so `reading` and
 `boxes` show the prompt of calls."""
 
 
-def _by_colour(frames: Sequence[Frame]) -> list[Frame]:
-    return sorted(frames, key=lambda frame: frame.colour)
+def _ask(scene: Scene, asked: Sequence[Frame]) -> tuple[str, str, int]:
+    """Return the kind, the text and the answer of a question about no, one or two frames."""
+    if not asked:
+        return "control", "How many frames are in the picture?", len(scene.frames)
+    if len(asked) == 1:
+        return "frame", f"Which digit is in the {asked[0].colour} frame?", asked[0].digit
+    first, second = asked
+    text = (
+        f"Which is the larger of the digits in the {first.colour} frame "
+        f"and the {second.colour} frame?"
+    )
+    return "larger", text, max(first.digit, second.digit)
 
 
 def _words(frames: Sequence[Frame]) -> str:
-    return " ".join(f"{frame.colour} {frame.digit}" for frame in _by_colour(frames))
-
-
-def _draw_shift(rng: random.Random, miss: tuple[int, int]) -> int:
-    """Draw how far a hasty box is off on one axis."""
-    return rng.choice((-1, 1)) * rng.randint(*miss)
+    words = [f"{frame.colour} {frame.digit}" for frame in by_colour(frames)]
+    return " ".join(words)

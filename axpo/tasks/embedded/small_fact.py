@@ -19,7 +19,7 @@ from typing import Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field
 
 from axpo.tasks.embedded.generated import Drawn, GeneratedConfig, picture_split
-from axpo.tasks.embedded.numbers import Number, NumberTask, draw_numbers
+from axpo.tasks.embedded.numbers import DrawnNumbers, Number, NumberTask, draw_numbers
 from axpo.tasks.embedded.pictures import COLOURS, Split
 from axpo.tasks.task import Turns, tasks
 from axpo.tasks.turns import calling_turn, final_turn
@@ -27,7 +27,8 @@ from rollout_workers.trajectory import Question
 from tool_server.search.results import Caps, Result, render
 
 CORPUS = Path(__file__).parent / "wines.jsonl"
-Property: TypeAlias = Literal["magnesium", "proline"]  # mg/l
+# in mg/l
+Property: TypeAlias = Literal["magnesium", "proline"]
 FIRST = 1
 """The wine that a search without a number finds: all match it equally well, and then the order of
 the corpus decides."""
@@ -47,9 +48,14 @@ class Wine:
     proline: int
     like: int  # number of the nearest other wine, over all 13 properties in standard deviations
 
+    def value(self, wanted: Property) -> int:
+        """Return one of the properties."""
+        return self.magnesium if wanted == "magnesium" else self.proline
+
     def found(self) -> str:
         """Return what `search` answers if it finds this wine alone."""
-        return render("", [Result(self.title, self.id, self.text, 0.0)], Caps())
+        result = Result(self.title, self.id, self.text, 0.0)
+        return render("", [result], Caps())
 
 
 class FactTeacherConfig(BaseModel):
@@ -100,20 +106,27 @@ class SmallFact(NumberTask[SmallFactConfig]):
 
     arguments_kind = "queries"
 
-    def draw(self, split: str, index: int) -> Drawn[list[Number]]:
+    def draw(self, split: str, index: int) -> DrawnNumbers:
         """Draw question number `index` of a split."""
         rng = random.Random(f"fact/{split}/{index}")
-        wine, other = (wines()[number] for number in rng.sample(shown(picture_split(split)), 2))
-        colours = rng.sample(sorted(COLOURS), 2)
-        numbers = [Number(colours[0], wine.number), Number(colours[1], other.number)]
+        # The second number is there to be told from the first one by its colour.
+        number, other = rng.sample(shown(picture_split(split)), 2)
+        colour, other_colour = rng.sample(sorted(COLOURS), 2)
+        numbers = [Number(colour, number), Number(other_colour, other)]
         image = draw_numbers(numbers, rng, picture_split(split))
         hops = self._draw_hops(rng)
         wanted = rng.choice(self.config.properties)
-        text, answer = _ask(wine, colours[0], wanted, hops)
-        info = {"kind": KINDS[hops], "wine": wine.number, "wanted": wanted, "hops": hops}
-        return Drawn(Question(f"{split}-{index}", text, (image,), str(answer), info), numbers, rng)
+        text, answer = _ask(wines()[number], colour, wanted, hops)
+        question = Question(
+            id=f"{split}-{index}",
+            text=text,
+            images=(image,),
+            answer=str(answer),
+            info={"kind": KINDS[hops], "wine": number, "wanted": wanted, "hops": hops},
+        )
+        return Drawn(question, numbers, rng)
 
-    def demonstrate(self, drawn: Drawn[list[Number]]) -> Turns:
+    def demonstrate(self, drawn: DrawnNumbers) -> Turns:
         """Return the turns of the teacher at work."""
         info, rng = drawn.question.info, drawn.rng
         teacher = self.config.teacher
@@ -122,19 +135,22 @@ class SmallFact(NumberTask[SmallFactConfig]):
         number = info["wine"]
         turns: Turns = []
         thought = f"It is wine {number}."
+        # An easy question needs no search; a teacher who searches all the same does it once.
         for hop in range(max(1, info["hops"])):
             careful = rng.random() < teacher.care
             query = _careful_query(number) if careful else f"{info['wanted']} of the wine"
             found = wines()[number if careful else FIRST]
             turns += _search(thought, query, found)
+            # The teacher sees that it found another wine, but does not search again.
             if found.number != number:
                 return [*turns, final_turn("That is another wine.", "unknown")]
             if hop < info["hops"] - 1:
                 number = found.like
                 thought = f"It is most like wine {number}."
-        return [*turns, final_turn(f"I have found wine {number}.", drawn.question.answer)]
+        turns.append(final_turn(f"I have found wine {number}.", drawn.question.answer))
+        return turns
 
-    def careful_arguments(self, drawn: Drawn[list[Number]]) -> str:
+    def careful_arguments(self, drawn: DrawnNumbers) -> str:
         """Return the arguments of the call that a careful teacher would make, as JSON."""
         return _arguments(_careful_query(drawn.question.info["wine"]))
 
@@ -148,15 +164,21 @@ class SmallFact(NumberTask[SmallFactConfig]):
         wanted = rng.choice(self.config.properties)
         wine = _make_up(rng, first, second)
         like = _make_up(rng, second, third)
-        turns = _search(f"It is wine {wine.number}.", _careful_query(wine.number), wine)
+        thought = f"It is wine {wine.number}."
+        turns = _search(thought, _careful_query(wine.number), wine)
+        # Three of four lessons have one hop.
         if rng.random() < 0.75:
             found, of = wine, ""
         else:
             found, of = like, "the wine most like "
             thought = f"It is most like wine {like.number}."
             turns += _search(thought, _careful_query(like.number), like)
-        text = f"What is the {wanted} of {of}wine {wine.number}?"
-        question = Question(f"results-{index}", text, (), str(getattr(found, wanted)))
+        question = Question(
+            id=f"results-{index}",
+            text=f"What is the {wanted} of {of}wine {wine.number}?",
+            images=(),
+            answer=str(found.value(wanted)),
+        )
         turns.append(final_turn(f"I have found wine {found.number}.", question.answer))
         return question, turns
 
@@ -171,30 +193,42 @@ def _ask(wine: Wine, colour: str, wanted: Property, hops: int) -> tuple[str, int
     if hops == 0:
         return f"What is the {colour} number?", wine.number
     if hops == 1:
-        return f"What is the {wanted} of the {colour} wine?", getattr(wine, wanted)
-    like = wines()[wine.like]
-    return f"What is the {wanted} of the wine most like the {colour} wine?", getattr(like, wanted)
+        return f"What is the {wanted} of the {colour} wine?", wine.value(wanted)
+    text = f"What is the {wanted} of the wine most like the {colour} wine?"
+    return text, wines()[wine.like].value(wanted)
 
 
-def _answer_at_once(drawn: Drawn[list[Number]]) -> str:
+def _answer_at_once(drawn: DrawnNumbers) -> str:
     info = drawn.question.info
     if info["hops"] == 0:
         return final_turn("I can read it.", drawn.question.answer)
+    # A guess is the property of any wine of training.
     guess = wines()[drawn.rng.choice(shown("train"))]
-    return final_turn(f"It is wine {info['wine']}. I guess.", str(getattr(guess, info["wanted"])))
+    thought = f"It is wine {info['wine']}. I guess."
+    return final_turn(thought, str(guess.value(info["wanted"])))
 
 
 def _make_up(rng: random.Random, number: int, like: int) -> Wine:
     magnesium = rng.randrange(10 ** rng.randint(2, 16))
     proline = rng.randrange(10 ** rng.randint(2, 16))
+    # As the corpus says it.
     text = f"Wine {number}: magnesium {magnesium}, proline {proline}, most like wine {like}"
-    return Wine(number, f"Wine {number}", f"wine-{number}", text, magnesium, proline, like)
+    return Wine(
+        number=number,
+        title=f"Wine {number}",
+        id=f"wine-{number}",
+        text=text,
+        magnesium=magnesium,
+        proline=proline,
+        like=like,
+    )
 
 
 def _search(thought: str, query: str, found: Wine) -> Turns:
     """Return a turn that searches, and what the tool answers."""
     call = f'{{"name": "search", "arguments": {_arguments(query)}}}'
-    return [calling_turn(f"{thought} I search.", call), (found.found(), ())]
+    turn = calling_turn(f"{thought} I search.", call)
+    return [turn, (found.found(), ())]
 
 
 def _careful_query(number: int) -> str:
@@ -208,7 +242,8 @@ def _arguments(query: str) -> str:
 @cache
 def wines() -> dict[int, Wine]:
     """Return the wines of the corpus by number."""
-    rows = [json.loads(line) for line in CORPUS.read_text(encoding="utf-8").splitlines()]
+    lines = CORPUS.read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
     return {row["number"]: Wine(**row) for row in rows}
 
 
@@ -218,4 +253,5 @@ def shown(split: Split) -> list[int]:
 
     Every fifth wine belongs to the test split.
     """
-    return [number for number in wines() if (number % 5 == 0) == (split == "test")]
+    of_test = split == "test"
+    return [number for number in wines() if (number % 5 == 0) == of_test]

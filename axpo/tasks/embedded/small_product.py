@@ -14,7 +14,7 @@ import random
 from pydantic import BaseModel, ConfigDict, Field
 
 from axpo.tasks.embedded.generated import Drawn, GeneratedConfig, picture_split
-from axpo.tasks.embedded.numbers import Number, NumberTask, draw_numbers
+from axpo.tasks.embedded.numbers import DrawnNumbers, Number, NumberTask, draw_numbers
 from axpo.tasks.embedded.pictures import COLOURS
 from axpo.tasks.task import Turns, tasks
 from axpo.tasks.turns import calling_turn, final_turn
@@ -60,11 +60,12 @@ class SmallProduct(NumberTask[SmallProductConfig]):
 
     arguments_kind = "codes"
 
-    def draw(self, split: str, index: int) -> Drawn[list[Number]]:
+    def draw(self, split: str, index: int) -> DrawnNumbers:
         """Draw question number `index` of a split."""
         rng = random.Random(f"product/{split}/{index}")
         easy = rng.random() < self.config.easy_share
-        lowest, highest = 10 ** (self.config.digits - 1), 10**self.config.digits - 1
+        lowest = 10 ** (self.config.digits - 1)
+        highest = 10 * lowest - 1
         colours = rng.sample(sorted(COLOURS), 2)
         numbers = [Number(colour, rng.randint(lowest, highest)) for colour in colours]
         image = draw_numbers(numbers, rng, picture_split(split))
@@ -75,24 +76,32 @@ class SmallProduct(NumberTask[SmallProductConfig]):
         else:
             text = f"What is the {a.colour} number times the {b.colour} number?"
             answer = a.value * b.value
-        info = {"kind": "easy" if easy else "product"}
-        return Drawn(Question(f"{split}-{index}", text, (image,), str(answer), info), numbers, rng)
+        question = Question(
+            id=f"{split}-{index}",
+            text=text,
+            images=(image,),
+            answer=str(answer),
+            info={"kind": "easy" if easy else "product"},
+        )
+        return Drawn(question, numbers, rng)
 
-    def demonstrate(self, drawn: Drawn[list[Number]]) -> Turns:
+    def demonstrate(self, drawn: DrawnNumbers) -> Turns:
         """Return the turns of the teacher at work."""
         teacher, rng = self.config.teacher, drawn.rng
         if rng.random() >= teacher.tool_rate:
             return [self._answer_at_once(drawn)]
         if rng.random() < teacher.care:
             return _compute(self.careful_arguments(drawn), drawn.question.answer)
-        code, printed = _hasty_code([number.value for number in _asked(drawn)], rng)
+        values = [number.value for number in _asked(drawn)]
+        code, printed = _hasty_code(values, rng)
         return _compute(json.dumps({"code": code}), printed)
 
-    def careful_arguments(self, drawn: Drawn[list[Number]]) -> str:
+    def careful_arguments(self, drawn: DrawnNumbers) -> str:
         """Return the arguments of the call that a careful teacher would make, as JSON."""
         asked = _asked(drawn)
         lines = [f"{number.colour} = {number.value}" for number in asked]
-        lines.append(f"print({' * '.join(number.colour for number in asked)})")
+        product = " * ".join(number.colour for number in asked)
+        lines.append(f"print({product})")
         return json.dumps({"code": "\n".join(lines)})
 
     def draw_results(self, index: int) -> tuple[Question, Turns]:
@@ -101,23 +110,28 @@ class SmallProduct(NumberTask[SmallProductConfig]):
         Each digit of the answer is a lesson in reading results.
         """
         rng = random.Random(f"product/results/{index}")
-        printed = "".join(rng.choices("0123456789", k=rng.randint(3, 24)))
+        length = rng.randint(3, 24)
+        printed = "".join(rng.choices("0123456789", k=length))
+        # The code holds none of the digits, so they can only be read in the result.
         question = Question(f"results-{index}", "Compute.", (), printed)
         return question, _compute('{"code": "print()"}', printed)
 
-    def _answer_at_once(self, drawn: Drawn[list[Number]]) -> str:
+    def _answer_at_once(self, drawn: DrawnNumbers) -> str:
         if drawn.question.info["kind"] == "easy":
             return final_turn("I can read it.", drawn.question.answer)
         a, b = drawn.shown
         # Only the first digit of each number counts: 23 times 38 is 20 * 40.
         places = 1 - self.config.digits
         rough = round(a.value, places) * round(b.value, places)
-        return final_turn(f"I read {a} and {b}. I do it in my head.", str(rough))
+        thought = f"I read {a} and {b}. I do it in my head."
+        return final_turn(thought, str(rough))
 
 
-def _asked(drawn: Drawn[list[Number]]) -> list[Number]:
+def _asked(drawn: DrawnNumbers) -> list[Number]:
     """Return the numbers that the question is about."""
-    return drawn.shown[:1] if drawn.question.info["kind"] == "easy" else drawn.shown
+    if drawn.question.info["kind"] == "easy":
+        return drawn.shown[:1]
+    return drawn.shown
 
 
 def _compute(arguments: str, printed: str) -> Turns:
@@ -135,8 +149,11 @@ def _hasty_code(values: list[int], rng: random.Random) -> tuple[str, str]:
     which = rng.randrange(len(values))
     digits = list(str(values[which]))
     place = rng.randrange(len(digits))
+    # Never the digit itself, so a hasty call is always wrong; and no 0, because Python refuses a
+    # number that begins with it.
     others = [digit for digit in "123456789" if digit != digits[place]]
     digits[place] = rng.choice(others)
     read = list(values)
     read[which] = int("".join(digits))
-    return f"print({' * '.join(map(str, read))})", str(math.prod(read))
+    product = " * ".join(str(value) for value in read)
+    return f"print({product})", str(math.prod(read))

@@ -5,7 +5,8 @@ import json
 import numpy as np
 
 from axpo.tasks.embedded.pictures import COLOURS, digits
-from axpo.tasks.embedded.small_digit import SmallDigit, SmallDigitConfig, TeacherConfig
+from axpo.tasks.embedded.small_digit import SmallDigit, SmallDigitConfig
+from axpo.tasks.embedded.zoom_teacher import TeacherConfig
 from axpo.tasks.verifiers import boxed, exact_match
 
 TASK = SmallDigit(SmallDigitConfig(held_out=16))
