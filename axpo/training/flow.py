@@ -155,7 +155,8 @@ class Flow:
         with self._something_finished:
             while True:
                 finished = self._finished()
-                overdue = self._overdue(step)
+                # By the same look: a question that finishes in between is overdue until the next.
+                overdue = self._overdue(step, finished)
                 enough = len(finished) >= min(size, len(self._in_flight))
                 if enough and self._recipe.stale == "drop":
                     # A question that waits for the resampler only is kept: it waits for the
@@ -179,13 +180,13 @@ class Flow:
                 raise error
         return finished
 
-    def _overdue(self, step: int) -> list[QuestionInFlight]:
+    def _overdue(self, step: int, finished: Sequence[QuestionInFlight]) -> list[QuestionInFlight]:
         """Return the unfinished questions that would be too old in the batch of the next step."""
         bound = self._recipe.max_staleness
         return [
             asked
             for asked in self._in_flight
-            if asked.version + bound <= step and not asked.result.done()
+            if asked.version + bound <= step and asked not in finished
         ]
 
     def _give_up(self, late: Sequence[QuestionInFlight]) -> None:

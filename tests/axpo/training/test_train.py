@@ -1,9 +1,12 @@
-"""The training loop with its run directory: checkpoints, their questions, and what stops a run. Flow, policy, credit and resampler are
-real; engines and learner are mocks without Ray."""
+"""The training loop with its run directory: checkpoints, their questions, and what stops a run.
+
+Flow, policy, credit and resampler are real; engines and learner are mocks without Ray.
+"""
 
 import asyncio
 import io
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,20 +22,21 @@ from axpo.training.flow import Flow
 from axpo.training.policy import Policy
 from axpo.training.progress import Progress
 from axpo.training.replay import Replaying, replay
+from axpo.training.schedule import End, Schedule
 from axpo.training.trainer import TrainingRun, train
 from learner import manifest
 from learner.checkpoint import Saving
 from rollout_workers.fleet import WorkersFailed
 from tests.axpo.helpers import TOKENS, decode, direct, group
-from tests.axpo.training import test_flow
+from tests.axpo.training import local
 
 
-class Task(test_flow.Task):
+class Task(local.Task):
     def held_out(self):
         return [self.train(1000)]
 
 
-class Pool(test_flow.Pool):
+class Pool(local.Pool):
     """`lost`: the question at which the last worker dies."""
 
     workers = ()
@@ -41,11 +45,11 @@ class Pool(test_flow.Pool):
         super().__init__(**options)
         self.lost = lost
 
-    async def group(self, question, step):
+    async def group(self, question, batch):
         if int(question.id) == self.lost:
             await asyncio.sleep(0.05)
             raise WorkersFailed("too many rollout workers were lost")
-        return await super().group(question, step)
+        return await super().group(question, batch)
 
     def join_with(self, bring):
         pass
@@ -53,31 +57,26 @@ class Pool(test_flow.Pool):
     def ready(self):
         return TOKENS
 
-    def rollout(self, questions, step, n, temperature, evaluating):
-        return iter(
-            [
-                group([direct(i, float(i % 2), q.id) for i in range(n)], question=q.id)
-                for q in questions
-            ]
-        )
+    def rollout(self, questions, step, n, *, temperature, evaluating):
+        for question in questions:
+            rollouts = [direct(i, float(i % 2), question.id) for i in range(n)]
+            yield group(rollouts, question=question.id)
 
     def take_stats(self):
         return {}
 
 
 class Learner:
-    """`nan`: updates, counted from 1, that are not finite; `full`: the checkpoint for which the disk has no room. A checkpoint is the
-    questions trained on so far."""
+    """A checkpoint of it is the questions trained on so far.
+
+    `nan`: updates, counted from 1, that are not finite. `seconds`: what an update takes. `full`:
+    the checkpoint for which the disk has no room.
+    """
 
     def __init__(self, nan=(), seconds=0.0, full=None):
-        self.nan, self.seconds, self.full, self.updates, self.in_a_row, self.trained = (
-            nan,
-            seconds,
-            full,
-            0,
-            0,
-            [],
-        )
+        self.nan, self.seconds, self.full = nan, seconds, full
+        self.updates = self.in_a_row = 0
+        self.trained = []
         self.saving, self.waited = Saving(), []
 
     def update(self, items):
@@ -100,7 +99,10 @@ class Learner:
                 raise OSError("no space left")
             (temporary / "trained").write_text(text)
 
-        self.saving.start(manifest.finish, path, [write], {"ranks": 1}, 0, lambda mine: [mine])
+        def alone(mine):
+            return [mine]
+
+        self.saving.start(partial(manifest.finish, path, [write], {"ranks": 1}, 0, alone))
         if wait:
             self.finish_save()
 
@@ -108,13 +110,13 @@ class Learner:
         self.saving.wait(10)
 
     def load(self, folder):
-        self.trained = [int(q) for q in (folder / "trained").read_text().split()]
+        self.trained = [int(question) for question in (folder / "trained").read_text().split()]
 
 
 def start(run, pool, learner, /, first=0, **fields):
     """Call `train` from step `first` of a run directory on, as the command does."""
-    recipe = test_flow.recipe(**({"algorithm": "grpo", "checkpoint_every": 1} | fields))
-    resampler = test_flow.local_resampler(recipe)
+    recipe = local.recipe(**({"algorithm": "grpo", "checkpoint_every": 1} | fields))
+    resampler = local.local_resampler(recipe)
     tools = SimpleNamespace(take_stats=dict)
     actors = Actors(pool, tools, learner, Policy(learner, pool), resampler, TOKENS)
     flow = Flow(recipe, Task(), pool, resampler)
@@ -126,6 +128,40 @@ def start(run, pool, learner, /, first=0, **fields):
             return train(TrainingRun(recipe, Task(), actors, flow, run, progress, decode), first)
         finally:
             flow.close()
+
+
+@pytest.mark.parametrize(
+    ("done", "skipped", "stopped", "end"),
+    [
+        (3, 0, False, None),
+        (3, 2, False, None),
+        (3, 3, False, End.NOT_FINITE),
+        (3, 0, True, End.STOPPED),
+        (8, 0, False, End.COMPLETE),
+        (8, 0, True, End.COMPLETE),
+        (8, 3, True, End.NOT_FINITE),
+    ],
+)
+def test_what_ends_a_run(done, skipped, stopped, end):
+    recipe = local.recipe(steps=8, learner={"max_skipped": 3})
+    schedule = Schedule(recipe, SimpleNamespace(requested=stopped))
+    assert schedule.end(done, {"skipped_in_a_row": skipped}) is end
+
+
+def test_a_step_without_an_update_does_not_end_a_run():
+    schedule = Schedule(local.recipe(steps=8), SimpleNamespace(requested=False))
+    assert schedule.end(3, {}) is None
+
+
+def test_what_is_due_after_a_step():
+    recipe = local.recipe(steps=8, checkpoint_every=3, evaluation={"every": 2})
+    schedule = Schedule(recipe, SimpleNamespace(requested=False))
+    steps = range(1, 9)
+    assert [done for done in steps if schedule.evaluation(done)] == [2, 4, 6, 8]
+    assert [done for done in steps if schedule.checkpoint(done, None)] == [3, 6]
+    assert [done for done in steps if schedule.checkpoint(done, End.STOPPED)] == list(steps)
+    rarely = Schedule(local.recipe(steps=8), SimpleNamespace(requested=False))
+    assert [done for done in steps if rarely.evaluation(done)] == [8]
 
 
 def test_updates_in_a_row_that_are_not_finite_stop_the_run_with_a_checkpoint(tmp_path):
@@ -147,7 +183,10 @@ def test_updates_in_a_row_that_are_not_finite_stop_the_run_with_a_checkpoint(tmp
 
 
 def test_finished_groups_survive_a_lost_cluster_and_a_resume(tmp_path):
-    """Asynchronous: eight questions ahead. While the second batch is trained on, 8 to 11 are under way, and at 9 the last worker dies."""
+    """Asynchronous: eight questions ahead.
+
+    While the second batch is trained on, 8 to 11 are under way, and at 9 the last worker dies.
+    """
     fields = {"max_staleness": 1, "steps": 4, "checkpoint_every": 100}
     before = Learner(seconds=0.1)
     with (
@@ -168,21 +207,24 @@ def test_finished_groups_survive_a_lost_cluster_and_a_resume(tmp_path):
 
 @pytest.mark.parametrize("lost", [9, 12, 13])
 def test_a_synchronous_run_with_dynamic_sampling_goes_on_exactly(lost, tmp_path):
-    """Whether the last worker dies in the first questions of a step or in the further ones: the same batches with the same seeds."""
+    """The batches and seeds are the same.
+
+    It does not matter if the last worker dies in the first questions of a step or in further ones.
+    """
     fields = {"dynamic_sampling": True, "steps": 3, "checkpoint_every": 100}
-    dull = {"easy": (1, 5, 7), "hard": (4, 10)}
-    whole, expected = Pool(**dull), Learner()
-    with RunDirectory.create("whole", {}, tmp_path) as run:
-        start(run, whole, expected, **fields)
+    uninformative = {"easy": (1, 5, 7), "hard": (4, 10)}
+    uninterrupted, expected = Pool(**uninformative), Learner()
+    with RunDirectory.create("uninterrupted", {}, tmp_path) as run:
+        start(run, uninterrupted, expected, **fields)
     with RunDirectory.create("lost", {}, tmp_path) as run, pytest.raises(AxpoError, match="lost"):
-        start(run, Pool(lost=lost, **dull), Learner(), **fields)
+        start(run, Pool(lost=lost, **uninformative), Learner(), **fields)
     run, first = RunDirectory.resume(run.path)
     assert first == (2 if lost == 13 else 1)
-    pool, learner = Pool(**dull), Learner()
+    pool, learner = Pool(**uninformative), Learner()
     with run:
         start(run, pool, learner, first, **fields)
     assert learner.trained == expected.trained
-    assert sorted(pool.asked) == sorted(whole.asked)[-len(pool.asked) :]
+    assert sorted(pool.asked) == sorted(uninterrupted.asked)[-len(pool.asked) :]
     assert [row.get("groups_uninformative") for row in run.metrics()][1:] == [3.0, 2.0, 0.0]
 
 
@@ -192,10 +234,10 @@ def test_checkpoints_are_written_while_training_goes_on_and_the_last_is_waited_f
         start(run, Pool(), learner, steps=3, checkpoint_async=True, keep_checkpoints=9)
         assert learner.waited == [False, False, True]
         for step in (1, 2, 3):
-            manifest.verify(run.checkpoints.path(step))
-            assert (run.checkpoints.path(step) / "trained").read_text() == " ".join(
-                map(str, range(4 * step))
-            )  # as it was when saved
+            folder = run.checkpoints.path(step)
+            manifest.verify(folder)
+            as_it_was_when_saved = " ".join(map(str, range(4 * step)))
+            assert (folder / "trained").read_text() == as_it_was_when_saved
 
 
 def test_a_checkpoint_that_fails_while_training_goes_on_stops_the_run(tmp_path):
@@ -220,17 +262,13 @@ def test_a_replay_gives_credit_as_the_learners_objective_wants_it(tmp_path):
         def save(self, folder):
             pass
 
-    learner, asked = (
-        Keeping(),
-        test_flow.recipe(learner={"objective": {"name": "dr_grpo", "loss_length": 100}}),
-    )
+    learner = Keeping()
+    recipe = local.recipe(learner={"objective": {"name": "dr_grpo", "loss_length": 100}})
     with (
         RunDirectory.create("a", {}, tmp_path) as run,
         Progress(1, console=Console(file=io.StringIO())) as progress,
     ):
         run.save_rollouts(1, [group([direct(0, 1.0), direct(1, 0.0)])], decode)
-        assert replay(Replaying(asked, learner, TOKENS, run, progress), run) == 1
-    assert [set(item.advantages[item.mask].tolist()) for item in learner.items] == [
-        {0.5},
-        {-0.5},
-    ]  # r - mean, not divided by the std
+        assert replay(Replaying(recipe, learner, TOKENS, run, progress), run) == 1
+    advantages = [set(item.advantages[item.mask].tolist()) for item in learner.items]
+    assert advantages == [{0.5}, {-0.5}]  # r - mean, not divided by the std

@@ -1,5 +1,9 @@
-"""A whole training step with mock engines and a mock learner; Ray, agent loop, tool server, resampler and credit are real."""
+"""A whole training step with mock engines and a mock learner.
 
+Ray, agent loop, tool server, resampler and credit are real.
+"""
+
+import json
 import os
 import subprocess
 import sys
@@ -25,7 +29,7 @@ from rollout_workers.interfaces import Generation
 from rollout_workers.pool import RolloutPool
 from rollout_workers.settings import WorkerSettings
 from rollout_workers.slots import EngineLoad
-from rollout_workers.trajectory import EndReason, Group, Question, Trajectory
+from rollout_workers.trajectory import EndReason, Group, PolicySegment, Question, Trajectory
 from rollout_workers.worker import RolloutWorker
 from tool_server.pool import start_tool_servers
 
@@ -50,35 +54,40 @@ RECIPE = parse_recipe(
 
 
 class ScriptedEngine:
-    """Every second rollout zooms at [0, 0, 500, 500] and fails; a zoom at [500, ...], which only forks ask for, reads 7."""
+    """Every second rollout zooms at [0, 0, 500, 500] and fails.
+
+    A zoom at [500, 0, 1000, 500], which only forks ask for, reads 7.
+    """
 
     def __init__(self, model, config, tokens, seed, want_entropies):
-        from rollout_workers.chat import Chat
-
         self.chat, self.asked, self.version = Chat.load(model), 0, 0
 
     async def generate(self, prompt_ids, images, sampling):
+        ids = [self.chat.encode_policy(reply) for reply in self.replies(prompt_ids, images)]
+        return [self.generation(reply, len(prompt_ids)) for reply in ids]
+
+    def replies(self, prompt_ids, images):
         text = self.chat.decode(prompt_ids)
         turn = text.rpartition("<|im_start|>assistant")[2]
         if turn.endswith("<tool_call>"):
-            replies = [
-                call((500, 0, 1000, 500), opened=True),
-                call((0, 500, 500, 1000), opened=True),
-            ]
-        elif len(images) == 2:
-            replies = [answer("7" if "[500, 0, 1000, 500]" in text else "unknown")]
-        else:
-            self.asked += 1
-            replies = [
-                call((0, 0, 500, 500)) if self.asked % 2 else answer("7" if self.asked % 4 else "3")
-            ]
-        ids = [self.chat.encode_policy(reply) for reply in replies]
-        return [
-            Generation(
-                i, np.full(len(i), -0.5, np.float32), None, True, len(prompt_ids), 0, self.version
-            )
-            for i in ids
-        ]
+            return [arguments((500, 0, 1000, 500)), arguments((0, 500, 500, 1000))]
+        if len(images) == 2:
+            return [answer("7" if "[500, 0, 1000, 500]" in text else "unknown")]
+        self.asked += 1
+        if self.asked % 2:
+            return [call((0, 0, 500, 500))]
+        return [answer("7" if self.asked % 4 else "3")]
+
+    def generation(self, ids, prompt_tokens):
+        return Generation(
+            token_ids=ids,
+            logprobs=np.full(len(ids), -0.5, np.float32),
+            entropies=None,
+            finished=True,
+            prompt_tokens=prompt_tokens,
+            cached_tokens=0,
+            policy_version=self.version,
+        )
 
     async def finish_weight_update(self, version):
         self.version = version
@@ -97,9 +106,15 @@ class ScriptedEngine:
         pass
 
 
-def call(box, opened=False):
-    start = "" if opened else "It is small.\n</think>\n\n<tool_call>"
-    return f'{start}\n{{"name": "image_zoom_in", "arguments": {{"bbox_2d": {list(box)}}}}}\n</tool_call><|im_end|>'
+def call(box):
+    """Return a turn that zooms."""
+    return f"It is small.\n</think>\n\n<tool_call>{arguments(box)}"
+
+
+def arguments(box):
+    """Return the rest of a turn whose call was opened already."""
+    written = json.dumps({"name": "image_zoom_in", "arguments": {"bbox_2d": list(box)}})
+    return f"\n{written}\n</tool_call><|im_end|>"
 
 
 def answer(text):
@@ -117,9 +132,8 @@ class MockLearner:
         return {"loss": 0.0}
 
     def send_weights(self, receivers, version):
-        ray.get(
-            [receiver.finish_weight_update.remote(version) for receiver in receivers], timeout=30
-        )
+        sent = [receiver.finish_weight_update.remote(version) for receiver in receivers]
+        ray.get(sent, timeout=30)
 
 
 class SevenTask:
@@ -145,14 +159,8 @@ def actors():
     settings = WorkerSettings(MODEL, RECIPE.rollout, tools, SevenTask.verify, run_seed=0)
     pool = RolloutPool(settings, actor_class=MockWorker)
     tokens, learner = pool.ready(), MockLearner()
-    yield Actors(
-        pool,
-        tools,
-        learner,
-        Policy(learner, pool),
-        start_resampler(RECIPE.resampler, tokens, RECIPE.rollout.n),
-        tokens,
-    )
+    resampler = start_resampler(RECIPE.resampler, tokens, RECIPE.rollout.n)
+    yield Actors(pool, tools, learner, Policy(learner, pool), resampler, tokens)
     pool.shutdown()
     ray.shutdown()
 
@@ -163,39 +171,38 @@ def flow(actors, recipe=RECIPE, first=0):
     return made
 
 
+def policy_versions(batch):
+    """Return the versions of the policies that sampled a batch's rollouts."""
+    rollouts = [rollout for group in batch.groups for rollout in group.rollouts]
+    segments = [segment for rollout in rollouts for segment in rollout.segments]
+    return {s.policy_version for s in segments if isinstance(s, PolicySegment)}
+
+
 def test_a_step_turns_questions_into_groups_forks_advantages_and_the_next_policy(actors):
     questions = flow(actors)
     result = train_step(RECIPE, actors, questions, 0, Phases())
 
-    assert [g.question.id for g in result.batch.groups] == ["q0", "q1"]
+    assert [group.question.id for group in result.batch.groups] == ["q0", "q1"]
     numbers = measurements(RECIPE, result, actors, {"time/rollout": 1.0})
-    # In each group two rollouts zoom and fail, so both groups trigger; R = 0.5 * 2 * 4 = 4 resamples, 2 prefixes of K = 2.
+    # In each group two rollouts zoom and fail, so both groups trigger.
+    # R = 0.5 * 2 * 4 = 4 resamples: two prefixes of K = 2.
     assert numbers["tool_use_rate"] == 0.5
     assert numbers["trigger_rate"] == 1.0
-    assert [len(g.resamples) for g in result.batch.groups] == [1, 1]
-    # One continuation of each pair is right: every prefix recovers.
+    assert [len(group.resamples) for group in result.batch.groups] == [1, 1]
+    # One continuation of each pair is right, so every prefix recovers.
     assert numbers["recovery_rate"] == 1.0
     assert numbers["resample_pass1"] == 0.5
     assert numbers["distinct_calls_per_prefix"] == 2.0
-    # Items: 3 other rollouts + 1 prefix + 2 continuations, twice.
+    # Twice: 3 other rollouts, 1 prefix, 2 continuations.
     assert len(actors.learner.items) == 12
-    forks = [item for item in actors.learner.items if item.trajectory.fork]
-    assert sorted(
-        round(float(item.advantages.max() + item.advantages.min()), 3) for item in forks
-    ) == [-1.0, -1.0, 1.0, 1.0]
-
-    assert [len(past.rewards) for past in questions.cursor.history.past] == [
-        8
-    ]  # what a checkpoint keeps of the resampler
+    forks = [item.advantages for item in actors.learner.items if item.trajectory.fork]
+    extremes = sorted(round(float(a.max() + a.min()), 3) for a in forks)
+    assert extremes == [-1.0, -1.0, 1.0, 1.0]
+    # What a checkpoint keeps of the resampler.
+    assert [len(past.rewards) for past in questions.cursor.history.past] == [8]
 
     following = train_step(RECIPE, actors, questions, 1, Phases())
-    assert {
-        s.policy_version
-        for g in following.batch.groups
-        for t in g.rollouts
-        for s in t.segments
-        if hasattr(s, "logprobs")
-    } == {1}
+    assert policy_versions(following.batch) == {1}
 
 
 def test_grpo_is_the_same_path_without_forks(actors):
@@ -224,22 +231,22 @@ def test_proposition_1_is_measured_over_the_same_pool(actors):
     actors.policy.publish(0)
     question = SevenTask().train(1)
     found = actors.pool.run(probe(actors.pool, question, RECIPE, actors.tokens, 2)).result(60)
-    # Two of four rollouts zoom and fail; of two continuations the first zooms right. Of two new rollouts one zooms, and fails.
+    # Two of four rollouts zoom and fail; of two continuations the first zooms right. Of two new
+    # rollouts one zooms, and fails.
     assert (sum(found.continued), sum(found.called), len(found.right)) == (1, 1, 2)
-    assert not any(
-        called and right for called, right in zip(found.called, found.right, strict=True)
-    )
+    outcomes = list(zip(found.called, found.right, strict=True))
+    assert (True, True) not in outcomes
 
 
 def test_a_group_with_an_unscored_rollout_is_dropped_whole_and_counted():
     questions = [SevenTask().train(i) for i in range(2)]
 
+    def rollout(i, number, reward):
+        prompt = np.zeros(1, np.int32)
+        return Trajectory(f"q{i}", number, prompt, (), EndReason.ANSWERED, reward=reward)
+
     def group(i, reward):
-        rollouts = [
-            Trajectory(f"q{i}", r, np.zeros(1, np.int32), (), EndReason.ANSWERED, reward=r_)
-            for r, r_ in enumerate((1.0, reward))
-        ]
-        return Group(questions[i], tuple(rollouts), 0)
+        return Group(questions[i], (rollout(i, 0, 1.0), rollout(i, 1, reward)), 0)
 
     kept, dropped = complete(iter([group(1, 0.0), group(0, None)]), questions)
     assert [g.question.id for g in kept] == ["q1"]
@@ -247,7 +254,11 @@ def test_a_group_with_an_unscored_rollout_is_dropped_whole_and_counted():
 
 
 def test_importing_the_program_is_light():
-    code = "import sys, axpo, axpo.cli, axpo.config; print(sorted({'vllm', 'deepspeed', 'torch', 'transformers', 'ray'} & set(sys.modules)))"
+    code = (
+        "import sys, axpo, axpo.cli, axpo.config\n"
+        "heavy = {'vllm', 'deepspeed', 'torch', 'transformers', 'ray'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
     out = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=os.environ
     )
