@@ -15,7 +15,6 @@ import numpy as np
 import ray
 from PIL import Image
 
-from axpo.tasks import load_task
 from axpo.tasks.embedded.small_digit import SmallDigitConfig
 from benchmarks.cluster import local_ray
 from benchmarks.scripted import Script, ScriptedEngine, WaitingTools, right
@@ -182,7 +181,7 @@ def engines(workers: int = 1, in_flight: int = IN_FLIGHT) -> Iterator[RolloutPoo
 
 def ask(count: int, start: int = 0) -> list[Question]:
     """Return questions of the embedded task, with their images in the object store."""
-    task = load_task(SmallDigitConfig())
+    task = SmallDigitConfig().load()
     return [stored(task.train(index)) for index in range(start, start + count)]
 
 

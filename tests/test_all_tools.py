@@ -25,7 +25,6 @@ from PIL import Image
 
 from axpo.config import Recipe, load_recipe
 from axpo.session import ray_session
-from axpo.tasks import load_task
 from axpo.training.actors import Actors, training_actors
 from learner.credit import sft_items
 from rollout_workers.chat import Chat
@@ -121,13 +120,13 @@ def recipe(tmp_path_factory) -> Recipe:
 
 @pytest.fixture(scope="module")
 def actors(recipe: Recipe) -> Iterator[Actors]:
-    with ray_session(recipe), training_actors(recipe, load_task(recipe.task)) as actors:
+    with ray_session(recipe), training_actors(recipe, recipe.task.load()) as actors:
         yield actors
 
 
 @pytest.fixture(scope="module")
 def question(recipe: Recipe, actors: Actors) -> Question:
-    return stored(load_task(recipe.task).train(0))
+    return stored(recipe.task.load().train(0))
 
 
 @pytest.fixture(scope="module")
@@ -144,9 +143,7 @@ def script(recipe: Recipe, actors: Actors, question: Question) -> Trajectory:
         return await actors.tools.schemas(), [*turns, "</think>\n\nunknown"]
 
     schemas, written = asyncio.run(turns())
-    return Chat.load(recipe.model).trajectory(
-        question, schemas, load_task(recipe.task).system, written
-    )
+    return Chat.load(recipe.model).trajectory(question, schemas, recipe.task.load().system, written)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ import pytest
 
 from axpo.config import load_recipe
 from axpo.record.ledger import balance, read
-from axpo.tasks import load_task
 
 DEBUG = "deploy/recipes/debug.yaml"
 AXPO = [sys.executable, "-m", "axpo.cli"]
@@ -61,7 +60,7 @@ def test_a_killed_run_goes_on_with_the_same_questions(run):
     assert [
         row["event"] for row in lines(run / "events.jsonl") if row["event"] in ("start", "resume")
     ] == ["start", "resume"]
-    task = load_task(load_recipe(DEBUG).task)
+    task = load_recipe(DEBUG).task.load()
     for step in (1, 2, 3):
         asked = {
             group["question"]["id"]

@@ -14,7 +14,7 @@ from axpo.errors import AxpoError
 from axpo.evaluation.diagnostics import by_family, by_kind, evaluate_groups, question_counts
 from axpo.record.run import RunDirectory
 from axpo.session import rollout_actors
-from axpo.tasks import Task, load_task
+from axpo.tasks import Task
 from rollout_workers.pool import RolloutPool
 from rollout_workers.trajectory import Group, Question, stored
 
@@ -86,7 +86,7 @@ def evaluate_model(recipe: Recipe, model: str) -> dict[str, float]:
 
     A Ray session must be open.
     """
-    task = load_task(recipe.task)
+    task = recipe.task.load()
     with rollout_actors(recipe, task, model) as (pool, _):
         success_above = recipe.resampler.trigger.success_above
         numbers, _ = held_out(pool, task, recipe.evaluation, success_above)

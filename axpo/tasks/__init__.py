@@ -14,13 +14,4 @@ from axpo.tasks import custom, dataset, mixed  # noqa: F401
 from axpo.tasks.embedded import small_digit, small_fact, small_product  # noqa: F401
 from axpo.tasks.task import Example, Task, TaskConfig, Turns
 
-__all__ = ["Example", "Task", "TaskConfig", "Turns", "load_task"]
-
-
-def load_task(config: TaskConfig) -> Task:
-    """Return the task of a recipe's `task` section.
-
-    Raises:
-        AxpoError: the task's data or class does not exist.
-    """
-    return config.load()
+__all__ = ["Example", "Task", "TaskConfig", "Turns"]

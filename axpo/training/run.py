@@ -16,7 +16,6 @@ from axpo.record.ledger import Ledger
 from axpo.record.records import Decode
 from axpo.record.run import RunDirectory
 from axpo.session import learner_ranks, local_path, ray_session, rollout_actors
-from axpo.tasks import load_task
 from axpo.training.actors import training_actors
 from axpo.training.cursor import Cursor, load_cursor
 from axpo.training.flow import Flow
@@ -44,7 +43,7 @@ def train_run(
     Raises:
         AxpoError: see `axpo.training.trainer.train`.
     """
-    task = load_task(recipe.task)
+    task = recipe.task.load()
     ledger = _ledger(directory, first)
     with Progress(recipe.steps, first, console) as progress, ray_session(recipe):
         for reason in directory.damaged:
@@ -67,7 +66,7 @@ def train_run(
 
 def record_run(recipe: Recipe, directory: RunDirectory, console: Console) -> None:
     """Write every step's rollouts by the recipe's model, exactly, for `replay_run`. No learner."""
-    task = load_task(recipe.task)
+    task = recipe.task.load()
     ledger = _ledger(directory, 0)
     with (
         Progress(recipe.steps, 0, console) as progress,

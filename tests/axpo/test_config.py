@@ -13,7 +13,6 @@ from axpo.cli import app
 from axpo.config import load_recipe, parse_recipe
 from axpo.config.moved import MOVED
 from axpo.errors import AxpoError
-from axpo.tasks import load_task
 from learner.config import Serving
 
 DEMO = "deploy/recipes/demo.yaml"
@@ -381,9 +380,9 @@ def test_a_bad_dataset_row_is_named(tmp_path, row, message):
 
 
 def test_jsonl_questions(tmp_path):
-    task = load_task(
-        jsonl(tmp_path, {"question": "What?", "images": ["good.png"], "answer": "no"}).task
-    )
+    task = jsonl(
+        tmp_path, {"question": "What?", "images": ["good.png"], "answer": "no"}
+    ).task.load()
     epochs = [[task.train(i).id for i in (0, 1)], [task.train(i).id for i in (2, 3)]]
     assert sorted(epochs[0]) == ["e0-1", "e0-2"]
     assert sorted(epochs[1]) == ["e1-1", "e1-2"]

@@ -8,7 +8,6 @@ import pytest
 from axpo.config import load_recipe
 from axpo.errors import AxpoError
 from axpo.record.run import RunDirectory
-from axpo.tasks import load_task
 from benchmarks.study import push
 from benchmarks.study.push import Push, decided, markdown, measure, pushes
 from learner.credit import credit
@@ -90,7 +89,7 @@ def test_kept_groups_of_a_run_are_measured(tmp_path):
     (found,) = measure(run.path)
     assert (found.run, found.kind, found.questions) == (
         "axpo-1",
-        load_task(RECIPE.task).train(3).info["kind"],
+        RECIPE.task.load().train(3).info["kind"],
         1,
     )
     assert np.isfinite(found.net)

@@ -11,7 +11,6 @@ from PIL import Image
 
 from axpo.config import parse_recipe
 from axpo.errors import AxpoError
-from axpo.tasks import load_task
 from axpo.tasks.data import epoch_order
 from axpo.tasks.dataset import DatasetConfig
 
@@ -70,7 +69,7 @@ def test_columns_of_ones_own(tmp_path):
         verifier={"name": "numeric", "tolerance": 0.1},
     ).task
     config.check_inputs()
-    task = load_task(config)
+    task = config.load()
     (question,) = task.held_out()
     assert (question.text, question.answer, question.info) == ("How far?", "4.5", {"unit": "cm"})
     assert [image.tolist() for image in question.images] == [PHOTO.tolist()] * 2
@@ -83,7 +82,7 @@ def test_questions_of_text_alone(tmp_path):
     file = write(tmp_path, {"question": "1 + 1?", "answer": 2})
     config = recipe(train=file, held_out=file, columns={"images": []}).task
     config.check_inputs()
-    assert load_task(config).train(3).images == ()
+    assert config.load().train(3).images == ()
 
 
 def test_a_dataset_keeps_its_images_for_our_limits(tmp_path):
@@ -100,7 +99,7 @@ def test_a_dataset_keeps_its_images_for_our_limits(tmp_path):
     }
     config = recipe(**sources, columns={"images": "image"}, verifier="choice").task
     config.check_inputs()
-    task = load_task(config)
+    task = config.load()
     assert [question.text for question in task.held_out()] == ["Which 1?"]
     assert task.train(0).images[0].tolist() == PHOTO.tolist()
     with pytest.raises(
@@ -144,7 +143,10 @@ def test_rows_that_do_not_fit(tmp_path, task, message):
             "task.verifier.tolerance=-1: Input should be greater than or equal to 0",
         ),
         ({"verifier": {"name": "exact", "tolerance": 1}}, "task.verifier.tolerance: unknown key"),
-        ({"verifier": "json:loads"}, "task.verifier='json:loads': expected a function of (question, answer)"),
+        (
+            {"verifier": "json:loads"},
+            "task.verifier='json:loads': expected a function of (question, answer)",
+        ),
         ({"columns": {"images": 3}}, "task.columns.images=3: Input should be a valid tuple"),
         ({"train": 3}, "task.train=3: Input should be a valid dictionary"),
         ({"kind": "datasets"}, "task.kind='datasets': expected one of "),
@@ -159,7 +161,7 @@ def test_a_bad_field_is_named(task, message):
 
 def test_an_epoch_is_shuffled_once(tmp_path):
     file = write(tmp_path, *({"question": str(i), "answer": i} for i in range(5)))
-    task = load_task(DatasetConfig(train=file, held_out=file, columns={"images": []}))
+    task = DatasetConfig(train=file, held_out=file, columns={"images": []}).load()
     epoch_order.cache_clear()
     epochs = [[task.train(5 * epoch + i).answer for i in range(5)] for epoch in range(2)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list("01234")
@@ -169,7 +171,7 @@ def test_an_epoch_is_shuffled_once(tmp_path):
 
 def test_a_worker_gets_no_rows(tmp_path):
     file = write(tmp_path, {"question": "Which one is it?", "answer": "7"})
-    task = load_task(DatasetConfig(train=file, held_out=file, columns={"images": []}))
+    task = DatasetConfig(train=file, held_out=file, columns={"images": []}).load()
     sent = pickle.dumps(task.verify)
     assert b"Which one" not in sent
     assert pickle.loads(sent)(task.train(0), "\\boxed{7}") == 1.0

@@ -10,7 +10,6 @@ from axpo.errors import AxpoError
 from axpo.evaluation.diagnostics import by_family, by_kind, diagnostics, evaluate_groups
 from axpo.evaluation.held_out import held_out
 from axpo.record.summary import before_after, label
-from axpo.tasks import load_task
 from rollout_workers.trajectory import Question
 from tests.axpo.helpers import TOKENS, direct, zooming
 from tests.axpo.helpers import group as make_group
@@ -37,7 +36,7 @@ def recipe(families=FAMILIES, stages=()):
 def test_questions_are_drawn_by_weight_and_are_their_familys_own():
     config = recipe().task
     config.check_inputs()
-    task, zoom = load_task(config), load_task(config.families["zoom"].task)
+    task, zoom = config.load(), config.families["zoom"].task.load()
     questions = [task.train(index) for index in range(80)]
     share = sum(question.info["family"] == "zoom" for question in questions) / 80
     assert 0.4 < share < 0.6  # 2 of 4
@@ -58,7 +57,7 @@ def test_questions_are_drawn_by_weight_and_are_their_familys_own():
 
 
 def test_examples_are_asked_for_by_family():
-    task = load_task(recipe().task)
+    task = recipe().task.load()
     question, turns, tools = task.example("search/queries", 3)
     assert tools
     assert question.info["family"] == "search"

@@ -10,7 +10,6 @@ import yaml
 
 from axpo.config import load_recipe
 from axpo.errors import AxpoError
-from axpo.tasks import load_task
 from rollout_workers.chat import Chat
 
 ROOT = Path(__file__).parents[3]
@@ -34,9 +33,9 @@ def folder(tmp_path, monkeypatch):
 def test_the_class(folder):
     recipe = load_recipe("dots.yaml")
     recipe.check_inputs()
-    task, chat = load_task(recipe.task), Chat.load(MODEL)
+    task, chat = recipe.task.load(), Chat.load(MODEL)
     assert [question.answer for question in task.held_out()] == [
-        question.answer for question in load_task(recipe.task).held_out()
+        question.answer for question in recipe.task.load().held_out()
     ]
     zooms = hits = 0
     for index in range(200):
@@ -62,7 +61,7 @@ def test_the_rows(folder):
     runpy.run_path("write_rows.py")
     recipe = load_recipe("dots.yaml", [f"task={yaml.safe_load(Path('rows.yaml').read_text())}"])
     recipe.check_inputs()
-    task = load_task(recipe.task)
+    task = recipe.task.load()
     question = task.held_out()[0]
     assert question.images[0].shape == (384, 384, 3)
     assert task.verify(question, f"\\boxed{{{question.answer}.0}}") == 1.0
