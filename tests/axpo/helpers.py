@@ -35,6 +35,7 @@ _words: list[str] = list(SPECIAL)
 
 
 def encode(text: str) -> Ids:
+    """Return the ids of a text's words; new words are added to the vocabulary."""
     parts = re.findall("|".join(map(re.escape, SPECIAL)) + r"|\w+|\W", text)
     _words.extend(word for word in dict.fromkeys(parts) if word not in _words)
     return np.array([_words.index(word) for word in parts], dtype=np.int32)
@@ -57,22 +58,16 @@ def policy(text: str, probability: float = 0.5) -> PolicySegment:
 
 
 def after_call(answer: str) -> tuple[ObservationSegment, PolicySegment]:
-    """What follows a closed call: the tool's crop, then the last turn."""
-    text = "<|im_start|>user\n<tool_response>\ncrop <|vision_start|><|image_pad|><|vision_end|></tool_response><|im_end|>\n<think>\n"
+    """Return what follows a closed call: the tool's crop, then the last turn."""
+    picture = "<|vision_start|><|image_pad|><|vision_end|>"
+    text = f"<|im_start|>user\n<tool_response>\ncrop {picture}</tool_response><|im_end|>\n<think>\n"
     return ObservationSegment(encode(text), (CROP,)), policy(f"clear</think>{answer}<|im_end|>")
 
 
 def direct(rollout: int, reward: float, question: str = "q") -> Trajectory:
-    """One turn of 5 policy tokens that answers without a tool."""
-    return Trajectory(
-        question,
-        rollout,
-        encode("ask"),
-        (policy("look</think>7.<|im_end|>"),),
-        EndReason.ANSWERED,
-        "7",
-        reward,
-    )
+    """Return a rollout of one turn, 5 policy tokens, that answers without a tool."""
+    segments = (policy("look</think>7.<|im_end|>"),)
+    return Trajectory(question, rollout, encode("ask"), segments, EndReason.ANSWERED, "7", reward)
 
 
 def zooming(
@@ -82,7 +77,7 @@ def zooming(
     question: str = "q",
     failures: int = 0,
 ) -> Trajectory:
-    """Two turns with one call between them."""
+    """Return a rollout of two turns with one call between them."""
     segments = (policy(f"look</think>{call(box)}<|im_end|>"), *after_call("7"))
     stats = RolloutStats(tool_calls=1, tool_failures=failures)
     return Trajectory(
@@ -91,36 +86,48 @@ def zooming(
 
 
 def resample(source: Trajectory, forks: Sequence[tuple[Sequence[float], float, int]]) -> Resample:
-    """Forks of `source` at its first call, each (box, reward, cached tokens of a prompt of 100)."""
+    """Return continuations of `source` from its first call.
+
+    Args:
+        source: the rollout.
+        forks: of each continuation the box it asks for, its reward, and the cached tokens of its
+            prompt of 100.
+    """
     cut = fork_prefix_tokens(source, TOKENS)
+    continuations = []
+    for k, (box, reward, cached) in enumerate(forks):
+        stats = RolloutStats(prompt_tokens=100, cached_tokens=cached, tool_calls=1)
+        fork = ForkPoint(source.rollout, k, cut)
+        continuations.append(_continuation(source, cut, box, reward, fork, stats))
+    return Resample(source.rollout, cut, tuple(continuations))
+
+
+def _continuation(
+    source: Trajectory,
+    cut: int,
+    box: Sequence[float],
+    reward: float,
+    fork: ForkPoint,
+    stats: RolloutStats,
+) -> Trajectory:
     prefix = PolicySegment(source.response_ids[:cut], source.logprobs[:cut], policy_version=3)
-    continuations = tuple(
-        Trajectory(
-            source.question_id,
-            source.rollout,
-            source.prompt_ids,
-            (
-                prefix,
-                policy(call(box).removeprefix("<tool_call>") + "<|im_end|>"),
-                *after_call("7"),
-            ),
-            EndReason.ANSWERED,
-            "7",
-            reward,
-            ForkPoint(source.rollout, k, cut),
-            RolloutStats(prompt_tokens=100, cached_tokens=cached, tool_calls=1),
-        )
-        for k, (box, reward, cached) in enumerate(forks)
+    rest = policy(call(box).removeprefix("<tool_call>") + "<|im_end|>")
+    segments = (prefix, rest, *after_call("7"))
+    return Trajectory(
+        question_id=source.question_id,
+        rollout=source.rollout,
+        prompt_ids=source.prompt_ids,
+        segments=segments,
+        end=EndReason.ANSWERED,
+        answer="7",
+        reward=reward,
+        fork=fork,
+        stats=stats,
     )
-    return Resample(source.rollout, cut, continuations)
 
 
 def group(
     rollouts: Sequence[Trajectory], resamples: Sequence[Resample] = (), question: str = "q"
 ) -> Group:
-    return Group(
-        Question(question, f"Which digit is {question}?", (QUESTION_IMAGE,), "7"),
-        tuple(rollouts),
-        0,
-        tuple(resamples),
-    )
+    asked = Question(question, f"Which digit is {question}?", (QUESTION_IMAGE,), "7")
+    return Group(asked, tuple(rollouts), 0, tuple(resamples))

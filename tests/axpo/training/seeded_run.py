@@ -1,15 +1,17 @@
-"""`axpo` with an engine that answers by seed and weights, and a driver that kills itself at a chosen moment.
+"""Run `axpo` with an engine that answers by seed and weights; kill it at a chosen moment.
 
     python -m tests.axpo.training.seeded_run MOMENT axpo-arguments...
 
-MOMENT is `never`, `method:call:seconds`, for example `update:2:0.1` (0.1 s after the learner's second update began).
-Everything but the engine is real: agent loop, tools, resampler, ZeRO-3, weight transfer, checkpoints.
+MOMENT is `never`, or `method:call:seconds`: for example `update:2:0.1` is 0.1 s after the learner's
+second update began. Everything but the engine is real: agent loop, tools, resampler, ZeRO-3, weight
+transfer, checkpoints.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import os
 import random
 import signal
@@ -41,29 +43,26 @@ class SeededEngine:
 
     async def generate(self, prompt_ids: Any, images: Any, sampling: Sampling) -> list[Generation]:
         opened = self.chat.decode(prompt_ids).endswith("<tool_call>")
-        return [
-            self._reply(
-                f"{sampling.seed + k}/{self.weights.hexdigest()}",
-                opened,
-                len(images),
-                len(prompt_ids),
-            )
-            for k in range(sampling.n)
-        ]
+        weights = self.weights.hexdigest()
+        generations = []
+        for k in range(sampling.n):
+            rng = random.Random(f"{sampling.seed + k}/{weights}")
+            ids = self.chat.encode_policy(self._reply(rng, opened, len(images)))
+            logprobs = -np.array([rng.random() for _ in ids], np.float32)
+            prompt = len(prompt_ids)
+            generations.append(Generation(ids, logprobs, None, True, prompt, 0, self.version))
+        return generations
 
-    def _reply(self, key: str, opened: bool, images: int, prompt: int) -> Generation:
-        rng = random.Random(key)
+    def _reply(self, rng: random.Random, opened: bool, images: int) -> str:
+        """Return a call if one was opened, or in half of the first turns; else an answer."""
         thought = "It is small.\n</think>\n\n"
         if opened or (images == 1 and rng.random() < 0.5):
             x, y = rng.randrange(0, 800, 50), rng.randrange(0, 800, 50)
-            start = "" if opened else thought + "<tool_call>"
-            arguments = f'{{"bbox_2d": [{x}, {y}, {x + 200}, {y + 200}]}}'
-            text = f'{start}\n{{"name": "image_zoom_in", "arguments": {arguments}}}\n</tool_call><|im_end|>'
-        else:
-            text = f"{thought}The answer is \\boxed{{{rng.randrange(10)}}}.<|im_end|>"
-        ids = self.chat.encode_policy(text)
-        logprobs = -np.array([rng.random() for _ in ids], np.float32)
-        return Generation(ids, logprobs, None, True, prompt, 0, self.version)
+            arguments = {"bbox_2d": [x, y, x + 200, y + 200]}
+            call = json.dumps({"name": "image_zoom_in", "arguments": arguments})
+            start = "" if opened else f"{thought}<tool_call>"
+            return f"{start}\n{call}\n</tool_call><|im_end|>"
+        return f"{thought}The answer is \\boxed{{{rng.randrange(10)}}}.<|im_end|>"
 
     async def init_weight_transfer(self, info: dict[str, Any]) -> None:
         pass
@@ -97,7 +96,14 @@ class SeededWorker(RolloutWorker):
 
 
 def kill_at(owner: Any, name: str, call: int, seconds: float) -> None:
-    """SIGKILL to this process `seconds` after call number `call` of `owner.name` began."""
+    """Send SIGKILL to this process, `seconds` after a call of `owner.name` began.
+
+    Args:
+        owner: module or class of the function.
+        name: of the function.
+        call: which of its calls, counted from 1.
+        seconds: from its beginning.
+    """
     real, calls = getattr(owner, name), iter(range(1, 1000))
 
     @functools.wraps(real)
@@ -110,14 +116,11 @@ def kill_at(owner: Any, name: str, call: int, seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    axpo.session.RolloutPool = functools.partial(RolloutPool, actor_class=SeededWorker)  # type: ignore[misc, assignment]
-    if sys.argv[1] != "never":
-        method, call, seconds = sys.argv[1].split(":")
-        kill_at(
-            axpo.training.trainer if method == "held_out" else Learner,
-            method,
-            int(call),
-            float(seconds),
-        )
-    sys.argv[1:] = sys.argv[2:]
+    seeded = functools.partial(RolloutPool, actor_class=SeededWorker)
+    axpo.session.RolloutPool = seeded  # type: ignore[misc, assignment]
+    moment = sys.argv.pop(1)
+    if moment != "never":
+        method, call, seconds = moment.split(":")
+        owner = axpo.training.trainer if method == "held_out" else Learner
+        kill_at(owner, method, int(call), float(seconds))
     cli.main()

@@ -1,4 +1,4 @@
-"""Versions, and the order of sleeping, updating, waking and sending, over a learner and a pool without Ray."""
+"""Versions, and the order of sleeping, updating, waking and sending. Nothing here runs on Ray."""
 
 import pytest
 from ray.exceptions import ActorDiedError
@@ -7,7 +7,10 @@ from axpo.training.policy import Policy
 
 
 class Calls(list):
-    """A learner and a pool that write down what they are asked. `dead` workers fail an update, and are gone after a check."""
+    """A learner and a pool in one, which write down what they are asked.
+
+    `dead` workers fail an update, and are gone after a check.
+    """
 
     def __init__(self, workers=("a", "b"), dead=()):
         super().__init__()
