@@ -147,14 +147,14 @@ def fitted(
 
 def _open(source: Path | bytes, limits: ImageLimits) -> Image.Image:
     """Return the image with its header read, if it keeps the limits."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     data = _read(source, limits.max_bytes) if isinstance(source, Path) else source
     if len(data) > limits.max_bytes:
         raise ImageError(f"is larger than {limits.max_bytes:,} bytes")
     try:
         image = Image.open(io.BytesIO(data), formats=limits.formats)
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise ImageError(f"is not a readable {', '.join(limits.formats)} image") from None
     except Exception as error:
         # A header can raise nearly anything: ValueError, SyntaxError, struct.error,

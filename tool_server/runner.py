@@ -215,7 +215,8 @@ class ToolRunner:
 
     async def _invoke(self, call: ToolCall) -> Output:
         if inspect.iscoroutinefunction(self.tool.run):
-            return await self.tool.run(call)
+            output: Output = await self.tool.run(call)
+            return output
         ended = threading.Event()
 
         def run() -> Output | Awaitable[Output]:
