@@ -1,4 +1,7 @@
-"""A user's rows as questions: columns, images by path or bytes, verifiers, order, and what travels to the workers."""
+"""A user's rows become questions.
+
+Tested are columns, images by path or bytes, verifiers, the order, and what travels to the workers.
+"""
 
 import base64
 import io
@@ -73,9 +76,10 @@ def test_columns_of_ones_own(tmp_path):
     (question,) = task.held_out()
     assert (question.text, question.answer, question.info) == ("How far?", "4.5", {"unit": "cm"})
     assert [image.tolist() for image in question.images] == [PHOTO.tolist()] * 2
-    assert [
+    rewards = [
         task.verify(question, f"\\boxed{{{text}}}") for text in ("4.9", "4.95", "4.96", "far")
-    ] == [1, 1, 0, 0]  # 0.1 * 4.5 = 0.45
+    ]
+    assert rewards == [1, 1, 0, 0]  # 0.1 * 4.5 = 0.45
 
 
 def test_questions_of_text_alone(tmp_path):

@@ -1,4 +1,4 @@
-"""Families by weight, each with its own verifier and examples, and metrics told by family."""
+"""Families are drawn by weight, have their own verifiers and examples, and metrics each."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -110,19 +110,23 @@ def of(family, number, *rollouts):
     return replace(made, question=replace(made.question, id=f"{number}", info={"family": family}))
 
 
-def test_metrics_are_told_by_family_beside_the_total():
+def test_metrics_of_each_family_stand_beside_the_total():
     groups = [
         of("zoom", 0, zooming(0, 1.0), direct(1, 0.0)),
         of("zoom", 1, zooming(0, 0.0), direct(1, 0.0)),
         of("search", 2, direct(0, 1.0)),
     ]
-    told = by_family(groups, lambda of_one: diagnostics(of_one, TOKENS))
-    assert (told["zoom/pass1"], told["zoom/tool_use_rate"], told["zoom/tool_all_wrong_rate"]) == (
+    metrics = by_family(groups, lambda of_one: diagnostics(of_one, TOKENS))
+    assert (
+        metrics["zoom/pass1"],
+        metrics["zoom/tool_use_rate"],
+        metrics["zoom/tool_all_wrong_rate"],
+    ) == (
         0.25,
         0.5,
         0.5,
     )
-    assert (told["search/pass1"], told["search/tool_use_rate"]) == (1.0, 0.0)
+    assert (metrics["search/pass1"], metrics["search/tool_use_rate"]) == (1.0, 0.0)
     assert (
         by_family([make_group([direct(0, 1.0)])], lambda of_one: diagnostics(of_one, TOKENS)) == {}
     )
@@ -162,23 +166,27 @@ def of_kind(number, kind, *rollouts, **info):
     return replace(made, question=replace(made.question, info={"kind": kind} | info))
 
 
-def test_an_evaluation_is_told_by_kind_within_a_family():
+def test_an_evaluation_has_numbers_by_kind_within_a_family():
     right, wrong = [direct(i, 1.0) for i in range(4)], [zooming(i, 0.0) for i in range(4)]
     groups = [
         of_kind(0, "frame", *wrong),
         of_kind(1, "two hops", *right),
         of_kind(2, "frame", *right),
     ]
-    told = by_kind(groups, lambda of_one: evaluate_groups(of_one, TOKENS))
-    assert (told["kind/frame/pass1"], told["kind/frame/tool_use"], told["kind/two_hops/pass1"]) == (
+    metrics = by_kind(groups, lambda of_one: evaluate_groups(of_one, TOKENS))
+    assert (
+        metrics["kind/frame/pass1"],
+        metrics["kind/frame/tool_use"],
+        metrics["kind/two_hops/pass1"],
+    ) == (
         0.5,
         0.5,
         1.0,
     )
     assert by_kind(groups[:1], lambda of_one: evaluate_groups(of_one, TOKENS)) == {}
-    assert (
-        by_kind([of_kind(0, 3, *wrong), of_kind(1, 4, *wrong)], lambda of_one: {"n": 1.0}) == {}
-    )  # a user's column, no kind of question
+    # A user's column may be called `kind` and hold numbers, which are no kinds of questions.
+    numbered = [of_kind(0, 3, *wrong), of_kind(1, 4, *wrong)]
+    assert by_kind(numbered, lambda of_one: {"n": 1.0}) == {}
 
     class Pool:
         def __init__(self, groups):

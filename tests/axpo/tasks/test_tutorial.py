@@ -1,4 +1,4 @@
-"""The code of docs/your-task.md is taken from the page and used as the page says, up to where training would start."""
+"""The code of docs/your-task.md is used as the page says, up to the start of training."""
 
 import re
 import runpy
@@ -46,9 +46,8 @@ def test_the_class(folder):
         assert reward == float("unknown" not in turns[-1])
         if len(turns) == 3:
             assert turns[1][1][0].shape == (192, 192, 3)
-            red = (
-                turns[1][1][0][:, :, 1] == 0
-            ).any()  # the dots that the crop shows are those it is asked about
+            # The dots that the crop shows are those that the question is about.
+            red = (turns[1][1][0][:, :, 1] == 0).any()
             assert red == (reward == 1)
     assert 40 < zooms < 80
     assert hits < zooms / 2

@@ -1,4 +1,4 @@
-"""The labels of the wines: `image_search` finds each by its number, and says what `search` would."""
+"""`image_search` finds each label by its number, and says of it what `search` would say."""
 
 import json
 

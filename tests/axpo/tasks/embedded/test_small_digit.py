@@ -1,4 +1,4 @@
-"""The embedded task: real digits, honest split, a teacher as imprecise as it claims."""
+"""Small digits: they are real, the split is honest, the teacher is as imprecise as it claims."""
 
 import json
 
@@ -55,9 +55,9 @@ def test_a_control_asks_what_the_whole_view_shows_and_leaves_the_others_as_they_
             )
             continue
         controls += 1
-        frames = sum(
-            (question.images[0] == rgb).all(axis=2).sum() > 400 for rgb in COLOURS.values()
-        )  # 32 * 32 - 22 * 22 = 540 px each
+        # A frame has 32 * 32 - 22 * 22 = 540 pixels of its colour.
+        pixels = [(question.images[0] == rgb).all(axis=2).sum() for rgb in COLOURS.values()]
+        frames = sum(count > 400 for count in pixels)
         assert (question.text, question.answer) == (
             "How many frames are in the picture?",
             str(frames),
@@ -97,7 +97,8 @@ def test_the_teacher_zooms_as_often_and_as_badly_as_its_recipe_says():
     assert 0.25 < zooms / 1500 < 0.35
     assert 0.14 < careful / zooms < 0.26
     assert careful_hits == careful
-    # Clipping at the scene's edge undoes a miss: on each axis a frame of an outer column moved outwards, 1/2 * 1/2; both: 1/16.
+    # The scene's edge undoes a miss. On one axis that takes a frame of an outer column (1/2) that
+    # is missed outwards (1/2); on both axes it happens to 1/16 of the calls.
     assert 0.02 < hasty_hits / (zooms - careful) < 0.12
 
 

@@ -1,4 +1,8 @@
-"""Facts of real wines: the corpus is scikit-learn's data, the teacher's results are the search tool's own, its imprecision as claimed."""
+"""Facts of real wines.
+
+The corpus is scikit-learn's data, the results that the teacher sees are those of the search tool,
+and the teacher is as imprecise as it claims.
+"""
 
 import json
 import re
@@ -52,9 +56,9 @@ def test_the_corpus_is_the_data():
     ):
         assert (wine.number, wine.magnesium, wine.proline) == (row + 1, *data.data[row, columns])
         assert wine.like == nearest + 1
-        assert (
-            wine.text
-            == f"Wine {row + 1}: magnesium {wine.magnesium}, proline {wine.proline}, most like wine {wine.like}"
+        assert wine.text == (
+            f"Wine {row + 1}: magnesium {wine.magnesium}, proline {wine.proline}, "
+            f"most like wine {wine.like}"
         )
 
 
@@ -101,7 +105,8 @@ def test_the_teacher_searches_as_often_and_as_badly_as_its_recipe_says(search):
         for call, result in zip(turns[:-1:2], turns[1::2], strict=True):
             assert search(arguments_of(call)) == result[0]
     assert 0.26 < traces / 500 < 0.34
-    # easy 0.4 and one hop 0.36 need one careful call, two hops (0.24) two: 0.76 * 0.17 + 0.24 * 0.17^2 = 0.136
+    # Easy questions (0.4) and those of one hop (0.36) need one careful call, those of two hops
+    # (0.24) need two: 0.76 * 0.17 + 0.24 * 0.17^2 = 0.136.
     assert 0.09 < hits / traces < 0.18
 
 

@@ -1,4 +1,8 @@
-"""Products of numbers in a picture: honest answers, a teacher as imprecise as it claims, code that does what the tool result says."""
+"""Products of numbers in a picture.
+
+Answers are right, the teacher is as imprecise as it claims, and its code prints what the tool's
+result says.
+"""
 
 import contextlib
 import io
