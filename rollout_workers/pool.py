@@ -182,7 +182,7 @@ class RolloutPool:
                 return await self._trusted(worker, question, answer, n), reference
             except _Lost:
                 self._counts["requeued"] += 1
-                self._log("requeued", question=question.id, step=step, worker=worker.id)
+                self._log("requeued", question=question.id, batch=step, worker=worker.id)
 
     async def fork(self, group: Group, request: ForkRequest, step: int) -> Resample:
         """Return the scored continuations of a prefix; see `RolloutWorker.fork`.
@@ -213,7 +213,7 @@ class RolloutPool:
                 self._log(
                     "fork requeued",
                     question=group.question.id,
-                    step=step,
+                    batch=step,
                     worker=worker.id,
                     rollout=request.rollout,
                 )

@@ -1,4 +1,4 @@
-"""Fixtures of several rooms' tests."""
+"""Fixtures that the tests of several rooms use."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ import ray
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    """A Ray session for the tests of a module, where there is none yet."""
+    """Start a Ray session for the tests of a module, if there is none yet."""
     started = not ray.is_initialized()
     if started:
         ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)

@@ -1,12 +1,15 @@
-"""One rollout that calls every kind of tool in the demo's stack: vLLM, tool server with sandbox and index, ZeRO-3. Nothing is a mock.
+"""One rollout that calls every kind of tool in the demo's stack. Nothing is a mock.
 
-The embedded model knows one tool, so the calls are written here. The model is first taught to close a turn after any call, nothing
-else, by the learner, and the new weights go to the engine. Then each call is handed to the worker as the open turn of a trajectory
-that is to be forked there: the engine samples the rest of the turn, the worker parses it and calls the tool server, and the engine
-samples the next turn from the observation and every image seen so far. That turn makes room for the next call, and so on.
+vLLM, tool server with sandbox and index, and ZeRO-3 are real. The embedded model knows one tool, so
+the calls are written here. First the learner teaches the model to close a turn after any call, and
+nothing else, and the new weights go to the engine. Then each call is handed to the worker as the
+open turn of a trajectory that is to be forked there. The engine samples the rest of the turn; the
+worker parses it and calls the tool server; and the engine samples the next turn from the
+observation and every image seen so far. That turn makes room for the next call, and so on.
 
-What this proves: calls and results of every tool pass through engine, parser, server, template, image processor and learner, and the
-learner sees in the whole rollout the very tokens and images that the engine saw. What it does not: that a policy finds such calls.
+What this proves: calls and results of every tool pass through engine, parser, server, template,
+image processor and learner, and the learner sees in the whole rollout the very tokens and images
+that the engine saw. What it does not prove: that a policy finds such calls.
 """
 
 from __future__ import annotations
@@ -45,17 +48,17 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 SCRIPTED = -1
 """Policy version of what no policy wrote."""
 
-FIGURE = "import matplotlib.pyplot as plt\nplt.figure(figsize=(1, 1))\nplt.plot([side])\nplt.show()\nprint(side * 2)"
+FIGURE = (
+    "import matplotlib.pyplot as plt\n"
+    "plt.figure(figsize=(1, 1))\nplt.plot([side])\nplt.show()\nprint(side * 2)"
+)
 CALLS = [
     # name, arguments, what the observation's text holds, the shapes of its images
     ("image_zoom_in", {"bbox_2d": [0, 0, 500, 500]}, "", [(128, 128, 3)]),
-    (
-        "python",
-        {"code": "side = images[1].size[0]\nside"},
-        "\n128\n",
-        [],
-    ),  # the crop is the second image
-    ("python", {"code": FIGURE}, "\n256", [(100, 100, 3)]),  # the variable of the call before
+    # The crop is the second image.
+    ("python", {"code": "side = images[1].size[0]\nside"}, "\n128\n", []),
+    # With the variable of the call before.
+    ("python", {"code": FIGURE}, "\n256", [(100, 100, 3)]),
     ("python", {"code": "1 / 0"}, "ZeroDivisionError", []),
     ("tavily-search", {"query": "where do puffins nest", "max_results": 2}, "https://e.org/1", []),
     ("image_search", {"query": "red square", "max_results": 1}, "a red square", [(50, 50, 3)]),
@@ -73,14 +76,13 @@ TURNS = [
 def recipe(tmp_path_factory) -> Recipe:
     """The demo's, with every kind of tool and room for them."""
     folder: Path = tmp_path_factory.mktemp("tools")
-    (folder / "birds.jsonl").write_text(
-        '{"title": "Puffins", "text": "Puffins nest in burrows on sea cliffs.", "url": "https://e.org/1"}\n'
-    )
+    text = "Puffins nest in burrows on sea cliffs."
+    bird = {"title": "Puffins", "text": text, "url": "https://e.org/1"}
+    (folder / "birds.jsonl").write_text(json.dumps(bird) + "\n")
     (folder / "images").mkdir()
     Image.new("RGB", (50, 50), "red").save(folder / "images" / "red.png")
-    (folder / "images" / "captions.jsonl").write_text(
-        '{"file": "red.png", "caption": "a red square"}\n'
-    )
+    caption = {"file": "red.png", "caption": "a red square"}
+    (folder / "images" / "captions.jsonl").write_text(json.dumps(caption) + "\n")
     build(folder / "birds.jsonl", folder / "birds.index")
     build(folder / "images" / "captions.jsonl", folder / "images.index")
     tools = {
@@ -150,10 +152,8 @@ def script(recipe: Recipe, actors: Actors, question: Question) -> Trajectory:
 def closing(actors: Actors, question: Question, script: Trajectory) -> None:
     """The learner and the engine hold a policy that closes its turn after `</tool_call>`."""
     (item,) = sft_items([(question, script)])
-    after_call = (
-        np.concatenate([[False], script.response_ids[:-1] == actors.tokens.call_close])
-        & script.policy_mask
-    )
+    follows_call = script.response_ids[:-1] == actors.tokens.call_close
+    after_call = np.concatenate([[False], follows_call]) & script.policy_mask
     assert after_call.sum() == len(CALLS)
     item = replace(item, mask=after_call, advantages=np.where(after_call, item.advantages, 0))
     for _ in range(12):
@@ -168,7 +168,7 @@ def closing(actors: Actors, question: Question, script: Trajectory) -> None:
 def rollout(
     recipe: Recipe, actors: Actors, question: Question, script: Trajectory, closing: None
 ) -> Trajectory:
-    """Its odd policy segments are written here, all else is real."""
+    """Return the rollout. Its odd policy segments are written here, all else is real."""
     encode = Chat.load(recipe.model).encode_policy
     segments: tuple[Segment, ...] = ()
     for turn, text in enumerate(TURNS):
@@ -180,11 +180,10 @@ def rollout(
         request = ForkRequest(rollout=0, prefix_tokens=len(source.response_ids), k=2)
         asked = actors.pool.workers[0].fork.remote(question, source, request, turn)
         forks = ray.get(asked, timeout=240).continuations
-        whole = next(
-            fork for fork in forks if len(fork.segments) > len(segments) + 2
-        )  # closed, answered, gone on
-        segments = whole.segments[: len(segments) + 3]
-    return whole
+        # One whose turn was closed, whose call was answered, and that went on.
+        went_on = next(fork for fork in forks if len(fork.segments) > len(segments) + 2)
+        segments = went_on.segments[: len(segments) + 3]
+    return went_on
 
 
 def test_every_tool_is_called_and_answers_as_it_does_when_asked_directly(
@@ -207,34 +206,31 @@ def test_every_tool_is_called_and_answers_as_it_does_when_asked_directly(
 
 
 def test_the_engine_sampled_what_was_not_written_here(actors, rollout):
-    written = [
-        isinstance(s, PolicySegment) and s.policy_version == SCRIPTED for s in rollout.segments
-    ]
-    assert sum(written) == len(CALLS)
-    sampled = [
-        s
-        for s, w in zip(rollout.segments, written, strict=True)
-        if isinstance(s, PolicySegment) and not w
-    ]
+    by_policy = [s for s in rollout.segments if isinstance(s, PolicySegment)]
+    sampled = [s for s in by_policy if s.policy_version != SCRIPTED]
+    assert len(by_policy) - len(sampled) == len(CALLS)
     assert {s.policy_version for s in sampled} == {1}
     assert all(s.token_ids[-1] == actors.tokens.im_end for s in sampled[: len(CALLS)])
     assert len(sampled) > len(CALLS)  # and the turn after the last observation
 
 
+def was_sampled(segment: Segment) -> np.ndarray:
+    """Return the mask of a segment's tokens: did the engine sample them?"""
+    sampled = isinstance(segment, PolicySegment) and segment.policy_version != SCRIPTED
+    return np.full(len(segment.token_ids), sampled)
+
+
 def test_the_learner_sees_the_rollout_as_the_engine_did(actors, question, rollout):
-    """Log-probabilities of what was sampled, behind ten turns and six images, are equal; and an update takes the whole."""
-    real = [
-        np.full(len(s.token_ids), isinstance(s, PolicySegment) and s.policy_version != SCRIPTED)
-        for s in rollout.segments
-    ]
+    """Log-probabilities of what was sampled, behind ten turns and six images, are equal.
+
+    And an update takes the whole rollout.
+    """
+    sampled = np.concatenate([was_sampled(segment) for segment in rollout.segments])
     (item,) = sft_items([(question, rollout)])
-    item = replace(
-        item, mask=np.concatenate(real), advantages=np.concatenate(real).astype(np.float32)
-    )
+    item = replace(item, mask=sampled, advantages=sampled.astype(np.float32))
     gap = np.abs(actors.learner.logprobs([item])[0] - rollout.logprobs)[item.mask]
-    print(
-        f"\n{item.mask.sum()} sampled tokens, logprob gap: mean {gap.mean():.1e}, max {gap.max():.1e}"
-    )
+    tokens = item.mask.sum()
+    print(f"\n{tokens} sampled tokens, logprob gap: mean {gap.mean():.1e}, max {gap.max():.1e}")
     assert gap.max() < 1e-3
     numbers = actors.learner.update([item])
     assert numbers["skipped"] == 0

@@ -1,4 +1,7 @@
-"""The program as a user starts it, on the real stack: vLLM, ZeRO-3 with two ranks, Ray. Killed once, resumed, evaluated, reported."""
+"""The program as a user starts it, on the real stack: vLLM, ZeRO-3 with two ranks, Ray.
+
+A run is killed once, resumed, evaluated and reported.
+"""
 
 import json
 import os
@@ -57,53 +60,39 @@ def lines(file: Path) -> list[dict]:
 
 
 def test_a_killed_run_goes_on_with_the_same_questions(run):
-    assert [
-        row["event"] for row in lines(run / "events.jsonl") if row["event"] in ("start", "resume")
-    ] == ["start", "resume"]
+    events = [row["event"] for row in lines(run / "events.jsonl")]
+    assert [event for event in events if event in ("start", "resume")] == ["start", "resume"]
     task = load_recipe(DEBUG).task.load()
     for step in (1, 2, 3):
-        asked = {
-            group["question"]["id"]
-            for group in lines(run / "trajectories" / f"step_{step:04d}.jsonl")
-        }
+        groups = lines(run / "trajectories" / f"step_{step:04d}.jsonl")
+        asked = {group["question"]["id"] for group in groups}
         assert asked == {task.train(index).id for index in range(4 * (step - 1), 4 * step)}
 
 
 def test_the_summary_holds_what_it_promises(run):
     summary = json.loads((run / "summary.json").read_text())
-    names = {
-        "pass1_start",
-        "pass1_end",
-        "pass4_start",
-        "pass4_end",
-        "tool_use_start",
-        "tool_use_end",
-        "steps",
-        "seconds",
-        "tokens",
+    rates = {
+        *("pass1_start", "pass1_end", "pass4_start", "pass4_end"),
+        *("tool_use_start", "tool_use_end"),
     }
-    assert names <= set(summary)
+    assert rates | {"steps", "seconds", "tokens"} <= set(summary)
     assert summary["steps"] == 3
     assert summary["tokens"] > 0
-    assert all(0 <= summary[name] <= 1 for name in names if name.endswith(("start", "end")))
+    assert all(0 <= summary[name] <= 1 for name in rates)
 
 
 def test_every_step_reports_the_papers_diagnostics_and_engine_and_learner_agree(run):
+    expected = {
+        *("pass1", "tool_use_rate", "trigger_rate", "tokens_per_second"),
+        *("time/rollout", "time/learn", "time/sync"),
+    }
     merged: dict[int, dict] = {}
     for row in lines(run / "metrics.jsonl"):
         merged.setdefault(row["step"], {}).update(row)
     assert sorted(merged) == [0, 1, 2, 3]
     for step in (1, 2, 3):
         row = merged[step]
-        assert {
-            "pass1",
-            "tool_use_rate",
-            "trigger_rate",
-            "tokens_per_second",
-            "time/rollout",
-            "time/learn",
-            "time/sync",
-        } <= set(row)
+        assert expected <= set(row)
         assert row["logprob_gap_mean"] < 1e-3  # float32; bans and temperature accounted for
         assert abs(row["ratio_mean"] - 1) < 1e-3  # sampled by the very policy that is updated
         assert row["skipped"] == 0
@@ -168,8 +157,7 @@ def test_asynchronous_training_is_the_same_command(tmp_path):
 
 
 def test_a_run_keeps_account_of_every_question(run):
+    """Of the process that ended the run."""
     balanced = balance(read(run / "rollouts.jsonl"))
-    assert (
-        balanced.trained + balanced.dropped == balanced.dispatched
-    )  # of the process that ended the run
+    assert balanced.trained + balanced.dropped == balanced.dispatched
     assert balanced.in_flight == 0

@@ -8,6 +8,10 @@ reason). Between them it may be `finished`, `requeued` (its worker was lost) and
 
 `started` opens a process of the run. What the process before it had in flight is dispatched again,
 with `restored` if the checkpoint kept its group.
+
+`step` is the training step, counted from 0, of `started`, `trained` and `dropped`. `batch` is the
+number of the batch that a question was asked in, of all other events. Logs of older runs call that
+number `step`, too.
 """
 
 from __future__ import annotations
