@@ -183,7 +183,7 @@ class Chat:
         """
         return np.asarray(self.tokenizer.encode(text, add_special_tokens=False), dtype=np.int32)
 
-    def decode(self, ids: Ids) -> str:
+    def decode(self, ids: Sequence[int] | Ids) -> str:
         """Return the text of token ids, with special tokens visible."""
         text = self.tokenizer.decode(
             np.asarray(ids).tolist(),
