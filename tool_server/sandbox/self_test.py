@@ -31,9 +31,9 @@ async def self_test(jail: Jail, options: PythonOptions, isolation: Isolation) ->
     with _facts(options, isolation) as facts:
         code = f"from inside import escapes\nescapes.run({facts!r})"
         finished = await jail.call([code], [], [0])
-    through = _through(finished, escapes.names(facts))
-    if through:
-        raise ToolUnavailable("the sandbox does not hold: " + "; ".join(through))
+    got_out = through(finished, escapes.names(facts))
+    if got_out:
+        raise ToolUnavailable("the sandbox does not hold: " + "; ".join(got_out))
 
 
 @contextlib.contextmanager
@@ -59,7 +59,7 @@ def _facts(options: PythonOptions, isolation: Isolation) -> Iterator[escapes.Fac
         }
 
 
-def _through(finished: Finished, expected: list[str]) -> list[str]:
+def through(finished: Finished, expected: list[str]) -> list[str]:
     """Return the escapes that got through. A report that lacks an attempt proves nothing."""
     with contextlib.suppress(ValueError, TypeError, KeyError, IndexError):
         tried = json.loads(finished.output.splitlines()[-1])["tried"]

@@ -16,23 +16,26 @@ from tool_server.tool import EarlierCall, Output, Tool, ToolCall
 
 @dataclass(frozen=True)
 class Sandbox:
+    """A python tool and the jails behind it."""
+
     tool: Tool
     pool: JailPool
 
     def run(self, code: Any, images: Sequence[Any] = (), earlier: Sequence[str] = ()) -> Output:
-        """What the policy sees; raises what the tool raises."""
+        """Return what the policy sees; raise what the tool raises."""
         return asyncio.run(self.arun(code, images, earlier))
 
     async def arun(
         self, code: Any, images: Sequence[Any] = (), earlier: Sequence[str] = ()
     ) -> Output:
         past = [EarlierCall("python", {"code": code}, len(images)) for code in earlier]
-        return await self.tool.run(ToolCall(self.tool.parse({"code": code}), images, past))  # type: ignore[misc]
+        call = ToolCall(self.tool.parse({"code": code}), images, past)
+        return await self.tool.run(call)  # type: ignore[misc]
 
 
 @pytest.fixture(scope="session")
 def opened() -> Iterator[Callable[..., Sandbox]]:
-    """Opens sandboxes, each kind once: a start takes seconds."""
+    """Open sandboxes, one for all tests that want the same settings: a start takes seconds."""
     known: dict[PythonOptions, Sandbox] = {}
 
     def open(**settings: Any) -> Sandbox:

@@ -1,4 +1,7 @@
-"""Every attack of the list, against the real sandbox; after each the next call is right and on time, and nothing is left behind."""
+"""Every attack of the list, against the real sandbox.
+
+After each, the next call is right and on time, and nothing is left behind.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from tool_server.sandbox.attacks import Canaries, Traces, run_attack
 @pytest.fixture(scope="module")
 def traces(sandbox) -> Iterator[Traces]:
     async def baseline() -> Traces:
-        """On a loop, as the attacks run: a loop has descriptors of its own."""
+        """Look at the sandbox on a loop, as the attacks run: a loop has descriptors of its own."""
         await sandbox.arun("1")
         return Traces(sandbox.pool, canaries)
 
@@ -48,7 +51,8 @@ def test_what_an_attack_leaves_is_seen(sandbox):
         assert traces.left() == []
         read, write = os.pipe()
         assert any("descriptors of the server" in trace for trace in traces.left())
-        os.close(read), os.close(write)
+        os.close(read)
+        os.close(write)
         assert traces.left() == []
         ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         assert any("descriptors of the server" in trace for trace in traces.left())

@@ -1,4 +1,7 @@
-"""What fails around a call: the zygote, the server, the machine. Every call is answered, and nothing is left."""
+"""What fails around a call: the zygote, the server, the machine.
+
+Every call is answered, and nothing is left.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ SLEEP = "import time\ntime.sleep(60)"
 
 
 def until(condition: Callable[[], bool], seconds: float) -> float:
-    """Waits; returns how long it took, fails after `seconds`."""
+    """Wait for `condition` and return how long it took; fail after `seconds`."""
     started = time.monotonic()
     while not condition():
         assert time.monotonic() - started < seconds, "it did not happen in time"
@@ -34,7 +37,7 @@ def until(condition: Callable[[], bool], seconds: float) -> float:
 
 @pytest.fixture
 def own(opened):
-    """A sandbox that no other test shares, with both jails alive."""
+    """Open a sandbox that no other file of tests shares, with both jails alive."""
     sandbox = opened(wall_s=14.0)
     until(lambda: len(sandbox.pool.pids()) == 2, 60)
     return sandbox
@@ -79,7 +82,10 @@ def test_a_call_that_nobody_waits_for_any_more_is_killed(own):
 
 
 def test_a_zygote_that_hangs_is_given_up(own):
-    """It does not kill the call that ran over its time: the server gives up the jail, and says infrastructure."""
+    """It does not kill a call that ran over its time, so the server gives up the jail.
+
+    That is infrastructure.
+    """
     zygote = own.pool.pids()[0]
     os.kill(zygote, signal.SIGSTOP)
     with pytest.raises(ToolUnavailable, match="does not answer"):
@@ -99,7 +105,8 @@ from tool_server.tool import ToolCall
 async def main():
     tool, pool = build("python", attack_options(PythonOptions()))
     codes = "while True: pass", "import time; time.sleep(60)"
-    calls = [asyncio.ensure_future(tool.run(ToolCall(tool.parse({"code": code})))) for code in codes]
+    arguments = [tool.parse({"code": code}) for code in codes]
+    calls = [asyncio.ensure_future(tool.run(ToolCall(each))) for each in arguments]
     await asyncio.sleep(0.3)
     print(*pool.pids(), flush=True)
     await asyncio.gather(*calls)
@@ -121,26 +128,20 @@ def test_nothing_outlives_a_server_that_is_killed():
     server.kill()
     server.wait()
     server.stdout.close()
-    until(
-        lambda: (
-            not any(
-                process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-                for process in processes
-            )
-        ),
-        1,
-    )
+    until(lambda: not any(runs(process) for process in processes), 1)
+
+
+def runs(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
 def test_closing_ends_everything():
     tool, pool = build("python", attack_options(PythonOptions()))
     zygotes = [psutil.Process(pid) for pid in pool.pids()]
-    tree = {
-        process
-        for zygote in zygotes
-        for process in (zygote, *zygote.parents())
-        if psutil.Process() in process.parents()
-    }
+    tree = set()
+    for zygote in zygotes:
+        line = [zygote, *zygote.parents()]
+        tree.update(process for process in line if psutil.Process() in process.parents())
     assert len(tree) >= 4  # each with its bubblewrap
     tool.close()
     assert pool.pids() == []
@@ -152,9 +153,8 @@ def test_a_server_without_descriptors_answers_and_recovers(own):
 
     async def starved() -> None:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(
-            resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 2, hard)
-        )
+        highest = max(int(descriptor) for descriptor in os.listdir("/proc/self/fd"))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 2, hard))
         taken = []
         try:
             with contextlib.suppress(OSError):

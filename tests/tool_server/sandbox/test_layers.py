@@ -1,4 +1,8 @@
-"""The sandbox fails closed: a missing layer refuses to start and says so; only a layer that the recipe names may be missing."""
+"""The sandbox fails closed.
+
+If a layer is missing, it refuses to start and says so. Only a layer that the recipe names may be
+missing.
+"""
 
 from __future__ import annotations
 
@@ -40,24 +44,30 @@ from tool_server.sandbox.options import PythonOptions
 from tool_server.tool import ToolUnavailable
 import re
 options = attack_options(PythonOptions.model_validate(json.loads(sys.argv[2])))
+numbers = json.loads(sys.argv[3])
 try:
     tool, pool = build("python", options)
 except ToolUnavailable as error:
     print("REFUSED", error)
     sys.exit()
-held = []
+
+def holds(attack, canaries):
+    text = asyncio.run(answer(tool, attack.code, canaries))
+    got_through = canaries.escaped in text or canaries.secret in text
+    return bool(re.search(attack.wants, text)) and not got_through
+
+chosen = [a for a in ATTACKS if a.number in numbers and not a.twice and not a.then]
 with Canaries.out() as canaries:
-    for attack in ATTACKS:
-        if attack.number in json.loads(sys.argv[3]) and not attack.twice and not attack.then:
-            text = asyncio.run(answer(tool, attack.code, canaries))
-            held.append((attack.name, bool(re.search(attack.wants, text)) and canaries.escaped not in text and canaries.secret not in text))
+    through = [attack.name for attack in chosen if not holds(attack, canaries)]
     answered = asyncio.run(answer(tool, "print(6 * 7)", canaries))
 tool.close()
-print("RAN", json.dumps([answered, [name for name, well in held if not well], len(held)]))
+print("RAN", json.dumps([answered, through, len(chosen)]))
 """
 
-LANDLOCK = {"landlock_create_ruleset": 38}  # ENOSYS, as a kernel without it answers
-NAMESPACES = {"unshare": 1, "mount": 1}  # EPERM, as Docker's default profile answers
+# ENOSYS, as a kernel without it answers.
+LANDLOCK = {"landlock_create_ruleset": 38}
+# EPERM, as Docker's default profile answers.
+NAMESPACES = {"unshare": 1, "mount": 1}
 
 
 def machine_without(
@@ -66,7 +76,16 @@ def machine_without(
     attacks: Sequence[int] = (),
     python: Sequence[str] = (),
 ) -> str:
-    """What the tool says where the kernel denies system calls: opened in a process of its own under a seccomp filter."""
+    """Return what the tool says if the kernel denies system calls.
+
+    It is opened in a process of its own under a seccomp filter.
+
+    Args:
+        denied: name of the system call -> errno.
+        options: of the tool.
+        attacks: numbers of the attacks to run.
+        python: the command of the interpreter; empty: this one.
+    """
     arguments = [
         *(python or [sys.executable]),
         "-c",
@@ -81,7 +100,7 @@ def machine_without(
 
 
 ATTACKS = [7, 8, 12, 17, 18, 19, 21, 22, 24, 25, 26, 27, 28, 38, 42, 43]
-"""Those that the layers answer, without those that only run into limits."""
+"""The attacks that the layers answer; the others only run into limits."""
 
 
 def test_this_machine_has_every_layer():
@@ -123,13 +142,12 @@ def test_no_namespaces_refuses_to_start_and_says_how_to_get_them():
 def test_no_isolation_at_all_is_refused_whatever_the_recipe_says():
     said = machine_without(NAMESPACES | LANDLOCK, {"allow_missing": ["namespaces", "landlock"]})
     assert said.startswith("REFUSED without namespaces the sandbox needs Landlock of version 6")
-    assert machine_without(NAMESPACES | LANDLOCK, {"allow_missing": ["landlock"]}).startswith(
-        "REFUSED"
-    )
+    said = machine_without(NAMESPACES | LANDLOCK, {"allow_missing": ["landlock"]})
+    assert said.startswith("REFUSED")
 
 
 def test_without_landlock_a_recipe_that_says_so_still_holds_attacks():
-    """What is lost: the code can list the jail's own root. The namespaces keep everything else out."""
+    """The code can then list the jail's own root. The namespaces keep everything else out."""
     holds(machine_without(LANDLOCK, {"allow_missing": ["landlock"]}, [*ATTACKS, 16]))
 
 
@@ -141,72 +159,59 @@ def holds(said: str) -> None:
 
 @pytest.fixture
 def public_toolbox() -> Iterator[Path]:
-    """The toolbox's packages under the system's Python, in a folder that every user reads."""
+    """Make a toolbox under the system's Python, in a folder that every user reads.
+
+    It has the packages of the real one, as hard links.
+    """
     folder = Path(tempfile.mkdtemp(prefix="axpo-toolbox-", dir="/var/tmp"))
+    box = folder / "box"
     made = subprocess.run(
-        ["/usr/bin/python3", "-m", "venv", "--without-pip", folder / "box"], capture_output=True
+        ["/usr/bin/python3", "-m", "venv", "--without-pip", box], capture_output=True
     )
-    packages = (
-        Path("lib") / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
-    )
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    packages = Path("lib", version, "site-packages")
     source = Path(sys.prefix, "toolbox").resolve() / packages
     try:
-        if (
-            made.returncode
-            or not (folder / "box" / packages).exists()
-            or source.stat().st_dev != folder.stat().st_dev
-        ):
+        same_version = made.returncode == 0 and (box / packages).exists()
+        # On another disk there are no hard links.
+        if not same_version or source.stat().st_dev != folder.stat().st_dev:
             pytest.skip("the system's Python has another version than the toolbox")
         folder.chmod(0o755)
-        shutil.copytree(
-            source, folder / "box" / packages, copy_function=os.link, dirs_exist_ok=True
-        )
-        yield folder / "box"
+        shutil.copytree(source, box / packages, copy_function=os.link, dirs_exist_ok=True)
+        yield box
     finally:
         shutil.rmtree(folder)
 
 
 @needs_root
 def test_without_namespaces_a_recipe_that_says_so_still_holds_attacks(public_toolbox):
-    """What is lost: the quota of the whole disk (row 16), and names and sizes of the host's files are seen (stat, row 20)."""
-    holds(
-        machine_without(
-            NAMESPACES,
-            {"allow_missing": ["namespaces"], "toolbox": str(public_toolbox)},
-            [*ATTACKS, 37],
-        )
-    )
+    """Two attacks are not among these.
+
+    The quota of the whole disk is lost (16), and the names and sizes of the host's files are seen
+    with stat (20).
+    """
+    options = {"allow_missing": ["namespaces"], "toolbox": str(public_toolbox)}
+    holds(machine_without(NAMESPACES, options, [*ATTACKS, 37]))
     assert not list(Path(tempfile.gettempdir()).glob("axpo-python-*"))
 
 
 @needs_root
 def test_an_ordinary_user_has_every_layer_too(public_toolbox):
-    """Root here becomes one, with the system's Python, as the checkout's may be in root's home."""
+    """Root becomes one here.
+
+    It uses the system's Python, because that of the checkout may be in root's home.
+    """
     path = os.pathsep.join([str(ROOT), sysconfig.get_path("purelib")])
-    user = [
-        "setpriv",
-        "--reuid",
-        "61500",
-        "--regid",
-        "61500",
-        "--clear-groups",
-        "env",
-        "-i",
-        "PATH=/usr/bin:/bin",
-        f"PYTHONPATH={path}",
+    python = [
+        *("setpriv", "--reuid", "61500", "--regid", "61500", "--clear-groups"),
+        *("env", "-i", "PATH=/usr/bin:/bin", f"PYTHONPATH={path}"),
+        "/usr/bin/python3",
     ]
-    if subprocess.run(
-        [*user, "/usr/bin/python3", "-c", "import tool_server.python"], capture_output=True
-    ).returncode:
+    tried = subprocess.run([*python, "-c", "import tool_server.python"], capture_output=True)
+    if tried.returncode:
         pytest.skip("the checkout or its packages are not readable by everybody")
-    holds(
-        machine_without(
-            {},
-            {"toolbox": str(public_toolbox)},
-            [*ATTACKS, 16, 20, 37],
-            [*user, "/usr/bin/python3"],
-        )
-    )
+    options = {"toolbox": str(public_toolbox)}
+    holds(machine_without({}, options, [*ATTACKS, 16, 20, 37], python))
 
 
 def test_a_toolbox_that_is_missing_or_lacks_packages_is_named(tmp_path):
@@ -229,6 +234,6 @@ def test_no_bubblewrap_is_named(monkeypatch):
 
 @needs_root
 def test_a_user_that_exists_is_no_user_for_a_jail():
-    """1 is `daemon` everywhere."""
+    """User 1 is `daemon` everywhere."""
     with pytest.raises(ToolUnavailable, match="1 is daemon: set jail_uid"):
         isolation(PythonOptions(jail_uid=1))

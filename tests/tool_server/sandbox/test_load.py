@@ -8,6 +8,7 @@ import os
 import random
 import time
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import psutil
@@ -17,8 +18,11 @@ from tool_server.config import ToolServerConfig
 from tool_server.server import ToolServer
 from tool_server.tool import ToolStatus
 
-CALLS, IN_FLIGHT = int(os.environ.get("AXPO_LOAD_CALLS", "1000")), 64
-"""5,000 calls take minutes: `AXPO_LOAD_CALLS=5000 pytest tests/tool_server/sandbox/test_load.py`."""
+CALLS = int(os.environ.get("AXPO_LOAD_CALLS", "1000"))
+"""5,000 calls take minutes: AXPO_LOAD_CALLS=5000 pytest tests/tool_server/sandbox/test_load.py"""
+FIRST_CALLS = 500
+"""Before the measurement: caches fill, and allocators find their size."""
+IN_FLIGHT = 64
 MIB = 2**20
 IMAGE = np.zeros((64, 64, 3), np.uint8)
 
@@ -43,7 +47,8 @@ HOSTILE = [
     ("import os\nos.closerange(0, 99)\nos._exit(0)", "ended before its result"),
     ("x = bytearray(1 << 40)", "MemoryError"),
     (
-        "import threading, time\nwhile True: threading.Thread(target=time.sleep, args=(99,)).start()",
+        "import threading, time\n"
+        "while True: threading.Thread(target=time.sleep, args=(99,)).start()",
         "can't start new thread",
     ),
     ("import os\nos.write(3, b'\\xff' * 99)\nimport time\ntime.sleep(9)", "not readable"),
@@ -51,6 +56,73 @@ HOSTILE = [
     ("for n in range(9999): open(str(n), 'w').close()", "No space left"),
     ("x = 1\0", "NUL"),
 ]
+
+
+class Load:
+    """Calls of one server, their answers and what was wrong with them."""
+
+    def __init__(self, server: ToolServer) -> None:
+        self.server = server
+        self.answers: Counter[int] = Counter()
+        self.wrong: list[str] = []
+        self._draw = random.Random(0)
+
+    async def many(self, numbers: range) -> None:
+        queue = iter(numbers)
+
+        async def worker() -> None:
+            for number in queue:
+                await self._one(number)
+
+        await asyncio.gather(*[worker() for _ in range(IN_FLIGHT)])
+
+    async def _one(self, number: int) -> None:
+        if number % 10 == 0:
+            code, text = self._draw.choice(HOSTILE)
+            tool, arguments, status = "python", {"code": code}, ToolStatus.TOOL_ERROR
+        else:
+            tool, template, status, text = self._draw.choice(HONEST)
+            arguments = {name: numbered(value, number) for name, value in template.items()}
+            text = numbered(text, number)
+        images = [IMAGE] if tool == "image_zoom_in" else []
+        result = await self.server.call(tool, arguments, images)
+        self.answers[number] += 1
+        if result.status != status or (text and text not in result.text):
+            said = f"{result.status} {result.text[-200:]!r}"
+            self.wrong.append(f"{str(arguments)[:60]}: {said}")
+
+
+def numbered(value: Any, number: int) -> Any:
+    return value.replace("{n}", str(number)) if isinstance(value, str) else value
+
+
+def resident_mib() -> list[int]:
+    """Return the resident memory of the server, then of each zygote."""
+    gc.collect()
+    processes = [psutil.Process()]
+    for child in psutil.Process().children(recursive=True):
+        # The name of the zygote's module is in bubblewrap's command line, too.
+        if "zygote" in " ".join(child.cmdline()) and "bwrap" not in child.name():
+            processes.append(child)
+    return [process.memory_info().rss // MIB for process in processes]
+
+
+async def scenario(load: Load) -> None:
+    await load.many(range(CALLS, CALLS + FIRST_CALLS))
+    before = resident_mib()
+    started = time.monotonic()
+    await load.many(range(CALLS))
+    seconds = time.monotonic() - started
+    print(f"{CALLS / seconds:.0f} calls/s, memory {before} -> {resident_mib()} MiB")
+    assert sorted(load.answers) == list(range(CALLS + FIRST_CALLS))
+    assert set(load.answers.values()) == {1}
+    assert load.wrong == []
+    after = resident_mib()
+    assert after[0] < before[0] + 64
+    assert all(now < then + 16 for now, then in zip(after[1:], before[1:], strict=True))
+    children = psutil.Process().children(recursive=True)
+    assert [child for child in children if child.status() == psutil.STATUS_ZOMBIE] == []
+    assert len(os.listdir("/proc/self/fd")) < 100
 
 
 @pytest.mark.slow
@@ -64,72 +136,10 @@ def test_thousands_of_mixed_calls_are_each_answered_once_and_leave_nothing():
         "echo": {"function": "tests.tool_server.user_tools:echo"},
     }
     server = ToolServer(ToolServerConfig.model_validate({"tools": tools}))
-    answers: Counter[int] = Counter()
-    wrong: list[str] = []
-    draw = random.Random(0)
-
-    async def one(number: int) -> None:
-        if number % 10 == 0:
-            code, text = draw.choice(HOSTILE)
-            tool, arguments, status = "python", {"code": code}, ToolStatus.TOOL_ERROR
-        else:
-            tool, arguments, status, text = draw.choice(HONEST)
-            arguments = {
-                k: v.replace("{n}", str(number)) if isinstance(v, str) else v
-                for k, v in arguments.items()
-            }
-            text = text and text.replace("{n}", str(number))
-        result = await server.call(tool, arguments, [IMAGE] if tool == "image_zoom_in" else [])
-        answers[number] += 1
-        if result.status != status or (text and text not in result.text):
-            wrong.append(f"{str(arguments)[:60]}: {result.status} {result.text[-200:]!r}")
-
-    async def many(numbers: range) -> None:
-        queue = iter(numbers)
-
-        async def worker() -> None:
-            for number in queue:
-                await one(number)
-
-        await asyncio.gather(*[worker() for _ in range(IN_FLIGHT)])
-
-    async def scenario() -> None:
-        await many(range(CALLS, CALLS + 500))  # caches fill and allocators find their size
-        me, before = psutil.Process(), measure()
-        started = time.monotonic()
-        await many(range(CALLS))
-        print(
-            f"{CALLS / (time.monotonic() - started):.0f} calls/s, memory {before} -> {measure()} MiB"
-        )
-        assert sorted(answers) == list(range(CALLS + 500))
-        assert set(answers.values()) == {1}
-        assert wrong == []
-        after = measure()
-        assert after[0] < before[0] + 64
-        assert all(now < then + 16 for now, then in zip(after[1:], before[1:], strict=True))
-        zombies = [
-            child for child in me.children(recursive=True) if child.status() == psutil.STATUS_ZOMBIE
-        ]
-        assert zombies == []
-        assert len(os.listdir("/proc/self/fd")) < 100
-
-    def measure() -> list[int]:
-        """MiB of the server, then of each zygote."""
-        gc.collect()
-        children = [
-            child
-            for child in psutil.Process().children(recursive=True)
-            if "zygote" in " ".join(child.cmdline())
-        ]
-        return [
-            process.memory_info().rss // MIB
-            for process in (psutil.Process(), *children)
-            if "bwrap" not in process.name()
-        ]
 
     async def closing() -> None:
         try:
-            await scenario()
+            await scenario(Load(server))
         finally:
             await server.close()
 

@@ -1,4 +1,7 @@
-"""What the policy sees of its code: text, values, figures, errors, images; and what a session remembers."""
+"""What the policy sees of its code, and what a session remembers.
+
+It sees text, values, figures, errors and images.
+"""
 
 from __future__ import annotations
 
@@ -21,58 +24,101 @@ def fails(sandbox, code, **arguments) -> str:
     return str(error.value)
 
 
+def lines(*parts: str) -> str:
+    return "\n".join(parts)
+
+
 @pytest.mark.parametrize(
     ("code", "expected"),
     [
         ("print('hello')", "hello"),
-        ("x = 6\nx * 7", "42"),
-        ("print('a')\n'b'", "a\n'b'"),
+        (lines("x = 6", "x * 7"), "42"),
+        (lines("print('a')", "'b'"), "a\n'b'"),
         ("x = 1", ""),
         ("None", ""),
         ("", ""),
         (
-            "import sys\nsys.stderr.write('to stderr\\n')\nprint('to stdout')",
+            lines("import sys", "sys.stderr.write('to stderr\\n')", "print('to stdout')"),
             "to stderr\nto stdout",
         ),
         ("print('ünï €😀')", "ünï €😀"),
         ("exit()", ""),
-        ("import numpy as np\nround(float(np.linalg.svd(np.eye(3) * 2)[1].sum()), 3)", "6.0"),
-        ("import sympy\nx = sympy.Symbol('x')\nsympy.integrate(x ** 2, (x, 0, 3))", "9"),
         (
-            "import scipy.optimize\nround(scipy.optimize.brentq(lambda x: x * x - 2, 0, 2), 4)",
+            lines("import numpy as np", "round(float(np.linalg.svd(np.eye(3) * 2)[1].sum()), 3)"),
+            "6.0",
+        ),
+        (lines("import sympy", "x = sympy.Symbol('x')", "sympy.integrate(x ** 2, (x, 0, 3))"), "9"),
+        (
+            lines(
+                "import scipy.optimize",
+                "round(scipy.optimize.brentq(lambda x: x * x - 2, 0, 2), 4)",
+            ),
             "1.4142",
         ),
         (
-            "import pandas as pd\npd.DataFrame({'a': [1, 2]}).to_csv('t.csv', index=False)\nint(pd.read_csv('t.csv').a.sum())",
+            lines(
+                "import pandas as pd",
+                "pd.DataFrame({'a': [1, 2]}).to_csv('t.csv', index=False)",
+                "int(pd.read_csv('t.csv').a.sum())",
+            ),
             "3",
         ),
         (
-            "from PIL import Image\nImage.new('RGB', (5, 4)).save('t.jpg')\nImage.open('t.jpg').size",
+            lines(
+                "from PIL import Image",
+                "Image.new('RGB', (5, 4)).save('t.jpg')",
+                "Image.open('t.jpg').size",
+            ),
             "(5, 4)",
         ),
         (
-            "import threading\nt = threading.Thread(target=print, args=('thread',))\nt.start()\nt.join()",
+            lines(
+                "import threading",
+                "t = threading.Thread(target=print, args=('thread',))",
+                "t.start()",
+                "t.join()",
+            ),
             "thread",
         ),
         (
-            "import asyncio\nasync def f():\n    await asyncio.sleep(0.01)\n    return 5\nasyncio.run(f())",
+            lines(
+                "import asyncio",
+                "async def f():",
+                "    await asyncio.sleep(0.01)",
+                "    return 5",
+                "asyncio.run(f())",
+            ),
             "5",
         ),
         (
-            "import tempfile\nwith tempfile.TemporaryDirectory() as d: open(d + '/x', 'w').write('x')",
+            lines(
+                "import tempfile",
+                "with tempfile.TemporaryDirectory() as d: open(d + '/x', 'w').write('x')",
+            ),
             "",
         ),
         (
-            "import concurrent.futures as f\nlist(f.ThreadPoolExecutor(4).map(abs, [-1, -2]))",
+            lines(
+                "import concurrent.futures as f", "list(f.ThreadPoolExecutor(4).map(abs, [-1, -2]))"
+            ),
             "[1, 2]",
         ),
-        ("import ctypes\nctypes.string_at(ctypes.create_string_buffer(b'abc'))", "b'abc'"),
+        (lines("import ctypes", "ctypes.string_at(ctypes.create_string_buffer(b'abc'))"), "b'abc'"),
         (
-            "import shutil\nopen('a', 'w').close()\nshutil.copy('a', 'b')\nimport os\nsorted(os.listdir())",
+            lines(
+                "import shutil",
+                "open('a', 'w').close()",
+                "shutil.copy('a', 'b')",
+                "import os",
+                "sorted(os.listdir())",
+            ),
             "['a', 'b']",
         ),
         (
-            "import xml.dom.minidom, sqlite3, lzma, bz2\nsqlite3.connect('d.db').execute('select 2').fetchone()",
+            lines(
+                "import xml.dom.minidom, sqlite3, lzma, bz2",
+                "sqlite3.connect('d.db').execute('select 2').fetchone()",
+            ),
             "(2,)",
         ),
     ],
@@ -82,66 +128,78 @@ def test_code_runs_as_in_a_notebook(sandbox, code, expected):
 
 
 def test_an_error_shows_the_policys_own_frames_only(sandbox):
-    text = fails(
-        sandbox,
-        "import numpy as np\nprint('before')\ndef f(x):\n    return np.linalg.inv(x)\nf(np.zeros((2, 2)))",
+    code = lines(
+        "import numpy as np",
+        "print('before')",
+        "def f(x):",
+        "    return np.linalg.inv(x)",
+        "f(np.zeros((2, 2)))",
     )
+    text = fails(sandbox, code)
     assert text.startswith("before\nTraceback (most recent call last):\n")
     assert text.endswith("LinAlgError: Singular matrix")
     assert "return np.linalg.inv(x)" in text
     assert "/" not in text
     assert fails(sandbox, "def f(:").endswith("SyntaxError: invalid syntax")
-    assert (
-        fails(
-            sandbox,
-            "try:\n    1 / 0\nexcept ZeroDivisionError as e:\n    raise KeyError('k') from e",
-        ).count("Traceback")
-        == 2
+    chained = lines(
+        "try:",
+        "    1 / 0",
+        "except ZeroDivisionError as e:",
+        "    raise KeyError('k') from e",
     )
+    assert fails(sandbox, chained).count("Traceback") == 2
     assert fails(sandbox, "input()").endswith("EOFError: EOF when reading a line")
     assert fails(sandbox, "raise SystemExit('no')") == "SystemExit: no"
-    assert fails(sandbox, "import no_such_package").endswith(
-        "ModuleNotFoundError: No module named 'no_such_package'"
-    )
-    assert "The sandbox has no network" in fails(
-        sandbox, "import urllib.request\nurllib.request.urlopen('http://127.0.0.1')"
-    )
+    missing = "ModuleNotFoundError: No module named 'no_such_package'"
+    assert fails(sandbox, "import no_such_package").endswith(missing)
+    network = lines("import urllib.request", "urllib.request.urlopen('http://127.0.0.1')")
+    assert "The sandbox has no network" in fails(sandbox, network)
 
 
 def test_an_error_whose_text_fails_is_still_an_error(sandbox):
-    assert "E" in fails(
-        sandbox, "class E(Exception):\n    def __str__(self): raise ValueError\nraise E"
+    code = lines(
+        "class E(Exception):",
+        "    def __str__(self): raise ValueError",
+        "raise E",
     )
-    assert "the process ended" not in fails(
-        sandbox, "x = [bytearray(1 << 20) for _ in range(1 << 20)]"
-    )
+    assert "E" in fails(sandbox, code)
+    out_of_memory = "x = [bytearray(1 << 20) for _ in range(1 << 20)]"
+    assert "the process ended" not in fails(sandbox, out_of_memory)
 
 
 def test_figures_come_back_as_pixels(sandbox):
-    text, images = sandbox.run(
-        "import matplotlib.pyplot as plt\nfrom PIL import Image\nplt.figure(figsize=(2, 1), dpi=100, facecolor='red')\nplt.show()\n"
-        "Image.new('L', (7, 5), 255).show()\nplt.figure(figsize=(1, 3), dpi=100)\nImage.new('RGB', (3, 2), (0, 0, 255))"
+    code = lines(
+        "import matplotlib.pyplot as plt",
+        "from PIL import Image",
+        "plt.figure(figsize=(2, 1), dpi=100, facecolor='red')",
+        "plt.show()",
+        "Image.new('L', (7, 5), 255).show()",
+        "plt.figure(figsize=(1, 3), dpi=100)",
+        "Image.new('RGB', (3, 2), (0, 0, 255))",
     )
+    text, images = sandbox.run(code)
     assert text == ""
     assert [image.shape for image in images] == [(100, 200, 3), (5, 7, 3), (2, 3, 3), (300, 100, 3)]
-    assert [tuple(int(v) for v in image[0, 0]) for image in images] == [
-        (255, 0, 0),
-        (255, 255, 255),
-        (0, 0, 255),
-        (255, 255, 255),
-    ]
+    red, white, blue = [255, 0, 0], [255, 255, 255], [0, 0, 255]
+    assert [image[0, 0].tolist() for image in images] == [red, white, blue, white]
     assert all(image.dtype == np.uint8 for image in images)
 
 
 def test_more_figures_than_allowed_are_said_to_be_left_out(sandbox):
-    text, images = sandbox.run(
-        "from PIL import Image\nfor n in range(6): Image.new('RGB', (n + 1, 1)).show()\nprint('end')"
+    code = lines(
+        "from PIL import Image",
+        "for n in range(6): Image.new('RGB', (n + 1, 1)).show()",
+        "print('end')",
     )
+    text, images = sandbox.run(code)
     assert text == "end\n[2 more figures: only 4 are shown]"
     assert [image.shape[1] for image in images] == [1, 2, 3, 4]
-    text, images = sandbox.run(
-        "from PIL import Image\nImage.new('RGB', (201, 1)).show()\nImage.new('RGB', (200, 1)).show()"
+    code = lines(
+        "from PIL import Image",
+        "Image.new('RGB', (201, 1)).show()",
+        "Image.new('RGB', (200, 1)).show()",
     )
+    text, images = sandbox.run(code)
     assert text == "[a figure of 201x1 pixels is not shown: at most 4194304 pixels and 1:200]"
     assert [image.shape for image in images] == [(1, 200, 3)]
 
@@ -153,10 +211,15 @@ def test_the_images_of_the_rollout_are_files_and_objects(sandbox):
         rng.integers(0, 256, (2000, 3000, 3), dtype=np.uint8),
     ]
     given[0].flags.writeable = False  # as Ray hands them out
-    code = (
-        "import os, numpy as np\nfrom PIL import Image\nassert sorted(os.listdir()) == ['image_0.png', 'image_1.png']\n"
-        "for n, image in enumerate(images):\n    assert (np.asarray(Image.open(f'image_{n}.png')) == np.asarray(image)).all()\n"
-        "images[0].show()\nprint(images[1].size, int(np.asarray(images[1], dtype=np.int64).sum()))"
+    code = lines(
+        "import os, numpy as np",
+        "from PIL import Image",
+        "assert sorted(os.listdir()) == ['image_0.png', 'image_1.png']",
+        "for n, image in enumerate(images):",
+        "    file = Image.open(f'image_{n}.png')",
+        "    assert (np.asarray(file) == np.asarray(image)).all()",
+        "images[0].show()",
+        "print(images[1].size, int(np.asarray(images[1], dtype=np.int64).sum()))",
     )
     text, (shown,) = sandbox.run(code, images=given)
     assert text == f"(3000, 2000) {int(given[1].sum(dtype=np.int64))}"
@@ -168,16 +231,14 @@ def test_long_output_is_cut_in_the_middle(sandbox):
     head, gap, tail = text.splitlines()
     assert (head, gap, tail) == ("a" * 12_288, "[... 23617 bytes cut ...]", "z" * 4095)
     assert cut(b"x" * 100, 100) == "x" * 100
-    assert (
-        cut("€".encode() * 50, 100) == "€" * 25 + "\n[... 50 bytes cut ...]\n" + "\ufffd" + "€" * 8
-    )
+    # A tail of 25 bytes begins inside of a character of three.
+    euros = "€" * 25 + "\n[... 50 bytes cut ...]\n" + "\ufffd" + "€" * 8
+    assert cut("€".encode() * 50, 100) == euros
 
 
 def test_output_from_outside_python_is_shown_too(sandbox):
-    assert (
-        sandbox.run("import os\nprint('a')\n_ = os.write(1, b'\\xff\\n')\nprint('b')")[0]
-        == "a\n\ufffd\nb"
-    )
+    code = lines("import os", "print('a')", "_ = os.write(1, b'\\xff\\n')", "print('b')")
+    assert sandbox.run(code)[0] == "a\n\ufffd\nb"
     assert sandbox.run("import os\n_ = os.write(1, b'\\xff')")[0] == "\ufffd"
 
 
@@ -266,11 +327,16 @@ class TestSession:
             earlier,
         )
         text, _ = asyncio.run(session.tool.run(call))
-        files = ["image_0.png", "image_1.png"]
-        assert text == repr((10, [".image_1.png", *files[:1]], 30, files))
+        # The second image's file has a hidden name until a code sees it.
+        then = [".image_1.png", "image_0.png"]
+        now = ["image_0.png", "image_1.png"]
+        assert text == repr((10, then, 30, now))
 
     def test_what_ends_its_process_on_one_image_may_live_on_another(self, session):
-        """The same code in rollouts of two questions: what is known of the one says nothing about the other."""
+        """The same code runs in rollouts of two questions.
+
+        What is known of the one says nothing about the other.
+        """
         code = "x = 1\nif images[0].width > 10: import os; os._exit(1)"
         earlier = [EarlierCall("python", {"code": code}, 1)]
         for width, answer in ((30, "False"), (10, "True"), (30, "False")):
@@ -292,7 +358,10 @@ class TestSession:
 
 
 def test_calls_beyond_the_slots_wait_and_waiting_does_not_count(opened):
-    """Six sleeps of 1 s through two slots, each with 2 s of wall time: the last has waited 2 s when it starts."""
+    """Six sleeps of 1 s go through two slots, each with 2 s of wall time.
+
+    The last has waited 2 s when it starts.
+    """
     narrow = opened(slots=2, wall_s=2.0)
 
     async def together():
