@@ -1,9 +1,10 @@
-"""The study: arms x seeds of one recipe, and what came of them as a table and figures.
+"""Run a study, arms x seeds of one recipe, and render what came of it as a table and figures.
 
     python -m benchmarks.study --minutes M [--study FILE --results FOLDER --runs FOLDER]
 
-Runs what has no result yet for M minutes, then renders what there is; --minutes 0 renders only. Beside the folder of results it writes
-table.md, figure.png (end values) and curves.png (against steps and against tokens).
+It runs what has no result yet for M minutes, then renders what there is; --minutes 0 renders only.
+Beside the folder of results it writes table.md, figure.png (end values) and curves.png (against
+steps and against tokens).
 """
 
 from __future__ import annotations
@@ -21,7 +22,31 @@ HERE = Path(__file__).parent
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code 1 where a run failed."""
+    """Run and render a study; return exit code 1 if a run failed."""
+    options = _parser().parse_args(arguments)
+    jobs = load_jobs(options.study)
+    failed = run_pending(jobs, options.results, options.runs, options.minutes)
+    for name in failed:
+        print(f"{name}: failed", file=sys.stderr)
+    # The table has the arms in the order of the study's file.
+    arms = list(dict.fromkeys(job.arm for job in jobs))
+    render(options.results, arms)
+    return 1 if failed else 0
+
+
+def render(results: Path, arms: Sequence[str]) -> None:
+    """Write the table and the figures of a folder of results beside it, and print the table."""
+    runs = by_arm(read_results(results), arms)
+    if not runs:
+        return
+    rows = table(runs)
+    (results.parent / "table.md").write_text(markdown(rows), encoding="utf-8")
+    print(markdown(rows))
+    figure(rows, results.parent / "figure.png")
+    curves(runs, results.parent / "curves.png")
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -44,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         type=Path,
         default=HERE / "results",
         metavar="FOLDER",
-        help="one raw result a run, kept in git",
+        help="one raw result per run, kept in git",
     )
     parser.add_argument(
         "--runs",
@@ -53,19 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="FOLDER",
         help="run directories (runs/study)",
     )
-    options = parser.parse_args(arguments)
-    jobs = load_jobs(options.study)
-    failed = run_pending(jobs, options.results, options.runs, options.minutes)
-    for name in failed:
-        print(f"{name}: failed", file=sys.stderr)
-    arms = by_arm(read_results(options.results), list(dict.fromkeys(job.arm for job in jobs)))
-    if arms:
-        rows = table(arms)
-        (options.results.parent / "table.md").write_text(markdown(rows), encoding="utf-8")
-        print(markdown(rows))
-        figure(rows, options.results.parent / "figure.png")
-        curves(arms, options.results.parent / "curves.png")
-    return 1 if failed else 0
+    return parser
 
 
 if __name__ == "__main__":

@@ -1,9 +1,12 @@
-"""A study's raw results as a table and a figure of end values: means over seeds with 95 % bootstrap intervals."""
+"""Render the raw results of a study as a table, and as a figure of end values.
+
+Both show means over seeds with 95 % bootstrap intervals.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -23,6 +26,7 @@ from benchmarks.study.intervals import (
 START = "SFT start"
 BASELINE = "grpo"
 """The arm that extra tokens are counted from."""
+
 COLUMNS = {
     "pass1": "Pass@1, %",
     "pass4": "Pass@4, %",
@@ -34,115 +38,111 @@ COLUMNS = {
     "extra_tokens": "extra tokens over GRPO, %",
     "seconds": "seconds",
 }
-"""Heading of each column."""
+"""The heading of each column."""
+
 OF_PART = ("pass1", "tool_use_rate")
-"""What is shown beside the rest of questions on which the tool does not help (kind "control"), and of each family of a mixed task."""
+"""What has columns of its own for questions on which the tool does not help (kind "control"), and
+for each family of a mixed task."""
+
+IN_FIGURE = ("pass1", "pass4", "tool_use_rate")
+
+FIRST, LAST = 0, -1
+"""Which evaluation of a run."""
 
 Result: TypeAlias = dict[str, Any]
-"""One run's raw result, as `benchmarks.study.runs.collect` keeps it."""
+"""The raw result of one run, as `benchmarks.study.runs.collect` keeps it."""
 
 
 @dataclass(frozen=True)
 class Cell:
+    """One number of an arm."""
+
     values: list[float]  # of each seed that has such a number
     estimate: Estimate
 
 
-Table: TypeAlias = dict[str, dict[str, Cell]]
-"""Of each arm, its cells by column; a column of which an arm has no number is left out."""
+Row: TypeAlias = dict[str, Cell]
+"""The cells of an arm by column; a column of which the arm has no number is left out."""
+Table: TypeAlias = dict[str, Row]
+"""The rows by arm."""
 
 
 def read_results(folder: Path) -> list[Result]:
-    """The raw results of a folder, in order of seed."""
-    results = [
-        json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))
-    ]
-    return sorted(results, key=lambda result: result["seed"])
+    """Return the raw results of a folder, in the order of their seeds."""
+    texts = [file.read_text(encoding="utf-8") for file in sorted(folder.glob("*.json"))]
+    return sorted(map(json.loads, texts), key=lambda result: result["seed"])
 
 
 def by_arm(results: Sequence[Result], arms: Sequence[str]) -> dict[str, list[Result]]:
-    """The results of each arm, in the given order; arms that no run has are left out."""
-    found = {arm: [result for result in results if result["arm"] == arm] for arm in arms}
-    return {arm: runs for arm, runs in found.items() if runs}
+    """Return the results of each arm in the order of `arms`; an arm without a run is left out."""
+    found = {}
+    for arm in arms:
+        runs = [result for result in results if result["arm"] == arm]
+        if runs:
+            found[arm] = runs
+    return found
 
 
 def table(arms: dict[str, list[Result]]) -> Table:
-    """Where all arms start from, then a row an arm. Held-out rates vary over seeds and questions, all else over seeds."""
-    # One a seed: all arms of a seed start alike, so not every run measures its start.
-    starts = {
-        run["seed"]: run
-        for runs in reversed(arms.values())
-        for run in runs
-        if run["held_out"][0]["step"] == 0
-    }
-    tokens = {run["seed"]: run["summary"]["tokens"] for run in arms.get(BASELINE, ())}
-    rows = {START: _held_out([starts[seed] for seed in sorted(starts)], 0)} if starts else {}
+    """Return a row of where all arms start from, then a row for each arm.
+
+    Held-out rates vary over seeds and questions, all else over seeds.
+    """
+    starts = _starts(arms)
+    baseline = {run["seed"]: run["summary"]["tokens"] for run in arms.get(BASELINE, ())}
+    rows = {START: _held_out(starts, FIRST)} if starts else {}
     for arm, runs in arms.items():
-        costs = {
-            "recovery_rate": [
-                100 * float(np.mean(steps))
-                for run in runs
-                if (steps := _numbers(run, "recovery_rate"))
-            ],
-            "tokens": [run["summary"]["tokens"] / 1000 for run in runs],
-            "extra_tokens": [
-                100 * (run["summary"]["tokens"] / tokens[run["seed"]] - 1)
-                for run in runs
-                if run["seed"] in tokens
-            ],
-            "seconds": [run["summary"]["seconds"] for run in runs],
-        }
-        rows[arm] = _held_out(runs, -1) | {
-            name: Cell(values, estimate(values)) for name, values in costs.items() if values
-        }
+        rows[arm] = _held_out(runs, LAST) | _costs(runs, baseline)
     return rows
 
 
 def held_out_parts(evaluation: dict[str, Any], part: str | None = None) -> Array:
-    """[Q, M, 2] of a run's evaluation (`rate_parts`): of all its questions, or those of one kind or family."""
-    counts = [
-        row
-        for name, rows in evaluation["counts"].items()
-        if part in (None, name, name.split("/")[0])
-        for row in rows
-    ]
+    """Return what each question of an evaluation adds to the rates, shape [Q, M, 2].
+
+    Args:
+        evaluation: one evaluation of a run.
+        part: only questions of this kind or family; None: all of them.
+    """
+    counts: list[list[int]] = []
+    for name, rows in evaluation["counts"].items():
+        if part in (None, name, name.split("/")[0]):
+            counts += rows
     return rate_parts(np.array(counts, np.float64).reshape(-1, 4))
 
 
 def markdown(rows: Table) -> str:
-    """One row an arm, with the number of seeds."""
-    parts = dict.fromkeys(
-        name.split("/")[0] for row in rows.values() for name in row if "/" in name
-    )
-    columns = COLUMNS | {
-        f"{part}/{name}": f"{part}: {COLUMNS[name]}" for part in parts for name in OF_PART
-    }
-    lines = [
-        "| " + " | ".join(["arm", "seeds", *columns.values()]) + " |",
-        "|" + "---|" * (len(columns) + 2),
-    ]
+    """Return the table as Markdown: a line for each arm, with its number of seeds."""
+    columns = COLUMNS | _columns_of_parts(rows.values())
+    heads = ["arm", "seeds", *columns.values()]
+    lines = [_line(heads), "|" + "---|" * len(heads)]
     for arm, row in rows.items():
+        seeds = len(row["pass1"].values)
         cells = [_shown(row.get(name)) for name in columns]
-        lines.append(f"| {arm} | {len(row['pass1'].values)} | " + " | ".join(cells) + " |")
+        lines.append(_line([arm, str(seeds), *cells]))
     return "\n".join(lines) + "\n"
 
 
 def figure(rows: Table, path: Path) -> None:
-    """Held-out Pass@1, Pass@4 and tool use of each arm, and of each of its seeds. Needs matplotlib (`pip install .[bench]`)."""
+    """Draw held-out Pass@1, Pass@4 and tool use of each arm, and of each of its seeds.
+
+    Needs matplotlib (`pip install .[bench]`).
+    """
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot
 
+    # The first arm is drawn on top.
     places = np.arange(len(rows))[::-1]
     drawing, axes = pyplot.subplots(
-        1, 3, sharey=True, figsize=(12, 1 + 0.32 * len(rows)), layout="constrained"
+        1, len(IN_FIGURE), sharey=True, figsize=(12, 1 + 0.32 * len(rows)), layout="constrained"
     )
-    for axis, name in zip(axes, ("pass1", "pass4", "tool_use_rate"), strict=True):
+    for axis, name in zip(axes, IN_FIGURE, strict=True):
         mean, low, high = np.array([row[name].estimate for row in rows.values()]).T
         axis.errorbar(mean, places, xerr=[mean - low, high - mean], fmt="o", capsize=3)
         for place, row in zip(places, rows.values(), strict=True):
-            axis.plot(row[name].values, [place] * len(row[name].values), "|", color="gray")
+            seeds = row[name].values
+            axis.plot(seeds, [place] * len(seeds), "|", color="gray")
         axis.set_xlabel(COLUMNS[name])
         axis.grid(axis="x", alpha=0.3)
     axes[0].set_yticks(places, list(rows))
@@ -150,32 +150,97 @@ def figure(rows: Table, path: Path) -> None:
     pyplot.close(drawing)
 
 
-def _held_out(runs: Sequence[Result], which: int) -> dict[str, Cell]:
-    """In percent, of the first (0) or last (-1) evaluation of each run; those of each part (`OF_PART`) beside them."""
+def _starts(arms: dict[str, list[Result]]) -> list[Result]:
+    """Return one run for each seed that measured its start, in the order of seeds.
+
+    All arms of a seed start alike, so not every run measures its start.
+    """
+    starts: dict[int, Result] = {}
+    for runs in arms.values():
+        for run in runs:
+            first = run["held_out"][FIRST]
+            if first["step"] == 0:
+                starts.setdefault(run["seed"], run)
+    return [starts[seed] for seed in sorted(starts)]
+
+
+def _costs(runs: Sequence[Result], baseline: dict[int, float]) -> Row:
+    """Return the cells that are not of held-out questions.
+
+    Args:
+        runs: of one arm.
+        baseline: tokens of the baseline's run, by seed.
+    """
+    columns: dict[str, list[float]] = {
+        "recovery_rate": [],
+        "tokens": [],
+        "extra_tokens": [],
+        "seconds": [],
+    }
+    for run in runs:
+        seed, tokens = run["seed"], run["summary"]["tokens"]
+        columns["tokens"].append(tokens / 1000)
+        columns["seconds"].append(run["summary"]["seconds"])
+        recoveries = _numbers(run, "recovery_rate")
+        if recoveries:
+            columns["recovery_rate"].append(100 * float(np.mean(recoveries)))
+        # Tokens are compared seed by seed.
+        if seed in baseline:
+            columns["extra_tokens"].append(100 * (tokens / baseline[seed] - 1))
+    return {name: Cell(values, estimate(values)) for name, values in columns.items() if values}
+
+
+def _held_out(runs: Sequence[Result], which: int) -> Row:
+    """Return the rates of one evaluation of each run, in percent, and those of its parts."""
     evaluations = [run["held_out"][which] for run in runs]
     cells = _rates([held_out_parts(evaluation) for evaluation in evaluations])
-    for part in dict.fromkeys(
-        kind.split("/")[0] for kind in evaluations[0]["counts"] if "/" in kind or kind == "control"
-    ):
+    for part in _parts(evaluations[0]):
         of_part = _rates([held_out_parts(evaluation, part) for evaluation in evaluations])
         cells |= {f"{part}/{name}": cell for name, cell in of_part.items()}
     return cells
 
 
-def _rates(runs: Sequence[Array]) -> dict[str, Cell]:
+def _parts(evaluation: dict[str, Any]) -> list[str]:
+    """Return the parts of an evaluation that have columns of their own; see `OF_PART`."""
+    kinds = [kind for kind in evaluation["counts"] if "/" in kind or kind == "control"]
+    return list(dict.fromkeys(kind.split("/")[0] for kind in kinds))
+
+
+def _columns_of_parts(rows: Iterable[Row]) -> dict[str, str]:
+    """Return the heading of each column of a part, in the order in which rows have them."""
+    parts: dict[str, None] = {}
+    for row in rows:
+        parts |= dict.fromkeys(name.split("/")[0] for name in row if "/" in name)
+    columns: dict[str, str] = {}
+    for part in parts:
+        columns |= {f"{part}/{name}": f"{part}: {COLUMNS[name]}" for name in OF_PART}
+    return columns
+
+
+def _rates(runs: Sequence[Array]) -> Row:
+    """Return a cell for each rate that a run has, in percent.
+
+    Args:
+        runs: for each seed what its questions add to the rates, shape [Q, M, 2].
+    """
     of_seeds = np.array([100 * rates(parts) for parts in runs]).T
-    return {
-        name: Cell(values[~np.isnan(values)].tolist(), (100 * mean, 100 * low, 100 * high))
-        for name, values, (mean, low, high) in zip(
-            RATES, of_seeds, over_seeds_and_questions(runs), strict=True
-        )
-        if not np.isnan(mean)
-    }
+    estimates = over_seeds_and_questions(runs)
+    cells = {}
+    for name, values, (mean, low, high) in zip(RATES, of_seeds, estimates, strict=True):
+        # A rate that no run has gets no cell.
+        if not np.isnan(mean):
+            present = values[~np.isnan(values)].tolist()
+            cells[name] = Cell(present, (100 * mean, 100 * low, 100 * high))
+    return cells
 
 
 def _numbers(run: Result, name: str) -> list[float]:
-    """Of the steps that have one."""
+    """Return a metric of the steps that have it."""
     return [row[name] for row in run["metrics"] if row.get(name) is not None]
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
 
 
 def _shown(cell: Cell | None) -> str:

@@ -1,4 +1,7 @@
-"""The runs of a study: which are left, how one is started or continued, and what is kept of it. Every run is an `axpo train`."""
+"""The runs of a study: which are left, how one is started or continued, and what is kept of it.
+
+Every run is an `axpo train`.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import yaml
 
@@ -22,12 +25,20 @@ GRACE_S = 900.0
 """Seconds for a run that was asked to end to finish its step and write a checkpoint."""
 
 METRICS = (
-    "step", "pass1", "tool_use_rate", "pass1_given_tool", "tool_all_wrong_rate", "resampled_prefixes", "recovery_rate", "generated_tokens",
-)  # fmt: skip
-"""What a raw result keeps of each training step, of a mixed task also of each family (`family/<name>/...`)."""
+    "step",
+    "pass1",
+    "tool_use_rate",
+    "pass1_given_tool",
+    "tool_all_wrong_rate",
+    "resampled_prefixes",
+    "recovery_rate",
+    "generated_tokens",
+)
+"""What a raw result keeps of each training step. Of a mixed task it also keeps what each family has
+of these (`family/<name>/...`)."""
 
-Launch = Callable[[Sequence[str], float], int]
-"""Runs a command for at most so many seconds; its exit code."""
+Launch: TypeAlias = Callable[[Sequence[str], float], int]
+"""Run a command for at most so many seconds, and return its exit code."""
 
 
 @dataclass(frozen=True)
@@ -36,39 +47,56 @@ class Job:
 
     arm: str
     seed: int
-    recipe: str
-    overrides: tuple[str, ...]
+    recipe: str  # its file
+    overrides: tuple[str, ...]  # `key=value`, as `axpo train --set` takes them
 
     @property
     def name(self) -> str:
+        """The name of the run and of its result."""
         return f"{self.arm}-{self.seed}"
 
 
 def load_jobs(path: Path) -> list[Job]:
-    """All runs of a study's YAML file, seed by seed: what is finished early compares all arms.
+    """Return all runs of a study's YAML file, seed by seed.
 
-    `seeds` has how many an arm has, by arm, `default` for the others. Raises ValueError where it names an arm that is not there.
+    So what is finished early compares all arms. `seeds` says how many seeds an arm has, `default`
+    how many the others have.
+
+    Raises:
+        ValueError: `seeds` names an arm that is not there.
     """
     study = yaml.safe_load(path.read_text(encoding="utf-8"))
     arms, seeds = study["arms"], study["seeds"]
-    if unknown := seeds.keys() - arms.keys() - {"default"}:
+    unknown = seeds.keys() - arms.keys() - {"default"}
+    if unknown:
         raise ValueError(
             f"{path}: seeds of {', '.join(sorted(unknown))}, expected an arm or `default`"
         )
-    return [
-        Job(arm, seed, study["recipe"], (*study["overrides"], *overrides, f"seed={seed}"))
-        for seed in range(1, max(seeds.values()) + 1)
-        for arm, overrides in arms.items()
-        if seed <= seeds.get(arm, seeds["default"])
-    ]
+    jobs = []
+    for seed in range(1, max(seeds.values()) + 1):
+        for arm, overrides in arms.items():
+            if seed <= seeds.get(arm, seeds["default"]):
+                settings = (*study["overrides"], *overrides, f"seed={seed}")
+                jobs.append(Job(arm, seed, study["recipe"], settings))
+    return jobs
 
 
 def run_pending(
     jobs: Sequence[Job], results: Path, runs: Path, minutes: float, launch: Launch | None = None
 ) -> list[str]:
-    """Run what has no result yet, one after the other, until the time is up; returns the names of runs that failed.
+    """Run what has no result yet, one after the other, until the time is up.
 
-    The run in progress is then asked to end with a checkpoint, and continued by the next call.
+    The run in progress is then asked to end with a checkpoint. The next call continues it.
+
+    Args:
+        jobs: the runs of the study.
+        results: folder of the raw results.
+        runs: folder of the run directories.
+        minutes: when to stop.
+        launch: starts a run; None: `launched`.
+
+    Returns:
+        The names of the runs that failed.
     """
     launch = launch or launched
     end = time.monotonic() + 60 * minutes
@@ -81,9 +109,12 @@ def run_pending(
             left = end - time.monotonic()
             if left <= 0:
                 break
-            if launch(command(job, runs), left) and time.monotonic() < end:
+            exit_code = launch(command(job, runs), left)
+            # A run that was asked to end because the time is up has not failed.
+            if exit_code and time.monotonic() < end:
                 failed.append(job.name)
                 continue
+        # A run that was stopped by the time has no summary yet, and no result.
         if _summary(runs / job.name) is not None:
             results.mkdir(parents=True, exist_ok=True)
             file.write_text(written(collect(job, runs / job.name)), encoding="utf-8")
@@ -91,20 +122,26 @@ def run_pending(
 
 
 def command(job: Job, runs: Path) -> list[str]:
-    """Starts a run, or continues it where its directory is there."""
+    """Return the command that starts a run, or continues it if its directory is there."""
     axpo = [sys.executable, "-m", "axpo.cli", "train", job.recipe]
     if (runs / job.name).is_dir():
         return [*axpo, "--resume", str(runs / job.name)]
-    settings = [
-        part
-        for override in (*job.overrides, f"logging.root={runs}")
-        for part in ("--set", override)
-    ]
+    settings = []
+    for override in (*job.overrides, f"logging.root={runs}"):
+        settings += ["--set", override]
     return [*axpo, "--run", job.name, *settings]
 
 
 def launched(arguments: Sequence[str], seconds: float) -> int:
-    """Runs a command; after `seconds` SIGTERM, which ends training after its step."""
+    """Run a command; after `seconds` send SIGTERM, which ends training after its step.
+
+    Args:
+        arguments: the command.
+        seconds: how long it may run before it is asked to end. `GRACE_S` later it is killed.
+
+    Returns:
+        Its exit code.
+    """
     with subprocess.Popen(arguments) as process:
         try:
             return process.wait(seconds)
@@ -118,35 +155,42 @@ def launched(arguments: Sequence[str], seconds: float) -> int:
 
 
 def collect(job: Job, run: Path) -> dict[str, Any]:
-    """What a finished run was, ran on and cost, its held-out questions' counts, and of its metrics those that are rendered."""
+    """Return the raw result of a finished run.
+
+    It says what the run was, what it ran on and what it cost, and has the counts of its held-out
+    questions and those of its metrics that are rendered.
+    """
     directory = RunDirectory.open(run)
+    recipe = dict(directory.recipe())
+    # A result that is kept in git names no path of this machine.
+    recipe.pop("logging", None)
+    metrics = []
+    for row in directory.metrics():
+        if row["step"]:
+            kept = {name: value for name, value in row.items() if _is_kept(name)}
+            metrics.append(_rounded(kept))
     return {
         "arm": job.arm,
         "seed": job.seed,
-        "recipe": {
-            section: value for section, value in directory.recipe().items() if section != "logging"
-        },  # no paths of this machine
+        "recipe": recipe,
         "machine": machine(),
         "versions": versions(("torch", "deepspeed", "ray", "transformers", "numpy")),
         "summary": _rounded(read_summary(directory.path) or {}),
         "held_out": directory.held_out(),
-        "metrics": [
-            _rounded({name: value for name, value in row.items() if _kept(name)})
-            for row in directory.metrics()
-            if row["step"]
-        ],
+        "metrics": metrics,
     }
 
 
 def written(result: dict[str, Any]) -> str:
-    """JSON of a line an entry, and in lists of a line an item: small, and read by a diff."""
+    """Return a result as JSON that is small, and whose changes a diff can show.
+
+    Every entry has a line of its own, and so has every item of a list.
+    """
     entries = []
     for name, value in result.items():
-        text = (
-            "[\n" + ",\n".join(map(_compact, value)) + "\n]"
-            if isinstance(value, list)
-            else _compact(value)
-        )
+        text = _compact(value)
+        if isinstance(value, list):
+            text = "[\n" + ",\n".join(map(_compact, value)) + "\n]"
         entries.append(f"{_compact(name)}: {text}")
     return "{\n" + ",\n".join(entries) + "\n}\n"
 
@@ -156,17 +200,20 @@ def _compact(value: Any) -> str:
 
 
 def _rounded(numbers: dict[str, Any]) -> dict[str, Any]:
-    """To six significant digits."""
+    """Return the numbers rounded to six significant digits."""
     return {
         name: float(f"{value:.6g}") if isinstance(value, float) else value
         for name, value in numbers.items()
     }
 
 
-def _kept(metric: str) -> bool:
+def _is_kept(metric: str) -> bool:
     family, _, name = metric.rpartition("/")
     return name in METRICS and (not family or family.startswith("family/"))
 
 
 def _summary(run: Path) -> dict[str, Any] | None:
-    return read_summary(RunDirectory.open(run).path) if run.is_dir() else None
+    """Return the summary of a run; None if it is not finished or was never started."""
+    if not run.is_dir():
+        return None
+    return read_summary(RunDirectory.open(run).path)

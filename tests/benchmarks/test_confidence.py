@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from axpo.config import load_recipe
 from axpo.errors import AxpoError
 from axpo.record.run import RunDirectory
 from benchmarks.study import confidence
@@ -27,10 +28,8 @@ def test_the_first_call_of_every_rollout_that_calls_is_compared():
     (item,) = call_items([group([direct(0, 1.0), zooming(1, 0.0)])], TOKENS)
     start, stop = tool_call_spans(item.trajectory, TOKENS)[0]
     assert np.flatnonzero(item.mask).tolist() == list(range(start, stop))
-    assert item.trajectory.response_ids[[start, stop - 1]].tolist() == [
-        TOKENS.call_open,
-        TOKENS.call_close,
-    ]
+    tags = item.trajectory.response_ids[[start, stop - 1]].tolist()
+    assert tags == [TOKENS.call_open, TOKENS.call_close]
     # The helper samples every token with probability 1/2. Entropies elsewhere do not count.
     (call,) = calls([item], [np.where(item.mask, 2.0, 9.0).astype(np.float32)])
     assert call == Call("q", 1, stop - start, pytest.approx(0.5), 2.0)
@@ -47,13 +46,13 @@ def test_correlations():
 
 
 def test_intervals_are_over_questions():
-    # Ten questions, in each the same two calls: any draw of questions has the same correlation, though single calls are few.
+    # Ten questions, in each the same two calls: any draw of questions has the same correlation,
+    # though single calls are few.
     alike = [Call(str(q), i, 3, 0.9 - 0.4 * i, 1.0 + i) for q in range(10) for i in range(2)]
     assert correlated(alike, pearson) == (pytest.approx(1.0),) * 3
     rng = np.random.default_rng(0)
-    loose = [
-        Call(str(q), 0, 3, 1 - x, x + y) for q, (x, y) in enumerate(rng.uniform(size=(300, 2)))
-    ]
+    pairs = rng.uniform(size=(300, 2))
+    loose = [Call(str(q), 0, 3, 1 - x, x + y) for q, (x, y) in enumerate(pairs)]
     mean, low, high = correlated(loose, spearman)
     # x against x + y of independent uniforms: Pearson is sqrt(1/2), and Spearman close to it.
     assert 0.55 < low < mean < high < 0.85
@@ -63,17 +62,13 @@ def test_intervals_are_over_questions():
 
 
 def test_a_run_without_recorded_rollouts_is_refused(tmp_path, monkeypatch, capsys):
-    from axpo.config import load_recipe
-
-    with RunDirectory.create(
-        "run", load_recipe("deploy/recipes/debug.yaml").model_dump(mode="json"), tmp_path
-    ) as run:
+    recipe = load_recipe("deploy/recipes/debug.yaml").model_dump(mode="json")
+    with RunDirectory.create("run", recipe, tmp_path) as run:
         pass
     with pytest.raises(AxpoError, match="no recorded rollouts"):
         measure(run.path)
-    monkeypatch.setattr(
-        sys, "argv", ["confidence", str(run.path), "--out", str(tmp_path / "raw.json")]
-    )
+    file = tmp_path / "raw.json"
+    monkeypatch.setattr(sys, "argv", ["confidence", str(run.path), "--out", str(file)])
     assert confidence.main() == 2
     assert "--rollouts-only" in capsys.readouterr().err
-    assert not (tmp_path / "raw.json").exists()
+    assert not file.exists()

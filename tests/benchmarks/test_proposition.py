@@ -1,4 +1,7 @@
-"""Proposition 1 over a pool that generates nothing: which questions count, what is compared, and the numbers by hand."""
+"""Proposition 1 over a pool that generates nothing.
+
+Which questions count, what is compared, and the numbers by hand.
+"""
 
 import asyncio
 import json
@@ -28,7 +31,11 @@ RECIPE = parse_recipe(
 
 
 class Pool:
-    """Sources are `rollouts`; of K continuations the first is right, of K new rollouts the last two: one by a tool, one without."""
+    """Gives `rollouts` as sources.
+
+    Of K continuations the first is right; of K new rollouts the last two are, one by a tool, one
+    without.
+    """
 
     def __init__(self, *rollouts, broken=False):
         self.rollouts, self.broken, self.asked = rollouts, broken, []
@@ -56,25 +63,20 @@ def ask(pool, samples=4):
 
 def test_a_failed_prefix_is_continued_and_its_question_asked_anew():
     sure = zooming(1, 0.0)
-    unsure = replace(
-        zooming(2, 0.0),
-        segments=(
-            replace(sure.segments[0], logprobs=sure.segments[0].logprobs * 2),
-            *sure.segments[1:],
-        ),
-    )
+    first_turn, *others = sure.segments
+    doubtful = replace(first_turn, logprobs=first_turn.logprobs * 2)
+    unsure = replace(zooming(2, 0.0), segments=(doubtful, *others))
     pool = Pool(direct(0, 1.0), sure, unsure)
     found = ask(pool)
     assert (found.rollout, found.confidence) == (2, pytest.approx(0.25))
     assert found.continued == (True, False, False, False)
     assert found.called == (False, False, False, True)
     assert found.right == (False, False, True, True)
-    # New rollouts: three of one turn of 5 tokens, one that zooms. Continuations generate what follows the tag.
+    # New rollouts: three of one turn of 5 tokens, one that zooms. Continuations generate what
+    # follows the tag.
     assert found.fresh_tokens == 3 * 5 + zooming(3, 1.0).policy_tokens
-    assert (
-        found.continued_tokens
-        == 4 * resample(unsure, [(BOX, 1.0, 0)]).continuations[0].policy_tokens
-    )
+    (continuation,) = resample(unsure, [(BOX, 1.0, 0)]).continuations
+    assert found.continued_tokens == 4 * continuation.policy_tokens
     # The new rollouts' seeds are not those of the sources.
     assert pool.asked == [("group", 0, None), ("fork", 0, 2, found.prefix_tokens), ("group", 1, 4)]
 
@@ -102,16 +104,13 @@ TWO = [
 def test_recovery_at_equal_samples():
     one = recovery(TWO, 1)
     # Continued 2/4 and 1/4; new rollouts with a tool and right 1/4 and 0; right at all 2/4 and 0.
-    assert {name: value[0] for name, value in one.items()} == {
-        "continued": 37.5,
-        "called": 12.5,
-        "difference": 25.0,
-        "any": 25.0,
-    }
+    means = {name: value[0] for name, value in one.items()}
+    assert means == {"continued": 37.5, "called": 12.5, "difference": 25.0, "any": 25.0}
     # Of two prefixes a draw of two has an end of the interval at either of them.
     assert one["continued"][1:] == (25.0, 50.0)
     assert one["difference"][1:] == (25.0, 25.0)  # both differ by 1/4
-    # Two of four: 1 - C(2, 2) / C(4, 2) = 5/6 and 1 - C(3, 2) / C(4, 2) = 1/2; with a tool 1/2 and 0.
+    # Two of four: 1 - C(2, 2) / C(4, 2) = 5/6 and 1 - C(3, 2) / C(4, 2) = 1/2; with a tool 1/2
+    # and 0.
     two = recovery(TWO, 2)
     assert two["continued"][0] == pytest.approx(100 * (5 / 6 + 1 / 2) / 2)
     assert two["called"][0] == pytest.approx(25.0)
@@ -126,28 +125,20 @@ def test_the_table_has_a_row_for_every_doubling():
         lines[2]
         == "| 1 | 37.5 [25.0, 50.0] | 12.5 [0.0, 25.0] | 25.0 [25.0, 25.0] | 25.0 [0.0, 50.0] |"
     )
-    assert (
-        lines[-1]
-        == "2 prefixes. New rollouts call a tool in 37.5 [25.0, 50.0] %. Tokens generated a sample: 10 continued, 20 anew."
+    assert lines[-1] == (
+        "2 prefixes. New rollouts call a tool in 37.5 [25.0, 50.0] %. "
+        "Tokens generated per sample: 10 continued, 20 anew."
     )
 
 
 def test_the_command_keeps_every_prefix(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(
-        proposition, "measure", lambda *_: ([TWO[0], "not triggered", "lost", TWO[1]], RECIPE)
-    )
-    arguments = (
-        "recipe.yaml",
-        "--questions",
-        "4",
-        "--samples",
-        "4",
-        "--out",
-        str(tmp_path / "raw.json"),
-    )
+    outcomes = [TWO[0], "not triggered", "lost", TWO[1]]
+    monkeypatch.setattr(proposition, "measure", lambda *_: (outcomes, RECIPE))
+    file = tmp_path / "raw.json"
+    arguments = f"recipe.yaml --questions 4 --samples 4 --out {file}".split()
     monkeypatch.setattr(sys, "argv", ["proposition", *arguments])
     assert proposition.main() == 0
-    raw = json.loads((tmp_path / "raw.json").read_text())
+    raw = json.loads(file.read_text())
     assert (raw["questions"], raw["lost"], len(raw["prefixes"])) == (4, 1, 2)
     assert raw["prefixes"][0]["continued"] == [True, True, False, False]
     assert "| samples |" in capsys.readouterr().out

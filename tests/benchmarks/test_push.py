@@ -19,29 +19,25 @@ RECIPE = load_recipe("deploy/recipes/debug.yaml")
 
 def test_only_tokens_up_to_the_decision_count():
     calls, answers = credit([group([zooming(0, 1.0), direct(1, 0.0)])], TOKENS)
-    t = calls.trajectory
-    assert decided(calls, TOKENS) == pytest.approx(
-        fork_prefix_tokens(t, TOKENS) / t.policy_mask.sum(), rel=1e-5
-    )
+    prefix = fork_prefix_tokens(calls.trajectory, TOKENS)
+    share = prefix / calls.trajectory.policy_mask.sum()
+    assert decided(calls, TOKENS) == pytest.approx(share, rel=1e-5)
     ((end, _),) = Answer().points(answers.trajectory, TOKENS)
-    assert decided(answers, TOKENS) == pytest.approx(
-        -end / len(answers.trajectory.response_ids), rel=1e-5
-    )
+    share = end / len(answers.trajectory.response_ids)
+    assert decided(answers, TOKENS) == pytest.approx(-share, rel=1e-5)
     assert answers.trajectory.response_ids[end - 1] == TOKENS.think_close
 
 
 def test_each_stream_by_kind():
     plain = group([zooming(0, 1.0), direct(1, 0.0)])
     source = zooming(0, 0.0)
-    forked = group(
-        [source, direct(1, 1.0)],
-        [resample(source, [((0, 0, 10, 10), 1.0, 0), ((0, 0, 20, 20), 0.0, 0)])],
-    )
-    control, frame = pushes(
-        "axpo-1", [("frame", plain), ("frame", plain), ("control", forked)], TOKENS, RECIPE
-    )
+    continued = resample(source, [((0, 0, 10, 10), 1.0, 0), ((0, 0, 20, 20), 0.0, 0)])
+    forked = group([source, direct(1, 1.0)], [continued])
+    pairs = [("frame", plain), ("frame", plain), ("control", forked)]
+    control, frame = pushes("axpo-1", pairs, TOKENS, RECIPE)
     assert (control.kind, control.questions, control.resampled) == ("control", 1, 1)
-    # The recovered prefix raises the group's rewards to (1, 1): no advantage for it; the source's own continuation trains nothing.
+    # The recovered prefix raises the group's rewards to (1, 1): no advantage for it; the source's
+    # own continuation trains nothing.
     assert (control.prefix, control.calling) == (0.0, 0.0)
     assert control.answering > 0
     assert control.net == -control.answering
@@ -49,7 +45,8 @@ def test_each_stream_by_kind():
     (calls, answers) = credit([plain], TOKENS)
     assert frame.calling == pytest.approx(decided(calls, TOKENS))  # a mean over questions
     assert frame.net == pytest.approx(decided(calls, TOKENS) - decided(answers, TOKENS))
-    # Beside a wrong answer a recovered prefix is pushed up with all of its advantage: every token it trains lies before the decision.
+    # Beside a wrong answer a recovered prefix is pushed up with all of its advantage: every token
+    # it trains lies before the decision.
     lifted = group([source, direct(1, 0.0)], forked.resamples)
     (only,) = pushes("axpo-1", [("frame", lifted)], TOKENS, RECIPE)
     assert only.prefix == pytest.approx(1.0, abs=1e-5)
@@ -79,19 +76,12 @@ def test_a_run_that_kept_too_few_groups_is_refused(tmp_path, monkeypatch, capsys
 
 def test_kept_groups_of_a_run_are_measured(tmp_path):
     recipe = RECIPE.model_copy(update={"questions_per_step": 1})
+    kept = group([zooming(0, 1.0), direct(1, 0.0)], question="train-3")
     with RunDirectory.create("axpo-1", recipe.model_dump(mode="json"), tmp_path) as run:
-        run.save_groups(
-            1,
-            [group([zooming(0, 1.0), direct(1, 0.0)], question="train-3")],
-            lambda ids: "",
-            limit=1,
-        )
+        run.save_groups(1, [kept], lambda ids: "", limit=1)
     (found,) = measure(run.path)
-    assert (found.run, found.kind, found.questions) == (
-        "axpo-1",
-        RECIPE.task.load().train(3).info["kind"],
-        1,
-    )
+    kind = RECIPE.task.load().train(3).info["kind"]
+    assert (found.run, found.kind, found.questions) == ("axpo-1", kind, 1)
     assert np.isfinite(found.net)
 
 

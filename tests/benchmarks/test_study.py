@@ -1,4 +1,4 @@
-"""A study's runs against a command that trains nothing, and its numbers against ones worked out by hand."""
+"""A study's runs against a command that trains nothing, and its numbers against ones by hand."""
 
 import json
 from pathlib import Path
@@ -19,13 +19,11 @@ from benchmarks.study.intervals import (
     rate_parts,
     rates,
 )
-from benchmarks.study.render import by_arm, markdown, table
+from benchmarks.study.render import by_arm, markdown, read_results, table
 from benchmarks.study.runs import Job, command, launched, load_jobs, run_pending, written
 
-STUDIES = {
-    name: load_jobs(Path(f"benchmarks/study/{name}.yaml"))
-    for name in ("arms", "past", "easy", "even", "control", "mixed")
-}
+FOLDER = Path("benchmarks/study")
+STUDIES = {file.stem: load_jobs(file) for file in sorted(FOLDER.glob("*.yaml"))}
 SUMMARY = dict.fromkeys(
     ("pass1_start", "pass1_end", "pass4_start", "pass4_end", "tool_use_start", "tool_use_end"), 0.5
 )
@@ -33,22 +31,13 @@ SUMMARY = dict.fromkeys(
 
 @pytest.mark.parametrize("study", STUDIES)
 def test_every_run_is_a_recipe_that_differs_from_the_others_in_more_than_steps_or_questions(study):
-    recipes = [load_recipe(job.recipe, job.overrides) for job in STUDIES[study]]
-    assert (
-        len({recipe.model_dump_json() for recipe in recipes})
-        == len({job.name for job in STUDIES[study]})
-        == len(recipes)
-    )
-    assert (
-        len(
-            {
-                recipe.model_dump_json(include={"steps", "questions_per_step", "task", "model"})
-                for recipe in recipes
-            }
-        )
-        == 1
-    )
-    assert [recipe.seed for recipe in recipes] == [job.seed for job in STUDIES[study]]
+    jobs = STUDIES[study]
+    recipes = [load_recipe(job.recipe, job.overrides) for job in jobs]
+    assert len({job.name for job in jobs}) == len(jobs)
+    assert len({recipe.model_dump_json() for recipe in recipes}) == len(jobs)
+    shared = {"steps", "questions_per_step", "task", "model"}
+    assert len({recipe.model_dump_json(include=shared) for recipe in recipes}) == 1
+    assert [recipe.seed for recipe in recipes] == [job.seed for job in jobs]
 
 
 def test_runs_go_seed_by_seed_and_axpo_and_grpo_have_more():
@@ -72,10 +61,15 @@ def test_seeds_of_an_arm_that_is_not_there_are_refused(tmp_path):
 
 
 class Trainer:
-    """Stands for `axpo train`: writes a run directory; `unfinished` ones have no summary yet, `broken` ones fail."""
+    """Stands for `axpo train`: writes a run directory.
+
+    `unfinished` runs have no summary yet, `broken` ones fail.
+    """
 
     def __init__(self, runs, unfinished=(), broken=()):
-        self.runs, self.unfinished, self.broken, self.asked = runs, set(unfinished), set(broken), []
+        self.runs = runs
+        self.unfinished, self.broken = set(unfinished), set(broken)
+        self.asked = []
 
     def __call__(self, arguments, seconds):
         resumed = "--resume" in arguments
@@ -83,28 +77,25 @@ class Trainer:
         self.asked.append((name, resumed))
         if name in self.broken:
             return 2
-        run = (
-            RunDirectory.resume(self.runs / name)[0]
-            if resumed
-            else RunDirectory.create(name, {"name": name}, self.runs)
-        )
+        if resumed:
+            run, _ = RunDirectory.resume(self.runs / name)
+        else:
+            run = RunDirectory.create(name, {"name": name}, self.runs)
         with run:
             if name not in self.unfinished:
-                run.log_metrics(0, {"eval/pass1": 0.5})
-                run.log_held_out(0, {"frame": [[4, 2, 2, 0]]})
-                run.log_metrics(
-                    1,
-                    {
-                        "pass1": 2 / 3,
-                        "loss": 0.1,
-                        "family/zoom/pass1": 0.5,
-                        "family/zoom/loss": 0.1,
-                        "other/pass1": 0.5,
-                    },
-                )
-                write_summary(run.path, SUMMARY | {"steps": 1, "seconds": 1.0, "tokens": 10})
+                finish(run)
         self.unfinished.discard(name)
         return 0
+
+
+def finish(run):
+    """Write what a finished run of one step has."""
+    run.log_metrics(0, {"eval/pass1": 0.5})
+    run.log_held_out(0, {"frame": [[4, 2, 2, 0]]})
+    of_step = {"pass1": 2 / 3, "loss": 0.1, "other/pass1": 0.5}
+    of_family = {"family/zoom/pass1": 0.5, "family/zoom/loss": 0.1}
+    run.log_metrics(1, of_step | of_family)
+    write_summary(run.path, SUMMARY | {"steps": 1, "seconds": 1.0, "tokens": 10})
 
 
 def test_a_study_goes_on_where_it_stopped(tmp_path):
@@ -123,15 +114,10 @@ def test_a_study_goes_on_where_it_stopped(tmp_path):
         ("c-1", False),
     ]
     kept = json.loads((results / "b-1.json").read_text())
-    assert (kept["arm"], kept["seed"], kept["recipe"], kept["summary"]["pass1_end"]) == (
-        "b",
-        1,
-        {"name": "b-1"},
-        0.5,
-    )
-    assert kept["metrics"] == [
-        {"step": 1, "pass1": 0.666667, "family/zoom/pass1": 0.5}
-    ]  # what is rendered, to six digits
+    assert (kept["arm"], kept["seed"], kept["recipe"]) == ("b", 1, {"name": "b-1"})
+    assert kept["summary"]["pass1_end"] == 0.5
+    # What is rendered, to six digits.
+    assert kept["metrics"] == [{"step": 1, "pass1": 0.666667, "family/zoom/pass1": 0.5}]
     assert kept["held_out"] == [{"step": 0, "counts": {"frame": [[4, 2, 2, 0]]}}]
 
 
@@ -143,33 +129,16 @@ def test_a_raw_result_has_a_line_a_step():
 
 
 def test_no_run_begins_when_the_time_is_up(tmp_path):
-    trainer = Trainer(tmp_path)
-    assert (
-        run_pending(
-            [Job("a", 1, "r.yaml", ())], tmp_path / "results", tmp_path / "runs", 0, trainer
-        )
-        == []
-    )
+    trainer, jobs = Trainer(tmp_path), [Job("a", 1, "r.yaml", ())]
+    assert run_pending(jobs, tmp_path / "results", tmp_path / "runs", 0, trainer) == []
     assert trainer.asked == []
 
 
 def test_an_arm_is_one_command(tmp_path):
     job = Job("a", 7, "r.yaml", ("x=1", "seed=7"))
-    assert command(job, tmp_path)[2:] == [
-        *(
-            "axpo.cli",
-            "train",
-            "r.yaml",
-            "--run",
-            "a-7",
-            "--set",
-            "x=1",
-            "--set",
-            "seed=7",
-            "--set",
-            f"logging.root={tmp_path}",
-        )
-    ]
+    _, _, *rest = command(job, tmp_path)
+    assert rest[:5] == ["axpo.cli", "train", "r.yaml", "--run", "a-7"]
+    assert rest[5:] == ["--set", "x=1", "--set", "seed=7", "--set", f"logging.root={tmp_path}"]
 
 
 def test_a_command_is_asked_to_end_when_its_time_is_up():
@@ -179,14 +148,17 @@ def test_a_command_is_asked_to_end_when_its_time_is_up():
 
 def test_an_interval_over_runs():
     assert estimate([0.5]) == (0.5, 0.5, 0.5)
-    # Of two runs a draw of two has the mean 0, 1/2 or 1 with 1/4, 1/2, 1/4: the 2.5 % points are the ends.
+    # Of two runs a draw of two has the mean 0, 1/2 or 1 with 1/4, 1/2, 1/4: the 2.5 % points are
+    # the ends.
     assert estimate([0.0, 1.0]) == (0.5, 0.0, 1.0)
-    # Of 0 0 0 1: all four draws 0 with (3/4)^4 = 32 %; three or more ones with 5.1 %, of which four with 0.4 %: the ends are 0 and 3/4.
+    # Of 0 0 0 1: all four draws 0 with (3/4)^4 = 32 %; three or more ones with 5.1 %, of which four
+    # with 0.4 %: the ends are 0 and 3/4.
     assert estimate([0.0, 0.0, 0.0, 1.0]) == (0.25, 0.0, 0.75)
 
 
 def test_the_rates_are_those_of_the_counts():
-    # Rollouts, right, with the tool, right with the tool. Pass@4 of 4 rollouts: any right; of 8 with 1 right: 1 - C(7, 4) / C(8, 4) = 1/2.
+    # Rollouts, right, with the tool, right with the tool. Pass@4 of 4 rollouts: any right; of 8
+    # with 1 right: 1 - C(7, 4) / C(8, 4) = 1/2.
     counts = np.array([[4, 2, 2, 0], [4, 1, 1, 1], [4, 0, 0, 0], [8, 1, 1, 0]], float)
     expected = {
         "pass1": 4 / 20,
@@ -209,11 +181,14 @@ def test_an_interval_over_seeds_and_questions():
     assert over_seeds_and_questions([parts(0.5), parts(0.5)]) == [(0.5, 0.5, 0.5)]
     # Only seeds vary: two seeds, 0 and 1 whatever the question.
     assert over_seeds_and_questions([parts(0, 0, 0), parts(1, 1, 1)]) == [(0.5, 0.0, 1.0)]
-    # Only questions vary: one seed, and the mean of 4 drawn of 0 0 0 1 is as in `test_an_interval_over_runs`.
+    # Only questions vary: one seed, and the mean of 4 drawn of 0 0 0 1 is as in
+    # `test_an_interval_over_runs`.
     assert over_seeds_and_questions([parts(0, 0, 0, 1)]) == [(0.25, 0.0, 0.75)]
-    # Questions are drawn for all seeds at once: seeds that agree on each question tell no more of the questions than one of them.
+    # Questions are drawn for all seeds at once: seeds that agree on each question tell no more of
+    # the questions than one of them.
     assert over_seeds_and_questions([parts(0, 0, 0, 1)] * 5) == [(0.25, 0.0, 0.75)]
-    # Both: the variance of a draw's mean is that between S seeds, over S, and that between Q questions within a seed, over S * Q.
+    # Both: the variance of a draw's mean is that between S seeds, over S, and that between Q
+    # questions within a seed, over S * Q.
     rng = np.random.default_rng(1)
     runs = [parts(*(rng.random(64) < share)) for share in (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)]
     (mean, low, high), *_ = over_seeds_and_questions(runs)
@@ -232,19 +207,22 @@ def test_a_seed_without_a_rate_is_left_out_of_its_mean():
 
 
 def result(arm, seed, end, tokens, recovery=(), every=()):
-    """Two steps; all questions of a seed alike, so that only seeds vary. `end` and `every` are counts of a question."""
+    """Two steps; all questions of a seed are alike, so that only seeds vary.
+
+    `end` and `every` are counts of a question.
+    """
     metrics = [
         {"step": step, "pass1": 0.25 * step, "generated_tokens": tokens / 2} for step in (1, 2)
     ]
     for row, value in zip(metrics, recovery, strict=False):
         row["recovery_rate"] = value
-    held_out = [(0, (4, 1, 2, 0)), *every, (2, end)]
+    evaluations = [(0, (4, 1, 2, 0)), *every, (2, end)]
     return {
         "arm": arm,
         "seed": seed,
         "summary": {"tokens": tokens, "seconds": 10.0},
         "held_out": [
-            {"step": step, "counts": {"frame": [counts] * 3}} for step, counts in held_out
+            {"step": step, "counts": {"frame": [counts] * 3}} for step, counts in evaluations
         ],
         "metrics": metrics,
     }
@@ -262,35 +240,20 @@ def results():
 
 def test_the_table_has_a_row_of_the_start_and_one_an_arm():
     lines = markdown(table(by_arm(results(), ["axpo", "grpo", "never_run"]))).splitlines()
-    rows = {
-        cells[1]: cells[2:-1]
-        for cells in ([cell.strip() for cell in line.split("|")] for line in lines)
-    }
+    rows = {}
+    for line in lines:
+        _, arm, *cells, _ = [cell.strip() for cell in line.split("|")]
+        rows[arm] = cells
     assert list(rows) == ["arm", "---", "SFT start", "axpo", "grpo"]
     # One start a seed, however many arms: two of four rollouts use the tool, one without is right.
     assert rows["SFT start"] == ["3", "25.0", "100.0", "50.0", "0.0", "100.0", "–", "–", "–", "–"]
-    # Recovery: means over steps 50 and 25, the third seed never resampled. Extra tokens, seed by seed: 3000 / 2000 and 5000 / 2500.
+    # Recovery: means over steps 50 and 25, the third seed never resampled. Extra tokens, seed by
+    # seed: 3000 / 2000 and 5000 / 2500.
     ends = ["50.0 [25.0, 75.0]", "100.0", "100.0", "50.0 [25.0, 75.0]", "0.0"]
-    assert rows["axpo"] == [
-        "3",
-        *ends,
-        "37.5 [25.0, 50.0]",
-        "4.0 [3.0, 5.0]",
-        "75.0 [50.0, 100.0]",
-        "10.0",
-    ]
-    assert rows["grpo"] == [
-        "2",
-        "50.0",
-        "100.0",
-        "0.0",
-        "–",
-        "–",
-        "–",
-        "2.2 [2.0, 2.5]",
-        "0.0",
-        "10.0",
-    ]
+    costs = ["37.5 [25.0, 50.0]", "4.0 [3.0, 5.0]", "75.0 [50.0, 100.0]", "10.0"]
+    assert rows["axpo"] == ["3", *ends, *costs]
+    ends, costs = ["50.0", "100.0", "0.0", "–", "–"], ["–", "2.2 [2.0, 2.5]", "0.0", "10.0"]
+    assert rows["grpo"] == ["2", *ends, *costs]
 
 
 def test_a_study_without_its_baseline_has_no_extra_tokens():
@@ -322,12 +285,10 @@ def test_families_of_a_mixed_task_have_columns():
     header, _, *rows = markdown(table(by_arm(mixed, ["axpo", "grpo"]))).splitlines()
     columns = ("zoom: Pass@1", "zoom: tool use", "search: Pass@1", "search: tool use")
     assert header.endswith("".join(f"| {column}, % " for column in columns) + "|")
-    zoom, search = (
-        zip(*[line.split(" | ")[-4:-2] for line in rows], strict=True),
-        {line.split(" | ")[-2] for line in rows},
-    )
-    assert [{cell.split()[0] for cell in cells} for cells in zoom] == [{"75.0"}, {"50.0"}]
-    assert search == {"25.0"}
+    for line in rows:
+        zoom_right, zoom_use, search_right, _ = line.split(" | ")[-4:]
+        assert (zoom_right.split()[0], zoom_use.split()[0]) == ("75.0", "50.0")
+        assert search_right == "25.0"
 
 
 def test_curves_are_of_training_steps_and_points_of_evaluations():
@@ -335,9 +296,8 @@ def test_curves_are_of_training_steps_and_points_of_evaluations():
         result("axpo", 1, (4, 1, 4, 1), 3000, (0.25, 0.75), [(1, (4, 2, 2, 2))]),
         result("axpo", 2, (4, 3, 4, 3), 5000),
     ]
-    assert (
-        training_curves(runs, "pass1").tolist() == [[37.5, 37.5]] * 2
-    )  # 25 and 50: both within the three steps of either
+    # 25 and 50: both within the three steps of either.
+    assert training_curves(runs, "pass1").tolist() == [[37.5, 37.5]] * 2
     assert training_curves(runs, "recovery_rate")[0].tolist() == [50.0, 50.0]
     assert np.isnan(training_curves(runs, "recovery_rate")[1]).all()
     assert cumulated_tokens(runs).tolist() == [0.0, 2.0, 4.0]
@@ -345,11 +305,8 @@ def test_curves_are_of_training_steps_and_points_of_evaluations():
     assert steps == [0, 2]  # the second was not evaluated after step 1
     assert points[:, RATES.index("pass1")].tolist() == [25.0, 50.0]
     mean, low, high = band(np.array([[0.0, 1.0, np.nan], [1.0, 1.0, 0.5]]))
-    assert (mean.tolist(), low.tolist(), high.tolist()) == (
-        [0.5, 1.0, 0.5],
-        [0.0, 1.0, 0.5],
-        [1.0, 1.0, 0.5],
-    )
+    assert mean.tolist() == [0.5, 1.0, 0.5]
+    assert (low.tolist(), high.tolist()) == ([0.0, 1.0, 0.5], [1.0, 1.0, 0.5])
 
 
 def test_one_command_renders_what_there_is(tmp_path, capsys):
@@ -361,3 +318,11 @@ def test_one_command_renders_what_there_is(tmp_path, capsys):
     assert (tmp_path / "table.md").read_text() in capsys.readouterr().out
     for name in ("figure.png", "curves.png"):
         assert (tmp_path / name).read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_the_committed_table_is_that_of_the_committed_results(study):
+    folder = FOLDER if study == "arms" else FOLDER / study
+    arms = list(dict.fromkeys(job.arm for job in STUDIES[study]))
+    rows = table(by_arm(read_results(folder / "results"), arms))
+    assert markdown(rows) == (folder / "table.md").read_text()
