@@ -1,5 +1,6 @@
 """The code of docs/your-task.md is used as the page says, up to the start of training."""
 
+import json
 import re
 import runpy
 import sys
@@ -27,7 +28,8 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     yield tmp_path
-    sys.modules.pop("dots", None)
+    for name in ("dots", "judge"):
+        sys.modules.pop(name, None)
 
 
 def test_the_class(folder):
@@ -75,6 +77,25 @@ def test_the_rows(folder):
         recipe.check_inputs()
 
 
+def test_the_verifier(folder):
+    Path("data").mkdir()
+    row = {"question": "How long is it?", "answer": "3", "unit": "cm"}
+    Path("data/rows.jsonl").write_text(json.dumps(row))
+    fields = {
+        "kind": "dataset",
+        "train": "data/rows.jsonl",
+        "held_out": "data/rows.jsonl",
+        "columns": {"images": [], "info": "unit"},
+        "verifier": "judge:within_a_unit",
+    }
+    config = load_recipe("dots.yaml", [f"task={fields}"]).task
+    config.check_inputs()
+    task = config.load()
+    (question,) = task.held_out()
+    rewards = [task.verify(question, answer) for answer in ("It is 3 cm", "It is 3 m", None)]
+    assert rewards == [1, 0, 0]
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -88,7 +109,7 @@ def test_the_rows(folder):
             "task.options={most: 9999}",
             "task.path='dots:Dots': its first question: ValueError: Sample larger than population",
         ),
-        ("task.path=dots:answer", "task.path='dots:answer': TypeError"),
+        ("task.path=dots:final_turn", "task.path='dots:final_turn': TypeError"),
         ("task.option={}", "task.option: unknown key"),
     ],
 )
