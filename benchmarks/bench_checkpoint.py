@@ -45,6 +45,7 @@ def measure() -> list[Entry]:
             return _seconds(lambda: learner.load(str(checkpoint)))
 
         try:
+            # torch.save does not flush to the disk, so the comparison is in its favour.
             torch_save = partial(_torch_save, checkpoint, plain)
             torch_load = partial(_torch_load, plain)
             saving = medians({"save": save, "torch": torch_save}, REPEATS)
@@ -52,6 +53,7 @@ def measure() -> list[Entry]:
         finally:
             learner.shutdown()
             ray.shutdown()
+        # The last checkpoint is still there, and is what a resume read.
         size = _bytes(checkpoint)
     what = f"{size / 1e6:.0f} MB from two ranks"
     save_detail = (
@@ -76,6 +78,7 @@ def _larger_model(folder: Path) -> Path:
     import torch
     from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
+    # Tokenizer and processor are the embedded model's; the weights are replaced.
     shutil.copytree(MODEL, folder)
     config = json.loads((folder / "config.json").read_text())
     config["text_config"] |= {

@@ -77,6 +77,7 @@ def measure() -> Iterator[Entry]:
         yield from _axpo_vs_grpo(pool)
     with engines(workers=2) as pool:
         shares["two engines"] = _cache_share(pool)
+    # The number is of the worse case; the detail has both.
     worst = min(share.cached for share in shares.values())
     parts = [
         f"{name}: {share.cached:.4f}, {share.home:.0%} of the forks on the engine with their prefix"
@@ -107,13 +108,15 @@ def _worker_vs_bare(pool: RolloutPool) -> Entry:
 
     ratios, speeds = [], []
     for step in range(ROUNDS + 1):
+        # The other side goes first in every other round: a machine that slows down costs both.
         if step % 2:
             tokens, ours = from_empty_caches(worker, step)
             _, theirs = from_empty_caches(bare, step)
         else:
             _, theirs = from_empty_caches(bare, step)
             tokens, ours = from_empty_caches(worker, step)
-        if step:  # the first is a warm-up
+        # The first round is a warm-up.
+        if step:
             ratios.append(theirs / ours)
             speeds.append(tokens / ours)
     detail = (
@@ -188,6 +191,8 @@ def _cache_share(pool: RolloutPool) -> CacheShare:
         # The K share one prompt: one of them says what was cached.
         for continuation in future.result(600).continuations[:1]:
             stats = continuation.stats
+            # Blocks are cached whole, and the prompt's last token is never served from the cache:
+            # the first new token is sampled after it.
             whole_blocks = (stats.prompt_tokens - 1) // BLOCK * BLOCK
             served.append(stats.cached_tokens / max(whole_blocks, 1))
     return CacheShare(statistics.mean(served), pool.take_stats()["forks_home_share"])
@@ -215,7 +220,8 @@ def _axpo_vs_grpo(pool: RolloutPool) -> list[Entry]:
             begun = time.monotonic()
             arm.flow.feed(step)
             taken = arm.flow.take(step)
-            if step:  # the first is a warm-up
+            # The first step is a warm-up.
+            if step:
                 arm.note(time.monotonic() - begun, taken)
     return [_wall(name, arms) for name in ("streaming", "batch")]
 

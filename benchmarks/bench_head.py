@@ -11,6 +11,7 @@ from pathlib import Path
 
 from benchmarks.result import Entry, at_most
 
+# The vocabulary of Qwen3-VL; a small hidden size, so that the logits are what takes memory.
 VOCABULARY, TOKENS, HIDDEN = 151_936, 4_096, 256
 
 
@@ -55,7 +56,8 @@ def _run(kind: str) -> None:
     weight = torch.nn.Parameter(torch.randn(VOCABULARY, HIDDEN))
     targets = torch.randint(0, VOCABULARY, (TOKENS,))
     before = _resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the kernel's high-water mark starts again
+    # The kernel's high-water mark starts again.
+    Path("/proc/self/clear_refs").write_text("5")
     if kind == "full":
         logits = (hidden @ weight.T).float()
         logprobs = logits.log_softmax(-1)

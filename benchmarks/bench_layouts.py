@@ -76,6 +76,7 @@ class Step:
         from learner.images import StepImages
         from learner.rows import make_row
 
+        # Freed, not zeroed: every measurement starts without gradients in memory.
         self.policy.zero_grad(set_to_none=True)
         started = time.perf_counter()
         images = StepImages(self.processor)
@@ -163,6 +164,7 @@ def measure() -> list[Entry]:
 
 
 def _demo() -> list[Entry]:
+    # The same items in every form, so that the forms differ in the layout alone.
     items = train_items(QUESTIONS)
     trained = sum(int(item.mask.sum()) for item in items)
     step = Step(MODEL)

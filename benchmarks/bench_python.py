@@ -23,7 +23,7 @@ from tool_server.sandbox.pool import JailPool
 
 HELLO = "print('hello')"
 COLD, WARM_UP, CALLS = 5, 20, 300
-IN_FLIGHT, LOAD, LOADS = 8, 150, 6
+IN_FLIGHT, LOAD, LOADS = 8, 150, 6  # calls at once, calls of a load, loads
 BARE = Isolation(namespaces=False, landlock=0, seccomp=False, bare=True)
 
 

@@ -185,14 +185,17 @@ class _Task:
 def measure() -> list[Entry]:
     """Return the entry `efficiency_64`: how busy each of 64 engines is kept, over one alone."""
     durations = bench_engine.GROUP_SECONDS
+    # The command runs `bench_engine` first, in this process.
     if not durations:
         raise RuntimeError("bench_engine measured no group to fit latencies to")
     fit = Fit.of(durations)
     with local_ray():
         rates = {count: _run(count, fit) for count in ENGINES}
+    # 1 means that each engine is kept as busy as one alone.
     efficiency = {count: rate.groups / rates[1].groups / count for count, rate in rates.items()}
     largest = ENGINES[-1]
     driver, resampler = rates[largest].driver_s, rates[largest].resampler_s
+    # What takes the longest for a trajectory is the first that does not keep up.
     first = "driver" if driver > resampler else "resampler"
     trajectories_per_s = rates[1].groups * N / float(np.mean(durations))
     most = 1 / max(driver, resampler) / trajectories_per_s
@@ -210,6 +213,7 @@ def _run(count: int, fit: Fit) -> Rate:
     """Train one step of so many engines."""
     finished: list[tuple[float, str]] = []
 
+    # The flow's log has the moment at which each group came in.
     def log(event: str, **fields: Any) -> None:
         if event == "finished":
             finished.append((time.monotonic(), fields["question"]))
@@ -248,6 +252,7 @@ def _groups_under_way(finished: Sequence[tuple[float, str]], count: int, fit: Fi
 
 
 def _settings(count: int, fit: Fit) -> WorkerSettings:
+    # A worker that only waits needs next to no CPU; Ray must place 64 of them on this machine.
     config = RolloutConfig(
         workers=count, n=N, concurrency=IN_FLIGHT, cpus_per_worker=0.001, health_s=300
     )

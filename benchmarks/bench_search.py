@@ -77,6 +77,7 @@ def _asked(tool: Tool, queries: list[Query]) -> tuple[list[float], int]:
     calls = [ToolCall(tool.parse({"query": query.text})) for query in queries]
     for call in calls[:WARM_UP]:
         tool.run(call)
+    # Parsing is not part of the search, and is done already.
     seconds, found = [], 0
     for call, query in zip(calls, queries, strict=True):
         started = time.perf_counter()
@@ -133,6 +134,7 @@ def _vocabulary() -> list[str]:
     for length in (1, 2, 3):
         words += ["".join(word) for word in itertools.product(syllables, repeat=length)]
     words = words[:WORDS]
+    # The short words stay in front: the front of the vocabulary is what is frequent.
     short, long = words[:1500], words[1500:]
     random.Random(0).shuffle(short)
     random.Random(1).shuffle(long)

@@ -31,6 +31,7 @@ from rollout_workers.settings import WorkerSettings
 
 ROUNDS = 3
 LAYERS = 22
+# Both models have the same layers, and so as many tensors.
 LARGE = {
     "hidden_size": 768,
     "intermediate_size": 2304,
@@ -121,6 +122,7 @@ def _large() -> Entry:
 
 def _small() -> Entry:
     with _connected(SMALL) as connected:
+        # They take milliseconds, so there is time for more of them.
         bucketed = connected.seconds(2 * ROUNDS)
         connected.one_bucket_a_parameter()
         single = connected.seconds(ROUNDS)
@@ -175,6 +177,7 @@ def _model(folder: Path, sizes: dict[str, int]) -> Model:
     torch.manual_seed(0)
     model = Qwen3VLForConditionalGeneration(Qwen3VLConfig.from_dict(data)).float()
     model.save_pretrained(folder)
+    # Tied weights are one parameter here.
     parameters = list(model.parameters())
     return Model(len(parameters), sum(p.numel() * p.element_size() for p in parameters))
 
@@ -197,11 +200,13 @@ def _copy(size: int) -> float:
     with tempfile.NamedTemporaryFile(dir="/dev/shm", prefix="axpo-bench-") as file:
         file.write(b"0")
         file.flush()
-        ray.get(reader.read.remote(file.name), timeout=READ_S)  # the actor is up
+        # Returns when the actor is up: its start is not part of the copy.
+        ray.get(reader.read.remote(file.name), timeout=READ_S)
         file.seek(0)
         begun = time.monotonic()
         file.write(data)
         file.flush()
+        # The reader copies, as an engine copies a bucket into its parameters.
         if ray.get(reader.read.remote(file.name), timeout=READ_S) != size:
             raise AssertionError("the reader saw another size")
         seconds = time.monotonic() - begun

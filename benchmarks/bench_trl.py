@@ -75,6 +75,7 @@ class TRL:
         self.trainer = GRPOTrainer(
             network, _no_reward, settings, prompts, processing_class=processor
         )
+        # Its own training loop sets this; the loss is divided by it.
         self.trainer.current_gradient_accumulation_steps = 1
         self.model = self.trainer.model.train()
 

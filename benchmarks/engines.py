@@ -23,13 +23,14 @@ from rollout_workers.interfaces import Sampling
 from rollout_workers.pool import RolloutPool
 from rollout_workers.seeds import Seeds
 from rollout_workers.settings import WorkerSettings
-from rollout_workers.trajectory import Ids, Question, pixels, stored
+from rollout_workers.trajectory import Ids, Pixels, Question, pixels, stored
 from rollout_workers.worker import RolloutWorker
 
 MODEL = "axpo/models/qwen3-vl-tiny"
 IN_FLIGHT = 64
 BLOCK = 32
 DEADLINE_S = 900.0
+# Eager: compiling takes a minute on a CPU, and all sides of a comparison do without it.
 CONFIG = RolloutConfig(
     n=8,
     max_turns=3,
@@ -62,6 +63,7 @@ class BenchWorker(RolloutWorker):
         engine, tools = self._scripted()
         engine.script = script
         tools.mean_s = tool_mean_s
+        # What one side computed must not be in the other's caches.
         await engine._llm.reset_prefix_cache()
         await engine._llm.reset_mm_cache()
         await engine._llm.reset_encoder_cache()
@@ -76,9 +78,8 @@ class BenchWorker(RolloutWorker):
         """
         engine, _ = self._scripted()
         prompts = [(await self._prompt_of(question)).tolist() for question in questions]
-        images = [
-            [Image.fromarray(pixels(image)) for image in question.images] for question in questions
-        ]
+        images = [_pictures(question) for question in questions]
+        # The worker path has as many slots.
         slots = asyncio.Semaphore(IN_FLIGHT)
 
         async def one(i: int, rollout: int) -> int:
@@ -112,7 +113,7 @@ class BenchWorker(RolloutWorker):
     ) -> int:
         engine, _ = self._scripted()
         histories = [await self._prompt_of(question) for question, _ in batch]
-        images = [[pixels(image) for image in question.images] for question, _ in batch]
+        images = [_pixels(question) for question, _ in batch]
         seeds = [Seeds(self._run_seed, step, question.id, rollout) for question, rollout in batch]
         most = self._config.max_turn_tokens
         tokens = 0
@@ -149,6 +150,14 @@ class BenchWorker(RolloutWorker):
         return engine, tools
 
 
+def _pixels(question: Question) -> list[Pixels]:
+    return [pixels(image) for image in question.images]
+
+
+def _pictures(question: Question) -> list[Image.Image]:
+    return [Image.fromarray(image) for image in _pixels(question)]
+
+
 async def _generated(outputs: AsyncIterator[Any]) -> int:
     """Return how many tokens a request generated."""
     tokens = 0
@@ -165,6 +174,7 @@ def engines(workers: int = 1, in_flight: int = IN_FLIGHT) -> Iterator[RolloutPoo
         workers: engines.
         in_flight: rollouts in flight on each.
     """
+    # An engine that decodes fewer at once than are in flight would queue them itself.
     engine = CONFIG.engine.model_copy(update={"max_num_seqs": in_flight})
     config = CONFIG.model_copy(
         update={"workers": workers, "concurrency": in_flight, "engine": engine}

@@ -43,6 +43,7 @@ def run_recipe(root: Path, name: str, *settings: str) -> Path:
     """
     command = [sys.executable, "-m", "axpo.cli", "train", RECIPE, "--run", name]
     changes = [f"--set={setting}" for setting in (f"logging.root={root}", *settings)]
+    # A process of its own: it ends with its Ray, its engines and its ranks.
     done = subprocess.run(
         [*command, *changes], capture_output=True, text=True, timeout=900, check=False
     )
@@ -51,6 +52,7 @@ def run_recipe(root: Path, name: str, *settings: str) -> Path:
     return root / name
 
 
+# All benchmarks of a command share one run.
 @functools.cache
 def recorded() -> tuple[Group, ...]:
     """Return the groups of one step of the demo: 16 questions, N = 8, K = 4."""
@@ -65,6 +67,7 @@ def train_items(questions: int) -> list[TrainItem]:
 
     Those with resamples come first: they hold every kind of item.
     """
+    # The sort is stable: the rest keeps the run's order.
     groups = sorted(recorded(), key=lambda group: -len(group.resamples))
     return credit(groups[:questions], Chat.load(MODEL).tokens)
 

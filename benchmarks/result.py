@@ -136,6 +136,7 @@ def versions(packages: Sequence[str]) -> dict[str, str]:
 
 def exit_with(code: int) -> NoReturn:
     """End the process, whatever threads a failed measurement left."""
+    # os._exit does not flush.
     sys.stdout.flush()
     os._exit(code)
 
