@@ -1,36 +1,33 @@
 """The form of a benchmark's result, and when the command fails."""
 
+from __future__ import annotations
+
 import json
 
 import pytest
 
-from benchmarks import result
-
-
-def entry(name: str, value: float, target: float, better: str) -> result.Entry:
-    return {
-        "name": name,
-        "value": value,
-        "target": target,
-        "better": better,
-        "unit": "ms",
-        "detail": "how",
-    }
+from benchmarks import result, rollouts
 
 
 @pytest.mark.parametrize(
-    ("value", "better", "met"),
-    [(2.0, "lower", True), (2.1, "lower", False), (2.0, "higher", True), (1.9, "higher", False)],
+    ("value", "entry", "met"),
+    [
+        (2.0, result.at_most, True),
+        (2.1, result.at_most, False),
+        (2.0, result.at_least, True),
+        (1.9, result.at_least, False),
+    ],
 )
-def test_a_target_is_met_from_its_side(value, better, met):
-    assert result.met(entry("a", value, 2.0, better)) is met
+def test_a_target_is_met_from_its_side(value, entry, met):
+    assert result.met(entry("a", value, 2.0, "ms", "how")) is met
 
 
 def test_a_missed_target_is_no_failure_and_what_was_not_measured_is(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(result, "RESULTS", tmp_path / "results")
+    missed = result.at_most("fast", 9.0, 2.0, "ms", "how")
 
     def good():
-        return [entry("fast", 9.0, 2.0, "lower")]
+        return [missed]
 
     def broken():
         raise OSError("no disk")
@@ -41,17 +38,22 @@ def test_a_missed_target_is_no_failure_and_what_was_not_measured_is(tmp_path, mo
     assert "slow: not measured" in out.out
     assert "OSError: no disk" in out.err
     written = json.loads((tmp_path / "results" / "x.json").read_text())
-    assert written["entries"] == [entry("fast", 9.0, 2.0, "lower")]
+    assert written["entries"] == [missed]
+    assert missed == {
+        "name": "fast",
+        "value": 9.0,
+        "target": 2.0,
+        "better": "lower",
+        "unit": "ms",
+        "detail": "how",
+    }
     assert set(written["versions"]) == {"python", "numpy"}
     assert written["machine"]["cores"] >= 1
 
 
 def test_the_command_expects_every_entry_that_its_modules_make():
-    from benchmarks import rollouts
-
-    source = "".join(
-        (result.RESULTS.parent / f"{module}.py").read_text() for module in rollouts.MODULES
-    )
+    folder = result.RESULTS.parent
+    source = "".join((folder / f"{module}.py").read_text() for module in rollouts.MODULES)
     literal = [name for name in rollouts.EXPECTED if f'"{name}"' in source]
     assert sorted(set(rollouts.EXPECTED) - set(literal)) == [
         "axpo_vs_grpo_wall_batch",
