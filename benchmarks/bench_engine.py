@@ -246,8 +246,9 @@ def _wall(name: str, arms: dict[str, Arm]) -> Entry:
 
 def _overlap(arm: Arm, batch: Arm) -> float:
     """Return the share of the batch schedule's prefixes that another arm resampled too."""
-    both = [len(own & whole) for own, whole in zip(arm.prefixes, batch.prefixes, strict=True)]
-    return sum(both) / max(sum(len(prefixes) for prefixes in batch.prefixes), 1)
+    steps = zip(arm.prefixes, batch.prefixes, strict=True)
+    both = sum(len(own & of_batch) for own, of_batch in steps)
+    return both / max(sum(len(prefixes) for prefixes in batch.prefixes), 1)
 
 
 def _flow(pool: RolloutPool, recipe: Recipe) -> Flow:

@@ -18,7 +18,7 @@ def bars(groups: Sequence[Group]) -> list[dict[str, Any]]:
     timed = []
     for group in groups:
         timed += [(group, trajectory) for trajectory in _trajectories(group)]
-    # Rollouts that another process made up, as tests do, have no seconds.
+    # A trajectory without seconds was not timed.
     timed = [(group, trajectory) for group, trajectory in timed if trajectory.stats.seconds]
     if not timed:
         return []

@@ -13,7 +13,7 @@ Metrics = Sequence[Mapping[str, Any]]
 """The rows of a run: `step` and that step's numbers."""
 
 Source = Callable[[Metrics], list[Series]]
-"""What draws lines from a run's metrics: no line without points is drawn."""
+"""Makes lines of a chart from a run's metrics. Lines without points are not drawn."""
 
 Draw = Callable[[str, str, Sequence[Series]], str]
 """A kind of chart: title, note and series to markup."""
@@ -107,7 +107,7 @@ def tool_failures(metrics: Metrics) -> list[Series]:
 
 def _names(metrics: Metrics) -> list[str]:
     """Return all names of metrics, each once, in the order in which they appear."""
-    # Tools and phases of a run may appear late: a recipe's own tool, an evaluation.
+    # Not of the first row alone: tools and phases may appear in any step.
     names: dict[str, None] = {}
     for row in metrics:
         names.update(dict.fromkeys(row))
