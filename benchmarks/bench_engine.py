@@ -20,7 +20,7 @@ from benchmarks.engines import BLOCK, CONFIG, IN_FLIGHT, MODEL, ask, each, engin
 from benchmarks.result import Entry, at_least, at_most
 from benchmarks.scripted import Script
 from benchmarks.timing import timed
-from resampler.places import fork_prefix_tokens
+from resampler.places import FirstCall
 from resampler.resampler import start_resampler
 from rollout_workers.pool import RolloutPool
 from rollout_workers.settings import ForkRequest
@@ -184,7 +184,8 @@ def _cache_share(pool: RolloutPool) -> CacheShare:
     futures = []
     for group in _rollouts(pool, questions, 0):
         for rollout in group.rollouts[:2]:
-            request = ForkRequest(rollout.rollout, fork_prefix_tokens(rollout, tokens), k=K)
+            (point,) = FirstCall().points(rollout, tokens)
+            request = ForkRequest(rollout.rollout, point.prefix_tokens, k=K)
             futures.append(pool.run(pool.fork(group, request, 0)))
     served = []
     for future in futures:

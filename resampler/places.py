@@ -135,21 +135,6 @@ class Observation(ForkPlace):
         return score < 0
 
 
-def fork_prefix_tokens(trajectory: Trajectory, tokens: SpecialTokens) -> int:
-    """Return the length of the paper's prefix: up to and including the first opening `<tool_call>`.
-
-    Raises:
-        ValueError: the rollout calls no tool.
-    """
-    points = FirstCall().points(trajectory, tokens)
-    if not points:
-        raise ValueError(
-            f"rollout {trajectory.rollout} of question {trajectory.question_id} "
-            "has no tool call to fork at"
-        )
-    return points[0].prefix_tokens
-
-
 def _opening(call: Span) -> ForkPoint:
     """Return the point after the opening tag of a tool call, ranked by the whole call."""
     return ForkPoint(call[0] + 1, call)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from resampler.places import fork_prefix_tokens
+from resampler.places import FirstCall
 from rollout_workers.trajectory import (
     EndReason,
     ForkPoint,
@@ -93,7 +93,8 @@ def resample(source: Trajectory, forks: Sequence[tuple[Sequence[float], float, i
         forks: of each continuation the box it asks for, its reward, and the cached tokens of its
             prompt of 100.
     """
-    cut = fork_prefix_tokens(source, TOKENS)
+    (point,) = FirstCall().points(source, TOKENS)
+    cut = point.prefix_tokens
     continuations = []
     for k, (box, reward, cached) in enumerate(forks):
         stats = RolloutStats(prompt_tokens=100, cached_tokens=cached, tool_calls=1)

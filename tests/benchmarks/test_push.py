@@ -11,7 +11,7 @@ from axpo.record.run import RunDirectory
 from benchmarks.study import push
 from benchmarks.study.push import Push, decided, markdown, measure, pushes
 from learner.credit import credit
-from resampler.places import Answer, fork_prefix_tokens
+from resampler.places import Answer, FirstCall
 from tests.axpo.helpers import TOKENS, direct, group, resample, zooming
 
 RECIPE = load_recipe("deploy/recipes/debug.yaml")
@@ -19,7 +19,7 @@ RECIPE = load_recipe("deploy/recipes/debug.yaml")
 
 def test_only_tokens_up_to_the_decision_count():
     calls, answers = credit([group([zooming(0, 1.0), direct(1, 0.0)])], TOKENS)
-    prefix = fork_prefix_tokens(calls.trajectory, TOKENS)
+    ((prefix, _),) = FirstCall().points(calls.trajectory, TOKENS)
     share = prefix / calls.trajectory.policy_mask.sum()
     assert decided(calls, TOKENS) == pytest.approx(share, rel=1e-5)
     ((end, _),) = Answer().points(answers.trajectory, TOKENS)

@@ -10,7 +10,7 @@ from learner.config import LearnerConfig
 from learner.credit import TrainItem, credit, informative, sft_items
 from learner.loss import TrainedTokens, policy_loss
 from learner.objectives import objectives
-from resampler.places import fork_prefix_tokens
+from resampler.places import FirstCall
 from rollout_workers.trajectory import ForkPoint, Resample, uses_tools
 from tests.learner.helpers import DIRECT, QUESTION, TOOL, TOOL_PREFIX, group, resample, trajectory
 from tests.tokens import TOKENS
@@ -154,7 +154,8 @@ def test_a_literal_tag_inside_thinking_is_no_call():
     assert not uses_tools(trajectory(literal, 0), TOKENS)
     # followed by a real call, the prefix runs through the literal one to the real tag
     both = ((20, 5, 21, 4, 5, 22, 6, 2), *TOOL[1:])
-    prefix = fork_prefix_tokens(trajectory(both, 0), TOKENS)
+    (point,) = FirstCall().points(trajectory(both, 0), TOKENS)
+    prefix = point.prefix_tokens
     assert prefix == 5
     item = credit([group([(both, 0), (DIRECT, 0)], [resample(0, [1, 0], both, prefix)])], TOKENS)[0]
     assert trained(item) == [20, 5, 21, 4, 5]

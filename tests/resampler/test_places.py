@@ -13,7 +13,6 @@ from resampler.places import (
     ForkPlace,
     Observation,
     Prompt,
-    fork_prefix_tokens,
     places,
 )
 from rollout_workers.trajectory import (
@@ -63,11 +62,11 @@ def test_an_answer_is_forked_after_its_thinking():
 
 
 def test_the_papers_prefix_ends_with_the_first_opening_tag():
-    assert fork_prefix_tokens(calling(0.5), TOKENS) == 3
+    assert FirstCall().points(calling(0.5), TOKENS) == [(3, (2, 5))]
+    # A tag inside thinking opens no call.
     thinking = trajectory(policy(50, 5, 51, 6, 4, 53, 2))
     assert not uses_tools(thinking, TOKENS)
-    with pytest.raises(ValueError, match="no tool call to fork at"):
-        fork_prefix_tokens(thinking, TOKENS)
+    assert FirstCall().points(thinking, TOKENS) == []
 
 
 def test_the_subgroup_is_those_that_call_or_for_answers_those_that_do_not():
