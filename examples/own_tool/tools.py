@@ -1,0 +1,20 @@
+"""A Python function as a tool: the schema comes from the type hints, the description from the docstring."""
+
+from PIL import Image, ImageOps
+
+from tool_server.tool import Pixels, ToolCall, ToolError
+
+
+def invert(call: ToolCall, img_idx: int = 0) -> Pixels:
+    """Show a picture with its colors inverted.
+
+    Args:
+        img_idx: which picture, counted from 0.
+    """
+    import numpy as np
+
+    if not 0 <= img_idx < len(call.images):
+        # ToolError is for what the policy got wrong: it reads the message, and may try again.
+        raise ToolError(f"img_idx: there are {len(call.images)} pictures")
+    picture = Image.fromarray(call.images[img_idx])
+    return np.asarray(ImageOps.invert(picture))
