@@ -72,6 +72,7 @@ def check(
     resolved = yaml.safe_dump(loaded.model_dump(mode="json"), sort_keys=False)
     console.print(Syntax(resolved, "yaml", background_color="default"))
     console.print(f"[green]ok[/] {escape(loaded.describe())}", highlight=False)
+    # Without a network and without the model on disk its size is not known.
     config = read_config(loaded.model)
     if config is None:
         console.print(
@@ -148,6 +149,7 @@ def train(
 
     if sum(map(bool, (resume, replay, rollouts_only))) > 1:
         raise AxpoError("--resume, --replay and --rollouts-only: at most one of them")
+    # A run goes on exactly as it was started, or it could not be repeated.
     if resume is not None:
         if overrides or run:
             raise AxpoError("--resume continues a run as it was started: leave out --set and --run")

@@ -1,4 +1,4 @@
-"""Keys of older recipes that have moved. Each is refused with a message that says where it went."""
+"""Keys of older recipes that have moved. Each is refused, and the message names its new place."""
 
 from __future__ import annotations
 

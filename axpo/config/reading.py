@@ -49,6 +49,7 @@ def parse_recipe(
     """Check a recipe's fields; see `load_recipe`. `source` is what messages call the recipe."""
     for override in overrides:
         _set(data, override)
+    # Before anything else: "unknown key" would not help the user of an older recipe.
     moved = moved_keys(data)
     if moved:
         raise AxpoError("\n".join(f"{source}: {message}" for message in moved))
@@ -76,7 +77,7 @@ def _set(data: dict[str, Any], override: str) -> None:
 
 
 def _one_line(fault: ErrorDetails) -> str:
-    """Return where a fault is, what was given, and what was expected."""
+    """Return the place of a fault, what was given, and what was expected."""
     place = ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "extra_forbidden":
         return f"{place}: unknown key"

@@ -191,6 +191,7 @@ class Recipe(Section):
 
     def _check_engines(self) -> None:
         transfer = self.rollout.engine.weight_transfer
+        # NCCL and CUDA IPC send from a GPU.
         if self.learner.gpus_per_rank == 0 and transfer != "shared_memory":
             raise ValueError(
                 f"rollout.engine.weight_transfer={transfer!r}: needs learner.gpus_per_rank=1; "
@@ -228,6 +229,7 @@ class Recipe(Section):
             )
 
     def _check_credit(self) -> None:
+        # What a place means for credit is the place's to say, also if it is the user's own.
         place, settings = self.resampler.fork_at, self.learner.credit
         if place.joins_group and not settings.joined:
             raise ValueError(
@@ -266,6 +268,7 @@ def _merged(fields: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """Return the fields with changes, section by section."""
     merged = dict(fields)
     for name, value in changes.items():
+        # Inside a section the fields that are not named stay as they are.
         before = fields.get(name)
         if isinstance(before, dict) and isinstance(value, dict):
             merged[name] = _merged(before, value)
@@ -297,6 +300,7 @@ def _settings(section: BaseModel, path: str) -> Iterator[tuple[str, Any]]:
 
 def _at(place: tuple[str | int, ...], error: ValidationError) -> ValidationError:
     """Return the error with the place of its section in front of each fault's place."""
+    # A type of one's own keeps the name and the words that the fault has already.
     faults = [
         InitErrorDetails(
             type=PydanticCustomError(fault["type"], "{message}", {"message": fault["msg"]}),

@@ -39,7 +39,7 @@ class EvaluationConfig(Section):
 
 
 class LoggingConfig(Section):
-    """What a run writes down, and where."""
+    """What a run writes down, and in which folder."""
 
     root: str = Field("runs", description="folder in which run directories are made")
     tensorboard: bool = Field(False, description="write TensorBoard events beside metrics.jsonl")

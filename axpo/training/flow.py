@@ -100,6 +100,7 @@ class Flow:
     def feed(self, step: int) -> None:
         """Ask as many questions as the staleness bound allows, of policy version `step`."""
         recipe = self._recipe
+        # The engines work ahead by as many batches as a group may be stale, but not past the end.
         batches = min(recipe.max_staleness + 1, recipe.steps - step)
         self._ask(batches * recipe.questions_per_step - len(self._in_flight), step)
 
@@ -114,6 +115,7 @@ class Flow:
         batch: list[QuestionInFlight] = []
         stale: list[QuestionInFlight] = []
         set_aside: list[QuestionInFlight] = []
+        # One round, and with dynamic sampling another one for as long as groups teach nothing.
         while True:
             finished, late = self._wait(step, size - len(batch))
             uninformative = self._uninformative(finished)
@@ -168,12 +170,14 @@ class Flow:
                 if enough and not overdue:
                     break
                 self._something_finished.wait()
+        # The order does not depend on which question finished first: a synchronous run repeats.
         oldest = sorted(finished, key=lambda asked: (asked.version, asked.index))[:size]
         self._forget(oldest)
         return oldest, dropped
 
     def _finished(self) -> list[QuestionInFlight]:
         finished = [asked for asked in self._in_flight if asked.result.done()]
+        # A bug in one question ends the run at once, whatever the others are doing.
         for asked in finished:
             error = asked.result.exception()
             if error is not None:

@@ -83,6 +83,7 @@ class Following:
                 whole=complete,
             )
             self._count_verifier_failures(group.rollouts)
+            # A broken group is offered as lost: its batch's budget is not kept waiting for it.
             if self._resamples:
                 asked.group = group
                 await self._offer(batch, place, reference if complete else None)
@@ -96,6 +97,7 @@ class Following:
         await asked.settled.wait()
         results = await asyncio.gather(*asked.forks)
         resamples = [resample for resample in results if resample is not None]
+        # Forks start in the order of the resampler's choice; credit sees them in a fixed order.
         resamples.sort(key=lambda resample: (resample.source, resample.prefix_tokens))
         return tuple(resamples)
 
@@ -150,6 +152,7 @@ class Following:
             self._log(fault, **fields)
             return None
         assert resample is not None
+        # A budget that does not learn spares the resampler these messages.
         if self._config.budget.learns:
             self._resampler.learn(self._config.budget.outcome(group, resample))
         return resample

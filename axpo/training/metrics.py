@@ -31,10 +31,8 @@ def rollout_metrics(groups: Sequence[Group], seconds: float) -> dict[str, float]
         tool_wait_share             of the rollouts' time
         rollout_seconds_mean, _max
     """
-    rollouts = [t for group in groups for t in group.rollouts]
-    resamples = [resample for group in groups for resample in group.resamples]
-    continuations = [t for resample in resamples for t in resample.continuations]
-    everyone = rollouts + continuations
+    continuations = _continuations(groups)
+    everyone = _rollouts(groups) + continuations
     generated = sum(t.policy_tokens for t in everyone)
     fork_tokens = sum(t.policy_tokens for t in continuations)
     recovered_groups = sum(_recovered(group) for group in groups)
@@ -43,11 +41,27 @@ def rollout_metrics(groups: Sequence[Group], seconds: float) -> dict[str, float]
         "fork_tokens": float(fork_tokens),
         "recovered_groups": float(recovered_groups),
     }
+    # A number whose denominator is 0 is left out, never reported as 0.
     if seconds:
         numbers["tokens_per_second"] = generated / seconds
     if recovered_groups:
         numbers["tokens_per_recovered_group"] = fork_tokens / recovered_groups
     return numbers | _cached_share(everyone) | _times(everyone)
+
+
+def _rollouts(groups: Sequence[Group]) -> list[Trajectory]:
+    rollouts: list[Trajectory] = []
+    for group in groups:
+        rollouts += group.rollouts
+    return rollouts
+
+
+def _continuations(groups: Sequence[Group]) -> list[Trajectory]:
+    continuations: list[Trajectory] = []
+    for group in groups:
+        for resample in group.resamples:
+            continuations += resample.continuations
+    return continuations
 
 
 def _recovered(group: Group) -> bool:
@@ -89,7 +103,7 @@ def shaping_metrics(
         `reward/tool_bonus`, added to a rollout on average, and `reward/shaped`, the mean reward
         that the learner sees. Nothing without a bonus.
     """
-    rollouts = [t for group in groups for t in group.rollouts]
+    rollouts = _rollouts(groups)
     if not tool_bonus or not rollouts:
         return {}
     shaped = float(shaped_rewards(rollouts, tokens, tool_bonus).mean())

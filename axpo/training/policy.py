@@ -38,6 +38,7 @@ class Policy:
         The engines go on with the version that they have.
         """
         with self._lock:
+            # Colocated engines give their memory to the update.
             if self._colocated:
                 self._pool.sleep()
                 self._asleep = True
@@ -61,6 +62,7 @@ class Policy:
         with self._lock:
             if version is not None:
                 self.version = version
+            # Sleeping engines take back first what the weights need, then the rest for their cache.
             if self._asleep:
                 self._pool.wake("weights")
             self._send_to_all()
@@ -77,6 +79,7 @@ class Policy:
                     self._learner.send_weights(workers, self.version)
                 return
             except (RayError, TimeoutError):
+                # Sort out who is to blame: an engine that is gone now, or the learner.
                 self._pool.check()
                 if workers == self._pool.workers:
                     raise

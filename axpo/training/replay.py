@@ -74,7 +74,7 @@ def replay(run: Replaying, source: RunDirectory) -> int:
     """Train on the groups that `record` wrote, step by step, and save the last checkpoint.
 
     Args:
-        run: what is trained, and where that is written down.
+        run: what is trained.
         source: the run directory that `record` wrote.
 
     Returns:

@@ -45,6 +45,7 @@ def train_run(
     """
     task = recipe.task.load()
     ledger = _ledger(directory, first)
+    # The actors end before the Ray session does, and both before the report is written.
     with Progress(recipe.steps, first, console) as progress, ray_session(recipe):
         for reason in directory.damaged:
             progress.say(f"damaged checkpoint set aside: {reason}")
@@ -126,7 +127,7 @@ def _decode(recipe: Recipe) -> Decode:
 
 
 def _cursor(recipe: Recipe, directory: RunDirectory, first: int) -> Cursor:
-    """Return where the questions stood after step `first`.
+    """Return the state of the questions after step `first`.
 
     A checkpoint without a cursor is a replay's, or there is none at step 0: every step before had
     one batch of its own questions.

@@ -119,6 +119,7 @@ def train(run: TrainingRun, first: int = 0) -> dict[str, Any] | None:
 
 def _begin(run: TrainingRun, first: int) -> None:
     """Give the engines the learner's policy; at the start of a run, evaluate it."""
+    # The engines loaded the recipe's model. After a resume the learner holds another one.
     with run.progress.phase("sync"):
         run.actors.policy.publish(first)
     if first == 0:
@@ -158,12 +159,12 @@ def _write_down(run: TrainingRun, done: int, result: Step) -> None:
 
 
 def checkpoint(run: TrainingRun, done: int, cursor: Cursor, *, wait: bool = True) -> None:
-    """Save the learner's state after `done` steps, and where the questions then stand.
+    """Save the learner's state after `done` steps, and the state of the questions.
 
     Args:
         run: what is saved.
         done: steps that are done.
-        cursor: where the questions stand.
+        cursor: the state of the questions.
         wait: return only when the checkpoint is complete; otherwise it appears later.
     """
     learner, path = run.actors.learner, run.directory.checkpoints.path(done)
@@ -185,6 +186,7 @@ def evaluation(run: TrainingRun, done: int) -> None:
         numbers, counts = held_out(
             actors.pool, run.task, recipe.evaluation, recipe.resampler.trigger.success_above
         )
+    # What the engines counted here is not the next step's.
     actors.pool.take_stats()
     run.directory.log_held_out(done, counts)
     held_out_numbers = {f"eval/{name}": value for name, value in numbers.items()}
