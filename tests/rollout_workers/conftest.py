@@ -7,7 +7,8 @@ from rollout_workers.chat import Chat
 
 TEXTS = [
     "the digit in the red frame is seven. the larger digit is in the blue frame.",
-    '{"name": "image_zoom_in", "arguments": {"bbox_2d": [10, 20, 30, 40], "label": "red", "img_idx": 0}}',
+    '{"name": "image_zoom_in", "arguments": '
+    '{"bbox_2d": [10, 20, 30, 40], "label": "red", "img_idx": 0}}',
 ]
 
 

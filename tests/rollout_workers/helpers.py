@@ -19,6 +19,8 @@ Reply = str | Exception | float
 
 @dataclass(frozen=True)
 class Result:
+    """What a tool answers."""
+
     status: str
     text: str
     images: tuple[Pixels, ...] = ()
@@ -26,13 +28,18 @@ class Result:
 
 
 class MockEngine:
-    """Answers the i-th request with `script(i)`: a closed turn's text, an exception to raise, or seconds to hang.
+    """Answers the i-th request with `script(i)`.
 
-    A text that ends in "…" is cut by the length limit. Logprobs are -0.5 everywhere; 3 tokens of a prompt are cached.
+    A reply is a closed turn's text, an exception to raise, or seconds to hang. A text that ends in
+    "…" is cut by the length limit. Log-probabilities are -0.5 everywhere; 3 tokens of a prompt
+    are cached.
     """
 
     def __init__(self, chat: Chat, script: Callable[[int], Reply]) -> None:
-        self.chat, self.script, self.requests, self.version = chat, script, [], 0
+        self.chat = chat
+        self.script = script
+        self.requests = []
+        self.version = 0
 
     async def generate(self, prompt_ids, images, sampling):
         reply = self.script(len(self.requests))
@@ -52,12 +59,16 @@ class MockEngine:
             raise AssertionError("slept through its deadline")
         await asyncio.sleep(0)
         ids = self.chat.encode_policy(reply if reply.endswith("…") else reply + "<|im_end|>")
-        logprobs = np.full(len(ids), -0.5, np.float32)
-        return [
-            Generation(
-                ids, logprobs, None, not reply.endswith("…"), len(prompt_ids), 3, self.version
-            )
-        ] * sampling.n
+        generation = Generation(
+            token_ids=ids,
+            logprobs=np.full(len(ids), -0.5, np.float32),
+            entropies=None,
+            finished=not reply.endswith("…"),
+            prompt_tokens=len(prompt_ids),
+            cached_tokens=3,
+            policy_version=self.version,
+        )
+        return [generation] * sampling.n
 
     async def finish_weight_update(self, version):
         self.version = version
@@ -82,7 +93,10 @@ class MockTools:
     def __init__(
         self, answer: Callable[[str, dict], Result], names: tuple[str, ...] = ("zoom",)
     ) -> None:
-        self.answer, self.names, self.calls, self.earlier = answer, names, [], []
+        self.answer = answer
+        self.names = names
+        self.calls = []  # (name, arguments, number of images)
+        self.earlier = []  # of each call, the calls that it was told of
 
     async def schemas(self):
         return [

@@ -11,12 +11,13 @@ from rollout_workers.trajectory import EndReason, ObservationSegment, Question
 from tests.rollout_workers.helpers import ZOOM, MockEngine, MockTools, Result, picture, zoomed
 
 CALL = f"look\n</think>\n{ZOOM}"
-BAD = "look\n</think>\n<tool_call>zoom!</tool_call>"
+BAD_BLOCK = "<tool_call>zoom!</tool_call>"
+BAD = f"look\n</think>\n{BAD_BLOCK}"
 ANSWER = "clear\n</think>\n7"
 
 
 def play(chat, replies, answer=zoomed, **limits):
-    """Returns (response, engine, tools)."""
+    """Plays one rollout; returns (response, engine, tools)."""
     engine, tools = MockEngine(chat, lambda i: replies[i]), MockTools(answer)
     defaults = {"max_turns": 3, "max_turn_tokens": 64, "max_calls_per_turn": 1, "deadline_s": 20.0}
     scene = Scene(
@@ -38,9 +39,8 @@ def seed(turn, part):
 
 
 def observation(chat, response, index=0):
-    return chat.decode(
-        [s for s in response.segments if isinstance(s, ObservationSegment)][index].token_ids
-    )
+    observations = [s for s in response.segments if isinstance(s, ObservationSegment)]
+    return chat.decode(observations[index].token_ids)
 
 
 def test_call_observe_answer(chat):
@@ -52,13 +52,10 @@ def test_call_observe_answer(chat):
         (2, 101, 0.7),
         (3, 102, 0.7),
     ]
-    assert (
-        response.stats.tool_calls,
-        response.stats.tool_failures,
-        response.stats.cached_tokens,
-    ) == (2, 0, 3)
-    assert response.stats.tools == ("zoom", "zoom")
-    assert response.stats.prompt_tokens == len(engine.requests[0]["ids"])
+    stats = response.stats
+    assert (stats.tool_calls, stats.tool_failures, stats.cached_tokens) == (2, 0, 3)
+    assert stats.tools == ("zoom", "zoom")
+    assert stats.prompt_tokens == len(engine.requests[0]["ids"])
 
 
 def test_every_request_extends_the_one_before_token_by_token(chat):
@@ -87,9 +84,8 @@ def test_each_segment_carries_the_version_it_was_sampled_under(chat):
         temperature=1.0,
     )
     response = asyncio.run(Rollout(scene, seed).play())
-    assert [
-        s.policy_version for s in response.segments if not isinstance(s, ObservationSegment)
-    ] == [0, 4]
+    sampled = [s for s in response.segments if not isinstance(s, ObservationSegment)]
+    assert [segment.policy_version for segment in sampled] == [0, 4]
 
 
 def test_no_answer_without_closing_the_thinking(chat):
@@ -105,17 +101,13 @@ def test_a_malformed_call_is_answered_and_the_rollout_goes_on(chat):
 
 
 def test_calls_over_the_limit_are_answered_and_not_run(chat):
-    response, _, tools = play(
-        chat, [f"</think>{BAD[BAD.index('<tool_call>') :]}{ZOOM}{ZOOM}", ANSWER]
-    )
+    response, _, tools = play(chat, [f"</think>{BAD_BLOCK}{ZOOM}{ZOOM}", ANSWER])
     assert len(tools.calls) == 1
     text = observation(chat, response)
     assert text.count("<tool_response>") == 3
-    assert (
-        text.index("malformed call")
-        < text.index("zoomed.")
-        < text.index("not run: at most 1 tool call a turn")
-    )
+    said = ["malformed call", "zoomed.", "not run: at most 1 tool call a turn"]
+    places = [text.index(part) for part in said]
+    assert places == sorted(places)
     assert (response.stats.tool_calls, response.stats.tool_failures) == (3, 2)
 
 
@@ -123,12 +115,13 @@ def test_a_tool_learns_the_calls_before_it(chat):
     second = ZOOM.replace("[1, 2]", "[3]")
     _, _, tools = play(
         chat,
-        [f"</think>{BAD[BAD.index('<tool_call>') :]}{ZOOM}{second}{ZOOM}", CALL, ANSWER],
+        [f"</think>{BAD_BLOCK}{ZOOM}{second}{ZOOM}", CALL, ANSWER],
         lambda *_: Result("tool_error", "no"),
         max_calls_per_turn=2,
     )
     first_two = [("zoom", {"box": [1, 2]}, 1), ("zoom", {"box": [3]}, 1)]
-    # Blocks that were no call, or over the limit, were not run. Those of one turn know each other in order.
+    # Blocks that were no call, or over the limit, were not run. The calls of one turn are told of
+    # each other as if they had run in order.
     assert tools.earlier == [[], first_two[:1], first_two]
 
 
@@ -143,11 +136,8 @@ def test_a_name_that_the_policy_made_up_is_no_tool_that_ran(chat):
         chat, [CALL.replace("zoom", "wythong"), CALL, ANSWER], lambda *_: Result("tool_error", "no")
     )
     assert [call[0] for call in tools.calls] == ["wythong", "zoom"]
-    assert (response.stats.tool_calls, response.stats.tool_failures, response.stats.tools) == (
-        2,
-        2,
-        ("zoom",),
-    )
+    stats = response.stats
+    assert (stats.tool_calls, stats.tool_failures, stats.tools) == (2, 2, ("zoom",))
 
 
 def test_ends(chat):
@@ -187,10 +177,7 @@ def test_distinct_calls_end_at_the_closing_tag_and_one_cut_short_differs_from_al
     one, other = '{"a": 1}</tool_call>', '{"a": 2}</tool_call>'
     assert distinct_calls([generation(one), generation(one + "\nmore")], chat.tokens) == 1
     assert distinct_calls([generation(one), generation(other), generation(one)], chat.tokens) == 2
-    assert (
-        distinct_calls([generation('{"a"'), generation('{"a"')], chat.tokens) == 1
-    )  # never closed, and the same
-    assert (
-        distinct_calls([generation('{"a"', cut=True), generation('{"a"', cut=True)], chat.tokens)
-        == 2
-    )
+    never_closed = [generation('{"a"'), generation('{"a"')]
+    assert distinct_calls(never_closed, chat.tokens) == 1
+    cut = [generation('{"a"', cut=True), generation('{"a"', cut=True)]
+    assert distinct_calls(cut, chat.tokens) == 2

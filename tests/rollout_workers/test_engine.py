@@ -1,4 +1,7 @@
-"""Rollout workers on real vLLM in a Ray actor. One engine serves the tests in file order; the last ones end it."""
+"""Rollout workers on real vLLM in a Ray actor.
+
+One engine serves the tests in file order; the last ones end it.
+"""
 
 import os
 import time
@@ -15,13 +18,14 @@ from rollout_workers.logprobs import logprob_table
 from rollout_workers.pool import RolloutPool
 from rollout_workers.segments import turn_index
 from rollout_workers.settings import ForkRequest, WorkerSettings
-from rollout_workers.trajectory import EndReason, PolicySegment, Question
+from rollout_workers.trajectory import BAN_BIAS, EndReason, PolicySegment, Question
 from tests.rollout_workers.helpers import Result, picture
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 BLOCK = 32
-# The engine's parameters: 4 layers x (qkv, o, q norm, k norm, gate_up, down, 2 norms), embedding, tied head, final norm; in the vision
-# tower 4 blocks x 12, merger and deepstack merger 6 each, patch embedding 2, position embedding
+# The engine's parameters: 4 layers x (qkv, o, q norm, k norm, gate_up, down, 2 norms), embedding,
+# tied head, final norm; in the vision tower 4 blocks x 12, merger and deepstack merger 6 each,
+# patch embedding 2, position embedding.
 PARAMETERS = 4 * 8 + 3 + 4 * 12 + 2 * 6 + 2 + 1
 ENGINE = EngineConfig(
     dtype="float32",
@@ -163,15 +167,13 @@ def fork(worker, step):
 
 def test_a_fork_continues_from_the_engines_cache(worker):
     source, resample, tokens, cached = fork(worker, step=3)
-    print(
-        f"\nfork: {cached} of {tokens} prefix tokens cached = {cached / tokens:.0%}; whole blocks allow {(tokens - 1) // BLOCK * BLOCK}"
-    )
-    assert cached == (tokens - 1) // BLOCK * BLOCK
+    in_whole_blocks = (tokens - 1) // BLOCK * BLOCK
+    print(f"\nfork: {cached} of {tokens} prefix tokens cached, whole blocks: {in_whole_blocks}")
+    assert cached == in_whole_blocks
     assert cached / tokens >= 0.8
     prefix = resample.prefix_tokens
-    assert (
-        tokens == len(source.prompt_ids) + prefix + 15
-    )  # 128 x 128 pixels: 16 features for one placeholder
+    # 128 x 128 pixels: 16 features for one placeholder.
+    assert tokens == len(source.prompt_ids) + prefix + 15
     assert len({c.response_ids.tobytes() for c in resample.continuations}) == 4
     for k, c in enumerate(resample.continuations):
         assert c.fork.index == k
@@ -227,7 +229,10 @@ def test_one_wrong_element_is_found(worker, new_weights, tmp_path):
 
 
 def test_logprobs_are_those_of_hugging_face(worker, new_weights, model, chat):
-    """After an update, on the same tokens, in float32: bans first, then temperature, as the learner has it."""
+    """After an update, on the same tokens, in float32.
+
+    Bans come first, then temperature, as in the learner.
+    """
     from PIL import Image
     from transformers import AutoImageProcessor, Qwen3VLForConditionalGeneration
 
@@ -251,7 +256,7 @@ def test_logprobs_are_those_of_hugging_face(worker, new_weights, model, chat):
                 .logits[0]
                 .float()
             )
-        logits[:, list(chat.tokens.banned)] -= 100
+        logits[:, list(chat.tokens.banned)] += BAN_BIAS
         logprobs = (
             (logits / CONFIG.temperature).log_softmax(-1)[:-1].gather(1, ids[0, 1:, None])[:, 0]
         )
@@ -269,7 +274,11 @@ def test_the_context_limit_is_an_end(worker):
 
 
 def test_prompts_are_prefilled_whole_and_one_process_has_scheduler_and_model(worker):
-    """On a CPU vLLM dies of requests with a seed whose prompt it prefills in chunks, and a process of the model alone costs a core."""
+    """Why both matter on a CPU.
+
+    vLLM dies of requests with a seed whose prompt it prefills in chunks, and a process of the model
+    alone costs a core.
+    """
     assert get(worker.__ray_call__.remote(_chunked_prefill)) is False
     names = [process.name() for process in engine_processes(worker)]
     assert [name for name in names if "EngineCore" in name]
@@ -281,7 +290,10 @@ def _chunked_prefill(worker) -> bool:
 
 
 def test_outputs_that_vllm_merged_hold_the_same_logprobs():
-    """It merges them where the consumer lags, through dictionaries: a sampled token among the largest is then there once, not twice."""
+    """It merges them when the consumer lags, through dictionaries.
+
+    A sampled token among the largest is then there once, not twice.
+    """
     from itertools import repeat
 
     from vllm.logprobs import FlatLogprobs
@@ -324,8 +336,12 @@ def test_a_dead_engine_is_a_typed_end(worker):
 
 
 def test_a_refused_update_and_a_killed_actor(cluster, model, new_weights, tmp_path):
-    """A second engine: an update without all parameters is refused; a killed actor leaves no engine process."""
-    worker = start(model).workers[0]
+    """On a second engine.
+
+    An update without all parameters is refused; a killed actor leaves no engine process.
+    """
+    second = start(model)
+    worker = second.workers[0]
     get(worker.init_weight_transfer.remote({}))
     get(worker.start_weight_update.remote())
     get(
@@ -345,6 +361,7 @@ def test_a_refused_update_and_a_killed_actor(cluster, model, new_weights, tmp_pa
     while time.monotonic() < deadline and any(map(alive, processes)):
         time.sleep(0.1)
     assert not [p for p in processes if alive(p)]
+    second.shutdown()  # else it would go on replacing its worker
 
 
 def alive(process: psutil.Process) -> bool:

@@ -1,4 +1,7 @@
-"""In-flight updates, updates cut in the middle, and lost engines, on real vLLM. One pool serves the tests in file order."""
+"""In-flight updates, updates cut in the middle, and lost engines, on real vLLM.
+
+One pool serves the tests in file order.
+"""
 
 import os
 import signal
@@ -11,7 +14,7 @@ import pytest
 
 from rollout_workers.pool import RolloutPool
 from rollout_workers.settings import ForkRequest, WorkerSettings
-from rollout_workers.trajectory import EndReason, ObservationSegment, Question
+from rollout_workers.trajectory import EndReason, ObservationSegment, Question, Trajectory
 from tests.rollout_workers.helpers import picture
 from tests.rollout_workers.test_engine import (
     CONFIG,
@@ -49,6 +52,12 @@ def update(worker, buckets, version):
     return get(worker.finish_weight_update.remote(version))
 
 
+def versions_of(trajectory: Trajectory) -> list[int]:
+    """The policy versions of a trajectory's policy segments."""
+    segments = [s for s in trajectory.segments if not isinstance(s, ObservationSegment)]
+    return [segment.policy_version for segment in segments]
+
+
 def tokens(group) -> list[list[int]]:
     return [t.response_ids.tolist() for t in group.rollouts]
 
@@ -57,10 +66,8 @@ def test_a_killed_worker_is_replaced_and_its_rollouts_are_the_same(pool):
     """The seeds decide: not even the tokens differ from a run without the fault."""
     (expected,) = pool.rollout([QUESTION], step=7)
     worker = pool.workers[0]
-    pid, engines = (
-        get(worker.__ray_call__.remote(lambda self: os.getpid())),
-        engine_processes(worker),
-    )
+    pid = get(worker.__ray_call__.remote(lambda self: os.getpid()))
+    engines = engine_processes(worker)
     future = pool.run(pool.group(QUESTION, 7))
     deadline = time.monotonic() + 60
     while not get(worker.engine_stats.remote())["running"]:
@@ -93,15 +100,11 @@ def test_an_update_cuts_turns_and_the_next_policy_goes_on(pool, new_weights, tmp
         assert time.monotonic() < deadline
     time.sleep(0.5)
     begun = time.monotonic()
-    assert (
-        update(worker, halves({k: v * 0.9 for k, v in new_weights.items()}, tmp_path / "2"), 2) == 2
-    )
+    scaled = {name: tensor * 0.9 for name, tensor in new_weights.items()}
+    assert update(worker, halves(scaled, tmp_path / "2"), 2) == 2
     paused = time.monotonic() - begun
     group, _ = future.result(300)
-    versions = [
-        [s.policy_version for s in t.segments if not isinstance(s, ObservationSegment)]
-        for t in group.rollouts
-    ]
+    versions = [versions_of(trajectory) for trajectory in group.rollouts]
     print(f"\nupdate in {paused:.2f} s; versions of the segments: {versions}")
     assert [1, 2] in [v[:2] for v in versions]  # a turn begun by version 1 and ended by 2
     for t in group.rollouts:
@@ -112,11 +115,10 @@ def test_an_update_cuts_turns_and_the_next_policy_goes_on(pool, new_weights, tmp
             EndReason.MALFORMED_CALL,
         )
         assert (t.logprobs[t.policy_mask] < 0).all()
-        assert (
-            len(t.segments[0].token_ids)
-            + (len(t.segments[1].token_ids) if versions[t.rollout][:2] == [1, 2] else 0)
-            <= 400
-        )
+        first_turn = len(t.segments[0].token_ids)
+        if versions[t.rollout][:2] == [1, 2]:
+            first_turn += len(t.segments[1].token_ids)
+        assert first_turn <= 400
 
 
 def test_an_update_cut_in_the_middle_is_forgotten(pool, new_weights, tmp_path):
@@ -129,12 +131,7 @@ def test_an_update_cut_in_the_middle_is_forgotten(pool, new_weights, tmp_path):
     assert update(worker, buckets, 3) == 3
     assert [get(worker.differing_weights.remote(bucket)) for bucket in buckets] == [[], []]
     group, _ = held_back.result(120)
-    assert {
-        s.policy_version
-        for t in group.rollouts
-        for s in t.segments
-        if not isinstance(s, ObservationSegment)
-    } == {3}
+    assert {version for t in group.rollouts for version in versions_of(t)} == {3}
 
 
 def test_forks_of_one_engine_come_from_its_cache(pool):
@@ -148,9 +145,6 @@ def test_forks_of_one_engine_come_from_its_cache(pool):
     stats = resample.continuations[0].stats
     assert stats.cached_tokens == (stats.prompt_tokens - 1) // 32 * 32
     assert len({c.response_ids.tobytes() for c in resample.continuations}) == 3
-    assert all(
-        np.array_equal(
-            c.response_ids[: resample.prefix_tokens], source.response_ids[: resample.prefix_tokens]
-        )
-        for c in resample.continuations
-    )
+    prefix = source.response_ids[: resample.prefix_tokens]
+    for continuation in resample.continuations:
+        assert np.array_equal(continuation.response_ids[: len(prefix)], prefix)

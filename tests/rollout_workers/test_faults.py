@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 
+from rollout_workers.config import RolloutConfig
 from rollout_workers.faults import POINTS, Fault, FaultPlan, InjectedFault
 from rollout_workers.settings import WorkerSettings
 from rollout_workers.trajectory import EndReason
@@ -28,20 +29,16 @@ def test_a_fault_happens_at_its_visit_to_its_worker_and_only_then():
 
 
 def test_a_seeded_plan_is_the_same_every_time():
-    assert (
-        FaultPlan.seeded(7, workers=3, count=5).faults
-        == FaultPlan.seeded(7, workers=3, count=5).faults
-    )
-    assert {
-        fault.point for seed in range(20) for fault in FaultPlan.seeded(seed, 3, 5).faults
-    } == set(POINTS)
+    first, again = (FaultPlan.seeded(7, workers=3, count=5) for _ in range(2))
+    assert first.faults == again.faults
+    plans = [FaultPlan.seeded(seed, workers=3, count=5) for seed in range(20)]
+    points = {fault.point for plan in plans for fault in plan.faults}
+    assert points == set(POINTS)
     with pytest.raises(ValueError, match="no fault points named"):
         FaultPlan([Fault(0, "moon", 1, "kill")])
 
 
 def group(model, *faults, replies=(CALL, ANSWER, CALL, ANSWER), **config):
-    from rollout_workers.config import RolloutConfig
-
     replies = iter(replies)  # one rollout after the other
     config = RolloutConfig(
         **{"n": 2, "deadline_s": 0.3, "concurrency": 1, "concurrency_min": 1} | config
@@ -59,14 +56,13 @@ def group(model, *faults, replies=(CALL, ANSWER, CALL, ANSWER), **config):
 
 @pytest.mark.parametrize("kind", ["raise", "hang"])
 def test_one_request_that_fails_or_hangs_is_sampled_again(model, kind):
-    assert [(t.end, t.reward) for t in group(model, Fault(0, "turn", 1, kind)).rollouts] == [
-        (EndReason.ANSWERED, 1.0)
-    ] * 2
+    rollouts = group(model, Fault(0, "turn", 1, kind)).rollouts
+    assert [(t.end, t.reward) for t in rollouts] == [(EndReason.ANSWERED, 1.0)] * 2
 
 
 def test_a_tool_that_never_returns_is_cut_at_the_deadline_and_is_nobodys_fault(model):
     hangs = [Fault(0, "tool", visit, "hang") for visit in (1, 2)]
-    cut, whole = group(model, *hangs, replies=[CALL, CALL, CALL, ANSWER]).rollouts
+    cut, complete = group(model, *hangs, replies=[CALL, CALL, CALL, ANSWER]).rollouts
     assert (cut.end, cut.reward) == (EndReason.DEADLINE, None)
-    assert (whole.end, whole.reward) == (EndReason.ANSWERED, 1.0)
+    assert (complete.end, complete.reward) == (EndReason.ANSWERED, 1.0)
     assert ZOOM in worker_chat(model).decode(cut.response_ids)

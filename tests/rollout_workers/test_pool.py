@@ -1,8 +1,13 @@
-"""Spreading questions over workers, and what happens when one is lost, with mock actors on a real Ray."""
+"""Spreading questions over workers, and what happens when one is lost.
+
+The workers are mock actors on a real Ray.
+"""
 
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 import time
 from dataclasses import replace
 
@@ -31,7 +36,10 @@ TOKENS = SpecialTokens(*range(9))
 
 
 class MockWorker:
-    """Takes `info["seconds"]` for a question. Worker 0 does what `info["fault"]` says; the one that replaces it is spared."""
+    """Takes `info["seconds"]` for a question.
+
+    Worker 0 does what `info["fault"]` says; the one that replaces it is spared.
+    """
 
     def __init__(self, index, settings):
         self.index, self.verify, self.ill = index, settings.verify, False
@@ -111,6 +119,10 @@ class MockWorker:
         pass
 
 
+def reward(question, answer):
+    return 1.0
+
+
 @pytest.fixture
 def make(cluster):
     """Makes pools; their events are in `pool.events`."""
@@ -123,7 +135,7 @@ def make(cluster):
             | config
         )
         made = RolloutPool(
-            WorkerSettings(model, config, None, lambda q, a: 1.0, run_seed=0),
+            WorkerSettings(model, config, None, reward, run_seed=0),
             actor_class=MockWorker,
             log=lambda event, **fields: events.append((event, fields)),
         )
@@ -245,15 +257,23 @@ def test_forks_go_home_unless_it_is_overloaded_or_gone(make):
     pool._fleet.serving.sort(key=lambda worker: worker.id)
     MockWorker.verify = staticmethod(lambda question, answer: 0.0)
     assert homes(pool.run(forks(0.0, 1)).result(30)) == [True]
-    # Home has slots for three forks; the fourth would bring it to 16, more than 1.25 times the mean (6) plus itself, and goes away ...
+    # Home has slots for three forks. The fourth would bring it to 16, more than 1.25 times the mean
+    # (6) plus itself, and goes away ...
     at_once = homes(pool.run(forks(0.5, 8)).result(30))
     assert at_once[:4] == [True, True, True, False]
-    assert (
-        at_once.count(True) > 3
-    )  # ... but as the other fills up, home takes more than it has slots
+    # ... but as the other fills up, home takes more than it has slots.
+    assert at_once.count(True) > 3
     ray.kill(pool.workers[1])
     assert homes(pool.run(forks(0.0, 1)).result(60)) == [False]
     assert pool.take_stats()["forks_home_share"] < 1
+
+
+@pytest.mark.parametrize("again", [[], ["again"]], ids=["alone", "before another session"])
+def test_a_pool_that_outlives_its_ray_session_stops_and_prints_nothing(again):
+    """It once started a Ray session of its own, and printed a traceback as the process ended."""
+    command = [sys.executable, "-m", "tests.rollout_workers.outlive", *again]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "ended\n", "")
 
 
 def test_nothing_is_left_behind(make):

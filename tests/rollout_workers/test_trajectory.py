@@ -1,4 +1,7 @@
-"""What is derived from a trajectory: masks, turns, spans. Ids by hand: 1 think_close, 2 open, 3 close, 4 im_end."""
+"""What is derived from a trajectory: masks, turns, spans.
+
+Ids are written by hand: 1 is think_close, 2 call_open, 3 call_close, 4 im_end.
+"""
 
 import numpy as np
 import pytest

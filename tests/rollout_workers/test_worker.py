@@ -6,11 +6,12 @@ import threading
 import numpy as np
 import pytest
 
+from rollout_workers.chat import Chat
 from rollout_workers.config import RolloutConfig
 from rollout_workers.interfaces import EngineFailure
 from rollout_workers.seeds import Seeds
 from rollout_workers.settings import ForkRequest, WorkerSettings
-from rollout_workers.trajectory import EndReason, tool_call_spans, turns
+from rollout_workers.trajectory import EndReason, ForkPoint, tool_call_spans, turns
 from rollout_workers.worker import RolloutWorker
 from tests.rollout_workers.helpers import ZOOM, MockEngine, MockTools, question, zoomed
 
@@ -23,7 +24,7 @@ def right(question, answer):
 
 
 def start(model, script, verify=right, **config):
-    """Returns (worker, its engine)."""
+    """Starts a worker on a scripted engine; returns (worker, its engine)."""
     engines = []
 
     def factory(model, config, tokens, *, seed, want_entropies):
@@ -45,22 +46,17 @@ def first_call(source, tokens, k, **options):
 
 
 def worker_chat(model):
-    from rollout_workers.chat import Chat
-
     return Chat.load(model)
 
 
 def test_a_group_is_scored_and_knows_its_worker(model):
     worker, engine = start(model, lambda i: [ANSWER, "clear\n</think>\n8", ANSWER][i])
     group = asyncio.run(worker.rollout(question(), n=3, step=5, temperature=0.25))
-    assert (group.worker, [t.rollout for t in group.rollouts], group.rewards.tolist()) == (
-        1,
-        [0, 1, 2],
-        [1, 0, 1],
-    )
-    assert [r["seed"] for r in engine.requests] == [
-        Seeds(9, 5, "q1", i).of_turn(0) for i in range(3)
-    ]
+    assert group.worker == 1
+    assert [t.rollout for t in group.rollouts] == [0, 1, 2]
+    assert group.rewards.tolist() == [1, 0, 1]
+    seeds = [Seeds(9, 5, "q1", i).of_turn(0) for i in range(3)]
+    assert [r["seed"] for r in engine.requests] == seeds
     assert {r["temperature"] for r in engine.requests} == {0.25}
 
 
@@ -85,7 +81,10 @@ def test_an_evaluation_has_tools_that_training_does_not_know(model):
 
 def test_a_tool_is_out_of_service_for_some_steps_and_never_in_evaluations(model):
     def script(i):
-        return ANSWER if i % 2 else ZOOM.removeprefix("<tool_call>") if i == 10 else CALL
+        if i % 2:
+            return ANSWER
+        opened = i == 10  # the first turn of the fork
+        return ZOOM.removeprefix("<tool_call>") if opened else CALL
 
     worker, engine = start(model, script, outages={"zoom": [[2, 3]], "search": [[1, 9]]})
 
@@ -101,20 +100,13 @@ def test_a_tool_is_out_of_service_for_some_steps_and_never_in_evaluations(model)
 
     rollouts = asyncio.run(play())
     said = [engine.chat.decode(t.response_ids) for t in rollouts]
-    assert ["zoom is unavailable at present." in text for text in said] == [
-        False,
-        True,
-        True,
-        False,
-        False,
-        True,
-    ]
+    refused = ["zoom is unavailable at present." in text for text in said]
+    assert refused == [False, True, True, False, False, True]
     assert [t.stats.tools for t in rollouts] == [("zoom",), (), (), ("zoom",), ("zoom",), ()]
     assert len(worker._tools.calls) == 2
     # Nobody's fault: the rollout goes on and is scored.
-    assert {(t.stats.tool_calls, t.stats.tool_failures, t.end, t.reward) for t in rollouts} == {
-        (1, 0, EndReason.ANSWERED, 1.0)
-    }
+    assert {(t.stats.tool_calls, t.stats.tool_failures) for t in rollouts} == {(1, 0)}
+    assert {(t.end, t.reward) for t in rollouts} == {(EndReason.ANSWERED, 1.0)}
 
 
 def test_an_infrastructure_failure_is_run_again_with_the_same_seeds(model):
@@ -144,11 +136,8 @@ def test_after_all_retries_there_is_no_reward(model):
 def test_a_verifier_that_fails_gives_no_reward(model, verify, fault):
     worker, _ = start(model, lambda i: ANSWER, verify=verify, verify_s=0.05)
     (trajectory, _) = asyncio.run(worker.rollout(question(), n=2, step=0)).rollouts
-    assert (trajectory.end, trajectory.reward, trajectory.answer) == (
-        EndReason.VERIFIER_FAILURE,
-        None,
-        "7",
-    )
+    assert trajectory.end is EndReason.VERIFIER_FAILURE
+    assert (trajectory.reward, trajectory.answer) == (None, "7")
     assert trajectory.stats.fault.startswith(fault.strip())
 
 
@@ -198,16 +187,11 @@ def test_a_fork_continues_its_source(model):
     assert np.array_equal(request["ids"], [*source.prompt_ids, *source.response_ids[:prefix]])
     assert request["ids"][-1] == tokens.call_open
     assert request["seed"] == Seeds(9, 5, "q1", 0, (prefix, 0)).of_turn(0)
-    assert [r["seed"] for r in engine.requests[3:]] == [
-        Seeds(9, 5, "q1", 0, (prefix, k)).of_turn(1) for k in (0, 1)
-    ]
-    assert [
-        (c.fork.source, c.fork.index, c.fork.prefix_tokens, c.reward)
-        for c in resample.continuations
-    ] == [
-        (0, 0, prefix, 0.0),
-        (0, 1, prefix, 1.0),
-    ]
+    later_seeds = [Seeds(9, 5, "q1", 0, (prefix, k)).of_turn(1) for k in (0, 1)]
+    assert [r["seed"] for r in engine.requests[3:]] == later_seeds
+    points = [continuation.fork for continuation in resample.continuations]
+    assert points == [ForkPoint(0, 0, prefix), ForkPoint(0, 1, prefix)]
+    assert [continuation.reward for continuation in resample.continuations] == [0.0, 1.0]
     for continuation in resample.continuations:
         assert np.array_equal(continuation.response_ids[:prefix], source.response_ids[:prefix])
         assert len(turns(continuation)) == 2
@@ -249,21 +233,15 @@ def test_continuations_from_the_prompt_or_after_an_observation(model):
         )
 
     source, observed, fresh, later = asyncio.run(run())
+    from_prompt, from_observation = engine.requests[2:4]
     assert [c.reward for c in (*fresh.continuations, *later.continuations)] == [1, 1, 0, 0]
-    assert engine.requests[2]["ids"].tolist() == source.prompt_ids.tolist()
-    assert (
-        engine.requests[2]["seed"]
-        == Seeds(9, 5, "q1", 0, (0, 0)).of_turn(0)
-        != engine.requests[0]["seed"]
-    )  # no copy of its source
-    assert engine.requests[3]["ids"].tolist() == [
-        *source.prompt_ids,
-        *source.response_ids[:observed],
-    ]
-    assert (engine.requests[3]["images"], engine.requests[3]["seed"]) == (
-        2,
-        Seeds(9, 5, "q1", 0, (observed, 0)).of_turn(1),
-    )
+    assert from_prompt["ids"].tolist() == source.prompt_ids.tolist()
+    assert from_prompt["seed"] == Seeds(9, 5, "q1", 0, (0, 0)).of_turn(0)
+    assert from_prompt["seed"] != engine.requests[0]["seed"]  # no copy of its source
+    kept = [*source.prompt_ids, *source.response_ids[:observed]]
+    assert from_observation["ids"].tolist() == kept
+    assert from_observation["images"] == 2
+    assert from_observation["seed"] == Seeds(9, 5, "q1", 0, (observed, 0)).of_turn(1)
     assert [len(turns(c)) for c in (fresh.continuations[0], later.continuations[0])] == [1, 2]
 
 
@@ -271,7 +249,8 @@ def test_a_fork_tells_tools_the_calls_of_its_prefix_and_no_others(model):
     def box(n):
         return f'{{"name": "zoom", "arguments": {{"box": [{n}]}}}}</tool_call>'
 
-    # The source zooms at 1, 2 and 3. Forked at its second call, one continuation zooms at 4 and then at 5, the other answers.
+    # The source zooms at 1, 2 and 3. Forked at its second call, the continuation zooms at 4 and
+    # then at 5.
     replies = [
         *(f"look\n</think>\n<tool_call>{box(n)}" for n in (1, 2, 3)),
         ANSWER,
