@@ -161,7 +161,7 @@ def test_an_older_runs_recipe_says_what_has_moved(tmp_path, monkeypatch, capsys)
     RunDirectory.create("old", recipe, tmp_path).close()
     run = tmp_path / "old"
     line = refused(["train", "-", "--resume", str(run)], monkeypatch, capsys)
-    moved = "learner.temperature: left out: the learner takes rollout.temperature"
+    moved = "learner.temperature: leave it out: the learner takes rollout.temperature"
     assert line == f"error {run}/recipe.yaml: {moved}"
 
 
