@@ -25,8 +25,8 @@ ALSO_WITHOUT_FORKS = (
 )
 """Settings of resampling and credit that a recipe with `algorithm: grpo` may change.
 
-The same recipe is run with both algorithms, to compare them: how many forks AXPO makes, and in
-which order, is no matter to GRPO. Every other setting says that the user expects forks."""
+The same recipe is run with both algorithms, to compare them. GRPO ignores how many forks AXPO would
+make, and in which order. Whoever changes another setting expects forks."""
 
 
 class Recipe(Section):
@@ -229,7 +229,7 @@ class Recipe(Section):
             )
 
     def _check_credit(self) -> None:
-        # What a place means for credit is the place's to say, also if it is the user's own.
+        # The fork place says itself what it means for credit, so a user's own place is checked too.
         place, settings = self.resampler.fork_at, self.learner.credit
         if place.joins_group and not settings.joined:
             raise ValueError(
@@ -300,7 +300,7 @@ def _settings(section: BaseModel, path: str) -> Iterator[tuple[str, Any]]:
 
 def _at(place: tuple[str | int, ...], error: ValidationError) -> ValidationError:
     """Return the error with the place of its section in front of each fault's place."""
-    # A type of one's own keeps the name and the words that the fault has already.
+    # A custom error keeps the type and the message of the fault as they are.
     faults = [
         InitErrorDetails(
             type=PydanticCustomError(fault["type"], "{message}", {"message": fault["msg"]}),

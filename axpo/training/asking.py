@@ -33,8 +33,8 @@ class Asking:
 
     def ask(self, count: int, version: int) -> list[QuestionInFlight]:
         """Start `count` questions, begun by policy `version`, in batches of at most one step."""
-        # Ahead of an asynchronous run more than one step is asked at a time. A budget is always
-        # that of one step's questions.
+        # An asynchronous run asks the questions of several steps at once. A budget is always for
+        # the questions of one step.
         indices = [self._take_index() for _ in range(count)]
         asked: list[QuestionInFlight] = []
         for start in range(0, len(indices), self._batch_size):

@@ -115,7 +115,7 @@ class Flow:
         batch: list[QuestionInFlight] = []
         stale: list[QuestionInFlight] = []
         set_aside: list[QuestionInFlight] = []
-        # One round, and with dynamic sampling another one for as long as groups teach nothing.
+        # One round; with dynamic sampling another one for as long as groups teach nothing.
         while True:
             finished, late = self._wait(step, size - len(batch))
             uninformative = self._uninformative(finished)
@@ -157,7 +157,8 @@ class Flow:
         with self._something_finished:
             while True:
                 finished = self._finished()
-                # By the same look: a question that finishes in between is overdue until the next.
+                # Both lists are of one moment. A question that finishes right now stays overdue,
+                # and is among the finished ones in the next round.
                 overdue = self._overdue(step, finished)
                 enough = len(finished) >= min(size, len(self._in_flight))
                 if enough and self._recipe.stale == "drop":

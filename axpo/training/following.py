@@ -62,8 +62,8 @@ class Following:
         self._pool = pool
         self._resampler = resampler
         self._log = log
-        # The loop keeps only weak references to tasks.
-        self._last_words: set[asyncio.Task[None]] = set()
+        # Kept here because the loop keeps only weak references to its tasks.
+        self._late_offers: set[asyncio.Task[None]] = set()
 
     def start(self, batch: Batch, place: int) -> Future[Group | None]:
         """Start one question of a batch. The result is None if infrastructure broke it."""
@@ -80,10 +80,10 @@ class Following:
                 question=asked.question.id,
                 batch=batch.number,
                 worker=group.worker,
-                whole=complete,
+                complete=complete,
             )
             self._count_verifier_failures(group.rollouts)
-            # A broken group is offered as lost: its batch's budget is not kept waiting for it.
+            # A broken group is offered as lost, so that its batch's budget does not wait for it.
             if self._resamples:
                 asked.group = group
                 await self._offer(batch, place, reference if complete else None)
@@ -109,9 +109,9 @@ class Following:
             fork.cancel()
         # The others of the batch must not wait for a question that will never be there.
         if self._resamples and not asked.offered:
-            last_word = asyncio.create_task(self._offer(batch, place, None))
-            self._last_words.add(last_word)
-            last_word.add_done_callback(self._last_words.discard)
+            late_offer = asyncio.create_task(self._offer(batch, place, None))
+            self._late_offers.add(late_offer)
+            late_offer.add_done_callback(self._late_offers.discard)
 
     async def _offer(self, batch: Batch, place: int, group: ObjectRef | None) -> None:
         """Tell the resampler of a question's rollouts, and start the forks that it asks for.

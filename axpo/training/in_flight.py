@@ -32,13 +32,13 @@ class QuestionInFlight:
 
     @property
     def complete(self) -> bool:
-        """Whether its group is there, with its forks."""
+        """Return whether its group is there, with its forks."""
         result = self.result
         return result.done() and result.exception() is None and result.result() is not None
 
     @property
     def uninformative(self) -> bool:
-        """Whether its group is there and teaches nothing."""
+        """Return whether its group is there and teaches nothing."""
         return self.complete and not informative(self.finished_group)
 
     @property

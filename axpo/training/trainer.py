@@ -22,10 +22,10 @@ from axpo.record.summary import write_summary
 from axpo.tasks import Task
 from axpo.training.actors import Actors
 from axpo.training.cursor import Cursor
+from axpo.training.due import Due, End
 from axpo.training.flow import Flow, Taken
 from axpo.training.metrics import batch_metrics, rollout_metrics, shaping_metrics, tool_metrics
 from axpo.training.progress import Progress
-from axpo.training.schedule import End, Schedule
 from axpo.training.stop import StopRequest
 from learner.credit import TrainItem, credit
 from rollout_workers.fleet import WorkersFailed
@@ -91,21 +91,21 @@ def train(run: TrainingRun, first: int = 0) -> dict[str, Any] | None:
         AxpoError: too many rollout workers were lost (the run can be resumed from a checkpoint of
             the last complete step), or `learner.max_skipped` updates in a row were not finite.
     """
-    schedule = Schedule(run.recipe, StopRequest())
+    due = Due(run.recipe, StopRequest())
     _begin(run, first)
     for step in range(first, run.recipe.steps):
         result = _train_step_or_save(run, step, first)
         done = step + 1
         _write_down(run, done, result)
-        if schedule.evaluation(done):
+        if due.evaluation(done):
             evaluation(run, done)
-        end = schedule.end(done, result.update)
-        if schedule.checkpoint(done, end):
+        end = due.end(done, result.update)
+        if due.checkpoint(done, end):
+            # The last checkpoint is waited for: nothing would be there to finish it.
             wait = end is not None or not run.recipe.checkpoint_async
             checkpoint(run, done, run.flow.cursor, wait=wait)
             run.directory.prune_checkpoints(run.recipe.keep_checkpoints)
-        run.directory.log_metrics(done, run.progress.timer.take())
-        run.progress.step(done, run.directory.metrics()[-1])
+        _end_step(run, done)
         if end is End.NOT_FINITE:
             raise AxpoError(
                 f"{run.recipe.learner.max_skipped} updates in a row were not finite: "
@@ -156,6 +156,12 @@ def _write_down(run: TrainingRun, done: int, result: Step) -> None:
     directory.save_timeline(done, batch.finished)
     if batch.dropped:
         directory.log_event("groups dropped", step=done, count=batch.dropped)
+
+
+def _end_step(run: TrainingRun, done: int) -> None:
+    """Write the seconds since the step's metrics, and show the step."""
+    run.directory.log_metrics(done, run.progress.timer.take())
+    run.progress.step(done, run.directory.metrics()[-1])
 
 
 def checkpoint(run: TrainingRun, done: int, cursor: Cursor, *, wait: bool = True) -> None:

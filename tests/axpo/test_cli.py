@@ -58,6 +58,11 @@ def test_list_shows_one_concept(concept, names):
     assert all(len(line.split()) > 2 for line in lines)  # a description, too
 
 
+def test_the_help_of_list_names_every_concept():
+    said = " ".join(CliRunner().invoke(cli.app, ["list", "--help"]).output.split())
+    assert all(concept in said for concept in CONCEPTS)
+
+
 def test_list_of_no_concept_names_those_there_are(monkeypatch, capsys):
     line = refused(["list", "goals"], monkeypatch, capsys)
     assert line == f"error CONCEPT='goals': expected one of {', '.join(CONCEPTS)}"

@@ -18,11 +18,11 @@ from axpo.record.run import RunDirectory
 from axpo.record.summary import read_summary
 from axpo.training.actors import Actors
 from axpo.training.cursor import load_cursor
+from axpo.training.due import Due, End
 from axpo.training.flow import Flow
 from axpo.training.policy import Policy
 from axpo.training.progress import Progress
 from axpo.training.replay import Replaying, replay
-from axpo.training.schedule import End, Schedule
 from axpo.training.trainer import TrainingRun, train
 from learner import manifest
 from learner.checkpoint import Saving
@@ -144,23 +144,23 @@ def start(run, pool, learner, /, first=0, **fields):
 )
 def test_what_ends_a_run(done, skipped, stopped, end):
     recipe = local.recipe(steps=8, learner={"max_skipped": 3})
-    schedule = Schedule(recipe, SimpleNamespace(requested=stopped))
-    assert schedule.end(done, {"skipped_in_a_row": skipped}) is end
+    due = Due(recipe, SimpleNamespace(requested=stopped))
+    assert due.end(done, {"skipped_in_a_row": skipped}) is end
 
 
 def test_a_step_without_an_update_does_not_end_a_run():
-    schedule = Schedule(local.recipe(steps=8), SimpleNamespace(requested=False))
-    assert schedule.end(3, {}) is None
+    due = Due(local.recipe(steps=8), SimpleNamespace(requested=False))
+    assert due.end(3, {}) is None
 
 
 def test_what_is_due_after_a_step():
     recipe = local.recipe(steps=8, checkpoint_every=3, evaluation={"every": 2})
-    schedule = Schedule(recipe, SimpleNamespace(requested=False))
+    due = Due(recipe, SimpleNamespace(requested=False))
     steps = range(1, 9)
-    assert [done for done in steps if schedule.evaluation(done)] == [2, 4, 6, 8]
-    assert [done for done in steps if schedule.checkpoint(done, None)] == [3, 6]
-    assert [done for done in steps if schedule.checkpoint(done, End.STOPPED)] == list(steps)
-    rarely = Schedule(local.recipe(steps=8), SimpleNamespace(requested=False))
+    assert [done for done in steps if due.evaluation(done)] == [2, 4, 6, 8]
+    assert [done for done in steps if due.checkpoint(done, None)] == [3, 6]
+    assert [done for done in steps if due.checkpoint(done, End.STOPPED)] == list(steps)
+    rarely = Due(local.recipe(steps=8), SimpleNamespace(requested=False))
     assert [done for done in steps if rarely.evaluation(done)] == [8]
 
 

@@ -17,7 +17,7 @@ class End(Enum):
     STOPPED = "the process was asked to end"
 
 
-class Schedule:
+class Due:
     """Answer what is due after step `done` (counted from 1), by the recipe and what happened."""
 
     def __init__(self, recipe: Recipe, stop: StopRequest) -> None:
