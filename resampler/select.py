@@ -129,6 +129,7 @@ def allocate(
     left = budget
     for candidate in sorted(found, key=_breadth_first):
         units = price(candidate)
+        # The walk goes on after one that is too expensive: a later one may be cheaper.
         if units <= left and may_take(candidate):
             chosen.append(candidate)
             left -= units

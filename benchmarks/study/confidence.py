@@ -197,6 +197,7 @@ def measure(run: Path) -> tuple[list[Call], Recipe]:
             f"{run}: no recorded rollouts (write them with axpo train RECIPE --rollouts-only)"
         )
     items = call_items(groups, Chat.load(local_path(recipe.model)).tokens)
+    # Entropies need the learner only, no engine.
     with ray_session(recipe, workers=False), learner_ranks(recipe) as learner:
         return calls(items, learner.entropies(items)), recipe
 

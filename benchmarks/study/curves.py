@@ -117,6 +117,7 @@ class _Line:
 
 
 def _lines(arms: dict[str, list[Result]], colors: Sequence[Any]) -> dict[str, _Line]:
+    # Every color solid, then every color dashed, then dotted.
     thin = product(LINE_STYLES, colors)
     lines = {}
     for arm, runs in arms.items():

@@ -100,6 +100,7 @@ async def probe(
     chosen = _least_confident(group, recipe, tokens)
     if chosen is None:
         return "not triggered"
+    # The new rollouts have seeds of their own, or they would be the sources again.
     request = ForkRequest(chosen.rollout, chosen.prefix_tokens, samples)
     resample, (fresh, _) = await asyncio.gather(
         pool.fork(group, request, SOURCES), pool.group(question, FRESH, samples)
@@ -190,6 +191,7 @@ def main() -> int:
     except AxpoError as error:
         print(error, file=sys.stderr)
         return 2
+    # The other outcomes say why a question gave no prefix.
     prefixes = [outcome for outcome in outcomes if isinstance(outcome, Prefix)]
     lost = outcomes.count("lost")
     result = {

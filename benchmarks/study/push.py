@@ -185,6 +185,7 @@ def _stream(item: TrainItem, group: Group, tokens: SpecialTokens) -> str:
     """Return which stream of credit an entry of a group belongs to; see `STREAMS`."""
     if not FirstCall().points(item.trajectory, tokens):
         return "answering"
+    # Of a source that was forked, only the prefix trains.
     sources = {resample.source for resample in group.resamples}
     return "prefix" if item.trajectory.rollout in sources else "calling"
 
@@ -226,7 +227,10 @@ def _arm(push: Push) -> str:
 
 def _cell(values: Sequence[float]) -> str:
     mean, low, high = estimate(values)
-    return f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]" if len(values) > 1 else f"{mean:+.3f}"
+    # Of one run there is no interval.
+    if len(values) == 1:
+        return f"{mean:+.3f}"
+    return f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
 if __name__ == "__main__":

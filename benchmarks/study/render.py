@@ -107,6 +107,7 @@ def held_out_parts(evaluation: dict[str, Any], part: str | None = None) -> Array
     for name, rows in evaluation["counts"].items():
         if part in (None, name, name.split("/")[0]):
             counts += rows
+    # An evaluation without such questions has the shape [0, 4].
     return rate_parts(np.array(counts, np.float64).reshape(-1, 4))
 
 
@@ -202,6 +203,7 @@ def _held_out(runs: Sequence[Result], which: int) -> Row:
 
 def _parts(evaluation: dict[str, Any]) -> list[str]:
     """Return the parts of an evaluation that have columns of their own; see `OF_PART`."""
+    # A kind of a mixed task is written as family/kind.
     kinds = [kind for kind in evaluation["counts"] if "/" in kind or kind == "control"]
     return list(dict.fromkeys(kind.split("/")[0] for kind in kinds))
 
@@ -247,4 +249,7 @@ def _shown(cell: Cell | None) -> str:
     if cell is None:
         return "–"
     mean, low, high = cell.estimate
-    return f"{mean:.1f}" if low == high else f"{mean:.1f} [{low:.1f}, {high:.1f}]"
+    # Nothing varies: there is no interval to show.
+    if low == high:
+        return f"{mean:.1f}"
+    return f"{mean:.1f} [{low:.1f}, {high:.1f}]"

@@ -72,6 +72,7 @@ def load_jobs(path: Path) -> list[Job]:
         raise ValueError(
             f"{path}: seeds of {', '.join(sorted(unknown))}, expected an arm or `default`"
         )
+    # The arms of a seed come one after the other, before those of the next seed.
     jobs = []
     for seed in range(1, max(seeds.values()) + 1):
         for arm, overrides in arms.items():
@@ -186,6 +187,7 @@ def written(result: dict[str, Any]) -> str:
 
     Every entry has a line of its own, and so has every item of a list.
     """
+    # The json module indents everything or nothing.
     entries = []
     for name, value in result.items():
         text = _compact(value)
