@@ -157,6 +157,7 @@ def train(
     else:
         loaded = _load(recipe, overrides)
         directory, first = _new_run(loaded, run), 0
+    # The directory is locked until the end: one run, one process.
     with directory:
         if rollouts_only:
             record_run(loaded, directory, console)
@@ -176,6 +177,7 @@ def _train(recipe: Recipe, directory: RunDirectory, first: int) -> None:
 
     path = directory.path
     summary = train_run(recipe, directory, first, console)
+    # Also of a run that was stopped: its curves are worth a look.
     report = render(path)
     if summary is None:
         console.print(f"stopped with a checkpoint; continue with --resume {path}", highlight=False)

@@ -113,6 +113,8 @@ def learner_bytes(shape: Shape, config: LearnerConfig, *, own_reference: bool) -
     if config.lora is not None:
         trained = _adapter_parameters(shape, config.lora.rank, config.lora.targets)
         all_parameters += trained
+    # Gradients are float32 (4 bytes a parameter), and AdamW keeps float32 weights and two moments
+    # (12 bytes). Only what is trained has them.
     models = all_parameters * (2 if own_reference else 1)
     gathers = ranks > 1 or config.offload_parameters
     return {
@@ -150,6 +152,7 @@ def engine_bytes(shape: Shape, recipe: Recipe) -> tuple[float, float]:
     """
     engine = recipe.rollout.engine
     b, split = BYTES[engine.dtype], engine.tensor_parallel_size
+    # One key and one value in every layer for each token.
     sequence = 2 * shape.layers * shape.kv * b * recipe.rollout.max_context_tokens
     return shape.parameters * b / split, sequence / split
 
@@ -170,6 +173,7 @@ def estimate(recipe: Recipe, shape: Shape, device_gib: float) -> tuple[list[str]
     rank = sum(parts.values())
     weights, sequence = engine_bytes(shape, recipe)
     memory = device_gib * GIB * rollout.engine.gpu_memory_utilization
+    # Without a fixed size vLLM gives the cache all the memory that the weights leave.
     kv_cache_gb = rollout.engine.kv_cache_gb
     cache = memory - weights if kv_cache_gb is None else kv_cache_gb * GIB
     fits = max(0, math.floor(cache / sequence))

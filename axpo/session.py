@@ -35,6 +35,7 @@ def ray_session(recipe: Recipe, *, learner: bool = True, workers: bool = True) -
     Raises:
         AxpoError: the cluster cannot hold what will be started.
     """
+    # A caller may have joined a cluster already.
     if not ray.is_initialized():
         address = os.environ.get("RAY_ADDRESS")
         local = {} if address else {"include_dashboard": False}
@@ -106,6 +107,7 @@ def rollout_actors(
         model: folder or hub name of the model that the engines load.
         log: takes what happens to the workers.
     """
+    # Engines report entropies only if asked: they come from top-k log-probabilities.
     resamples = recipe.algorithm == "axpo"
     with tool_servers(recipe.all_tools, recipe.evaluation.tools) as tools:
         settings = WorkerSettings(
@@ -117,6 +119,7 @@ def rollout_actors(
             run_seed=recipe.seed,
             want_entropies=resamples and recipe.resampler.ranking.needs_entropies,
         )
+        # Engines and tools start side by side. A tool that cannot start is found first.
         pool = RolloutPool(settings, log=log)
         try:
             await_tools(tools)

@@ -20,6 +20,7 @@ def variants(concept: str | None = None) -> dict[str, list[tuple[str, str]]]:
     Raises:
         AxpoError: there is no such concept.
     """
+    # A concept's name is typed at a shell, so it has no spaces.
     known = {name.replace(" ", "_"): registry for name, registry in REGISTRIES.items()}
     if concept is not None and concept not in known:
         raise AxpoError(f"CONCEPT={concept!r}: expected one of {', '.join(sorted(known))}")

@@ -31,6 +31,7 @@ def moved_keys(data: Mapping[str, Any]) -> list[str]:
     task, so the end of a key's path is compared.
     """
     messages = []
+    # Only the names decide: an older run's recipe has these keys even if they have their defaults.
     for path in _paths(data, ()):
         section_and_name = ".".join(path[-2:])
         if section_and_name in MOVED:

@@ -69,6 +69,7 @@ def _set(data: dict[str, Any], override: str) -> None:
         raise AxpoError(f"--set {override}: expected key=value, for example learner.lr=1e-5")
     *parents, last = key.split(".")
     for parent in parents:
+        # A section that the file leaves out can be set, too.
         child = data.setdefault(parent, {})
         if not isinstance(child, dict):
             raise AxpoError(f"--set {override}: {parent} is a value, not a section")
@@ -83,6 +84,7 @@ def _one_line(fault: ErrorDetails) -> str:
         return f"{place}: unknown key"
     if fault["type"] == "missing":
         return f"{place}: required, but not given"
+    # Pydantic marks what a validator of ours raised.
     message = fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "value_error":
         return _placed(place, fault["input"], message)

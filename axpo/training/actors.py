@@ -47,6 +47,7 @@ def training_actors(recipe: Recipe, task: Task, log: Log = no_log) -> Iterator[A
         rollout_actors(recipe, task, recipe.model, log) as (pool, tools),
         learner_ranks(recipe) as learner,
     ):
+        # The ranks have loaded the model meanwhile; now the engines must serve.
         tokens = pool.ready()
         resampler = start_resampler(recipe.resampler, tokens, recipe.rollout.n, recipe.seed)
         policy = Policy(learner, pool, colocated=recipe.rollout.colocated)

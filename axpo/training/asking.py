@@ -42,6 +42,7 @@ class Asking:
         return asked
 
     def _ask_batch(self, indices: list[int], version: int) -> list[QuestionInFlight]:
+        # The whole batch before any of it starts: a decision may be about any of its places.
         questions = [
             QuestionInFlight(index, stored(self._task.train(index)), version) for index in indices
         ]

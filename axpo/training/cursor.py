@@ -41,6 +41,7 @@ class Cursor:
         """Write it into the folder of a checkpoint, exactly."""
         folder = checkpoint / FOLDER
         folder.mkdir()
+        # Exact, so that a resumed run trains on the same numbers as one that was never stopped.
         images = ImageFolder(folder / "images", exact=True)
         numbers = {
             "following": self.following,
@@ -103,5 +104,6 @@ def _history(record: Mapping[str, Any] | None) -> History | None:
 
 
 def _past_batch(record: Mapping[str, Any]) -> PastBatch:
+    # JSON has lists only; the history compares and travels as tuples.
     entries = tuple((place, score, price) for place, score, price in record["entries"])
     return PastBatch(record["questions"], entries, tuple(record["rewards"]))

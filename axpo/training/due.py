@@ -36,6 +36,7 @@ class Due:
             done: the steps that are done.
             update: the numbers of the step's update; `skipped_in_a_row` is read.
         """
+        # First of all: a run that broke in its last step must not look complete.
         if update.get("skipped_in_a_row", 0) >= self._recipe.learner.max_skipped:
             return End.NOT_FINITE
         if self._is_last(done):

@@ -13,17 +13,14 @@ from rollout_workers.trajectory import Group, Question, Resample
 
 @dataclass(eq=False)
 class QuestionInFlight:
-    """A question that was asked and is not trained on yet.
-
-    The fields after `result` change on the pool's loop; of them the trainer's thread reads
-    `has_rollouts` only.
-    """
+    """A question that was asked and is not trained on yet."""
 
     index: int  # in the task's order
     question: Question
     version: int  # of the policy that begins it
     result: Future[Group | None] = field(default_factory=Future)  # None: infrastructure broke it
 
+    # These change on the pool's loop. The trainer's thread reads `has_rollouts` only.
     has_rollouts: bool = False  # its forks may not be there yet
     offered: bool = False  # the resampler was told that its rollouts are there, or lost
     group: Group | None = None  # its rollouts, as long as they may be forked

@@ -137,6 +137,7 @@ class Progress:
             metrics: its numbers, `time/<phase>` among them.
         """
         self._bar.update(self._task, completed=step)
+        # On a terminal the line below the bar is replaced; a log gets a line that stays.
         numbers = "  ".join(_shown(metrics, name) for name in SHOWN)
         if self._live:
             self._line = Text(f"step {step}  {numbers}", style="cyan")

@@ -59,6 +59,7 @@ def record(run: Recording) -> None:
             run.flow.feed(step)
             batch = run.flow.take(step)
         times = run.progress.timer.take()
+        # Nothing is trained, so all the time between two batches is the rollouts'.
         numbers = _diagnose(recipe, batch.finished, tokens)
         numbers |= rollout_metrics(batch.finished, times["time/rollout"])
         numbers |= run.pool.take_stats()

@@ -43,6 +43,7 @@ def train_run(
     Raises:
         AxpoError: see `axpo.training.trainer.train`.
     """
+    # The data is read before anything starts: a fault in it then costs no time.
     task = recipe.task.load()
     ledger = _ledger(directory, first)
     # The actors end before the Ray session does, and both before the report is written.
@@ -57,6 +58,7 @@ def train_run(
                 decode = _decode(recipe)
                 if first:
                     actors.learner.load(str(directory.checkpoints.path(first)))
+            # Engines and ranks serve: only now the run has begun, or goes on.
             directory.log_event("resume" if first else "start", step=first)
             flow = Flow(recipe, task, actors.pool, actors.resampler, ledger.log)
             flow.resume(_cursor(recipe, directory, first))
@@ -101,6 +103,7 @@ def replay_run(
     Raises:
         AxpoError: `source` holds no rollouts.
     """
+    # No engine is there to ask for the special tokens.
     tokens = Chat.load(local_path(recipe.model)).tokens
     with (
         Progress(recipe.steps, 0, console) as progress,

@@ -146,6 +146,7 @@ def _train_step_or_save(run: TrainingRun, step: int, first: int) -> Step:
 def _write_down(run: TrainingRun, done: int, result: Step) -> None:
     """Write a step's metrics, trajectories and timeline into the run directory."""
     batch, directory = result.batch, run.directory
+    # What follows in this step (evaluation, checkpoint) is timed apart, see `_end_step`.
     times = run.progress.timer.take()
     numbers = measurements(run.recipe, result, run.actors, times)
     tools = tool_metrics(run.actors.tools.take_stats())
@@ -214,6 +215,7 @@ def measurements(
         return diagnostics(groups, actors.tokens, recipe.resampler.trigger.success_above)
 
     families = by_family(batch.finished, diagnose)
+    # The time between two batches: in an asynchronous run the engines generate in all of it.
     seconds = sum(times.get(f"time/{phase}", 0.0) for phase in ("rollout", "learn", "sync"))
     return {
         **result.update,
@@ -233,6 +235,7 @@ def summarize(directory: RunDirectory) -> dict[str, Any]:
     It is made of the run's own metrics, so a resumed run counts as a whole.
     """
     rows = directory.metrics()
+    # Row 0 is the start model's: its numbers are missing if it was not evaluated.
     start, end = rows[0], rows[-1]
     numbers: dict[str, Any] = {}
     for key in end:
