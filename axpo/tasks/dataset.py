@@ -59,9 +59,10 @@ class Columns(BaseModel):
 @tasks.register("jsonl")  # the name in older recipes
 @tasks.register("dataset")
 class DatasetConfig(TaskConfig):
-    """Rows like {"question": "...", "images": ["a.png"], "answer": "7"}, of a file or the hub.
+    """Rows of a JSONL file or a Hugging Face dataset, with columns and a verifier of your choice.
 
-    The paths of images are relative to the file.
+    A row is like {"question": "...", "images": ["a.png"], "answer": "7"}; the paths of images are
+    relative to the file.
     """
 
     train: SourceOrPath = Field(
