@@ -133,6 +133,13 @@ def as_future(reference: ObjectRef[Any]) -> asyncio.Future[Any]:
     return future
 
 
+def cancel(reference: ObjectRef[Any]) -> None:
+    """Cancel a call whose answer nobody wants, so that the worker does not go on with it."""
+    # After the end of the session this would start another one.
+    if ray.is_initialized():
+        ray.cancel(reference)
+
+
 def _take_error(future: asyncio.Future[Any]) -> None:
     if not future.cancelled():
         future.exception()

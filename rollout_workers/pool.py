@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import ray
 from ray.exceptions import RayActorError, RayError
 
-from rollout_workers.client import START_DEADLINE_S, WorkerClient, as_future
+from rollout_workers.client import START_DEADLINE_S, WorkerClient, as_future, cancel
 from rollout_workers.fleet import Fleet, Log, Worker, no_log
 from rollout_workers.routing import Router
 from rollout_workers.settings import ForkRequest, WorkerSettings
@@ -304,8 +304,7 @@ class RolloutPool:
                 worker.lose(type(error).__name__)
                 raise _Lost from error
         except asyncio.CancelledError:
-            # Nobody wants the answer: the worker need not go on.
-            ray.cancel(reference)
+            cancel(reference)
             raise
         finally:
             self._router.done(worker, work)
