@@ -95,7 +95,10 @@ class Connected:
         """Make every parameter a bucket of its own, which a recipe may not ask for."""
 
         def change(actor: Any) -> None:
-            actor.rank.config = actor.rank.config.model_copy(update={"bucket_mb": 0})
+            sync = actor.rank._sync
+            # Read first: if the learner renames this, the benchmark must fail, not compare nothing.
+            assert sync._bucket_bytes > 0
+            sync._bucket_bytes = 0
 
         ranks = self.learner._ranks
         ray.get([rank.__ray_call__.remote(change) for rank in ranks], timeout=READ_S)
