@@ -5,6 +5,8 @@ from collections.abc import Iterator
 import pytest
 import ray
 
+from tests.real.fixtures import instruct, qwen2_5, thinking  # noqa: F401  (fixtures)
+
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
