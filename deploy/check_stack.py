@@ -16,6 +16,7 @@ A cold disk or a busy machine makes minutes of it.
 SHOWN_LINES = 12
 """Of the output of a part that failed."""
 
+# Each script prints one line with the version of its part, or fails with a traceback.
 VLLM = """
 import torch, vllm
 from vllm import _custom_ops as ops
@@ -74,6 +75,7 @@ print(f"Qwen3-VL processor of transformers {transformers.__version__}")
 
 SCRIPTS = {"vLLM": VLLM, "Ray": RAY, "DeepSpeed": DEEPSPEED, "Qwen3-VL processor": PROCESSOR}
 
+# What helps if a part fails.
 ADVICE = {
     "vLLM": "the build must fit the machine: `make setup` installs the CPU one, "
     "`AXPO_EXTRA=gpu make setup` the CUDA one",

@@ -14,7 +14,7 @@ import resource
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, TypedDict
+from typing import Literal, TypeAlias, TypedDict
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -43,13 +43,20 @@ class Facts(TypedDict):
     landlock: int
 
 
+Escape: TypeAlias = Callable[[Facts], object]
+"""Return what it got hold of. None or an error: it was held."""
+
+Layer: TypeAlias = Literal["namespaces", "landlock"]
+"""A layer that a jail may lack."""
+
+
 @dataclass(frozen=True)
 class Attempt:
     """One escape to try."""
 
     name: str
-    run: Callable[[Facts], object]
-    needs: Literal["namespaces", "landlock"] | None  # the layer that holds it
+    run: Escape
+    needs: Layer | None  # the layer without which it gets out
 
     def applies(self, facts: Facts) -> bool:
         """Return whether this jail is expected to hold it."""
@@ -60,12 +67,10 @@ ATTEMPTS: list[Attempt] = []
 """In the order in which they are tried."""
 
 
-def attempt(
-    needs: Literal["namespaces", "landlock"] | None = None,
-) -> Callable[[Callable[[Facts], object]], Callable[[Facts], object]]:
+def attempt(needs: Layer | None = None) -> Callable[[Escape], Escape]:
     """Return a decorator that adds a function to `ATTEMPTS`, under the function's name."""
 
-    def add(function: Callable[[Facts], object]) -> Callable[[Facts], object]:
+    def add(function: Escape) -> Escape:
         name = function.__name__.replace("_", " ")
         ATTEMPTS.append(Attempt(name, function, needs))
         return function

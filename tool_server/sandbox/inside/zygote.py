@@ -82,7 +82,6 @@ class Zygote:
                     self._start(request, fds)
 
     def _kill(self, call: int) -> None:
-        # By pidfd: a pid may belong to another process by now.
         for pidfd, child in self._children.items():
             if child.call == call:
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
