@@ -142,6 +142,7 @@ class WaitingWorker:
 def _segments(rng: np.random.Generator) -> tuple[Segment, ...]:
     """Return a turn that calls, its observation, and a turn that answers."""
     call = _ids(rng)
+    assert TOKENS.think_close is not None
     call[8], call[16], call[40] = TOKENS.think_close, TOKENS.call_open, TOKENS.call_close
     first = PolicySegment(call, _logprobs(rng), 0)
     crop = rng.integers(0, 255, (64, 64, 3)).astype(np.uint8)

@@ -122,8 +122,7 @@ class ScriptedEngine(VLLMEngine):
         return ended
 
     def _ended(self, generation: Generation, ending: str) -> Generation:
-        tokens = self.chat.tokens
-        special = [tokens.think_close, tokens.call_open, tokens.call_close, tokens.im_end]
+        special = self.chat.encode_policy("</think><tool_call></tool_call><|im_end|>")
         # What the tiny policy sampled by chance must not end thoughts, calls or turns.
         sampled = np.where(np.isin(generation.token_ids, special), FILLER, generation.token_ids)
         ids = np.concatenate([sampled, self.chat.encode_policy(ending)]).astype(np.int32)

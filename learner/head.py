@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rollout_workers.trajectory import BAN_BIAS
+from rollout_workers.special_tokens import BAN_BIAS
 
 # Logits of one chunk: 64 MB in float32, and about four times that while it is worked on.
 CHUNK = 1 << 24

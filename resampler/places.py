@@ -9,17 +9,9 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import ClassVar, NamedTuple
 
-import numpy as np
-
 from axpo.registry import Registry, Variant
-from rollout_workers.trajectory import (
-    Span,
-    SpecialTokens,
-    Trajectory,
-    tool_call_spans,
-    turns,
-    uses_tools,
-)
+from rollout_workers.special_tokens import Span, SpecialTokens, read_turn
+from rollout_workers.trajectory import Trajectory, tool_call_spans, turns, uses_tools
 
 
 class ForkPoint(NamedTuple):
@@ -143,14 +135,10 @@ def _opening(call: Span) -> ForkPoint:
 def _answers(trajectory: Trajectory, tokens: SpecialTokens) -> list[ForkPoint]:
     found = []
     for start, stop in turns(trajectory):
-        ids = trajectory.response_ids[start:stop]
-        closes = np.flatnonzero(ids == tokens.think_close)
-        # Thinking that never ends leaves no place to fork.
-        if len(closes) == 0:
-            continue
-        answer = start + int(closes[0]) + 1
-        # The end of turn is no part of the answer: its probability says nothing about it.
-        end = stop - int(ids[-1] == tokens.im_end)
-        if answer < end:
-            found.append(ForkPoint(answer, (answer, end)))
+        # Thinking that never ends leaves no place to fork. The end of turn is no part of the
+        # answer: its probability says nothing about it.
+        text = read_turn(trajectory.response_ids[start:stop], tokens).text
+        if text is not None and text[0] < text[1]:
+            span = (start + text[0], start + text[1])
+            found.append(ForkPoint(span[0], span))
     return found

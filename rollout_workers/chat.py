@@ -9,14 +9,25 @@ import asyncio
 import itertools
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
+from rollout_workers.families import (
+    IMAGE,
+    TURN_END,
+    ModelFamily,
+    UnknownFamily,
+    chat_template,
+    family_of,
+    read_config,
+)
 from rollout_workers.parser import parse_turn
+from rollout_workers.special_tokens import SpecialTokens, special_tokens
 from rollout_workers.trajectory import (
     EndReason,
     Ids,
@@ -25,7 +36,6 @@ from rollout_workers.trajectory import (
     PolicySegment,
     Question,
     Segment,
-    SpecialTokens,
     Trajectory,
 )
 
@@ -34,20 +44,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 T = TypeVar("T")
-_SPECIAL = {
-    "im_start": "<|im_start|>",
-    "im_end": "<|im_end|>",
-    "think_close": "</think>",
-    "call_open": "<tool_call>",
-    "call_close": "</tool_call>",
-    "vision_start": "<|vision_start|>",
-    "vision_end": "<|vision_end|>",
-    "image_pad": "<|image_pad|>",
-    "video_pad": "<|video_pad|>",
-}
-_REQUIRED = ("<think>", *_SPECIAL.values())
-"""The template opens a turn with `<think>`, but nothing needs its id."""
-_IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 _THREAD = ThreadPoolExecutor(1, "chat")
 """Tokenizing and parsing happen here, off the engine's event loop.
 
@@ -55,6 +51,7 @@ One thread: Hugging Face's tokenizers are not to be shared.
 """
 # A private-use character: it marks where a tool's text stands in the rendered template.
 _PROBE = "\ue000"
+_PRIVATE_USE = [chr(code) for code in range(0xE000, 0xF900)]
 
 
 async def in_chat_thread(function: Callable[..., T], *arguments: Any) -> T:
@@ -84,6 +81,7 @@ class Chat:
     template itself.
     """
 
+    family: ModelFamily
     tokenizer: PreTrainedTokenizerFast
     plain: Tokenizer
     """The same BPE without any added token: the one way by which untrusted text becomes ids.
@@ -100,24 +98,28 @@ class Chat:
     def load(cls, model: str) -> Chat:
         """Read tokenizer and chat template of a model folder.
 
-        Raises ValueError if one of Qwen's special tokens is missing.
+        Raises:
+            UnknownFamily: the folder is of no family that works, or its tokenizer lacks a token.
         """
         from tokenizers import Tokenizer
         from transformers import AutoTokenizer
 
+        family = family_of(model)
         tokenizer = AutoTokenizer.from_pretrained(model)
-        vocabulary = tokenizer.get_added_vocab()
-        missing = [text for text in _REQUIRED if text not in vocabulary]
-        if missing:
-            raise ValueError(f"{model}: the tokenizer has no {', '.join(missing)}")
+        tokenizer.chat_template = chat_template(model)
+        try:
+            tokens = special_tokens(family, tokenizer.get_vocab(), read_config(model))
+        except UnknownFamily as error:
+            raise UnknownFamily(f"{model}: {error}") from None
         # The tokenizer's own JSON without its added tokens is the tokenizer of untrusted text.
         plain = json.loads(tokenizer.backend_tokenizer.to_str())
         plain["added_tokens"] = []
-        head, between, tail = _around_tool_responses(tokenizer)
+        head, between, tail = _around_tool_responses(tokenizer, family)
         return cls(
+            family=family,
             tokenizer=tokenizer,
             plain=Tokenizer.from_str(json.dumps(plain)),
-            tokens=SpecialTokens(**{name: vocabulary[text] for name, text in _SPECIAL.items()}),
+            tokens=tokens,
             head=head,
             between=between,
             tail=tail,
@@ -128,33 +130,30 @@ class Chat:
     ) -> Ids:
         """Return the prompt of a question, up to and including the assistant's opening.
 
+        The template's own special tokens are recognised. Those that the texts of question, system
+        and tools spell are text, as in a tool's result.
+
         Args:
             text: of the question.
             images: how many it has; each is one `<|image_pad|>`, before the text.
-            tools: schemas, which the template puts into the system message.
+            tools: schemas, which go into the system message.
             system: the system message, if any.
 
         Returns:
             Token ids, shape [P].
-
-        Raises:
-            ValueError: if the text itself contains an image or video placeholder.
         """
-        content = [*[{"type": "image"}] * images, {"type": "text", "text": text}]
+        mark = _unused_mark(json.dumps([text, tools, system], ensure_ascii=False))
+        content = [*[{"type": "image"}] * images, {"type": "text", "text": self._guard(text, mark)}]
         messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
         if system is not None:
+            system = self._guard(system, mark)
+        guarded = [self._guard(tool, mark) for tool in tools]
+        if tools and not self.family.template_shows_tools:
+            system = self.family.system_with_tools(self._default_system(system), guarded)
+            guarded = []
+        if system is not None:
             messages.insert(0, {"role": "system", "content": system})
-        rendered = self.tokenizer.apply_chat_template(
-            messages, tools=tools or None, add_generation_prompt=True, tokenize=False
-        )
-        # The text of a question is trusted, except that the engine counts placeholders: one more
-        # than there are images would shift all image features.
-        ids = self.encode_policy(rendered)
-        if np.isin(ids, (self.tokens.image_pad, self.tokens.video_pad)).sum() != images:
-            raise ValueError(
-                f"the question's text contains an image or video placeholder: {text[:80]!r}"
-            )
-        return ids
+        return self._encode(_rendered(self.tokenizer, messages, guarded), mark)
 
     def observation(self, results: Sequence[tuple[str, int]]) -> Ids:
         """Return what follows a closed turn: tool responses, then the assistant's opening.
@@ -168,13 +167,9 @@ class Chat:
         Returns:
             Token ids, shape [T].
         """
-        parts: list[tuple[str, bool]] = []  # (text, trusted)
-        for i, (text, images) in enumerate(results):
-            parts.append((self.between if i else self.head, True))
-            parts.append((text, False))
-            parts.append((_IMAGE * images, True))
-        parts.append((self.tail, True))
-        return self._encode(parts)
+        mark = _unused_mark("".join(text for text, _ in results))
+        shown = [self._guard(text, mark) + IMAGE * images for text, images in results]
+        return self._encode(self.head + self.between.join(shown) + self.tail, mark)
 
     def encode_policy(self, text: str) -> Ids:
         """Return the ids of a text that a policy or a scripted teacher wrote, shape [T].
@@ -231,49 +226,97 @@ class Chat:
 
     def _scripted(self, turn: str | Sequence[Observed]) -> Segment:
         if isinstance(turn, str):
-            ids = self.encode_policy(turn.removesuffix("<|im_end|>") + "<|im_end|>")
+            text = self.family.turn_text(turn.removesuffix(TURN_END)) + TURN_END
+            ids = self.encode_policy(text)
             return PolicySegment(ids, np.zeros(len(ids), np.float32), policy_version=0)
         ids = self.observation([(result.text, len(result.images)) for result in turn])
         return ObservationSegment(ids, images_of(turn))
 
-    def _encode(self, parts: Sequence[tuple[str, bool]]) -> Ids:
-        """Return the ids of joined parts, with added tokens recognised in trusted parts only.
+    def _default_system(self, system: str | None) -> str:
+        """Return the system text, or the one that the template writes if there is none."""
+        if system is not None:
+            return system
+        rendered = _rendered(self.tokenizer, [{"role": "user", "content": "?"}])
+        found = re.match(f"<\\|im_start\\|>system\n(.*?){re.escape(TURN_END)}", rendered, re.DOTALL)
+        return found[1] if found else ""
+
+    def _guard(self, value: Any, mark: str) -> Any:
+        """Return a value whose texts hold no added token: a mark breaks each one up.
+
+        The mark follows every character with which an added token begins, so that none can arise
+        from two texts side by side either. `_encode` takes the marks away again.
+        """
+        if isinstance(value, str):
+            return self._first_characters.sub(lambda match: match[0] + mark, value)
+        if isinstance(value, Mapping):
+            pairs = value.items()
+            return {self._guard(key, mark): self._guard(entry, mark) for key, entry in pairs}
+        if isinstance(value, list | tuple):
+            return [self._guard(entry, mark) for entry in value]
+        return value
+
+    @cached_property
+    def _first_characters(self) -> re.Pattern[str]:
+        first = {text[0] for text in self.tokenizer.get_added_vocab()}
+        return re.compile("[" + re.escape("".join(sorted(first))) + "]")
+
+    @cached_property
+    def _added(self) -> tuple[dict[str, int], re.Pattern[str]]:
+        """The added tokens' ids, and a pattern that finds them."""
+        vocabulary: dict[str, int] = self.tokenizer.get_added_vocab()
+        # Longest first: a token may begin with another one.
+        longest_first = sorted(vocabulary, key=len, reverse=True)
+        pattern = "|".join(re.escape(token) for token in longest_first)
+        return vocabulary, re.compile(f"({pattern})")
+
+    def _encode(self, rendered: str, mark: str) -> Ids:
+        """Return the ids of a rendered text; what is marked is text, not an added token.
 
         Plain text between two added tokens is tokenized in one piece, as the full tokenizer does,
         whoever wrote it: a tool's "done." and the template's newline may share a token.
         """
-        vocabulary = self.tokenizer.get_added_vocab()
-        # Longest first: a token may begin with another one.
-        longest_first = sorted(vocabulary, key=len, reverse=True)
-        pattern = re.compile("(" + "|".join(re.escape(token) for token in longest_first) + ")")
+        vocabulary, pattern = self._added
         ids: list[int] = []
-        text = ""
-        for part, trusted in parts:
-            pieces = pattern.split(part) if trusted else [part]
-            for piece in pieces:
-                if trusted and piece in vocabulary:
-                    ids += self.plain.encode(text, add_special_tokens=False).ids
-                    ids.append(vocabulary[piece])
-                    text = ""
-                else:
-                    text += piece
-        ids += self.plain.encode(text, add_special_tokens=False).ids
+        for piece in pattern.split(rendered):
+            if piece in vocabulary:
+                ids.append(vocabulary[piece])
+            else:
+                ids += self.plain.encode(piece.replace(mark, ""), add_special_tokens=False).ids
         return np.asarray(ids, dtype=np.int32)
 
 
-def _around_tool_responses(tokenizer: PreTrainedTokenizerFast) -> tuple[str, str, str]:
+def _unused_mark(texts: str) -> str:
+    """Return a character that the texts do not contain."""
+    return next(character for character in _PRIVATE_USE if character not in texts)
+
+
+def _rendered(
+    tokenizer: PreTrainedTokenizerFast,
+    messages: list[dict[str, Any]],
+    tools: Sequence[Mapping[str, Any]] = (),
+) -> str:
+    text = tokenizer.apply_chat_template(
+        messages, tools=list(tools) or None, add_generation_prompt=True, tokenize=False
+    )
+    return str(text)
+
+
+def _around_tool_responses(
+    tokenizer: PreTrainedTokenizerFast, family: ModelFamily
+) -> tuple[str, str, str]:
     """Return the template's text before, between and after tool responses.
 
     What comes before begins after the assistant's `<|im_end|>`.
     """
     # Two responses in a row show what the template puts between them.
-    probe = [
+    probe: list[dict[str, Any]] = [
         {"role": "user", "content": "?"},
         {"role": "assistant", "content": "!"},
-        {"role": "tool", "content": _PROBE},
-        {"role": "tool", "content": _PROBE},
     ]
-    rendered = tokenizer.apply_chat_template(probe, add_generation_prompt=True, tokenize=False)
-    before, between, tail = rendered.split(_PROBE)
-    head = before[before.rindex("<|im_end|>") + len("<|im_end|>") :]
+    if family.template_shows_tools:
+        probe += [{"role": "tool", "content": _PROBE}] * 2
+    else:
+        probe.append({"role": "user", "content": family.tool_responses([_PROBE] * 2)})
+    before, between, tail = _rendered(tokenizer, probe).split(_PROBE)
+    head = before[before.rindex(TURN_END) + len(TURN_END) :]
     return head, between, tail

@@ -25,7 +25,8 @@ from rollout_workers.gate import Gate
 from rollout_workers.interfaces import ContextFull, EngineFailure, Generation, Sampling
 from rollout_workers.logprobs import entropies, logprob_table
 from rollout_workers.slots import EngineLoad
-from rollout_workers.trajectory import BAN_BIAS, Ids, Pixels, SpecialTokens
+from rollout_workers.special_tokens import BAN_BIAS, Ids, SpecialTokens
+from rollout_workers.trajectory import Pixels
 
 if TYPE_CHECKING:
     from PIL.Image import Image

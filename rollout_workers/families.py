@@ -1,7 +1,7 @@
 """What differs between the model families that can be trained: one object each.
 
-    architecture   what the model computes: its class in transformers, how an image becomes tokens
-                   and rotary positions
+    architecture   what the model computes: its class in transformers, the rotary positions
+                   of images (how many tokens an image takes: `image_rule.py`)
     family         how it talks: how a turn opens, how tools and their results stand in the prompt,
                    which special tokens must exist
 
@@ -83,11 +83,6 @@ def still_image_positions(
     return out
 
 
-def merged_patches(patches: int, merge: int) -> int:
-    """Return the tokens of an image: the vision tower merges `merge` x `merge` patches into one."""
-    return patches // merge**2
-
-
 @dataclass(frozen=True)
 class Architecture:
     """What a model computes, by the `model_type` of its config.json."""
@@ -96,8 +91,6 @@ class Architecture:
     model_class: str
     """In transformers. Its `model` has a `visual` and a `language_model`."""
     rotary_positions: RotaryRule = still_image_positions
-    image_tokens: Callable[[int, int], int] = merged_patches
-    """Patches of an image and the processor's merge size -> its tokens."""
 
 
 @dataclass(frozen=True)
@@ -222,7 +215,7 @@ def architecture_of(config: Mapping[str, Any], where: str = "config.json") -> Ar
     else:
         raise UnknownFamily(f"{where}: model_type {model_type!r}; what works is {what_works()}")
     # The learner's attention knows no windows in the language model.
-    if {**config, **config.get("text_config", {})}.get("use_sliding_window"):
+    if text_config(config).get("use_sliding_window"):
         raise UnknownFamily(f"{where}: use_sliding_window true; expected false")
     return family.architecture
 
@@ -234,10 +227,7 @@ def family_of(folder: str | Path) -> ModelFamily:
         UnknownFamily: no family has its `model_type`, or no family of that type opens a turn as
             its template does, or the folder lacks a config.json or a template.
     """
-    file = Path(folder) / "config.json"
-    if not file.is_file():
-        raise UnknownFamily(f"{file}: no such file; expected a model folder of Hugging Face")
-    architecture = architecture_of(_read(file), str(file))
+    architecture = architecture_of(read_config(folder), f"{folder}/config.json")
     rendered = _render(folder, chat_template(folder), [{"role": "user", "content": "?"}])
     opening = rendered[rendered.rfind("<|im_start|>") :]
     candidates = [family for family in FAMILIES if family.architecture is architecture]
@@ -249,6 +239,23 @@ def family_of(folder: str | Path) -> ModelFamily:
         f"{folder}: the chat template opens an assistant's turn with {opening!r}; "
         f"expected {expected}"
     )
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """Return the config.json of a model folder.
+
+    Raises:
+        UnknownFamily: there is none, or it cannot be read.
+    """
+    file = Path(folder) / "config.json"
+    if not file.is_file():
+        raise UnknownFamily(f"{file}: no such file; expected a model folder of Hugging Face")
+    return _read(file)
+
+
+def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what config.json says of the language model; older models say it at the top level."""
+    return {**config, **config.get("text_config", {})}
 
 
 def chat_template(folder: str | Path) -> str:

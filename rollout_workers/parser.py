@@ -13,9 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from rollout_workers.trajectory import Ids, SpecialTokens, call_spans_in_turn
+from rollout_workers.families import THINK_CLOSE
+from rollout_workers.special_tokens import Ids, SpecialTokens, read_turn
 
 MAX_CHARACTERS = 16_384
 MAX_DEPTH = 16
@@ -40,7 +39,7 @@ class BadCall:
 class Turn:
     """What one turn of the policy says."""
 
-    # The text after `</think>`; None if thinking never closed or calls were made
+    # What follows the thinking; None if thinking never closed or calls were made
     answer_text: str | None
     calls: tuple[Call | BadCall, ...]
 
@@ -53,16 +52,19 @@ def parse_turn(ids: Ids, tokens: SpecialTokens, decode: Callable[[Ids], str]) ->
         tokens: the special tokens.
         decode: gives the text of token ids.
     """
-    spans = call_spans_in_turn(ids, tokens)
-    if spans:
-        blocks = [ids[start:stop] for start, stop in spans]
+    reading = read_turn(ids, tokens)
+    if reading.calls:
+        blocks = [ids[start:stop] for start, stop in reading.calls]
         return Turn(None, tuple(_parse_block(block, tokens, decode) for block in blocks))
     # Without a call, what follows the thinking is the answer.
-    closes = np.flatnonzero(ids == tokens.think_close)
-    if len(closes) == 0:
+    if reading.text is None:
         return Turn(None, ())
-    stop = len(ids) - 1 if ids[-1] == tokens.im_end else len(ids)
-    return Turn(decode(ids[closes[0] + 1 : stop]).strip(), ())
+    start, stop = reading.text
+    text = decode(ids[reading.closing : stop])
+    if reading.closing < start:
+        # Where the tag is spelled in pieces, its last token may hold the answer's beginning.
+        text = text.partition(THINK_CLOSE)[2]
+    return Turn(text.strip(), ())
 
 
 def _parse_block(ids: Ids, tokens: SpecialTokens, decode: Callable[[Ids], str]) -> Call | BadCall:

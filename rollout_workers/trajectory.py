@@ -20,40 +20,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from rollout_workers.special_tokens import Ids, Span, SpecialTokens, read_turn
+
 if TYPE_CHECKING:
     from ray import ObjectRef
 
-Ids: TypeAlias = NDArray[np.int32]
 Floats: TypeAlias = NDArray[np.float32]
 Pixels: TypeAlias = NDArray[np.uint8]
 """RGB, shape [height, width, 3]."""
-Span: TypeAlias = tuple[int, int]
-"""[start, stop) in response coordinates."""
-BAN_BIAS = -100.0
-"""Added to the logits of `SpecialTokens.banned`.
-
-The engine adds it before it samples, and the learner before its log-softmax.
-"""
-
-
-@dataclass(frozen=True)
-class SpecialTokens:
-    """Ids of the chat format's tokens, read from the tokenizer and never hard-coded."""
-
-    im_start: int
-    im_end: int
-    think_close: int
-    call_open: int
-    call_close: int
-    vision_start: int
-    vision_end: int
-    image_pad: int
-    video_pad: int
-
-    @property
-    def banned(self) -> tuple[int, ...]:
-        """The vision placeholders: a sampled one would break the count of image features."""
-        return (self.vision_start, self.vision_end, self.image_pad, self.video_pad)
 
 
 class EndReason(StrEnum):
@@ -255,44 +229,15 @@ def turns(trajectory: Trajectory) -> list[Span]:
 def tool_call_spans(trajectory: Trajectory, tokens: SpecialTokens) -> list[Span]:
     """Return the spans of the tool calls, both tags included, in order.
 
-    A call begins after the turn's `</think>`: a literal `<tool_call>` inside thinking is no call
+    A call begins after the turn's thinking: a literal `<tool_call>` inside thinking is no call
     (docs/method.md, rule 2). A call that is never closed runs to the end of its turn, without the
     end-of-turn token. It is an attempt, so it counts as tool use; this is our reading.
     """
     spans: list[Span] = []
     for start, stop in turns(trajectory):
-        spans += call_spans_in_turn(trajectory.response_ids[start:stop], tokens, start)
+        calls = read_turn(trajectory.response_ids[start:stop], tokens).calls
+        spans += [(start + opening, start + end) for opening, end in calls]
     return spans
-
-
-def call_spans_in_turn(
-    ids: Sequence[int] | Ids, tokens: SpecialTokens, offset: int = 0
-) -> list[Span]:
-    """Return the spans of the tool calls of one turn.
-
-    Args:
-        ids: the turn's tokens, its end-of-turn token included if it has one.
-        tokens: the special tokens.
-        offset: what to add to the positions: where the turn starts.
-    """
-    ids = np.asarray(ids)
-    # Thinking that is never closed holds no call.
-    closes = np.flatnonzero(ids == tokens.think_close)
-    if len(closes) == 0:
-        return []
-    stop = len(ids) - 1 if len(ids) and ids[-1] == tokens.im_end else len(ids)
-    spans: list[Span] = []
-    position = int(closes[0]) + 1
-    while True:
-        opens = np.flatnonzero(ids[position:stop] == tokens.call_open)
-        if len(opens) == 0:
-            return spans
-        start = position + int(opens[0])
-        # A further opening tag before the closing one is part of the call.
-        ends = np.flatnonzero(ids[start:stop] == tokens.call_close)
-        end = start + int(ends[0]) + 1 if len(ends) else stop
-        spans.append((start + offset, end + offset))
-        position = end
 
 
 def uses_tools(trajectory: Trajectory, tokens: SpecialTokens) -> bool:

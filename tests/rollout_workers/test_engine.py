@@ -18,7 +18,8 @@ from rollout_workers.logprobs import logprob_table
 from rollout_workers.pool import RolloutPool
 from rollout_workers.segments import turn_index
 from rollout_workers.settings import ForkRequest, WorkerSettings
-from rollout_workers.trajectory import BAN_BIAS, EndReason, PolicySegment, Question
+from rollout_workers.special_tokens import BAN_BIAS
+from rollout_workers.trajectory import EndReason, PolicySegment, Question
 from tests.rollout_workers.helpers import Result, picture
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
