@@ -28,6 +28,7 @@ from learner.config import Layout
 from learner.images import StepImages
 from learner.rows import Row, VisionTokens, blank_row
 from learner.tree import Ints, Tree, lay_out
+from rollout_workers.families import RotaryRule
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def collate(
     Args:
         rows: this rank's, none twice.
         images: those of the step.
-        vision: the model's ids around images.
+        vision: the model's ids around images, and their positions.
         layout: see the head of this module.
     """
     shown = list(rows)
@@ -99,7 +100,7 @@ def collate(
     for b, first in axis.pieces:
         row, places = shown[b], axis.index[b][first:]
         input_ids[places] = row.ids[first:]
-        position_ids[:, places] = _rotary(row, images)[:, first:]
+        position_ids[:, places] = _rotary(row, images, vision.rotary_positions)[:, first:]
         for key, start in zip(row.images, row.image_starts, strict=True):
             if start >= first:
                 image_index.append(distinct[key])
@@ -130,41 +131,9 @@ def _trained(rows: Sequence[Row], axis: _Axis) -> dict[str, Tensor]:
     }
 
 
-def _rotary(row: Row, images: StepImages) -> NDArray[np.int64]:
+def _rotary(row: Row, images: StepImages, rule: RotaryRule) -> NDArray[np.int64]:
     grids = [images.grid(key) for key in row.images]
-    return rotary_positions(len(row.ids), row.image_starts.tolist(), grids)
-
-
-def rotary_positions(
-    length: int, image_starts: Sequence[int], grids: Sequence[tuple[int, int]]
-) -> NDArray[np.int64]:
-    """Return the rotary positions of Qwen3-VL (`get_rope_index` of transformers, still images).
-
-    Text counts up on all three axes. An image of h x w tokens at position p takes time p, heights
-    p..p+h-1 and widths p..p+w-1; the text after it goes on at p + max(h, w).
-
-    Args:
-        length: tokens of the row, images expanded.
-        image_starts: where each image's tokens begin.
-        grids: height and width in tokens of each image.
-
-    Returns:
-        Time, height and width positions, shape [3, length].
-    """
-    out = np.zeros((3, length), np.int64)
-    # `done` counts tokens, `position` what the next one gets: an image takes more tokens than
-    # positions.
-    done, position = 0, 0
-    for start, (height, width) in zip(image_starts, grids, strict=True):
-        out[:, done:start] = np.arange(start - done) + position
-        position += start - done
-        done = start + height * width
-        out[0, start:done] = position
-        out[1, start:done] = position + np.repeat(np.arange(height), width)
-        out[2, start:done] = position + np.tile(np.arange(width), height)
-        position += max(height, width)
-    out[:, done:] = np.arange(length - done) + position
-    return out
+    return rule(len(row.ids), row.image_starts.tolist(), grids)
 
 
 def _axis(rows: Sequence[Row], layout: Layout) -> _Axis:

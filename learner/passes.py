@@ -17,6 +17,7 @@ from learner.images import ImageKey, StepImages
 from learner.plan import Steps, plan_rows
 from learner.rows import Row, VisionTokens, make_row
 from learner.weights import full_shape
+from rollout_workers.families import architecture_of
 from rollout_workers.trajectory import Floats
 
 
@@ -43,7 +44,7 @@ class Passes:
         """Read what the layout needs of the model.
 
         Args:
-            model: the Qwen3-VL; ZeRO-3 may have partitioned it.
+            model: the policy's; ZeRO-3 may have partitioned it.
             processor: the image processor of the model folder.
             config: its layout, `micro_batch_tokens` and ranks.
             rank: this rank.
@@ -57,6 +58,7 @@ class Passes:
             model.config.image_token_id,
             model.config.vision_start_token_id,
             model.config.vision_end_token_id,
+            architecture_of(model.config.to_dict()).rotary_positions,
         )
         # A patch costs the vision tower about what a token costs the language model, in the ratio
         # of their parameters.

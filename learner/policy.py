@@ -16,12 +16,14 @@ from learner import attention, lora
 from learner.batch import MicroBatch
 from learner.config import LoraSettings
 from learner.head import Head
+from rollout_workers.families import Architecture, family_of
+from rollout_workers.special_tokens import tokens_of
 
 ATTENTION = {"text_config": attention.NAME, "vision_config": "sdpa"}
 
 
 class Policy(nn.Module):
-    """A Qwen3-VL and the sampling distribution the engine draws from."""
+    """A vision-language model and the sampling distribution the engine draws from."""
 
     def __init__(self, model: nn.Module, banned: Sequence[int], temperature: float) -> None:
         """Wrap a model; `banned` are ids of tokens that the engine must not sample."""
@@ -43,8 +45,10 @@ class Policy(nn.Module):
         # Each distinct image is encoded once, then handed to every place that shows it.
         index = batch.image_index.tolist()
         vision.pooler_output = [vision.pooler_output[i] for i in index]
-        deepstack = vision.deepstack_features
-        vision.deepstack_features = [[layer[i] for i in index] for layer in deepstack]
+        # Features that go into deeper layers; not every architecture has them.
+        deepstack = getattr(vision, "deepstack_features", None)
+        if deepstack is not None:
+            vision.deepstack_features = [[layer[i] for i in index] for layer in deepstack]
         device = batch.input_ids.device
         block_mask = None
         if batch.tree is not None and device.type == "cuda":
@@ -71,7 +75,7 @@ def load_policy(
     """Load a model partitioned over the ranks, one tensor whole at a time. Collective.
 
     Args:
-        folder: a Hugging Face folder of a Qwen3-VL.
+        folder: a Hugging Face folder of one of the model families.
         zero_config: DeepSpeed's configuration.
         temperature: of the rollouts' sampling.
         checkpointing: recompute activations in the backward pass.
@@ -79,34 +83,30 @@ def load_policy(
 
     Raises:
         FileNotFoundError: the folder has no safetensors.
-        ValueError: these lack a parameter; it is named.
+        UnknownFamily: the folder is of no family that works.
+        ValueError: the safetensors lack a parameter; it is named.
     """
     import deepspeed
-    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+    import transformers
     from transformers.initialization import no_init_weights
 
     attention.register()
-    config = Qwen3VLConfig.from_pretrained(folder)
+    architecture = family_of(folder).architecture
+    config = transformers.AutoConfig.from_pretrained(folder)
+    model_class = getattr(transformers, architecture.model_class)
     dtype = torch.bfloat16 if "bf16" in zero_config else torch.float32
     # zero.Init gets no `dtype`: DeepSpeed 0.19.8 reads dtype=float32 as bfloat16 on CPU. From its
     # configuration it takes the right one.
     with deepspeed.zero.Init(config_dict_or_path=zero_config), no_init_weights():
-        model = Qwen3VLForConditionalGeneration._from_config(
-            config, dtype=dtype, attn_implementation=ATTENTION
-        )
+        model = model_class._from_config(config, dtype=dtype, attn_implementation=ATTENTION)
     model.tie_weights()
-    _load_weights(model, folder)
+    _load_weights(model, folder, architecture)
     if adapters is not None:
         lora.inject(model, adapters)
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    banned = (
-        config.vision_start_token_id,
-        config.vision_end_token_id,
-        config.image_token_id,
-        config.video_token_id,
-    )
-    return Policy(model, banned, temperature)
+    # The very ids that the engine bans.
+    return Policy(model, tokens_of(folder).banned, temperature)
 
 
 def read_safetensors(folder: str) -> Iterator[tuple[str, Tensor]]:
@@ -126,14 +126,15 @@ def read_safetensors(folder: str) -> Iterator[tuple[str, Tensor]]:
                 yield name, weights.get_tensor(name)
 
 
-def _load_weights(model: nn.Module, folder: str) -> None:
+def _load_weights(model: nn.Module, folder: str, architecture: Architecture) -> None:
     """Copy a folder's tensors into the partitioned parameters. Collective."""
     import deepspeed
 
     # A tied head is no parameter of its own here, and its tensor is passed over.
     parameters = dict(model.named_parameters())
     missing = set(parameters)
-    for name, tensor in read_safetensors(folder):
+    for stored, tensor in read_safetensors(folder):
+        name = architecture.parameter_name(stored)
         if name in parameters:
             with deepspeed.zero.GatheredParameters([parameters[name]], modifier_rank=0):
                 # What this rank writes, the others get their parts of when the block ends.

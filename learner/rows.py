@@ -9,16 +9,18 @@ from numpy.typing import NDArray
 
 from learner.credit import TrainItem
 from learner.images import BLANK, ImageKey, StepImages
+from rollout_workers.families import RotaryRule, still_image_positions
 from rollout_workers.trajectory import Floats
 
 
 @dataclass(frozen=True)
 class VisionTokens:
-    """Ids read from the model's config."""
+    """How images stand among a model's tokens: ids read from its config, and its rotary rule."""
 
     image_pad: int
     vision_start: int
     vision_end: int
+    rotary_positions: RotaryRule = still_image_positions
 
 
 @dataclass(frozen=True)

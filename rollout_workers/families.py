@@ -91,6 +91,15 @@ class Architecture:
     model_class: str
     """In transformers. Its `model` has a `visual` and a `language_model`."""
     rotary_positions: RotaryRule = still_image_positions
+    older_names: tuple[tuple[str, str], ...] = ()
+    """How weights are named in folders of older transformers: prefix there, prefix now."""
+
+    def parameter_name(self, name: str) -> str:
+        """Return the name that a weight of a model folder has in the model."""
+        for older, now in self.older_names:
+            if name.startswith(older):
+                return now + name.removeprefix(older)
+        return name
 
 
 @dataclass(frozen=True)
@@ -169,7 +178,16 @@ class ModelFamily:
 
 
 QWEN3_VL = Architecture("qwen3_vl", "Qwen3VLForConditionalGeneration")
-QWEN2_5_VL = Architecture("qwen2_5_vl", "Qwen2_5_VLForConditionalGeneration")
+QWEN2_5_VL = Architecture(
+    "qwen2_5_vl",
+    "Qwen2_5_VLForConditionalGeneration",
+    older_names=(
+        ("visual.", "model.visual."),
+        ("model.embed_tokens.", "model.language_model.embed_tokens."),
+        ("model.layers.", "model.language_model.layers."),
+        ("model.norm.", "model.language_model.norm."),
+    ),
+)
 
 FAMILIES = (
     ModelFamily(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from learner.batch import collate, rotary_positions
+from learner.batch import collate
 from learner.credit import TrainItem
 from learner.images import StepImages
 from learner.rows import Row, VisionTokens, make_row
@@ -85,16 +85,6 @@ def test_placeholders_and_images_must_agree():
     bare = dataclasses.replace(item([1] * 7), question=QUESTION)
     with pytest.raises(ValueError, match="rollout 0 of question q: 2 placeholders for 1 images"):
         row(bare, StepImages(Processor()))
-
-
-def test_rotary_positions_follow_the_grid_of_an_image():
-    # Two words, an image of 2 x 3, a word, an image of 1 x 1, a word. After the 2 x 3 image text
-    # goes on at 2 + 3.
-    assert rotary_positions(11, [2, 9], [(2, 3), (1, 1)]).tolist() == [
-        [0, 1, 2, 2, 2, 2, 2, 2, 5, 6, 7],
-        [0, 1, 2, 2, 2, 3, 3, 3, 5, 6, 7],
-        [0, 1, 2, 3, 4, 2, 3, 4, 5, 6, 7],
-    ]
 
 
 def test_padded_rows_encode_a_shared_image_once():
