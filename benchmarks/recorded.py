@@ -22,7 +22,7 @@ from axpo.record.records import group_from_json
 from axpo.record.run import RunDirectory
 from learner.credit import TrainItem, credit
 from rollout_workers.chat import Chat
-from rollout_workers.trajectory import Group, Question
+from rollout_workers.trajectory import Group, Pixels, Question, pixels
 
 RECIPE = "deploy/recipes/demo.yaml"
 MODEL = "axpo/models/qwen3-vl-tiny"
@@ -91,7 +91,7 @@ def with_large_images(
     for item in items:
         question = item.question
         if question.id not in scaled:
-            images = tuple(_scaled(image, side) for image in question.images)
+            images = tuple(_scaled(pixels(image), side) for image in question.images)
             scaled[question.id] = replace(question, images=images)
     return [replace(item, question=scaled[item.question.id]) for item in items], str(model)
 
@@ -104,5 +104,5 @@ def _allow_pixels(processor: Path, pixels: int) -> None:
     processor.write_text(json.dumps(config))
 
 
-def _scaled(image: np.ndarray, side: int) -> np.ndarray:
+def _scaled(image: Pixels, side: int) -> Pixels:
     return np.asarray(Image.fromarray(image).resize((side, side)))
