@@ -153,11 +153,9 @@ class ModelFamily:
         """
         text = content
         if self.opens_thinking:
-            if thought is None and THINK_CLOSE in content:
-                thought = content.split(THINK_CLOSE)[0].rstrip("\n").split(THINK_OPEN)[-1]
-                content = content.split(THINK_CLOSE)[-1].lstrip("\n")
-            thought = (thought or "").strip("\n")
-            text = f"{thought}\n{THINK_CLOSE}\n\n" + content.lstrip("\n")
+            if thought is None:
+                thought, content = split_thought(content)
+            text = thought.strip("\n") + f"\n{THINK_CLOSE}\n\n" + content.lstrip("\n")
         for number, call in enumerate(calls):
             # The template puts a line break before a call that something precedes.
             text += f"\n{call}" if content or number else call
@@ -209,6 +207,19 @@ FAMILIES = (
         template_shows_tools=False,
     ),
 )
+
+
+def split_thought(content: str) -> tuple[str, str]:
+    """Return the thought at the beginning of a message's content, and the rest.
+
+    A thought ends in `</think>` and may begin with `<think>`. Without one it is empty.
+    """
+    if THINK_CLOSE not in content:
+        return "", content
+    parts = content.split(THINK_CLOSE)
+    # As the template does: what stands before the last `<think>`, and between two `</think>`, goes.
+    thought = parts[0].rstrip("\n").split(THINK_OPEN)[-1].lstrip("\n")
+    return thought, parts[-1].lstrip("\n")
 
 
 def what_works() -> str:
