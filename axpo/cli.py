@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,6 +21,7 @@ from axpo.tools_cli import app as tools_app
 
 if TYPE_CHECKING:
     from axpo.config import Recipe
+    from axpo.model_folder import ModelReport
     from axpo.record.run import RunDirectory
 
 app = typer.Typer(
@@ -59,19 +61,22 @@ def check(
         float, typer.Option(metavar="GIB", help="memory of one GPU, for the estimate's warnings")
     ] = 80,
 ) -> None:
-    """Validate a recipe, print the resolved run and estimate its memory. Start nothing.
+    """Validate a recipe and its model, print the resolved run, estimate its memory. Start nothing.
 
-    Variants of your own (package.module:name) are imported and checked, too.
+    Variants of your own (package.module:name) are imported and checked, too. What a model folder
+    must have is in docs/models.md.
     """
     import yaml
     from rich.syntax import Syntax
 
     from axpo.memory import estimate, read_config, shape_of
 
-    loaded = _load(recipe, overrides)
+    loaded, report = _checked(recipe, overrides)
     resolved = yaml.safe_dump(loaded.model_dump(mode="json"), sort_keys=False)
     console.print(Syntax(resolved, "yaml", background_color="default"))
     console.print(f"[green]ok[/] {escape(loaded.describe())}", highlight=False)
+    _print_lines(report.lines)
+    _print_warnings(report.warnings)
     # Without a network and without the model on disk its size is not known.
     config = read_config(loaded.model)
     if config is None:
@@ -82,10 +87,8 @@ def check(
         )
         return
     lines, warnings = estimate(loaded, shape_of(config), gpu_memory)
-    for line in lines:
-        console.print(f"   {line}", highlight=False, markup=False, soft_wrap=True)
-    for warning in warnings:
-        console.print(f"[yellow]warning[/] {escape(warning)}", highlight=False, soft_wrap=True)
+    _print_lines(lines)
+    _print_warnings(warnings)
 
 
 @app.command(name="list")
@@ -199,14 +202,19 @@ def evaluate(
 ) -> None:
     """Measure a model on the held-out questions: Pass@1, Pass@4 and tool use."""
     from axpo.evaluation.held_out import evaluate_model, load_target
+    from axpo.model_folder import check_models
     from axpo.record.summary import label
     from axpo.session import ray_session
 
     recipe, model = load_target(target, overrides or ())
+    _print_warnings(check_models(recipe, model).warnings)
     with ray_session(recipe, learner=False), console.status("evaluating"):
-        numbers = evaluate_model(recipe, model)
-    for name, value in numbers.items():
-        shown = f"{value:.0f}" if name == "dropped" else f"{value:.1%}"
+        found = evaluate_model(recipe, model)
+    for reason in found.unusable:
+        console.print(f"set aside: {reason}", highlight=False, markup=False, soft_wrap=True)
+    for name, value in found.numbers.items():
+        is_count = name in ("dropped", "unusable")
+        shown = f"{value:.0f}" if is_count else f"{value:.1%}"
         console.print(f"{label(name):<22} {shown}", highlight=False)
 
 
@@ -250,12 +258,30 @@ def report(run: RunFolder) -> None:
 
 
 def _load(recipe: Path, overrides: list[str] | None) -> Recipe:
-    """Read a recipe; check that its model and data are there."""
+    """Read a recipe, check its model and data, and print what is doubtful about them."""
+    loaded, report = _checked(recipe, overrides)
+    _print_warnings(report.warnings)
+    return loaded
+
+
+def _checked(recipe: Path, overrides: list[str] | None) -> tuple[Recipe, ModelReport]:
+    """Read a recipe, and check its model and data."""
     from axpo.config import load_recipe
+    from axpo.model_folder import check_models
 
     loaded = load_recipe(recipe, overrides or ())
     loaded.check_inputs()
-    return loaded
+    return loaded, check_models(loaded)
+
+
+def _print_lines(lines: Iterable[str]) -> None:
+    for line in lines:
+        console.print(f"   {line}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _print_warnings(warnings: Iterable[str]) -> None:
+    for warning in warnings:
+        console.print(f"[yellow]warning[/] {escape(warning)}", highlight=False, soft_wrap=True)
 
 
 def _new_run(recipe: Recipe, name: str | None) -> RunDirectory:
@@ -270,11 +296,13 @@ def _new_run(recipe: Recipe, name: str | None) -> RunDirectory:
 def _resumed(path: Path) -> tuple[Recipe, RunDirectory, int]:
     """Return a run's own recipe, its directory, and the step of its last checkpoint."""
     from axpo.config import parse_recipe
+    from axpo.model_folder import check_models
     from axpo.record.run import RunDirectory
 
     run = RunDirectory.open(path)
     recipe = parse_recipe(run.recipe(), (), str(run.path / "recipe.yaml"))
     recipe.check_inputs()
+    _print_warnings(check_models(recipe).warnings)
     directory, first = RunDirectory.resume(path, tensorboard=recipe.logging.tensorboard)
     return recipe, directory, first
 

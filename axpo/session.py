@@ -113,6 +113,7 @@ def rollout_actors(
         settings = WorkerSettings(
             model=local_path(model),
             config=recipe.rollout,
+            images=recipe.images,
             tools=tools,
             system=task.system,
             verify=task.verify,

@@ -20,6 +20,7 @@ from benchmarks.cluster import local_ray
 from benchmarks.scripted import Script, ScriptedEngine, WaitingTools, right
 from rollout_workers.config import EngineConfig, RolloutConfig
 from rollout_workers.interfaces import Sampling
+from rollout_workers.pictures import Picture, picture
 from rollout_workers.pool import RolloutPool
 from rollout_workers.seeds import Seeds
 from rollout_workers.settings import WorkerSettings
@@ -78,7 +79,7 @@ class BenchWorker(RolloutWorker):
         """
         engine, _ = self._scripted()
         prompts = [(await self._prompt_of(question)).tolist() for question in questions]
-        images = [_pictures(question) for question in questions]
+        images = [_images(question) for question in questions]
         # The worker path has as many slots.
         slots = asyncio.Semaphore(IN_FLIGHT)
 
@@ -113,15 +114,15 @@ class BenchWorker(RolloutWorker):
     ) -> int:
         engine, _ = self._scripted()
         histories = [await self._prompt_of(question) for question, _ in batch]
-        images = [_pixels(question) for question, _ in batch]
+        images = [_pictures(question) for question, _ in batch]
         seeds = [Seeds(self._run_seed, step, question.id, rollout) for question, rollout in batch]
         most = self._config.max_turn_tokens
         tokens = 0
         for turn in range(turns):
             samplings = [Sampling(of_rollout.of_turn(turn), most) for of_rollout in seeds]
             requests = [
-                engine.generate(history, pictures, sampling)
-                for history, pictures, sampling in zip(histories, images, samplings, strict=True)
+                engine.generate(history, shown, sampling)
+                for history, shown, sampling in zip(histories, images, samplings, strict=True)
             ]
             answers = [generation for (generation,) in await asyncio.gather(*requests)]
             tokens += sum(len(answer.token_ids) for answer in answers)
@@ -154,7 +155,11 @@ def _pixels(question: Question) -> list[Pixels]:
     return [pixels(image) for image in question.images]
 
 
-def _pictures(question: Question) -> list[Image.Image]:
+def _pictures(question: Question) -> list[Picture]:
+    return [picture(image) for image in _pixels(question)]
+
+
+def _images(question: Question) -> list[Image.Image]:
     return [Image.fromarray(image) for image in _pixels(question)]
 
 

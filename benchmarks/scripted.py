@@ -20,7 +20,10 @@ import numpy as np
 from rollout_workers.chat import Chat
 from rollout_workers.engine import VLLMEngine
 from rollout_workers.interfaces import Generation, Sampling
-from rollout_workers.trajectory import Ids, Pixels, Question
+from rollout_workers.pictures import Picture
+from rollout_workers.settings import WorkerSettings
+from rollout_workers.special_tokens import SpecialTokens
+from rollout_workers.trajectory import Ids, Question
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -92,9 +95,9 @@ def _uniform(seed: int, draw: int) -> float:
 class ScriptedEngine(VLLMEngine):
     """vLLM with forced lengths. `script` may be changed between measurements."""
 
-    def __init__(self, model: str, *arguments: Any, **options: Any) -> None:
-        super().__init__(model, *arguments, **options)
-        self.chat, self.script = Chat.load(model), Script()
+    def __init__(self, settings: WorkerSettings, tokens: SpecialTokens) -> None:
+        super().__init__(settings, tokens)
+        self.chat, self.script = Chat.load(settings.model), Script()
 
     def _sampling_params(self, sampling: Sampling) -> SamplingParams:
         params = super()._sampling_params(sampling)
@@ -103,7 +106,7 @@ class ScriptedEngine(VLLMEngine):
         return params
 
     async def generate(
-        self, prompt_ids: Ids, images: Sequence[Pixels], sampling: Sampling
+        self, prompt_ids: Ids, images: Sequence[Picture], sampling: Sampling
     ) -> list[Generation]:
         """Sample what the script says, and write its ending."""
         tokens = self.chat.tokens

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -10,9 +10,16 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from axpo.registry import Registered
 from learner.baselines import Baseline
 from learner.objectives import Clip, Objective
+from rollout_workers.image_rule import ImagesConfig
 
 Layout: TypeAlias = Literal["tree", "packed", "padded"]
 """How a micro-batch is laid out; see `learner.batch`."""
+
+HEAD_CHUNK = 1 << 24
+"""Logits that the head holds at a time on a CPU: 64 MB, and four times that while it works."""
+HEAD_CHUNK_CUDA = 1 << 28
+"""The same on a GPU: 1 GiB, and four times that. A chunk must have enough tokens (1,766 of
+Qwen3-VL's vocabulary) that reading the head's weight and its gradient once does not count."""
 
 
 class LoraSettings(BaseModel):
@@ -175,6 +182,8 @@ class Serving:
     """How weights reach the engines: shared_memory, nccl or ipc."""
     ranks_per_engine: int = 1
     """Processes of one engine (its tensor parallel size); sizes the nccl group."""
+    images: ImagesConfig = field(default_factory=ImagesConfig)
+    """How large the engines see images."""
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,28 @@ import torch
 from torch import Tensor
 
 from learner.credit import TrainItem
+from rollout_workers.image_rule import ImagesConfig, image_rule
 from rollout_workers.trajectory import Pixels, pixels
 
 ImageKey: TypeAlias = Hashable
 """Equal for equal images of a step."""
 BLANK: ImageKey = "blank"
 """A small black image, for micro-batches whose items have none."""
+
+
+def image_processor(model: str, images: ImagesConfig = ImagesConfig()) -> Any:
+    """Return the image processor of a model folder, with the limits of a recipe.
+
+    Args:
+        model: the folder.
+        images: the recipe's `images`, as the engines have it.
+    """
+    from transformers import AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(model).image_processor
+    if not images.is_default:
+        processor.size = type(processor.size)(**image_rule(model, images).size)
+    return processor
 
 
 class StepImages:

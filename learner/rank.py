@@ -32,6 +32,7 @@ from learner.checkpoint import (
 )
 from learner.config import LearnerConfig, RankSettings
 from learner.credit import TrainItem
+from learner.images import image_processor
 from learner.passes import Passes
 from learner.policy import Policy, load_policy
 from learner.reference import Reference, without_adapters, without_gradient
@@ -50,15 +51,13 @@ class LearnerRank:
 
     def __init__(self, settings: RankSettings) -> None:
         """Join the process group and load the policy, and the reference if there is a KL term."""
-        from transformers import AutoProcessor
-
         config = settings.config
         self.config = config
         self.rank = settings.rank
         self._settings = settings
         self._join()
         self.engine = _trained_engine(self._load_policy(), config)
-        processor = AutoProcessor.from_pretrained(settings.model).image_processor
+        processor = image_processor(settings.model, settings.serving.images)
         # After the policy: without its adapters it may be the reference itself.
         reference = self._load_reference()
         model = self.engine.module.model

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from learner.credit import TrainItem
 from learner.images import BLANK, ImageKey, StepImages
 from rollout_workers.families import RotaryRule, still_image_positions
-from rollout_workers.trajectory import Floats
+from rollout_workers.trajectory import Floats, PolicySegment, Trajectory
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ def make_row(
         old_logprobs: what the ratio compares with, shape [R]; None: the engine's.
 
     Raises:
-        ValueError: placeholders and images differ in number.
+        ValueError: placeholders and images differ in number, or the engine saw prompts of other
+            lengths.
     """
     trajectory = item.trajectory
     keys = images.add(item)
@@ -68,6 +69,7 @@ def make_row(
     repeats = np.ones(len(ids), np.int64)
     repeats[pads] = [images.features(key) for key in keys]
     starts = np.cumsum(repeats) - repeats
+    _check_lengths(item, starts)
     # Equal tokens have equal keys, and so have equal images: a tree shares what is equal.
     marked = ids.copy()
     marked[pads] = [-1 - images.number(key) for key in keys]
@@ -97,6 +99,40 @@ def _check_images(item: TrainItem, placeholders: int, images: int) -> None:
             f"rollout {item.trajectory.rollout} of question {item.trajectory.question_id}: "
             f"{placeholders} placeholders for {images} images"
         )
+
+
+def _check_lengths(item: TrainItem, starts: NDArray[np.int64]) -> None:
+    """Compare the engine's counts of prompt tokens with the row's.
+
+    Engine and learner process images on their own. If one of them saw an image in another size,
+    the learner would train on other inputs than the policy had.
+
+    Args:
+        item: with the counts of its first request, and of its last one that gave a token.
+        starts: of each token of prompt and response its position in the row, images expanded.
+    """
+    trajectory = item.trajectory
+    stats, fork = trajectory.stats, trajectory.fork
+    prompt = len(trajectory.prompt_ids)
+    begun = prompt + (fork.prefix_tokens if fork else 0)
+    counts = [(stats.prompt_tokens, begun), (stats.last_prompt_tokens, prompt + _last(trajectory))]
+    for counted, place in counts:
+        # 0: nobody counted, as for scripted trajectories. A response may have ended before.
+        if counted and place < len(starts) and counted != starts[place]:
+            raise ValueError(
+                f"rollout {trajectory.rollout} of question {trajectory.question_id}: the engine "
+                f"counted {counted} prompt tokens, the learner's row has {starts[place]}; "
+                "do both process images in the same way?"
+            )
+
+
+def _last(trajectory: Trajectory) -> int:
+    """Return the response position at which the last segment of the policy begins."""
+    ends = np.cumsum([len(segment.token_ids) for segment in trajectory.segments])
+    for segment, end in zip(reversed(trajectory.segments), reversed(ends), strict=True):
+        if isinstance(segment, PolicySegment):
+            return int(end) - len(segment.token_ids)
+    return 0
 
 
 def blank_row(images: StepImages, vision: VisionTokens) -> Row:

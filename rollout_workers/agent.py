@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from rollout_workers.chat import Chat, Observed, images_of, in_chat_thread
+from rollout_workers.cutting import cut
 from rollout_workers.interfaces import (
     Called,
     CallTool,
@@ -27,6 +28,7 @@ from rollout_workers.interfaces import (
     ToolAnswer,
 )
 from rollout_workers.parser import BadCall, Call, Turn, parse_turn
+from rollout_workers.pictures import Pictures
 from rollout_workers.segments import (
     earlier_calls,
     last_turn,
@@ -45,6 +47,7 @@ from rollout_workers.trajectory import (
     RolloutStats,
     Segment,
     Trajectory,
+    UnusableQuestion,
 )
 
 logger = logging.getLogger(__name__)
@@ -58,6 +61,7 @@ class Limits:
     max_turn_tokens: int
     max_calls_per_turn: int
     deadline_s: float
+    max_tool_tokens: int = 4096
     retries: int = 0  # after an infrastructure failure
 
 
@@ -81,7 +85,7 @@ class Scene:
     limits: Limits
     question: Question
     prompt_ids: Ids  # [P]
-    images: Sequence[Pixels]  # the question's
+    pictures: Pictures  # what its rollouts show the engine
     temperature: float
 
     def trajectory(self, response: Response, rollout: int, fork: ForkPoint | None) -> Trajectory:
@@ -142,6 +146,7 @@ class _Tally:
     def stats(self) -> RolloutStats:
         seconds = time.monotonic() - self.begun
         first, later = self.generations[:1], self.generations[1:]
+        with_tokens = [g for g in self.generations if len(g.token_ids)]
         return RolloutStats(
             started=time.time() - seconds,
             seconds=seconds,
@@ -152,6 +157,7 @@ class _Tally:
             cached_tokens=sum(g.cached_tokens for g in first),
             later_prompt_tokens=sum(g.prompt_tokens for g in later),
             later_cached_tokens=sum(g.cached_tokens for g in later),
+            last_prompt_tokens=sum(g.prompt_tokens for g in with_tokens[-1:]),
             tool_calls=self.tool_calls,
             tool_failures=self.tool_failures,
             tools=tuple(self.tools),
@@ -182,7 +188,11 @@ class Rollout:
         self._tally = _Tally(time.monotonic() if begun is None else begun)
 
     async def play(self, first: Generation | None = None) -> Response:
-        """Run turns until an end; `first` continues the segments if it was sampled already."""
+        """Run turns until an end; `first` continues the segments if it was sampled already.
+
+        Raises:
+            UnusableQuestion: the question alone fills the context.
+        """
         answer: str | None = None
         try:
             async with asyncio.timeout(self._scene.limits.deadline_s):
@@ -192,7 +202,10 @@ class Rollout:
         except EngineFailure as failure:
             logger.warning("engine failure: %s", failure)
             end = EndReason.ENGINE_FAILURE
-        except ContextFull:
+        except ContextFull as error:
+            # Nothing was sampled yet, so it is not the policy that filled the context.
+            if not self.segments:
+                raise UnusableQuestion(f"question {self._scene.question.id}: {error}") from error
             end = EndReason.OUT_OF_TOKENS
         return Response(tuple(self.segments), end, answer, self._tally.stats())
 
@@ -240,7 +253,7 @@ class Rollout:
         scene = self._scene
         # Ids are never rendered again: every request extends the one before token by token.
         ids = np.concatenate([scene.prompt_ids, *[s.token_ids for s in self.segments]])
-        images = [*scene.images, *observed_images(self.segments)]
+        images = await scene.pictures.shown(observed_images(self.segments))
         sampling = Sampling(self._seed(turn, part), max_tokens, temperature=scene.temperature)
         (generation,) = await scene.generate(ids, images, sampling)
         self._tally.engine_seconds += time.monotonic() - started
@@ -311,9 +324,13 @@ class Rollout:
 
     async def _observe(self, results: Sequence[Observed]) -> None:
         """Append what the environment answers to a turn."""
-        texts = [(result.text, len(result.images)) for result in results]
-        ids = await in_chat_thread(self._scene.chat.observation, texts)
+        ids = await in_chat_thread(self._observation, results)
         self.segments.append(ObservationSegment(ids, images_of(results)))
+
+    def _observation(self, results: Sequence[Observed]) -> Ids:
+        chat, limit = self._scene.chat, self._scene.limits.max_tool_tokens
+        texts = [(cut(result.text, limit, chat.plain), len(result.images)) for result in results]
+        return chat.observation(texts)
 
 
 def _segment(generation: Generation) -> PolicySegment:

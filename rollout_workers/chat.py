@@ -126,7 +126,7 @@ class Chat:
         )
 
     def prompt(
-        self, text: str, images: int, tools: list[dict[str, Any]], system: str | None
+        self, text: str, images: Sequence[int], tools: list[dict[str, Any]], system: str | None
     ) -> Ids:
         """Return the prompt of a question, up to and including the assistant's opening.
 
@@ -135,7 +135,8 @@ class Chat:
 
         Args:
             text: of the question.
-            images: how many it has; each is one `<|image_pad|>`, before the text.
+            images: of each the character of the text before which it stands, in order. Each is
+                one `<|image_pad|>`.
             tools: schemas, which go into the system message.
             system: the system message, if any.
 
@@ -143,7 +144,7 @@ class Chat:
             Token ids, shape [P].
         """
         mark = _unused_mark(json.dumps([text, tools, system], ensure_ascii=False))
-        content = [*[{"type": "image"}] * images, {"type": "text", "text": self._guard(text, mark)}]
+        content = [self._part(piece, mark) for piece in _pieces(text, images)]
         messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
         if system is not None:
             system = self._guard(system, mark)
@@ -167,9 +168,21 @@ class Chat:
         Returns:
             Token ids, shape [T].
         """
+        return self.shown([(text, (len(text),) * images) for text, images in results])
+
+    def shown(self, results: Sequence[tuple[str, Sequence[int]]]) -> Ids:
+        """Return what `observation` does, for results with images anywhere in their text.
+
+        Args:
+            results: of each tool response the text, and of each of its images the character of the
+                text before which it stands, in order.
+
+        Returns:
+            Token ids, shape [T].
+        """
         mark = _unused_mark("".join(text for text, _ in results))
-        shown = [self._guard(text, mark) + IMAGE * images for text, images in results]
-        return self._encode(self.head + self.between.join(shown) + self.tail, mark)
+        contents = [self._content(text, images, mark) for text, images in results]
+        return self._encode(self.head + self.between.join(contents) + self.tail, mark)
 
     def encode_policy(self, text: str) -> Ids:
         """Return the ids of a text that a policy or a scripted teacher wrote, shape [T].
@@ -218,7 +231,7 @@ class Chat:
         return Trajectory(
             question_id=question.id,
             rollout=0,
-            prompt_ids=self.prompt(question.text, len(question.images), tools, system),
+            prompt_ids=self.prompt(question.text, question.places, tools, system),
             segments=tuple(segments),
             end=EndReason.ANSWERED,
             answer=last_turn.answer_text,
@@ -231,6 +244,16 @@ class Chat:
             return PolicySegment(ids, np.zeros(len(ids), np.float32), policy_version=0)
         ids = self.observation([(result.text, len(result.images)) for result in turn])
         return ObservationSegment(ids, images_of(turn))
+
+    def _part(self, text: str | None, mark: str) -> dict[str, str]:
+        """Return a part of a message for the template; None: an image."""
+        if text is None:
+            return {"type": "image"}
+        return {"type": "text", "text": self._guard(text, mark)}
+
+    def _content(self, text: str, images: Sequence[int], mark: str) -> str:
+        pieces = _pieces(text, images)
+        return "".join(IMAGE if piece is None else self._guard(piece, mark) for piece in pieces)
 
     def _default_system(self, system: str | None) -> str:
         """Return the system text, or the one that the template writes if there is none."""
@@ -283,6 +306,21 @@ class Chat:
             else:
                 ids += self.plain.encode(piece.replace(mark, ""), add_special_tokens=False).ids
         return np.asarray(ids, dtype=np.int32)
+
+
+def _pieces(text: str, images: Sequence[int]) -> list[str | None]:
+    """Return a text in pieces, with None for each image where it stands."""
+    pieces: list[str | None] = []
+    done = 0
+    for place in images:
+        if place > done:
+            pieces.append(text[done:place])
+        pieces.append(None)
+        done = place
+    # Without an image in its midst the text is one piece, even if it is empty.
+    if done < len(text) or not done:
+        pieces.append(text[done:])
+    return pieces
 
 
 def _unused_mark(texts: str) -> str:

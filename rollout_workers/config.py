@@ -41,6 +41,15 @@ class EngineConfig(BaseModel):
         default_factory=dict, description="further vLLM AsyncEngineArgs, by name"
     )
 
+    @model_validator(mode="after")
+    def _not_the_images(self) -> EngineConfig:
+        if "mm_processor_kwargs" in self.options:
+            raise ValueError(
+                "options.mm_processor_kwargs: would reach the engines only, and the learner would "
+                "train on other images; set images.min_pixels and images.max_pixels instead"
+            )
+        return self
+
 
 def _window(steps: tuple[int, int]) -> tuple[int, int]:
     """Check the steps of an outage."""
@@ -63,6 +72,11 @@ class RolloutConfig(BaseModel):
     max_turn_tokens: int = Field(256, ge=1, description="tokens sampled in one turn at most")
     max_context_tokens: int = Field(
         4096, ge=1, description="prompt, images and response together; the engine's max_model_len"
+    )
+    max_tool_tokens: int = Field(
+        4096,
+        ge=1,
+        description="tokens of the text of one tool result; the rest is cut, and said to be cut",
     )
     temperature: float = Field(1.0, gt=0, description="sampling temperature in training")
     max_calls_per_turn: int = Field(
@@ -123,6 +137,16 @@ class RolloutConfig(BaseModel):
     def out(self, tool: str, step: int) -> bool:
         """Return whether a tool is unavailable to the questions of a step, counted from 0."""
         return any(first <= step + 1 <= last for first, last in self.outages.get(tool, ()))
+
+    @model_validator(mode="after")
+    def _turn_in_context(self) -> RolloutConfig:
+        if self.max_turn_tokens > self.max_context_tokens:
+            raise ValueError(
+                f"rollout.max_turn_tokens={self.max_turn_tokens}: must be at most"
+                f" rollout.max_context_tokens={self.max_context_tokens}, which holds the whole"
+                f" rollout"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_gpu_a_process(self) -> RolloutConfig:

@@ -5,7 +5,6 @@ Every sampling parameter is explicit, and a weight update leaves no stale cache 
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import os
 from collections import Counter
@@ -14,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rollout_workers.config import RolloutConfig
 from rollout_workers.engine_setup import (
     TOP_LOGPROBS,
     engine_arguments,
@@ -24,12 +22,12 @@ from rollout_workers.engine_setup import (
 from rollout_workers.gate import Gate
 from rollout_workers.interfaces import ContextFull, EngineFailure, Generation, Sampling
 from rollout_workers.logprobs import entropies, logprob_table
+from rollout_workers.pictures import Picture
+from rollout_workers.settings import WorkerSettings
 from rollout_workers.slots import EngineLoad
 from rollout_workers.special_tokens import BAN_BIAS, Ids, SpecialTokens
-from rollout_workers.trajectory import Pixels
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
     from vllm import SamplingParams
     from vllm.outputs import CompletionOutput, RequestOutput
     from vllm.v1.metrics.stats import SchedulerStats
@@ -38,26 +36,16 @@ if TYPE_CHECKING:
 class VLLMEngine:
     """One engine in a process of its own. The methods belong to one event loop."""
 
-    def __init__(
-        self,
-        model: str,
-        config: RolloutConfig,
-        tokens: SpecialTokens,
-        *,
-        seed: int,
-        want_entropies: bool = False,
-    ) -> None:
+    def __init__(self, settings: WorkerSettings, tokens: SpecialTokens) -> None:
         """Start the engine and load the model: about 15 s on a CPU with enforce_eager.
 
         vLLM's environment variables are set in this process only.
 
         Args:
-            model: folder of the model.
-            config: the recipe's `rollout`.
+            settings: the worker's.
             tokens: the tokenizer's special tokens.
-            seed: of the engine; each request has its own.
-            want_entropies: estimate the entropy of every sampled token.
         """
+        config = settings.config
         set_environment(config.engine)
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
@@ -66,21 +54,21 @@ class VLLMEngine:
 
         weight_transfer.register()
         os.environ[weight_transfer.OWNER] = str(os.getpid())
-        arguments = engine_arguments(model, config, seed) | config.engine.options
+        arguments = engine_arguments(settings) | config.engine.options
         self._reports: list[SchedulerStats] = []
         self._llm = AsyncLLM.from_engine_args(
             AsyncEngineArgs(**arguments), stat_loggers=[last_report_logger(self._reports)]
         )
         self._tokens = tokens
         self._in_flight_updates = config.in_flight_updates
-        self._top = TOP_LOGPROBS if want_entropies else 0
+        self._top = TOP_LOGPROBS if settings.want_entropies else 0
         self._requests = itertools.count()
         self._version = 0
         self._gate = Gate()
         self._tokens_seen: Counter[str] = Counter()
 
     async def generate(
-        self, prompt_ids: Ids, images: Sequence[Pixels], sampling: Sampling
+        self, prompt_ids: Ids, images: Sequence[Picture], sampling: Sampling
     ) -> list[Generation]:
         """Sample continuations of a prompt; the k-th has seed + k.
 
@@ -100,7 +88,7 @@ class VLLMEngine:
 
         async with self._gate.passing():
             version = self._version
-            prompt = await _prompt(prompt_ids, images, version)
+            prompt = _prompt(prompt_ids, images, version)
             try:
                 first, parts = await self._collect(prompt, sampling)
             except VLLMClientError as error:
@@ -283,21 +271,17 @@ class VLLMEngine:
         )
 
 
-async def _prompt(prompt_ids: Ids, images: Sequence[Pixels], version: int) -> dict[str, Any]:
+def _prompt(prompt_ids: Ids, images: Sequence[Picture], version: int) -> dict[str, Any]:
     prompt: dict[str, Any] = {
         "prompt_token_ids": prompt_ids.tolist(),
         # KV blocks of another policy version must not be hits.
         "cache_salt": f"policy-{version}",
     }
     if images:
-        prompt["multi_modal_data"] = {"image": await asyncio.to_thread(_to_pil, images)}
+        prompt["multi_modal_data"] = {"image": [picture.image for picture in images]}
+        # Without names vLLM would hash every image of every request.
+        prompt["multi_modal_uuids"] = {"image": [picture.digest for picture in images]}
     return prompt
-
-
-def _to_pil(images: Sequence[Pixels]) -> list[Image]:
-    from PIL import Image
-
-    return [Image.fromarray(image) for image in images]
 
 
 def _too_long(error: Exception) -> bool:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from rollout_workers.config import EngineConfig, RolloutConfig
+from rollout_workers.config import EngineConfig
+from rollout_workers.image_rule import image_rule
+from rollout_workers.settings import WorkerSettings
 
 if TYPE_CHECKING:
     from vllm.v1.metrics.loggers import StatLoggerBase
@@ -36,26 +38,21 @@ def set_environment(engine: EngineConfig) -> None:
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
 
 
-def engine_arguments(model: str, config: RolloutConfig, seed: int) -> dict[str, Any]:
-    """Return the AsyncEngineArgs of an engine, by name, without the recipe's own `options`.
-
-    Args:
-        model: folder of the model.
-        config: the recipe's `rollout`.
-        seed: of the engine; only its lowest 31 bits count.
-    """
+def engine_arguments(settings: WorkerSettings) -> dict[str, Any]:
+    """Return the AsyncEngineArgs of a worker's engine, by name, without the recipe's `options`."""
     from vllm.config import WeightTransferConfig
     from vllm.platforms import current_platform
 
     from rollout_workers import weight_transfer
 
-    engine = config.engine
+    config, engine = settings.config, settings.config.engine
     cache_bytes = None if engine.kv_cache_gb is None else int(engine.kv_cache_gb * 2**30)
     extension = weight_transfer.EngineProcess
     return {
-        "model": model,
+        "model": settings.model,
         "dtype": engine.dtype,
-        "seed": seed % 2**31,
+        # Each request has a seed of its own.
+        "seed": settings.run_seed % 2**31,
         "max_model_len": config.max_context_tokens,
         "max_num_seqs": engine.max_num_seqs,
         "tensor_parallel_size": engine.tensor_parallel_size,
@@ -70,6 +67,7 @@ def engine_arguments(model: str, config: RolloutConfig, seed: int) -> dict[str, 
         # Generator does not use offset").
         "enable_chunked_prefill": False if current_platform.is_cpu() else None,
         "limit_mm_per_prompt": {"video": 0},
+        "mm_processor_kwargs": _processor_options(settings),
         "generation_config": "vllm",  # the model folder's sampling defaults stay out
         # Of the distribution that is sampled from: bans and temperature included.
         "logprobs_mode": "processed_logprobs",
@@ -79,6 +77,15 @@ def engine_arguments(model: str, config: RolloutConfig, seed: int) -> dict[str, 
         "weight_transfer_config": WeightTransferConfig(backend=engine.weight_transfer),
         "worker_extension_cls": f"{extension.__module__}.{extension.__name__}",
     }
+
+
+def _processor_options(settings: WorkerSettings) -> dict[str, Any] | None:
+    """Return what vLLM shall tell the folder's image processor; None: nothing."""
+    if settings.images.is_default:
+        return None
+    # Both limits: of a size with one of them, vLLM and transformers would fill in the other one
+    # from different places.
+    return {"images_kwargs": {"size": image_rule(settings.model, settings.images).size}}
 
 
 def last_report_logger(reports: list[SchedulerStats]) -> type[StatLoggerBase]:

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 from rollout_workers.chat import Observed
+from rollout_workers.pictures import Picture
 from rollout_workers.slots import EngineLoad
-from rollout_workers.trajectory import Floats, Ids, Pixels, Question
+from rollout_workers.trajectory import Floats, Ids, Question
 
 Verify: TypeAlias = Callable[[Question, str | None], float]
 """Gives the reward of an answer (None: there is none), a finite number. It runs in a thread of
@@ -57,7 +58,7 @@ class Generate(Protocol):
     """Sampling, as an engine does it."""
 
     async def __call__(
-        self, prompt_ids: Ids, images: Sequence[Pixels], sampling: Sampling
+        self, prompt_ids: Ids, images: Sequence[Picture], sampling: Sampling
     ) -> list[Generation]:
         """Sample `sampling.n` continuations of a prompt.
 

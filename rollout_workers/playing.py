@@ -66,7 +66,7 @@ async def _first_turns(
     """Sample the first turns of all continuations in one request, or say why there are none."""
     limits = scene.limits
     ids = np.concatenate([scene.prompt_ids, *[segment.token_ids for segment in prefix]])
-    images = [*scene.images, *observed_images(prefix)]
+    images = await scene.pictures.shown(observed_images(prefix))
     # One request: the prompt is computed or looked up once, and the k-th child has seed + k.
     sampling = Sampling(
         seed=seeds[0].of_turn(turn_index(prefix)),

@@ -14,6 +14,7 @@ import math
 import threading
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -31,7 +32,9 @@ from rollout_workers.trajectory import (
     Question,
     Resample,
     SpecialTokens,
+    UnusableQuestion,
     frozen_prefix,
+    stored,
 )
 from rollout_workers.worker import RolloutWorker
 
@@ -41,6 +44,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _SCORING_MARGIN_S = 120.0
+READERS = 4
+"""Threads that read images. Pillow decodes and scales without Python's lock."""
 
 
 class _Lost(Exception):
@@ -75,6 +80,7 @@ class RolloutPool:
             return ray.remote(actor_class).options(**options).remote(worker_id, settings)
 
         self.loop = asyncio.new_event_loop()
+        self._readers = ThreadPoolExecutor(READERS, "image-reader")
         self._config = settings.config
         self._log = log
         self._fleet = Fleet(make, settings.config, log)
@@ -133,9 +139,26 @@ class RolloutPool:
             evaluating: offer the tools of evaluations too.
 
         Raises:
+            UnusableQuestion: if one of them cannot be asked.
             WorkersFailed: if too many workers were lost.
             Exception: what a worker's code raised.
         """
+        outcomes = self.outcomes(questions, step, n, temperature=temperature, evaluating=evaluating)
+        for outcome in outcomes:
+            if isinstance(outcome, UnusableQuestion):
+                raise outcome
+            yield outcome
+
+    def outcomes(
+        self,
+        questions: Sequence[Question],
+        step: int,
+        n: int | None = None,
+        *,
+        temperature: float | None = None,
+        evaluating: bool = False,
+    ) -> Iterator[Group | UnusableQuestion]:
+        """Yield what became of questions; as `rollout`, but one that cannot be asked is yielded."""
         # A worker's start that fails is raised here, not by every question.
         self.ready()
         asked = [
@@ -145,7 +168,8 @@ class RolloutPool:
         futures = [self.run(coroutine) for coroutine in asked]
         try:
             for future in concurrent.futures.as_completed(futures):
-                yield future.result()[0]
+                error = future.exception()
+                yield error if isinstance(error, UnusableQuestion) else future.result()[0]
         finally:
             # Whoever stops iterating does not want the others.
             for future in futures:
@@ -162,24 +186,31 @@ class RolloutPool:
     ) -> tuple[Group, ObjectRef[Group]]:
         """Return the scored rollouts of a question; the arguments are those of `rollout`.
 
-        A rollout that infrastructure cut short, retries included, has no reward.
+        A rollout that infrastructure cut short, retries included, has no reward. Lazy images are
+        read when a worker has room for the question: a few questions ahead of their first request,
+        and in threads.
 
         Returns:
             The group, and the object reference it came in, for another actor to read.
 
         Raises:
+            UnusableQuestion: an image cannot be read, or the prompt does not fit the context.
             WorkersFailed: if too many workers were lost.
             Exception: what the worker's code raised.
         """
         n = n or self._config.n
         while True:
             worker = await self._router.least_loaded(n)
+            question = await self._read(worker, question, n)
             reference = worker.client.rollout(
                 question, n, step, temperature=temperature, evaluating=evaluating
             )
             try:
                 answer = await self._answer(worker, n, reference, "rollout")
                 return await self._trusted(worker, question, answer, n), reference
+            except UnusableQuestion as error:
+                # Without the traceback that Ray adds.
+                raise getattr(error, "cause", error) from None
             except _Lost:
                 self._counts["requeued"] += 1
                 self._log("requeued", question=question.id, batch=step, worker=worker.id)
@@ -262,6 +293,7 @@ class RolloutPool:
 
         A worker that is dead or does not answer is killed.
         """
+        self._readers.shutdown(wait=False, cancel_futures=True)
         self.run(self._fleet.close()).result(180)
         self.loop.call_soon_threadsafe(self.loop.stop)
 
@@ -269,6 +301,22 @@ class RolloutPool:
     def _clients(self) -> list[WorkerClient]:
         workers = sorted(self._fleet.serving, key=lambda worker: worker.place)
         return [worker.client for worker in workers]
+
+    async def _read(self, worker: Worker, question: Question, n: int) -> Question:
+        """Return the question with its lazy images read and in Ray's object store.
+
+        Args:
+            worker: has been given the question's load.
+            question: whatever its images are.
+            n: the load.
+        """
+        if not question.is_lazy:
+            return question
+        try:
+            return await self.loop.run_in_executor(self._readers, stored, question)
+        except BaseException:  # cancelled, too: the worker gets no question
+            self._router.done(worker, n)
+            raise
 
     async def _worker_stats(self) -> dict[int, dict[str, float]]:
         """Return the counts of every worker that answers, by its id."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from rollout_workers.config import RolloutConfig
 from rollout_workers.faults import FaultPlan
+from rollout_workers.image_rule import ImagesConfig
 from rollout_workers.interfaces import Tools, Verify
 
 
@@ -18,6 +19,8 @@ class WorkerSettings:
     tools: Tools
     verify: Verify
     run_seed: int
+    # How large the model sees images.
+    images: ImagesConfig = field(default_factory=ImagesConfig)
     system: str | None = None  # the system message of every prompt
     want_entropies: bool = False  # keep the entropy of every sampled token
     faults: FaultPlan = field(default_factory=FaultPlan)  # what breaks on purpose, in tests

@@ -11,7 +11,7 @@ engine and learner expand it to the image's own number of features.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
@@ -54,18 +54,47 @@ class EndReason(StrEnum):
         )
 
 
+class UnusableQuestion(ValueError):
+    """A question that cannot be asked: its data is at fault, not the policy and no machine.
+
+    An image cannot be read, or images and text do not fit the context. The message is one line.
+    """
+
+
+@dataclass(frozen=True)
+class LazyImage:
+    """An image that is read when it is needed."""
+
+    read: Callable[[], Pixels]
+    """Gives the pixels; raises UnusableQuestion if it cannot. It may be called in any thread."""
+
+
+QuestionImage: TypeAlias = "Pixels | LazyImage | ObjectRef[Pixels]"
+"""An object reference of Ray is one copy for all rollouts and forks, see `stored`."""
+
+
 @dataclass(frozen=True)
 class Question:
-    """One task item.
-
-    `images` hold pixels, or Ray object references to pixels: one copy a question, see `pixels`.
-    """
+    """One task item."""
 
     id: str
     text: str
-    images: tuple[Pixels | ObjectRef[Pixels], ...]
+    images: tuple[QuestionImage, ...]
     answer: str
     info: Mapping[str, Any] = field(default_factory=dict)
+    # Of each image the character of the text before which it stands, in order; (): all images
+    # stand before the text
+    image_places: tuple[int, ...] = ()
+
+    @property
+    def places(self) -> tuple[int, ...]:
+        """Of each image the character of the text before which it stands."""
+        return self.image_places or (0,) * len(self.images)
+
+    @property
+    def is_lazy(self) -> bool:
+        """Whether an image is still to be read."""
+        return any(isinstance(image, LazyImage) for image in self.images)
 
 
 @dataclass(frozen=True)
@@ -115,6 +144,8 @@ class RolloutStats:
     cached_tokens: int = 0  # of these, served from the prefix cache
     later_prompt_tokens: int = 0  # of all further requests
     later_cached_tokens: int = 0
+    # of the last request that gave a token, images expanded; 0: there was none
+    last_prompt_tokens: int = 0
     tool_calls: int = 0
     tool_failures: int = 0  # calls answered with an error that is the policy's fault
     tools: tuple[str, ...] = ()  # those that its calls reached, one each
@@ -284,22 +315,35 @@ def recovered(group: Group, resample: Resample) -> bool:
 
 
 def stored(question: Question) -> Question:
-    """Return the question with its images in Ray's object store.
+    """Return the question with its images in Ray's object store; lazy ones are read.
 
     So there is one copy, however many rollouts and forks read it.
+
+    Raises:
+        UnusableQuestion: an image cannot be read.
     """
     import ray
 
-    return replace(question, images=tuple(ray.put(image) for image in question.images))
+    def put(image: QuestionImage) -> QuestionImage:
+        is_here = isinstance(image, np.ndarray | LazyImage)
+        return ray.put(pixels(image)) if is_here else image
+
+    return replace(question, images=tuple(put(image) for image in question.images))
 
 
-def pixels(image: Pixels | ObjectRef[Pixels]) -> Pixels:
-    """Return the pixels of a question's image; fetch them from Ray's object store if need be.
+def pixels(image: QuestionImage) -> Pixels:
+    """Return the pixels of a question's image.
 
-    Fetching blocks, for 60 seconds at most.
+    A lazy one is read. Others are fetched from Ray's object store if need be, which blocks, for 60
+    seconds at most.
+
+    Raises:
+        UnusableQuestion: a lazy image cannot be read.
     """
     if isinstance(image, np.ndarray):
         return image
+    if isinstance(image, LazyImage):
+        return image.read()
     import ray
 
     return ray.get(image, timeout=60)

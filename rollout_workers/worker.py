@@ -12,10 +12,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
+import numpy as np
+from cachetools import LRUCache
+
 from rollout_workers.agent import Limits, Response, Scene, Unavailable
 from rollout_workers.chat import Chat, in_chat_thread
 from rollout_workers.engine import VLLMEngine
 from rollout_workers.faults import InjectedFault
+from rollout_workers.image_rule import image_rule
 from rollout_workers.interfaces import (
     Called,
     CallTool,
@@ -26,6 +30,7 @@ from rollout_workers.interfaces import (
     ToolAnswer,
     Tools,
 )
+from rollout_workers.pictures import Picture, Pictures, picture
 from rollout_workers.playing import play_continuations, play_rollout
 from rollout_workers.scoring import Scorer
 from rollout_workers.seeds import Seeds
@@ -35,16 +40,19 @@ from rollout_workers.trajectory import (
     ForkPoint,
     Group,
     Ids,
-    Pixels,
+    LazyImage,
     Question,
     Resample,
     SpecialTokens,
     Trajectory,
+    UnusableQuestion,
     frozen_prefix,
     pixels,
 )
 
 T = TypeVar("T")
+DIGESTS = 4096
+"""Images whose digests a worker remembers."""
 
 
 class RolloutWorker:
@@ -69,6 +77,10 @@ class RolloutWorker:
         config = settings.config
         self._index = index
         self._config = config
+        self._image_rule = image_rule(settings.model, settings.images)
+        # By the id of an image in Ray's object store: its digest. A question's forks and its
+        # rollouts fetch it separately.
+        self._digests: LRUCache[str, str] = LRUCache(DIGESTS)
         self._system = settings.system
         self._run_seed = settings.run_seed
         self._tools = settings.tools
@@ -76,18 +88,13 @@ class RolloutWorker:
         # The schemas of the tools of training (False) and of evaluations (True).
         self._schemas: dict[bool, list[dict[str, Any]]] = {}
         self._chat = Chat.load(settings.model)
-        self._engine = engine_factory(
-            settings.model,
-            config,
-            self._chat.tokens,
-            seed=settings.run_seed,
-            want_entropies=settings.want_entropies,
-        )
+        self._engine = engine_factory(settings, self._chat.tokens)
         self._limits = Limits(
             config.max_turns,
             config.max_turn_tokens,
             config.max_calls_per_turn,
             config.deadline_s,
+            config.max_tool_tokens,
             config.retries,
         )
         self._slots = Slots(config.concurrency_min, config.concurrency, self._engine.load)
@@ -119,6 +126,9 @@ class RolloutWorker:
             step: counts into the seeds, and decides which tools are out of service.
             temperature: of sampling; the recipe's if None.
             evaluating: offer the tools of evaluations too.
+
+        Raises:
+            UnusableQuestion: images and text do not fit the context.
         """
         scene = await self._scene(
             question,
@@ -126,6 +136,7 @@ class RolloutWorker:
             self._caller(step, evaluating=evaluating),
             self._config.temperature if temperature is None else temperature,
         )
+        self._check_fits(scene)
 
         async def scored_rollout(index: int) -> Trajectory:
             seeds = Seeds(self._run_seed, step, question.id, index)
@@ -251,9 +262,31 @@ class RolloutWorker:
             limits=self._limits,
             question=question,
             prompt_ids=prompt_ids,
-            images=await asyncio.to_thread(_pixels, question),
+            pictures=Pictures(await asyncio.to_thread(self._pictures, question)),
             temperature=temperature,
         )
+
+    def _pictures(self, question: Question) -> list[Picture]:
+        """Fetch a question's images, and hash those that this worker has not seen."""
+        pictures = []
+        for image in question.images:
+            stored_as = "" if isinstance(image, np.ndarray | LazyImage) else image.hex()
+            shown = picture(pixels(image), self._digests.get(stored_as))
+            if stored_as:
+                self._digests[stored_as] = shown.digest
+            pictures.append(shown)
+        return pictures
+
+    def _check_fits(self, scene: Scene) -> None:
+        """Raise UnusableQuestion if the prompt, images expanded, leaves no room for a token."""
+        sizes = [picture.image.size for picture in scene.pictures.question]
+        of_images = sum(self._image_rule.tokens(*size) for size in sizes)
+        text, limit = len(scene.prompt_ids) - len(sizes), self._config.max_context_tokens
+        if text + of_images >= limit:
+            raise UnusableQuestion(
+                f"question {scene.question.id}: {of_images:,} tokens of images and {text:,} of"
+                f" text, but rollout.max_context_tokens is {limit:,}"
+            )
 
     async def _prompt(self, question: Question, *, evaluating: bool) -> Ids:
         # Tools are asked once, at the first rollout: they may start later than the worker.
@@ -265,7 +298,7 @@ class RolloutWorker:
         return await in_chat_thread(
             self._chat.prompt,
             question.text,
-            len(question.images),
+            question.places,
             self._schemas[evaluating],
             self._system,
         )
@@ -291,7 +324,7 @@ class RolloutWorker:
         return call
 
     async def _generate(
-        self, prompt_ids: Ids, images: Sequence[Pixels], sampling: Sampling
+        self, prompt_ids: Ids, images: Sequence[Picture], sampling: Sampling
     ) -> list[Generation]:
         try:
             await self._faults.reach("turn", self._index)
@@ -309,10 +342,6 @@ class RolloutWorker:
         except BaseException:
             self._update_failed = True
             raise
-
-
-def _pixels(question: Question) -> list[Pixels]:
-    return [pixels(image) for image in question.images]
 
 
 async def _all(awaitables: Sequence[Awaitable[T]]) -> list[T]:

@@ -6,7 +6,7 @@ Everything that can be wrong without starting anything is found here.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -17,6 +17,7 @@ import tool_server.zoom  # noqa: F401
 from tool_server.functions import load
 from tool_server.tool import ToolKind, tool_kinds
 
+L = TypeVar("L", bound="Limits")
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 """Names of functions in OpenAI's schema, and the dots that MCP allows."""
 
@@ -90,6 +91,12 @@ class Limits(Section):
     )
     max_images: int = Field(
         default=8, ge=0, description="images of a result; the rest is left out, and said to be"
+    )
+    max_image_pixels: int | None = Field(
+        default=None,
+        ge=1,
+        description="pixels of an image of a result; a larger one is scaled down. "
+        "None: the recipe's images.max_pixels, beyond which the model sees nothing",
     )
 
 
@@ -228,3 +235,17 @@ class ToolServerConfig(Section):
     start_deadline_s: float = Field(
         default=120.0, gt=0, description="seconds for all tools of a server to open"
     )
+
+    def within(self, max_image_pixels: int | None) -> ToolServerConfig:
+        """Return the section with a limit for the images of every tool that has none of its own."""
+        if max_image_pixels is None:
+            return self
+        tools = {name: _within(tool, max_image_pixels) for name, tool in self.tools.items()}
+        mcp = tuple(_within(server, max_image_pixels) for server in self.mcp)
+        return self.model_copy(update={"tools": tools, "mcp": mcp})
+
+
+def _within(limits: L, max_image_pixels: int) -> L:
+    if limits.max_image_pixels is not None:
+        return limits
+    return limits.model_copy(update={"max_image_pixels": max_image_pixels})

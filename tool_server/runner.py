@@ -31,6 +31,7 @@ from aiolimiter import AsyncLimiter
 from cachetools import LRUCache
 
 from tool_server.config import Breaker, Limits
+from tool_server.images import fit
 from tool_server.stats import ToolStats
 from tool_server.threads import in_thread
 from tool_server.tool import (
@@ -202,7 +203,7 @@ class ToolRunner:
         images: tuple[Pixels, ...] = ()
         try:
             async with asyncio.timeout(self.limits.deadline_s) as deadline:
-                text, images = self._capped(await self._invoke(call))
+                text, images = await self._capped(await self._invoke(call))
             status = ToolStatus.OK
         except ToolError as error:
             status, text = ToolStatus.TOOL_ERROR, self._cut(str(error))
@@ -252,13 +253,20 @@ class ToolRunner:
         text = f"{self.tool.name}: {count} calls ran over and have not ended"
         return ToolResult(ToolStatus.INFRASTRUCTURE, text)
 
-    def _capped(self, output: Output) -> Output:
+    async def _capped(self, output: Output) -> Output:
         text, images = output
         over = len(images) - self.limits.max_images
         if over > 0:
             text += f"\n[{over} more images left out]"
             images = images[: self.limits.max_images]
-        return self._cut(text), images
+        return self._cut(text), tuple([await self._scaled(image) for image in images])
+
+    async def _scaled(self, image: Pixels) -> Pixels:
+        """Return an image that is within `max_image_pixels`; only a larger one takes a thread."""
+        most = self.limits.max_image_pixels
+        if most is None or image.shape[0] * image.shape[1] <= most:
+            return image
+        return await in_thread(lambda: fit(image, None, most), f"scale-{self.tool.name}")
 
     def _cut(self, text: str) -> str:
         over = len(text) - self.limits.max_characters

@@ -17,6 +17,7 @@ from learner.config import CreditConfig, LearnerConfig, Serving
 from resampler.config import ResamplerConfig
 from resampler.history import History
 from rollout_workers.config import RolloutConfig
+from rollout_workers.image_rule import ImagesConfig
 from tool_server.config import ToolServerConfig
 
 ALSO_WITHOUT_FORKS = (
@@ -82,6 +83,7 @@ class Recipe(Section):
         ge=1,
         description="last checkpoints kept on disk, beside the one with the best held-out Pass@1",
     )
+    images: ImagesConfig = ImagesConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     logging: LoggingConfig = LoggingConfig()
     rollout: RolloutConfig = RolloutConfig()
@@ -97,12 +99,15 @@ class Recipe(Section):
             temperature=self.rollout.temperature,
             weight_transfer=self.rollout.engine.weight_transfer,
             ranks_per_engine=self.rollout.engine.tensor_parallel_size,
+            images=self.images,
         )
 
     @property
     def all_tools(self) -> ToolServerConfig:
         """Return what the tool servers open: the tools of training, then those of evaluations."""
-        return self.tools.model_copy(update={"tools": self.tools.tools | self.evaluation.tools})
+        tools = self.tools.tools | self.evaluation.tools
+        both = self.tools.model_copy(update={"tools": tools})
+        return both.within(self.images.max_pixels)
 
     @property
     def extra_questions(self) -> int:

@@ -5,7 +5,8 @@ The engines are already running, or are started for it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -16,12 +17,29 @@ from axpo.record.run import RunDirectory
 from axpo.session import rollout_actors
 from axpo.tasks import Task
 from rollout_workers.pool import RolloutPool
-from rollout_workers.trajectory import Group, Question, stored
+from rollout_workers.trajectory import (
+    Group,
+    ObservationSegment,
+    Question,
+    Segment,
+    Trajectory,
+    UnusableQuestion,
+    stored,
+)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What an evaluation found."""
+
+    numbers: dict[str, float]
+    counts: dict[str, list[list[int]]]  # those of `question_counts`
+    unusable: tuple[str, ...]  # why questions could not be asked, one line each
 
 
 def held_out(
     pool: RolloutPool, task: Task, settings: EvaluationConfig, success_above: float = 0.0
-) -> tuple[dict[str, float], dict[str, list[list[int]]]]:
+) -> HeldOut:
     """Ask a policy the task's held-out questions, with the same seeds every time.
 
     The tools of `evaluation.tools` are offered beside those of training.
@@ -33,16 +51,24 @@ def held_out(
         success_above: the recipe's `resampler.trigger.success_above`, as in training's diagnostics.
 
     Returns:
-        The numbers of `evaluate_groups` and those of `question_counts`. The numbers also have
+        The numbers of `evaluate_groups` and those of `question_counts`. The former also have
         `kind/<kind>/...` if the questions are of several kinds; for a mixed task `<family>/...` and
-        `<family>/kind/<kind>/...` instead; and `dropped`, the groups lost to infrastructure.
+        `<family>/kind/<kind>/...` instead; `dropped`, the groups lost to infrastructure; and
+        `unusable`, the questions that cannot be asked.
     """
-    # Images go to the object store once, not once with each rollout.
-    questions = [stored(question) for question in task.held_out()]
+    questions = [_stored_once(question) for question in task.held_out()]
     # Always as of step 0: seeds follow the step, and all evaluations must have the same ones.
-    finished = pool.rollout(
+    outcomes = pool.outcomes(
         questions, 0, settings.samples, temperature=settings.temperature, evaluating=True
     )
+    finished: list[Group] = []
+    unusable: list[UnusableQuestion] = []
+    for outcome in outcomes:
+        if isinstance(outcome, UnusableQuestion):
+            unusable.append(outcome)
+        else:
+            # The numbers need no pixels, and those of all questions would not fit the memory.
+            finished.append(_without_images(outcome))
     groups, dropped = complete(finished, questions)
     tokens = pool.ready()
     measure = partial(evaluate_groups, tokens=tokens, success_above=success_above)
@@ -52,8 +78,9 @@ def held_out(
 
     # A mixed task has kinds within each family; other tasks have kinds only.
     parts = by_family(groups, measure_family) or by_kind(groups, measure)
-    numbers = measure(groups) | parts | {"dropped": float(dropped)}
-    return numbers, question_counts(groups, tokens)
+    left_out = {"dropped": float(dropped), "unusable": float(len(unusable))}
+    numbers = measure(groups) | parts | left_out
+    return HeldOut(numbers, question_counts(groups, tokens), tuple(map(str, unusable)))
 
 
 def load_target(target: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, str]:
@@ -81,19 +108,18 @@ def load_target(target: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, st
     return recipe, str(latest.folder / "hf")
 
 
-def evaluate_model(recipe: Recipe, model: str) -> dict[str, float]:
-    """Return the held-out numbers of a model folder, on engines started for it.
+def evaluate_model(recipe: Recipe, model: str) -> HeldOut:
+    """Return what the held-out questions say about a model folder, on engines started for it.
 
     A Ray session must be open.
     """
     task = recipe.task.load()
     with rollout_actors(recipe, task, model) as (pool, _):
         success_above = recipe.resampler.trigger.success_above
-        numbers, _ = held_out(pool, task, recipe.evaluation, success_above)
-    return numbers
+        return held_out(pool, task, recipe.evaluation, success_above)
 
 
-def complete(finished: Iterator[Group], questions: Sequence[Question]) -> tuple[list[Group], int]:
+def complete(finished: Iterable[Group], questions: Sequence[Question]) -> tuple[list[Group], int]:
     """Sort groups into the order of their questions and drop those that are not scored.
 
     A rollout that infrastructure cut short was run again by its worker. If that failed too, its
@@ -111,3 +137,25 @@ def complete(finished: Iterator[Group], questions: Sequence[Question]) -> tuple[
 
 def _is_scored(group: Group) -> bool:
     return all(rollout.reward is not None for rollout in group.rollouts)
+
+
+def _stored_once(question: Question) -> Question:
+    """Return the question with its pixels in the object store once, not once with each rollout.
+
+    Lazy images stay so: the pool reads them when it is their turn.
+    """
+    return question if question.is_lazy else stored(question)
+
+
+def _without_images(group: Group) -> Group:
+    question = replace(group.question, images=())
+    rollouts = tuple(_without_pixels(rollout) for rollout in group.rollouts)
+    return replace(group, question=question, rollouts=rollouts)
+
+
+def _without_pixels(rollout: Trajectory) -> Trajectory:
+    segments: list[Segment] = []
+    for segment in rollout.segments:
+        is_observation = isinstance(segment, ObservationSegment)
+        segments.append(ObservationSegment(segment.token_ids) if is_observation else segment)
+    return replace(rollout, segments=tuple(segments))

@@ -44,7 +44,7 @@ def build_embedded(recipe: Recipe, console: Console) -> Path:
         texts = _vocabulary_texts(recipe, task)
         start = build(Path(scratch) / "random", texts, recipe.seed)
         folder = fine_tune(recipe.model_copy(update={"model": str(start)}), console)
-        numbers = evaluate_model(recipe, str(folder))
+        numbers = evaluate_model(recipe, str(folder)).numbers
         card = _card(recipe, folder, numbers, questions=len(task.held_out()))
         (folder / "README.md").write_text(card, encoding="utf-8")
     return folder

@@ -79,12 +79,22 @@ class Source(BaseModel):
         return loaded[self.split] if isinstance(loaded, datasets.DatasetDict) else loaded
 
 
+class DataImages(ImageLimits):
+    """What is decoded of a user's own data, which may hold large photographs."""
+
+    max_pixels: int = Field(64_000_000, ge=1, le=89_478_485, description="a larger one is refused")
+    max_bytes: int = Field(100_000_000, ge=1, description="of the file")
+    scale_above: int | None = Field(
+        16_000_000,
+        ge=1,
+        description="pixels in all; a larger image is scaled down to so many. None: none is scaled",
+    )
+
+
 class DataConfig(Source):
     """Where demonstrations come from."""
 
-    images: ImageLimits = Field(
-        default_factory=ImageLimits, description="limits of the rows' images"
-    )
+    images: DataImages = Field(default_factory=DataImages, description="limits of the rows' images")
 
 
 def image_source(image: Any, folder: Path) -> Path | bytes:

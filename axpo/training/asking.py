@@ -9,7 +9,10 @@ from axpo.training.cursor import Cursor, Kept
 from axpo.training.following import Following
 from axpo.training.in_flight import Batch, QuestionInFlight
 from rollout_workers.fleet import Log
-from rollout_workers.trajectory import stored
+from rollout_workers.trajectory import Question, stored
+
+NOT_MADE = Question(id="", text="", images=(), answer="")
+"""Stands for a question of a batch until it is made."""
 
 
 class Asking:
@@ -43,12 +46,13 @@ class Asking:
 
     def _ask_batch(self, indices: list[int], version: int) -> list[QuestionInFlight]:
         # The whole batch before any of it starts: a decision may be about any of its places.
-        questions = [
-            QuestionInFlight(index, stored(self._task.train(index)), version) for index in indices
-        ]
+        questions = [QuestionInFlight(index, NOT_MADE, version) for index in indices]
         batch = Batch(self.next_batch, questions)
         self.next_batch += 1
         for place, asked in enumerate(questions):
+            # Each question starts before the next one is made: the engines work while the task
+            # draws or decodes. Lazy images are read by the pool.
+            asked.question = self._question(asked.index)
             self._log(
                 "dispatched",
                 question=asked.question.id,
@@ -58,6 +62,10 @@ class Asking:
             )
             asked.result = self._following.start(batch, place)
         return questions
+
+    def _question(self, index: int) -> Question:
+        question = self._task.train(index)
+        return question if question.is_lazy else stored(question)
 
     def _take_index(self) -> int:
         if self.pending:

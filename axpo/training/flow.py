@@ -11,7 +11,8 @@ The trainer feeds questions and takes batches:
                                      (`stale: drop`)
 
 So no group is trained on that was begun by a policy more than S updates older. A group that
-infrastructure broke keeps its place in the batch; it is dropped, counted and never padded.
+infrastructure broke keeps its place in the batch; it is dropped, counted and never padded. So is a
+question that cannot be asked, because an image cannot be read or the prompt fills the context.
 
 With `dynamic_sampling` (DAPO, arXiv 2503.14476, section 3.2) groups that teach nothing are set
 aside, and as many further questions are asked as the batch lacks, round by round. Each round is a
@@ -47,6 +48,7 @@ class Taken:
     groups: list[Group]  # complete, with their resamples
     uninformative: list[Group]  # complete, set aside by dynamic sampling
     dropped: int  # questions that infrastructure broke
+    unusable: tuple[str, ...]  # why questions could not be asked, one line each
     stale: int  # questions dropped because they would have been too old
     forks_dropped: int  # resamples that infrastructure broke
     forks_collapsed: int  # prefixes given up because their continuations agreed on the call
@@ -212,10 +214,12 @@ class Flow:
         """Write down what becomes of each question, and return the batch."""
         trained = [asked for asked in batch if asked.complete]
         trained.sort(key=lambda asked: asked.index)
-        broken = [asked for asked in batch if not asked.complete]
+        unusable = [asked for asked in batch if asked.unusable is not None]
+        broken = [asked for asked in batch if not asked.complete and asked not in unusable]
         for asked in trained:
             self._log("trained", question=asked.question.id, step=step)
         self._log_dropped(broken, step, "infrastructure")
+        self._log_dropped(unusable, step, "unusable")
         self._log_dropped(stale, step, "stale")
         self._log_dropped(set_aside, step, "uninformative")
         faults = self._following.faults.take()
@@ -223,6 +227,7 @@ class Flow:
             groups=[asked.finished_group for asked in trained],
             uninformative=[asked.finished_group for asked in set_aside],
             dropped=len(broken),
+            unusable=tuple(asked.unusable for asked in unusable if asked.unusable is not None),
             stale=len(stale),
             forks_dropped=faults["fork dropped"],
             forks_collapsed=faults["fork collapsed"],

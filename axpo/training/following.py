@@ -22,7 +22,13 @@ from resampler.select import Candidate
 from rollout_workers.fleet import Log
 from rollout_workers.pool import RolloutPool
 from rollout_workers.settings import ForkRequest
-from rollout_workers.trajectory import EndReason, Group, Resample, Trajectory
+from rollout_workers.trajectory import (
+    EndReason,
+    Group,
+    Resample,
+    Trajectory,
+    UnusableQuestion,
+)
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -66,7 +72,10 @@ class Following:
         self._late_offers: set[asyncio.Task[None]] = set()
 
     def start(self, batch: Batch, place: int) -> Future[Group | None]:
-        """Start one question of a batch. The result is None if infrastructure broke it."""
+        """Start one question of a batch.
+
+        The result is None if infrastructure broke it, or if the question is `unusable`.
+        """
         return self._pool.run(self._follow(batch, place))
 
     async def _follow(self, batch: Batch, place: int) -> Group | None:
@@ -89,6 +98,10 @@ class Following:
                 await self._offer(batch, place, reference if complete else None)
                 group = replace(group, resamples=await self._forks_of(asked))
             return group if complete else None
+        except UnusableQuestion as error:
+            asked.unusable = str(error)
+            self._log("unusable", question=asked.question.id, reason=asked.unusable)
+            return None
         finally:
             self._leave(batch, place)
 

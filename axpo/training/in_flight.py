@@ -27,6 +27,9 @@ class QuestionInFlight:
     forks: list[asyncio.Task[Resample | None]] = field(default_factory=list)
     settled: asyncio.Event = field(default_factory=asyncio.Event)  # no further fork will come
 
+    # Why it cannot be asked: its data is at fault. Set before its result, which is None then.
+    unusable: str | None = None
+
     @property
     def complete(self) -> bool:
         """Return whether its group is there, with its forks."""
@@ -48,7 +51,7 @@ class QuestionInFlight:
 
 @dataclass(frozen=True)
 class Batch:
-    """The questions that were asked together: they share one budget of the resampler."""
+    """The questions that are asked together: they share one budget of the resampler."""
 
     number: int  # counts the batches of a run; the seeds of the rollouts derive from it
     questions: Sequence[QuestionInFlight]

@@ -31,6 +31,9 @@ from learner.credit import TrainItem, credit
 from rollout_workers.fleet import WorkersFailed
 from rollout_workers.trajectory import Group
 
+UNUSABLE_SHOWN = 5
+"""Questions of a step or an evaluation that the console names when they cannot be asked."""
+
 
 class Phases(Protocol):
     """What times the phases of a step: `Progress`, or nothing in a test."""
@@ -157,6 +160,16 @@ def _write_down(run: TrainingRun, done: int, result: Step) -> None:
     directory.save_timeline(done, batch.finished)
     if batch.dropped:
         directory.log_event("groups dropped", step=done, count=batch.dropped)
+    say_unusable(run.progress, "question", batch.unusable)
+
+
+def say_unusable(progress: Progress, what: str, reasons: Sequence[str]) -> None:
+    """Print why questions could not be asked, a line each, for the first few."""
+    for reason in reasons[:UNUSABLE_SHOWN]:
+        progress.say(f"{what} set aside: {reason}")
+    more = len(reasons) - UNUSABLE_SHOWN
+    if more > 0:
+        progress.say(f"{more} more {what}s set aside")
 
 
 def _end_step(run: TrainingRun, done: int) -> None:
@@ -190,13 +203,14 @@ def evaluation(run: TrainingRun, done: int) -> None:
     """
     recipe, actors = run.recipe, run.actors
     with run.progress.phase("evaluate"):
-        numbers, counts = held_out(
+        found = held_out(
             actors.pool, run.task, recipe.evaluation, recipe.resampler.trigger.success_above
         )
     # What the engines counted here is not the next step's.
     actors.pool.take_stats()
-    run.directory.log_held_out(done, counts)
-    held_out_numbers = {f"eval/{name}": value for name, value in numbers.items()}
+    run.directory.log_held_out(done, found.counts)
+    say_unusable(run.progress, "held-out question", found.unusable)
+    held_out_numbers = {f"eval/{name}": value for name, value in found.numbers.items()}
     tools = tool_metrics(actors.tools.take_stats(), "eval_tool")
     run.directory.log_metrics(done, held_out_numbers | tools)
 
@@ -240,7 +254,7 @@ def summarize(directory: RunDirectory) -> dict[str, Any]:
     numbers: dict[str, Any] = {}
     for key in end:
         name = key.removeprefix("eval/")
-        if name != key and name != "dropped":
+        if name != key and name not in ("dropped", "unusable"):
             numbers[f"{name}_start"] = start.get(key)
             numbers[f"{name}_end"] = end[key]
     seconds = sum(_seconds(row) for row in rows)

@@ -6,6 +6,8 @@ import numpy as np
 
 from rollout_workers.agent import Limits, Rollout, Scene
 from rollout_workers.interfaces import ContextFull, EngineFailure, Generation
+from rollout_workers.pictures import Pictures
+from rollout_workers.pictures import picture as shown
 from rollout_workers.segments import distinct_calls
 from rollout_workers.trajectory import EndReason, ObservationSegment, Question
 from tests.rollout_workers.helpers import ZOOM, MockEngine, MockTools, Result, picture, zoomed
@@ -26,8 +28,8 @@ def play(chat, replies, answer=zoomed, **limits):
         call_tool=tools.call,
         limits=Limits(**defaults | limits),
         question=Question("q", "?", ("the question's image",), "7"),
-        prompt_ids=chat.prompt("?", 1, [], None),
-        images=[picture(0)],
+        prompt_ids=chat.prompt("?", (0,), [], None),
+        pictures=Pictures([shown(picture(0))]),
         temperature=0.7,
     )
     rollout = Rollout(scene, seed)
@@ -79,8 +81,8 @@ def test_each_segment_carries_the_version_it_was_sampled_under(chat):
         call_tool=MockTools(update).call,
         limits=Limits(3, 64, 1, 20.0),
         question=Question("q", "?", (), "7"),
-        prompt_ids=chat.prompt("?", 0, [], None),
-        images=[],
+        prompt_ids=chat.prompt("?", (), [], None),
+        pictures=Pictures([]),
         temperature=1.0,
     )
     response = asyncio.run(Rollout(scene, seed).play())

@@ -47,7 +47,7 @@ def group(model, *faults, replies=(CALL, ANSWER, CALL, ANSWER), **config):
         model, config, MockTools(zoomed), right, run_seed=9, faults=FaultPlan(faults)
     )
 
-    def engine(model, *_, **__):
+    def engine(settings, tokens):
         return MockEngine(worker_chat(model), lambda i: next(replies))
 
     worker = RolloutWorker(0, settings, engine_factory=engine)

@@ -27,7 +27,7 @@ def start(model, script, verify=right, **config):
     """Starts a worker on a scripted engine; returns (worker, its engine)."""
     engines = []
 
-    def factory(model, config, tokens, *, seed, want_entropies):
+    def factory(settings, tokens):
         engines.append(MockEngine(worker_chat(model), script))
         return engines[0]
 

@@ -140,7 +140,7 @@ def test_an_evaluation_has_both():
     ]
 
     class Pool:
-        def rollout(self, questions, step, n, temperature, evaluating):
+        def outcomes(self, questions, step, n, temperature, evaluating):
             for question, reward in zip(reversed(questions), (1.0, 0.0), strict=True):
                 made = make_group(
                     [direct(i, reward, question.id) for i in range(4)], question=question.id
@@ -151,14 +151,15 @@ def test_an_evaluation_has_both():
             return TOKENS
 
     task = SimpleNamespace(held_out=lambda: questions)
-    numbers, counts = held_out(Pool(), task, SimpleNamespace(samples=4, temperature=1.0))
+    found = held_out(Pool(), task, SimpleNamespace(samples=4, temperature=1.0))
+    numbers = found.numbers
     assert (
         numbers["pass1"],
         numbers["zoom/pass1"],
         numbers["search/pass1"],
         numbers["dropped"],
     ) == (0.5, 0.0, 1.0, 0.0)
-    assert counts == {"zoom/": [[4, 0, 0, 0]], "search/": [[4, 4, 0, 0]]}
+    assert found.counts == {"zoom/": [[4, 0, 0, 0]], "search/": [[4, 4, 0, 0]]}
 
 
 def of_kind(number, kind, *rollouts, **info):
@@ -192,7 +193,7 @@ def test_an_evaluation_has_numbers_by_kind_within_a_family():
         def __init__(self, groups):
             self.groups = groups
 
-        def rollout(self, questions, step, n, temperature, evaluating):
+        def outcomes(self, questions, step, n, temperature, evaluating):
             return iter(self.groups)
 
         def ready(self):
@@ -202,7 +203,7 @@ def test_an_evaluation_has_numbers_by_kind_within_a_family():
         task = SimpleNamespace(
             held_out=lambda: [replace(group.question, images=()) for group in groups]
         )
-        return held_out(Pool(groups), task, SimpleNamespace(samples=4, temperature=1.0))[0]
+        return held_out(Pool(groups), task, SimpleNamespace(samples=4, temperature=1.0)).numbers
 
     assert evaluated(groups)["kind/frame/pass1"] == 0.5
     families = [

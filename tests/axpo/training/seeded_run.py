@@ -27,8 +27,10 @@ import axpo.training.trainer
 from axpo import cli
 from learner.learner import Learner
 from rollout_workers.chat import Chat
+from rollout_workers.image_rule import image_rule
 from rollout_workers.interfaces import Generation, Sampling
 from rollout_workers.pool import RolloutPool
+from rollout_workers.settings import WorkerSettings
 from rollout_workers.slots import EngineLoad
 from rollout_workers.worker import RolloutWorker
 
@@ -36,10 +38,9 @@ from rollout_workers.worker import RolloutWorker
 class SeededEngine:
     """Each reply is a function of the request's seed and of the weights it was last sent."""
 
-    def __init__(
-        self, model: str, config: Any, tokens: Any, seed: int, want_entropies: bool
-    ) -> None:
-        self.chat, self.weights, self.version = Chat.load(model), hashlib.sha256(), 0
+    def __init__(self, settings: WorkerSettings, tokens: Any) -> None:
+        self.chat, self.rule = Chat.load(settings.model), image_rule(settings.model)
+        self.weights, self.version = hashlib.sha256(), 0
 
     async def generate(self, prompt_ids: Any, images: Any, sampling: Sampling) -> list[Generation]:
         opened = self.chat.decode(prompt_ids).endswith("<tool_call>")
@@ -49,7 +50,8 @@ class SeededEngine:
             rng = random.Random(f"{sampling.seed + k}/{weights}")
             ids = self.chat.encode_policy(self._reply(rng, opened, len(images)))
             logprobs = -np.array([rng.random() for _ in ids], np.float32)
-            prompt = len(prompt_ids)
+            tokens = [self.rule.tokens(*picture.image.size) for picture in images]
+            prompt = len(prompt_ids) - len(tokens) + sum(tokens)
             generations.append(Generation(ids, logprobs, None, True, prompt, 0, self.version))
         return generations
 

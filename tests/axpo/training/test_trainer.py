@@ -59,8 +59,8 @@ class ScriptedEngine:
     A zoom at [500, 0, 1000, 500], which only forks ask for, reads 7.
     """
 
-    def __init__(self, model, config, tokens, seed, want_entropies):
-        self.chat, self.asked, self.version = Chat.load(model), 0, 0
+    def __init__(self, settings, tokens):
+        self.chat, self.asked, self.version = Chat.load(settings.model), 0, 0
 
     async def generate(self, prompt_ids, images, sampling):
         ids = [self.chat.encode_policy(reply) for reply in self.replies(prompt_ids, images)]
@@ -220,11 +220,9 @@ def test_only_an_evaluation_offers_the_tools_that_are_its_own(actors):
         (prompt,) = {decode(trajectory.prompt_ids) for trajectory in group.rollouts}
         assert "image_zoom_in" in prompt
         assert ("Return the text." in prompt) is evaluating
-    numbers, counts = held_out(
-        actors.pool, SimpleNamespace(held_out=lambda: [question]), RECIPE.evaluation
-    )
-    assert (numbers["tool_use"], numbers["dropped"]) == (0.5, 0.0)
-    assert [row[2] for row in counts[""]] == [RECIPE.evaluation.samples // 2]
+    found = held_out(actors.pool, SimpleNamespace(held_out=lambda: [question]), RECIPE.evaluation)
+    assert (found.numbers["tool_use"], found.numbers["dropped"]) == (0.5, 0.0)
+    assert [row[2] for row in found.counts[""]] == [RECIPE.evaluation.samples // 2]
 
 
 def test_proposition_1_is_measured_over_the_same_pool(actors):
