@@ -59,7 +59,8 @@ class MockWorker:
         )
         if fault == "die":
             os._exit(1)
-        if fault == "freeze":
+        # The kernel continues stopped processes if their process group loses its shell.
+        while fault == "freeze":
             os.kill(os.getpid(), signal.SIGSTOP)
         if fault == "bug":
             raise IndexError("a bug")
