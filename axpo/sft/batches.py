@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-from axpo.sft.demonstrations import Demonstrations, Shown
+from axpo.sft.demonstrations import Demonstrations
 from axpo.tasks import Task
 from learner.credit import TrainItem, sft_items
 from rollout_workers.chat import Chat
-from rollout_workers.trajectory import Question, Trajectory
+from rollout_workers.trajectory import Pixels, Question, Trajectory
 
 
 class Examples(Protocol):
@@ -18,6 +19,14 @@ class Examples(Protocol):
 
     def example(self, kind: str, index: int) -> tuple[Question, Trajectory]:
         """Return example number `index`, with its question."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a tool of a task's example showed."""
+
+    text: str
+    images: tuple[Pixels, ...]
 
 
 class TaskExamples:

@@ -8,38 +8,46 @@ user, assistant, tool, in the order of a rollout), `images` and optionally `tool
         {"role": "assistant", "reasoning_content": "Too small.",
          "tool_calls": [{"function": {"name": "zoom", "arguments": {...}}}]},
         {"role": "tool", "content": [{"type": "image"}, {"type": "text", "text": "the crop"}]},
-        {"role": "assistant", "content": "\\boxed{7}", "weight": 1}],
+        {"role": "assistant", "content": "<think>Clear.</think>\\boxed{7}", "weight": 1}],
      "images": ["photo.png", {"bytes": ...}],
      "tools": [{"type": "function", "function": {...}}]}
 
 `images` are file names (relative to the JSONL), `data:` addresses, bytes, or what `datasets` makes
-of them. The image parts of the messages take them in order. The assistant's turns are trained on,
-except for those of weight 0. Every token of a row comes from `rollout_workers.chat`, as in a
-rollout: the text of a tool or a user cannot forge a turn.
+of them. The image parts of the messages take them in order; in a content that is one text, so do
+`<image>` marks. The assistant's turns are trained on, except for those of weight 0.
+
+The text is what the model's chat template writes. It is cut into tokens as in a rollout, with what
+opens a turn by itself, so the ids are the template's too unless a turn begins with a line break.
+The text of a tool or a user cannot forge a turn. A row that is no rollout, or that the template
+would change, is refused.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
+from typing import Any
+
+import numpy as np
 
 from axpo.errors import AxpoError
+from axpo.sft.conversation import Conversation, conversation_of
+from axpo.sft.messages import Content, PolicyTurn, policy_turn
 from axpo.tasks.data import DataConfig, Row, epoch_order, image_source
 from rollout_workers.chat import Chat
-from rollout_workers.trajectory import ObservationSegment, Pixels, Question, Segment, Trajectory
+from rollout_workers.families import TURN_END
+from rollout_workers.parser import BadCall, parse_turn
+from rollout_workers.trajectory import (
+    EndReason,
+    Ids,
+    ObservationSegment,
+    Pixels,
+    PolicySegment,
+    Question,
+    Segment,
+    Trajectory,
+)
 from tool_server.images import ImageError, decode
-
-Message: TypeAlias = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Shown:
-    """A tool result as the chat renders it."""
-
-    text: str
-    images: tuple[Pixels, ...]
 
 
 class Demonstrations:
@@ -49,7 +57,13 @@ class Demonstrations:
     """
 
     def __init__(self, config: DataConfig, chat: Chat, seed: int) -> None:
-        """Read the rows; raise AxpoError if there is no such data."""
+        """Read the rows.
+
+        Raises:
+            AxpoError: there is no such data, or the chat template writes turns in a way that is
+                not its family's.
+        """
+        _check_template(chat)
         self._rows = config.rows()
         self._config, self._chat, self._seed = config, chat, seed
 
@@ -67,116 +81,133 @@ class Demonstrations:
         number = order[position]
         try:
             return self._trajectory(f"{number}-{epoch}", self._rows[number])
-        except (KeyError, TypeError, ValueError, ImageError, StopIteration) as error:
+        except (ValueError, ImageError) as error:
             where = f"{self._config.path}, row {number + 1}"
-            missing = isinstance(error, KeyError)
-            fault = f"{error.args[0]}: missing" if missing else str(error)
-            raise AxpoError(f"{where}: {fault}") from None
+            raise AxpoError(f"{where}: {error}") from None
 
     def _trajectory(self, name: str, row: Row) -> tuple[Question, Trajectory]:
-        messages = list(row["messages"])
-        # The messages take the images in order, whatever role they have.
-        images = iter([self._decode(image) for image in row.get("images") or ()])
-        system = None
-        if messages and messages[0]["role"] == "system":
-            system = _text(messages.pop(0))
-        if not messages or messages[0]["role"] != "user":
-            raise ValueError("messages: expected a user message after the optional system message")
-        shown = _take_images(messages[0], images)
-        question = Question(name, _text(messages[0]), shown, answer="")
-        script = _script(messages[1:], images)
-        # An image that no message shows is most likely a mistake in the row.
-        if next(images, None) is not None:
-            raise ValueError("images: more than the messages have image parts")
-        tools = row.get("tools") or []
-        trajectory = self._chat.trajectory(question, tools, system, script.turns)
-        segments = tuple(_masked(trajectory, script.weights))
-        return question, replace(trajectory, segments=segments)
+        conversation = conversation_of(row, self._chat.family)
+        images = _Images([self._decode(image) for image in row.get("images") or ()])
+        asked = conversation.question
+        question = Question(name, asked.text, images.take(asked), "", image_places=asked.places)
+        segments = self._segments(conversation, images)
+        images.check_all_taken()
+        last = parse_turn(segments[-1].token_ids, self._chat.tokens, self._chat.decode)
+        trajectory = Trajectory(
+            question_id=name,
+            rollout=0,
+            prompt_ids=self._chat.prompt(
+                asked.text, asked.places, _tools(row), conversation.system
+            ),
+            segments=segments,
+            end=EndReason.ANSWERED,
+            answer=last.answer_text,
+        )
+        return question, trajectory
+
+    def _segments(self, conversation: Conversation, images: _Images) -> tuple[Segment, ...]:
+        segments: list[Segment] = []
+        # After the last turn the tools show nothing.
+        for turn, results in zip_longest(conversation.turns, conversation.results):
+            segments.append(_turn_segment(turn, self._chat))
+            if results is not None:
+                segments.append(self._observation(results, images))
+        return tuple(segments)
+
+    def _observation(self, results: Sequence[Content], images: _Images) -> ObservationSegment:
+        shown: list[Pixels] = []
+        for result in results:
+            shown += images.take(result)
+        ids = self._chat.shown([(result.text, result.places) for result in results])
+        return ObservationSegment(ids, tuple(shown))
 
     def _decode(self, image: Any) -> Pixels:
         return decode(image_source(image, self._config.folder), self._config.images)
 
 
-@dataclass(frozen=True)
-class _Script:
-    """The turns after the question; what tools showed between two turns of the policy is a list."""
+def _check_template(chat: Chat) -> None:
+    """Raise AxpoError if the folder's own template writes a turn otherwise than its family."""
+    call = {"type": "function", "function": {"name": "probe", "arguments": {"a": [1, "é"]}}}
+    message = {"role": "assistant", "content": "I look.", "tool_calls": [call, call]}
+    if chat.family.opens_thinking:
+        message["reasoning_content"] = "It is small."
+    asked = {"role": "user", "content": "?"}
+    rendered = chat.tokenizer.apply_chat_template([asked, message], tokenize=False)
+    # The templates of Qwen2.5-VL and of the embedded model write no calls at all.
+    if "probe" not in rendered:
+        return
+    turn = policy_turn(message, chat.family, "messages[1]", last=True)
+    expected = f"{chat.family.opening}{turn.text}{TURN_END}\n"
+    if not rendered.endswith(expected):
+        found = rendered[rendered.rfind("<|im_start|>") :]
+        raise AxpoError(f"the chat template writes a turn as {found!r}; expected {expected!r}")
 
-    turns: list[str | Sequence[Shown]]
-    weights: list[float]  # of the policy's turns
 
+class _Images:
+    """The images of a row. The messages take them in order, whatever role they have."""
 
-def _script(messages: Sequence[Message], images: Iterator[Pixels]) -> _Script:
-    turns: list[str | Sequence[Shown]] = []
-    weights: list[float] = []
-    for number, message in enumerate(messages, 1):
-        if message["role"] == "assistant":
-            turns.append(_policy_text(message))
-            weight = message.get("weight")
-            weights.append(1 if weight is None else weight)
-        elif message["role"] == "tool":
-            shown = Shown(_text(message), _take_images(message, images))
-            if not turns:
-                raise ValueError("messages: a tool message before the assistant's first")
-            # Several results in a row answer the calls of one turn.
-            before = [] if isinstance(turns[-1], str) else turns.pop()
-            turns.append([*before, shown])
-        else:
+    def __init__(self, images: Sequence[Pixels]) -> None:
+        self._images, self._taken = images, 0
+
+    def take(self, content: Content) -> tuple[Pixels, ...]:
+        """Return as many images as a message shows."""
+        start = self._taken
+        self._taken += len(content.places)
+        if self._taken > len(self._images):
             raise ValueError(
-                f"messages[{number}]: role {message['role']!r}; "
-                "after the user's come assistant and tool"
+                f"images: fewer than the messages have image parts (the row has "
+                f"{len(self._images)})"
             )
-    return _Script(turns, weights)
+        return tuple(self._images[start : self._taken])
+
+    def check_all_taken(self) -> None:
+        # An image that no message shows is most likely a mistake in the row.
+        if self._taken < len(self._images):
+            raise ValueError(
+                f"images: more than the messages have image parts (the row has "
+                f"{len(self._images)}, the messages {self._taken})"
+            )
 
 
-def _masked(trajectory: Trajectory, weights: Sequence[float]) -> Iterator[Segment]:
-    """Make observations of the turns of weight 0: they are read, never trained on."""
-    left = iter(weights)
-    for segment in trajectory.segments:
-        if isinstance(segment, ObservationSegment) or next(left):
-            yield segment
-        else:
-            yield ObservationSegment(segment.token_ids)
+def _turn_segment(turn: PolicyTurn, chat: Chat) -> Segment:
+    """Return a turn with its end; one of weight 0 is read, never trained on."""
+    ids = chat.encode_policy(turn.text + TURN_END)
+    _check_control_tokens(ids[:-1], chat, turn.where)
+    _check_calls(ids, chat, turn)
+    if not turn.trained:
+        return ObservationSegment(ids)
+    return PolicySegment(ids, np.zeros(len(ids), np.float32), policy_version=0)
 
 
-def _policy_text(message: Message) -> str:
-    """Return what follows the template's opening `<think>`: thinking, then answer or calls."""
-    # The template opens the thinking, so a text that does so too must not.
-    content = _text(message).removeprefix("<think>").lstrip("\n")
-    # Some rows have thinking and answer in one text, others thinking apart.
-    if "</think>" not in content:
-        content = f"{message.get('reasoning_content') or ''}\n</think>\n\n{content}"
-    for call in message.get("tool_calls") or ():
-        content += f"<tool_call>\n{_call_text(call.get('function', call))}\n</tool_call>"
-    return content
+def _check_control_tokens(ids: Ids, chat: Chat, where: str) -> None:
+    """Raise ValueError if a turn holds a token that ends it, or that no policy may sample."""
+    tokens = chat.tokens
+    forbidden = np.isin(ids, [tokens.im_start, tokens.im_end, *tokens.banned])
+    if forbidden.any():
+        found = chat.decode(ids[forbidden][:1])
+        raise ValueError(f"{where}: {found!r} in its text; a policy never writes this token")
 
 
-def _call_text(call: Mapping[str, Any]) -> str:
-    """Return a call as the policy writes it."""
-    # In many chat rows the arguments are a text that holds JSON.
-    arguments = call["arguments"]
-    if isinstance(arguments, str):
-        arguments = json.loads(arguments)
-    return json.dumps({"name": call["name"], "arguments": arguments}, ensure_ascii=False)
+def _check_calls(ids: Ids, chat: Chat, turn: PolicyTurn) -> None:
+    """Raise ValueError if a structured call would not be read as one."""
+    if not turn.calls:
+        return
+    # The structured calls are the last ones; before them the content may hold others.
+    read = parse_turn(ids, chat.tokens, chat.decode).calls[-turn.calls :]
+    for number, call in enumerate(read):
+        if isinstance(call, BadCall):
+            raise ValueError(f"{turn.where}.tool_calls[{number}]: {call.message}")
+    if len(read) < turn.calls:
+        raise ValueError(
+            f"{turn.where}.tool_calls: only {len(read)} of {turn.calls} would be read as calls"
+        )
 
 
-def _text(message: Message) -> str:
-    content = message.get("content") or ""
-    if isinstance(content, str):
-        return content
-    return "".join(part["text"] for part in content if part["type"] == "text")
-
-
-def _take_images(message: Message, images: Iterator[Pixels]) -> tuple[Pixels, ...]:
-    """Take as many images as the message has image parts."""
-    content = message.get("content") or ""
-    if isinstance(content, str):
-        return ()
-    taken = []
-    for part in content:
-        if part["type"] != "image":
-            continue
-        image = next(images, None)
-        if image is None:
-            raise ValueError("images: fewer than the messages have image parts")
-        taken.append(image)
-    return tuple(taken)
+def _tools(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    tools = row.get("tools")
+    if tools is None:
+        return []
+    are_objects = isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)
+    if not are_objects:
+        raise ValueError(f"tools: expected a list of objects, found {str(tools)[:80]!r}")
+    return tools

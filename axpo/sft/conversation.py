@@ -1,0 +1,95 @@
+"""Read the messages of a demonstration as a rollout: a question, turns, and what tools showed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from axpo.sft.messages import Content, PolicyTurn, content_of, policy_turn, text_of
+from rollout_workers.families import ModelFamily
+
+FOLLOWS = {"user": ("assistant",), "assistant": ("tool",), "tool": ("tool", "assistant")}
+"""Which messages may follow one of a role. Several of tools answer the calls of one turn."""
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """One demonstration, without its images."""
+
+    system: str | None
+    question: Content
+    turns: tuple[PolicyTurn, ...]
+    results: tuple[tuple[Content, ...], ...]
+    """After each turn but the last: what the tools showed, one for each tool message."""
+
+
+def conversation_of(row: Mapping[str, Any], family: ModelFamily) -> Conversation:
+    """Return the conversation of a row.
+
+    Args:
+        row: with `messages`, and `images` if they show any.
+        family: of the model that is fine-tuned.
+
+    Raises:
+        ValueError: the messages are no rollout, or the template cannot write them.
+    """
+    messages = row.get("messages")
+    if isinstance(messages, str) or not isinstance(messages, Sequence):
+        raise ValueError(f"messages: expected a list, found {type(messages).__name__}")
+    roles = [_role(message, number) for number, message in enumerate(messages)]
+    asked = 1 if roles[:1] == ["system"] else 0
+    _check_order(roles, asked)
+    # A row without images may speak of `<image>` in its text.
+    marks = bool(row.get("images"))
+
+    def content(number: int) -> Content:
+        return content_of(messages[number], f"messages[{number}]", marks=marks)
+
+    turns: list[PolicyTurn] = []
+    results: list[tuple[Content, ...]] = []
+    for start, stop in _turns(roles):
+        where, last = f"messages[{start}]", stop == len(messages)
+        turns.append(policy_turn(messages[start], family, where, last=last))
+        if not last:
+            results.append(tuple(content(number) for number in range(start + 1, stop)))
+    return Conversation(
+        system=text_of(messages[0], "messages[0]") if asked else None,
+        question=content(asked),
+        turns=tuple(turns),
+        results=tuple(results),
+    )
+
+
+def _role(message: Any, number: int) -> str:
+    if not isinstance(message, Mapping):
+        found = type(message).__name__
+        raise ValueError(f"messages[{number}]: expected an object, found {found}")
+    return str(message.get("role"))
+
+
+def _check_order(roles: Sequence[str], asked: int) -> None:
+    """Raise ValueError if the messages do not follow each other as in a rollout.
+
+    Args:
+        roles: of all messages.
+        asked: place of the user's message.
+    """
+    if roles[asked : asked + 1] != ["user"]:
+        raise ValueError("messages: expected a user message after the optional system message")
+    if len(roles) == asked + 1 or roles[-1] != "assistant":
+        raise ValueError("messages: expected a message of the assistant at the end")
+    for number, (before, role) in enumerate(pairwise(roles[asked:]), asked + 1):
+        expected = FOLLOWS[before]
+        if role not in expected:
+            names = " or ".join(expected)
+            raise ValueError(
+                f"messages[{number}]: role {role!r} after {before!r}; expected {names}"
+            )
+
+
+def _turns(roles: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """Yield [start, stop) of each message of the assistant with the tools' messages after it."""
+    starts = [number for number, role in enumerate(roles) if role == "assistant"]
+    yield from pairwise([*starts, len(roles)])
