@@ -5,6 +5,10 @@ gradient by z is onehot(y) - softmax(z). No tensor of [tokens, vocabulary] is ev
 backward pass computes z again chunk by chunk, so a chunk is all that is ever held. The head is one
 module and one autograd function, so ZeRO-3 gathers its weight once each way, whatever the number of
 chunks.
+
+In bfloat16 the products are bfloat16, their sums are float32 and stay so: logits, and the weight's
+gradient over all chunks. A logit of 20 rounded to bfloat16 would be up to 0.06 off, and 180 rounded
+sums of a gradient 2.5 %.
 """
 
 from __future__ import annotations
@@ -16,10 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from learner.config import HEAD_CHUNK, HEAD_CHUNK_CUDA
 from rollout_workers.special_tokens import BAN_BIAS
-
-# Logits of one chunk: 64 MB in float32, and about four times that while it is worked on.
-CHUNK = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,8 @@ class Sampling:
     banned: list[int]
     """Ids of tokens that must not be sampled."""
     temperature: float
-    chunk: int
-    """Logits held at a time."""
+    chunk: int | None
+    """Logits held at a time; None: as many as suit the device."""
 
 
 class Head(nn.Module):
@@ -40,7 +42,11 @@ class Head(nn.Module):
     """
 
     def __init__(
-        self, weight: nn.Parameter, banned: Sequence[int], temperature: float, chunk: int = CHUNK
+        self,
+        weight: nn.Parameter,
+        banned: Sequence[int],
+        temperature: float,
+        chunk: int | None = None,
     ) -> None:
         """Share the model's own weight.
 
@@ -48,7 +54,7 @@ class Head(nn.Module):
             weight: the model's own parameter, shape [V, H].
             banned: ids of tokens that must not be sampled.
             temperature: of sampling.
-            chunk: logits held at a time.
+            chunk: logits held at a time; None: as many as suit the device.
         """
         super().__init__()
         self.weight = weight
@@ -79,8 +85,9 @@ class _Logprobs(torch.autograd.Function):
         logprobs = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
         entropies = torch.empty_like(logprobs)
         normalizers = torch.empty_like(logprobs)
-        for part in _parts(len(targets), weight.shape[0], sampling.chunk):
-            logits = _logits(hidden[part], weight, sampling)
+        head = _operand(weight)
+        for part in _parts(len(targets), weight, sampling):
+            logits = _logits(hidden[part], head, sampling)
             normalizers[part] = logits.logsumexp(-1)
             logprobs[part] = logits.gather(-1, targets[part, None])[:, 0] - normalizers[part]
             logits -= normalizers[part, None]
@@ -98,10 +105,13 @@ class _Logprobs(torch.autograd.Function):
         hidden, weight, targets, normalizers = ctx.saved_tensors
         sampling: Sampling = ctx.sampling
         by_hidden = torch.empty_like(hidden)
-        by_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
-        for part in _parts(len(targets), weight.shape[0], sampling.chunk):
+        by_weight = None
+        if ctx.needs_input_grad[1]:
+            by_weight = torch.zeros_like(weight, dtype=torch.float32)
+        head = _operand(weight)
+        for part in _parts(len(targets), weight, sampling):
             # -softmax(z), then + onehot(y)
-            by_logits = _logits(hidden[part], weight, sampling)
+            by_logits = _logits(hidden[part], head, sampling)
             by_logits -= normalizers[part, None]
             by_logits.exp_().neg_()
             chosen = targets[part, None]
@@ -110,18 +120,45 @@ class _Logprobs(torch.autograd.Function):
             scaled = by_logits.to(weight.dtype)
             by_hidden[part] = scaled @ weight
             if by_weight is not None:
-                by_weight.addmm_(scaled.T, hidden[part])
+                _add_product(by_weight, scaled.T, hidden[part])
+        if by_weight is not None:
+            by_weight = by_weight.to(weight.dtype)
         return by_hidden, by_weight, None, None
 
 
-def _logits(hidden: Tensor, weight: Tensor, sampling: Sampling) -> Tensor:
-    logits = (hidden @ weight.T).float()
+def _operand(weight: Tensor) -> Tensor:
+    """Return a weight as `_product` takes it."""
+    # The CPU has no product of bfloat16 with a float32 result, so the weight is copied once, not
+    # once a chunk.
+    return weight if weight.is_cuda else weight.float()
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """Return a @ b in float32, without rounding its sums to the type of a and b."""
+    if a.is_cuda and a.dtype != torch.float32:
+        return torch.mm(a, b, out_dtype=torch.float32)
+    return a.float() @ b.float()
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """Add a @ b to a float32 total, without rounding its sums to the type of a and b."""
+    if a.is_cuda and a.dtype != torch.float32:
+        total += torch.mm(a, b, out_dtype=torch.float32)
+    else:
+        total.addmm_(a.float(), b.float())
+
+
+def _logits(hidden: Tensor, head: Tensor, sampling: Sampling) -> Tensor:
+    logits = _product(hidden, head.T)
     logits[:, sampling.banned] += BAN_BIAS
     return logits.div_(sampling.temperature)
 
 
-def _parts(tokens: int, vocabulary: int, chunk: int) -> Iterator[slice]:
+def _parts(tokens: int, weight: Tensor, sampling: Sampling) -> Iterator[slice]:
     """Yield slices of the token axis whose logits fit a chunk; one token at least."""
-    size = max(1, chunk // vocabulary)
+    chunk = sampling.chunk
+    if chunk is None:
+        chunk = HEAD_CHUNK_CUDA if weight.is_cuda else HEAD_CHUNK
+    size = max(1, chunk // weight.shape[0])
     for start in range(0, tokens, size):
         yield slice(start, start + size)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from learner import attention, lora
+from learner import attention, buffers, lora
 from learner.batch import MicroBatch
 from learner.config import LoraSettings
 from learner.head import Head
@@ -99,6 +99,8 @@ def load_policy(
     # configuration it takes the right one.
     with deepspeed.zero.Init(config_dict_or_path=zero_config), no_init_weights():
         model = model_class._from_config(config, dtype=dtype, attn_implementation=ATTENTION)
+    # Out of zero.Init, which gave them the digits of the weights' type.
+    buffers.restore(model)
     model.tie_weights()
     _load_weights(model, folder, architecture)
     if adapters is not None:

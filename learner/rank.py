@@ -19,7 +19,7 @@ import deepspeed
 import torch
 import torch.distributed as dist
 
-from learner import extensions, manifest, zero
+from learner import buffers, extensions, manifest, zero
 from learner.checkpoint import (
     Export,
     Saving,
@@ -189,7 +189,9 @@ class LearnerRank:
             checkpointing=config.gradient_checkpointing,
         )
         frozen = model.requires_grad_(False).eval()
-        return without_gradient(deepspeed.initialize(model=frozen, config=zero.frozen(config))[0])
+        engine = deepspeed.initialize(model=frozen, config=zero.frozen(config))[0]
+        buffers.check(engine.module.model)
+        return without_gradient(engine)
 
     def _save_weights(
         self, target: Path, hf_dtype: str | None, write: Callable[[Write], object]
@@ -235,12 +237,15 @@ def _trained_engine(policy: Policy, config: LearnerConfig) -> Any:
         return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
     trainable = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-    return deepspeed.initialize(
+    engine = deepspeed.initialize(
         model=policy,
         model_parameters=trainable,
         config=zero.trained(config),
         lr_scheduler=scheduler,
     )[0]
+    # An engine may cast what it is given.
+    buffers.check(engine.module.model)
+    return engine
 
 
 def _at_once(write: Write) -> None:
