@@ -21,7 +21,6 @@ from axpo.tools_cli import app as tools_app
 
 if TYPE_CHECKING:
     from axpo.config import Recipe
-    from axpo.model_folder import ModelReport
     from axpo.record.run import RunDirectory
 
 app = typer.Typer(
@@ -69,9 +68,13 @@ def check(
     import yaml
     from rich.syntax import Syntax
 
+    from axpo.config import load_recipe
     from axpo.memory import estimate, read_config, shape_of
+    from axpo.model_folder import check_models
 
-    loaded, report = _checked(recipe, overrides)
+    loaded = load_recipe(recipe, overrides or ())
+    loaded.check_inputs()
+    report = check_models(loaded)
     resolved = yaml.safe_dump(loaded.model_dump(mode="json"), sort_keys=False)
     console.print(Syntax(resolved, "yaml", background_color="default"))
     console.print(f"[green]ok[/] {escape(loaded.describe())}", highlight=False)
@@ -202,12 +205,11 @@ def evaluate(
 ) -> None:
     """Measure a model on the held-out questions: Pass@1, Pass@4 and tool use."""
     from axpo.evaluation.held_out import evaluate_model, load_target
-    from axpo.model_folder import check_models
     from axpo.record.summary import label
     from axpo.session import ray_session
 
     recipe, model = load_target(target, overrides or ())
-    _print_warnings(check_models(recipe, model).warnings)
+    _check_models(recipe, model)
     with ray_session(recipe, learner=False), console.status("evaluating"):
         found = evaluate_model(recipe, model)
     for reason in found.unusable:
@@ -259,19 +261,22 @@ def report(run: RunFolder) -> None:
 
 def _load(recipe: Path, overrides: list[str] | None) -> Recipe:
     """Read a recipe, check its model and data, and print what is doubtful about them."""
-    loaded, report = _checked(recipe, overrides)
-    _print_warnings(report.warnings)
-    return loaded
-
-
-def _checked(recipe: Path, overrides: list[str] | None) -> tuple[Recipe, ModelReport]:
-    """Read a recipe, and check its model and data."""
     from axpo.config import load_recipe
-    from axpo.model_folder import check_models
 
     loaded = load_recipe(recipe, overrides or ())
     loaded.check_inputs()
-    return loaded, check_models(loaded)
+    _check_models(loaded)
+    return loaded
+
+
+def _check_models(recipe: Recipe, model: str | None = None) -> None:
+    """Check the model that will be used, or that of the recipe; print what is doubtful."""
+    from axpo.model_folder import check_models
+    from axpo.session import local_path
+
+    # A model of the hub can only be checked whole if it is here, and it will be needed now.
+    local_path(model or recipe.model)
+    _print_warnings(check_models(recipe, model).warnings)
 
 
 def _print_lines(lines: Iterable[str]) -> None:
@@ -296,13 +301,12 @@ def _new_run(recipe: Recipe, name: str | None) -> RunDirectory:
 def _resumed(path: Path) -> tuple[Recipe, RunDirectory, int]:
     """Return a run's own recipe, its directory, and the step of its last checkpoint."""
     from axpo.config import parse_recipe
-    from axpo.model_folder import check_models
     from axpo.record.run import RunDirectory
 
     run = RunDirectory.open(path)
     recipe = parse_recipe(run.recipe(), (), str(run.path / "recipe.yaml"))
     recipe.check_inputs()
-    _print_warnings(check_models(recipe).warnings)
+    _check_models(recipe)
     directory, first = RunDirectory.resume(path, tensorboard=recipe.logging.tensorboard)
     return recipe, directory, first
 

@@ -24,6 +24,7 @@ from tool_server.sandbox.process import Finished
 from tool_server.tool import (
     Output,
     Pixels,
+    Shown,
     Tool,
     ToolCall,
     ToolError,
@@ -85,6 +86,10 @@ class Python(ToolKind, PythonOptions):
         tool, _ = build(name, self)
         return tool
 
+    def shown(self) -> Shown:
+        """Return what the policy reads."""
+        return _shown(self)
+
     def default_limits(self) -> dict[str, Any]:
         """Return limits behind those of the pool, which has a queue and deadlines of its own."""
         return {"concurrency": self.slot_count(), "deadline_s": 60 + 4 * self.wall_s}
@@ -98,9 +103,12 @@ def build(name: str, options: PythonOptions) -> tuple[Tool, JailPool]:
     """
     pool = JailPool(options, *isolation(options))
     tool = PythonTool(name, options, pool)
-    description = DESCRIPTION + SESSIONS[options.session]
-    defined = define(name, description, PythonArguments, tool.run)
+    defined = define(name, *_shown(options), tool.run)
     return replace(defined, close=pool.close), pool
+
+
+def _shown(options: PythonOptions) -> Shown:
+    return Shown(DESCRIPTION + SESSIONS[options.session], PythonArguments)
 
 
 @dataclass(frozen=True)

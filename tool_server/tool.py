@@ -6,10 +6,11 @@ from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel
 
 from axpo.registry import Registry, Variant
 
@@ -122,6 +123,13 @@ class Tool:
     close: Callable[[], None] = nothing_to_free
 
 
+class Shown(NamedTuple):
+    """What the policy reads about a tool: it is part of the prompt."""
+
+    description: str
+    arguments: type[BaseModel]
+
+
 class ToolKind(Variant):
     """An implementation that a recipe can offer under any name.
 
@@ -140,6 +148,13 @@ class ToolKind(Variant):
         Raises:
             ToolUnavailable: the tool cannot start here.
         """
+
+    def shown(self) -> Shown | None:
+        """Return what the policy will read, without opening the tool; None: it is known only then.
+
+        `axpo check` counts the tokens of the prompt by it.
+        """
+        return None
 
     def default_limits(self) -> dict[str, Any]:
         """Return values of `tool_server.config.Limits` for those that the recipe leaves open."""

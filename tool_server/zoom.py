@@ -12,7 +12,7 @@ from pydantic_core import PydanticCustomError
 
 from tool_server.arguments import define, integer
 from tool_server.images import MAX_ASPECT, fit
-from tool_server.tool import Output, Tool, ToolCall, ToolError, ToolKind, tool_kinds
+from tool_server.tool import Output, Shown, Tool, ToolCall, ToolError, ToolKind, tool_kinds
 
 SCALE = 1000
 """Qwen3-VL's boxes are relative to the image: 0 to 1000 on both axes."""
@@ -105,7 +105,11 @@ class ImageZoomIn(ToolKind):
         def run(call: ToolCall) -> Output:
             return image_zoom_in(call, self)
 
-        return define(name, DESCRIPTION, ZoomArguments, run, pure=True)
+        return define(name, *self.shown(), run, pure=True)
+
+    def shown(self) -> Shown:
+        """Return what the policy reads."""
+        return Shown(DESCRIPTION, ZoomArguments)
 
 
 def pixel_box(

@@ -15,6 +15,7 @@ from tool_server.search.results import Caps, Result, SearchArguments, render
 from tool_server.tool import (
     Output,
     Pixels,
+    Shown,
     Tool,
     ToolCall,
     ToolKind,
@@ -22,9 +23,13 @@ from tool_server.tool import (
     tool_kinds,
 )
 
-# The descriptions are part of the prompt.
-DESCRIPTION = "Search for a query. Returns titles, addresses and the parts of the text that match."
-IMAGE_DESCRIPTION = "Search for images by what their captions say. Returns captions and images."
+SEARCH = Shown(
+    "Search for a query. Returns titles, addresses and the parts of the text that match.",
+    SearchArguments,
+)
+IMAGE_SEARCH = Shown(
+    "Search for images by what their captions say. Returns captions and images.", SearchArguments
+)
 
 
 @tool_kinds.register("search")
@@ -41,6 +46,10 @@ class Search(ToolKind, Caps):
         if isinstance(self.provider, LocalOptions):
             return _open_local(name, self.provider, self)
         return _open_tavily(name, self.provider, self)
+
+    def shown(self) -> Shown:
+        """Return what the policy reads."""
+        return SEARCH
 
     def default_limits(self) -> dict[str, Any]:
         """Return a deadline behind Tavily's own.
@@ -89,7 +98,11 @@ class ImageSearch(ToolKind, Caps):
                 text += f"\n\n[an answer has at most {self.max_images} images]"
             return text, images
 
-        return define(name, IMAGE_DESCRIPTION, SearchArguments, run, pure=True)
+        return define(name, *IMAGE_SEARCH, run, pure=True)
+
+    def shown(self) -> Shown:
+        """Return what the policy reads."""
+        return IMAGE_SEARCH
 
     def _image(self, name: str, folder: Path, result: Result) -> Pixels:
         try:
@@ -110,7 +123,7 @@ def _open_local(name: str, provider: LocalOptions, caps: Caps) -> Tool:
         results = index.search(query, call.arguments.max_results, caps.snippet_chars)
         return render(query, results, caps), ()
 
-    return define(name, DESCRIPTION, SearchArguments, run, pure=True)
+    return define(name, *SEARCH, run, pure=True)
 
 
 def _open_tavily(name: str, provider: TavilyOptions, caps: Caps) -> Tool:
@@ -123,4 +136,4 @@ def _open_tavily(name: str, provider: TavilyOptions, caps: Caps) -> Tool:
         results = await tavily.search(query, call.arguments.max_results)
         return render(query, results, caps), ()
 
-    return replace(define(name, DESCRIPTION, SearchArguments, run), close=tavily.close)
+    return replace(define(name, *SEARCH, run), close=tavily.close)

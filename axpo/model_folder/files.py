@@ -1,0 +1,84 @@
+"""Check tokenizer, chat template and processor of a model folder against its config.json."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from axpo.tasks.task import one_line
+from rollout_workers.chat import Chat
+from rollout_workers.families import UnknownFamily, family_of, read_config, text_config
+from rollout_workers.image_rule import image_rule
+
+TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
+# Of the image processor, and of the vision tower.
+SIZES = (
+    ("patch_size", "patch_size"),
+    ("merge_size", "spatial_merge_size"),
+    ("temporal_patch_size", "temporal_patch_size"),
+)
+
+
+def load_chat(folder: Path) -> Chat:
+    """Return the chat format of a folder.
+
+    Raises:
+        ValueError: the folder is of no family that works, has no chat template or no tokenizer, or
+            the tokenizer lacks a token or does not fit the model.
+    """
+    family_of(folder)
+    if not any(_has(folder, names) for names in TOKENIZER_FILES):
+        expected = " or ".join(" and ".join(names) for names in TOKENIZER_FILES)
+        raise ValueError(f"{folder}: no tokenizer; expected {expected}")
+    try:
+        return Chat.load(str(folder))
+    except UnknownFamily:
+        raise
+    except Exception as error:  # of transformers: a file may be broken in any way
+        raise ValueError(f"{folder}: the tokenizer does not load: {one_line(error)}") from None
+
+
+def check_processor(folder: Path) -> None:
+    """Check that the image processor cuts images as the vision tower reads them.
+
+    Raises:
+        ValueError: there is none, it does not load, or its patches have another size.
+    """
+    from transformers import AutoProcessor
+
+    image_rule(folder)
+    try:
+        processor = AutoProcessor.from_pretrained(folder).image_processor
+    except Exception as error:  # of transformers: a file may be broken in any way
+        raise ValueError(f"{folder}: the processor does not load: {one_line(error)}") from None
+    vision = model_config(folder).vision_config
+    for name, of_model in SIZES:
+        found, expected = getattr(processor, name, None), getattr(vision, of_model)
+        if found != expected:
+            raise ValueError(
+                f"{folder}: the image processor's {name} is {found}; expected {expected}, which is "
+                f"vision_config.{of_model} of config.json"
+            )
+
+
+def model_config(folder: Path) -> Any:
+    """Return the configuration of a folder as transformers reads it.
+
+    Raises:
+        ValueError: transformers does not take it.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except Exception as error:  # of transformers: any field may be wrong
+        raise ValueError(f"{folder}/config.json: {one_line(error)}") from None
+
+
+def vocabulary_size(folder: Path) -> int:
+    """Return how many ids the model of a folder has logits for."""
+    return int(text_config(read_config(folder))["vocab_size"])
+
+
+def _has(folder: Path, names: tuple[str, ...]) -> bool:
+    return all((folder / name).is_file() for name in names)
