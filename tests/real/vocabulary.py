@@ -61,6 +61,7 @@ def bpe() -> tuple[dict[str, int], list[tuple[str, str]]]:
     return vocabulary, [(_text(left), _text(right)) for left, right in merges]
 
 
+@cache
 def tokenizer_json(*, thinks: bool) -> str:
     """Return the text of tokenizer.json; `thinks`: with the four tokens that Qwen3 added."""
     from tokenizers import (
