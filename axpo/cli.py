@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,6 +21,7 @@ from axpo.tools_cli import app as tools_app
 
 if TYPE_CHECKING:
     from axpo.config import Recipe
+    from axpo.model_folder import ModelReport
     from axpo.record.run import RunDirectory
 
 app = typer.Typer(
@@ -73,13 +74,14 @@ def check(
     from axpo.model_folder import check_models
 
     loaded = load_recipe(recipe, overrides or ())
-    loaded.check_inputs()
     report = check_models(loaded)
+    set_aside = loaded.check_inputs(report.fits)
     resolved = yaml.safe_dump(loaded.model_dump(mode="json"), sort_keys=False)
     console.print(Syntax(resolved, "yaml", background_color="default"))
     console.print(f"[green]ok[/] {escape(loaded.describe())}", highlight=False)
     _print_lines(report.lines)
     _print_warnings(report.warnings)
+    _print_set_aside(set_aside)
     # Without a network and without the model on disk its size is not known.
     config = read_config(loaded.model)
     if config is None:
@@ -264,24 +266,37 @@ def _load(recipe: Path, overrides: list[str] | None) -> Recipe:
     from axpo.config import load_recipe
 
     loaded = load_recipe(recipe, overrides or ())
-    loaded.check_inputs()
-    _check_models(loaded)
+    report = _check_models(loaded)
+    _print_set_aside(loaded.check_inputs(report.fits))
     return loaded
 
 
-def _check_models(recipe: Recipe, model: str | None = None) -> None:
+def _check_models(recipe: Recipe, model: str | None = None) -> ModelReport:
     """Check the model that will be used, or that of the recipe; print what is doubtful."""
+    from axpo.config import looks_local
     from axpo.model_folder import check_models
     from axpo.session import local_path
 
     # A model of the hub can only be checked whole if it is here, and it will be needed now.
-    local_path(model or recipe.model)
-    _print_warnings(check_models(recipe, model).warnings)
+    used = model or recipe.model
+    if not looks_local(used):
+        local_path(used)
+    report = check_models(recipe, model)
+    _print_warnings(report.warnings)
+    return report
 
 
 def _print_lines(lines: Iterable[str]) -> None:
     for line in lines:
         console.print(f"   {line}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _print_set_aside(misfits: Sequence[str]) -> None:
+    """Print which questions do not fit the context: all at once would hide the rest."""
+    shown = 5
+    _print_warnings(f"set aside in a run: {misfit}" for misfit in misfits[:shown])
+    if len(misfits) > shown:
+        _print_warnings([f"set aside in a run: {len(misfits) - shown} more questions"])
 
 
 def _print_warnings(warnings: Iterable[str]) -> None:
@@ -305,8 +320,8 @@ def _resumed(path: Path) -> tuple[Recipe, RunDirectory, int]:
 
     run = RunDirectory.open(path)
     recipe = parse_recipe(run.recipe(), (), str(run.path / "recipe.yaml"))
-    recipe.check_inputs()
-    _check_models(recipe)
+    report = _check_models(recipe)
+    _print_set_aside(recipe.check_inputs(report.fits))
     directory, first = RunDirectory.resume(path, tensorboard=recipe.logging.tensorboard)
     return recipe, directory, first
 

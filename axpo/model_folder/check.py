@@ -12,16 +12,18 @@ from axpo.memory.known import Config
 from axpo.model_folder.files import check_processor, load_chat, model_config, vocabulary_size
 from axpo.model_folder.prompt import Prompt, prompt_of
 from axpo.model_folder.weights import Weights, check_weights, files_of
-from rollout_workers.families import architecture_of, text_config
+from rollout_workers.context import Context, PromptCheck
+from rollout_workers.families import architecture_of, family_of, text_config
 from rollout_workers.image_rule import ImageRule, image_rule
 
 
 @dataclass(frozen=True)
 class ModelReport:
-    """What `axpo check` prints of a model."""
+    """What a command must know of its model."""
 
-    lines: tuple[str, ...] = ()
+    lines: tuple[str, ...] = ()  # that `axpo check` prints
     warnings: tuple[str, ...] = ()
+    fits: PromptCheck | None = None  # does a question fit the context? None: not known
 
 
 def check_models(recipe: Recipe, model: str | None = None) -> ModelReport:
@@ -38,6 +40,9 @@ def check_models(recipe: Recipe, model: str | None = None) -> ModelReport:
         AxpoError: a model cannot be used; one line that says why.
     """
     model = model or recipe.model
+    _check_there("model", model)
+    if recipe.reference is not None:
+        _check_there("reference", recipe.reference)
     try:
         report = _check_model(recipe, model)
         if recipe.reference not in (None, model):
@@ -48,24 +53,33 @@ def check_models(recipe: Recipe, model: str | None = None) -> ModelReport:
     return report
 
 
+def _check_there(field: str, model: str) -> None:
+    if looks_local(model) and not (Path(model) / "config.json").is_file():
+        raise AxpoError(f"{field}={model!r}: no model folder there (expected a config.json in it)")
+
+
 def _check_model(recipe: Recipe, model: str) -> ModelReport:
     folder = folder_of(model)
     if folder is None:
         return _check_hub(recipe, model)
-    chat = load_chat(folder)
-    check_processor(folder)
+    # What takes no time comes first: a real tokenizer takes seconds.
+    family = family_of(folder)
     weights = check_weights(folder)
+    check_processor(folder)
     _check_context(recipe, _positions(folder), f"{folder}/config.json")
     rule = image_rule(folder, recipe.images)
+    chat = load_chat(folder)
     prompt = prompt_of(recipe, chat)
     _check_turn(recipe, prompt)
     warnings = _check_images(recipe, rule, prompt, folder)
     lines = (
-        f"model folder: {chat.family.name}, {_counted(weights)}",
+        f"model folder: {family.name}, {_counted(weights)}",
         *prompt.lines,
         f"images: {_image_line(recipe, rule)}",
     )
-    return ModelReport(lines, (*prompt.warnings, *warnings))
+    context = Context(rule, recipe.rollout.max_context_tokens)
+    fits = PromptCheck(context, prompt.training, chat.plain)
+    return ModelReport(lines, (*prompt.warnings, *warnings), fits)
 
 
 def _check_reference(reference: str, model: str) -> None:
@@ -73,7 +87,7 @@ def _check_reference(reference: str, model: str) -> None:
     folder, own = folder_of(reference), folder_of(model)
     if folder is None:
         return
-    load_chat(folder)
+    family_of(folder)
     check_weights(folder)
     if own is None:
         return
@@ -112,13 +126,13 @@ def _check_hub(recipe: Recipe, model: str) -> ModelReport:
         warning = f"{model}: not in the local cache, and the hub does not give its config.json"
         return ModelReport(warnings=(f"nothing of the model was checked ({warning})",))
     where = f"{model}, config.json"
-    family = architecture_of(config, where)
+    architecture = architecture_of(config, where)
     positions = text_config(config).get("max_position_embeddings")
     if positions is not None:
         _check_context(recipe, positions, where)
     warning = f"not checked: tokenizer, chat template, processor and weights of {model}"
     return ModelReport(
-        (f"model of the hub: {family.model_type}",),
+        (f"model of the hub: {architecture.model_type}",),
         (f"{warning} (not in the local cache; `hf download {model}` puts them there)",),
     )
 

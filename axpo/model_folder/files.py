@@ -1,4 +1,4 @@
-"""Check tokenizer, chat template and processor of a model folder against its config.json."""
+"""Check tokenizer and image processor of a model folder against its config.json."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from axpo.tasks.task import one_line
 from rollout_workers.chat import Chat
-from rollout_workers.families import UnknownFamily, family_of, read_config, text_config
+from rollout_workers.families import UnknownFamily, read_config, text_config
 from rollout_workers.image_rule import image_rule
 
 TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
@@ -23,10 +23,9 @@ def load_chat(folder: Path) -> Chat:
     """Return the chat format of a folder.
 
     Raises:
-        ValueError: the folder is of no family that works, has no chat template or no tokenizer, or
-            the tokenizer lacks a token or does not fit the model.
+        ValueError: there is no tokenizer, or it does not load, lacks a token or does not fit the
+            model.
     """
-    family_of(folder)
     if not any(_has(folder, names) for names in TOKENIZER_FILES):
         expected = " or ".join(" and ".join(names) for names in TOKENIZER_FILES)
         raise ValueError(f"{folder}: no tokenizer; expected {expected}")
@@ -44,11 +43,11 @@ def check_processor(folder: Path) -> None:
     Raises:
         ValueError: there is none, it does not load, or its patches have another size.
     """
-    from transformers import AutoProcessor
+    from transformers import AutoImageProcessor
 
     image_rule(folder)
     try:
-        processor = AutoProcessor.from_pretrained(folder).image_processor
+        processor = AutoImageProcessor.from_pretrained(folder)
     except Exception as error:  # of transformers: a file may be broken in any way
         raise ValueError(f"{folder}: the processor does not load: {one_line(error)}") from None
     vision = model_config(folder).vision_config

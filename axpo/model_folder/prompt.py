@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from axpo.config import Recipe
+from axpo.errors import AxpoError
+from axpo.tasks.task import one_line
 from rollout_workers.chat import Chat
 from tool_server.arguments import define
 from tool_server.config import ToolConfig
@@ -53,8 +55,9 @@ def prompt_of(recipe: Recipe, chat: Chat) -> Prompt:
 
     Raises:
         ValueError: the chat template does not render it.
+        AxpoError: the task cannot be loaded.
     """
-    system = recipe.task.load().system
+    system = _system(recipe)
     training, uncounted = _schemas(recipe.tools.tools.items())
     added, more = _schemas(recipe.evaluation.tools.items())
     uncounted += more + [server.label for server in recipe.tools.mcp]
@@ -65,10 +68,18 @@ def prompt_of(recipe: Recipe, chat: Chat) -> Prompt:
     try:
         counts = tokens([]), tokens(training), tokens(training + added)
     except Exception as error:  # of Jinja: a template may be wrong in any way
-        reason = " ".join(str(error).split())
-        raise ValueError(f"the chat template does not render the tools: {reason}") from None
+        raise ValueError(f"the chat template does not render: {one_line(error)}") from None
     bare, with_tools, evaluation = counts
     return Prompt(with_tools, with_tools - bare, evaluation, tuple(uncounted))
+
+
+def _system(recipe: Recipe) -> str | None:
+    try:
+        return recipe.task.load().system
+    except AxpoError:
+        raise
+    except Exception as error:  # the class may be the user's: anything may happen in it
+        raise AxpoError(f"{recipe.task.label}: {one_line(error)}") from error
 
 
 def _schemas(tools: Iterable[tuple[str, ToolConfig]]) -> tuple[Schemas, list[str]]:

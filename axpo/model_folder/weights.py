@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from axpo.model_folder.files import model_config
+from axpo.tasks.task import one_line
 from rollout_workers.families import Architecture, architecture_of, read_config
 
 Shape: TypeAlias = tuple[int, ...]
@@ -158,7 +159,7 @@ def model_shapes(folder: Path, architecture: Architecture) -> ModelShapes:
         # As the learner does: a tied head is then no parameter of its own.
         model.tie_weights()
     except Exception as error:  # of transformers and torch: any number may be wrong in any way
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise ValueError(f"{folder}/config.json: no model of it can be made: {reason}") from None
     required = _shapes(dict(model.named_parameters()))
     buffers = _shapes(dict(model.named_buffers()))
