@@ -17,6 +17,7 @@ from cachetools import LRUCache
 
 from rollout_workers.agent import Limits, Response, Scene, Unavailable
 from rollout_workers.chat import Chat, in_chat_thread
+from rollout_workers.context import Context
 from rollout_workers.engine import VLLMEngine
 from rollout_workers.faults import InjectedFault
 from rollout_workers.image_rule import image_rule
@@ -77,7 +78,8 @@ class RolloutWorker:
         config = settings.config
         self._index = index
         self._config = config
-        self._image_rule = image_rule(settings.model, settings.images)
+        rule = image_rule(settings.model, settings.images)
+        self._context = Context(rule, config.max_context_tokens)
         # By the id of an image in Ray's object store: its digest. A question's forks and its
         # rollouts fetch it separately.
         self._digests: LRUCache[str, str] = LRUCache(DIGESTS)
@@ -280,13 +282,10 @@ class RolloutWorker:
     def _check_fits(self, scene: Scene) -> None:
         """Raise UnusableQuestion if the prompt, images expanded, leaves no room for a token."""
         sizes = [picture.image.size for picture in scene.pictures.question]
-        of_images = sum(self._image_rule.tokens(*size) for size in sizes)
-        text, limit = len(scene.prompt_ids) - len(sizes), self._config.max_context_tokens
-        if text + of_images >= limit:
-            raise UnusableQuestion(
-                f"question {scene.question.id}: {of_images:,} tokens of images and {text:,} of"
-                f" text, but rollout.max_context_tokens is {limit:,}"
-            )
+        try:
+            self._context.check(len(scene.prompt_ids) - len(sizes), sizes)
+        except ValueError as error:
+            raise UnusableQuestion(f"question {scene.question.id}: {error}") from None
 
     async def _prompt(self, question: Question, *, evaluating: bool) -> Ids:
         # Tools are asked once, at the first rollout: they may start later than the worker.

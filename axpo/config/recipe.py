@@ -13,6 +13,7 @@ from axpo.config.sections import EvaluationConfig, LoggingConfig, Section, SFTCo
 from axpo.errors import AxpoError
 from axpo.registry import Registered, Variant
 from axpo.tasks import TaskConfig
+from axpo.tasks.task import Fits
 from learner.config import CreditConfig, LearnerConfig, Serving
 from resampler.config import ResamplerConfig
 from resampler.history import History
@@ -141,8 +142,14 @@ class Recipe(Section):
         task: TaskConfig = self.task.registry.validate(_merged(fields, stage.task))
         return task
 
-    def check_inputs(self) -> None:
+    def check_inputs(self, fits: Fits | None = None) -> list[str]:
         """Check that the model and the data are there; cheap, called before any actor starts.
+
+        Args:
+            fits: checks that a question fits the context; None: that is not checked.
+
+        Returns:
+            What is wrong with questions that a run will set aside, a line each.
 
         Raises:
             AxpoError: a model or data file is not there.
@@ -154,7 +161,7 @@ class Recipe(Section):
                 raise AxpoError(
                     f"{field}={value!r}: no model folder there (expected a config.json in it)"
                 )
-        self.task.check_inputs()
+        return self.task.check_inputs(fits)
 
     def check_resources(
         self, cpus: float, gpus: float, *, learner: bool = True, workers: bool = True

@@ -34,6 +34,7 @@ HELD_OUT = (
     "pass1_given_no_tool",
     "tool_all_wrong_rate",
     "no_tool_all_wrong_rate",
+    "end/out_of_tokens",
 )
 """The diagnostics that an evaluation reports under the same name as training does."""
 
@@ -103,7 +104,8 @@ def evaluate_groups(
     """Return what a held-out evaluation reports.
 
     The numbers are `pass1`, `pass<k>` and `tool_use`, and under the names of `diagnostics` the
-    `use/<tool>` of several tools, and Pass@1 and the all-wrong rate of both subgroups.
+    `use/<tool>` of several tools, Pass@1 and the all-wrong rate of both subgroups, and the share of
+    rollouts that ended out of tokens.
 
     Args:
         groups: the scored groups, of at least k rollouts each.

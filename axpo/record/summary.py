@@ -78,8 +78,9 @@ def label(name: str) -> str:
     """Return what people read instead of a metric's name.
 
     For example `pass4` is 'Pass@4', `tool_use` is 'Tool use', `tool_all_wrong_rate` is
-    'Tool all-wrong' and `zoom/pass1` is 'zoom: Pass@1'.
+    'Tool all-wrong', `zoom/pass1` is 'zoom: Pass@1' and `end/out_of_tokens` is 'Out of tokens'.
     """
+    name = name.replace("end/", "")
     family, slash, rate = name.rpartition("/")
     if slash:
         return f"{family}: {label(rate)}"

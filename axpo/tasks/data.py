@@ -8,6 +8,7 @@ import json
 import random
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     import datasets
 
 Row = Mapping[str, Any]
+MARK = "<image>"
+"""Says in the text of a row where an image stands."""
 
 
 class Source(BaseModel):
@@ -120,6 +123,33 @@ def image_source(image: Any, folder: Path) -> Path | bytes:
         return base64.b64decode(image.partition("base64,")[2], validate=True)
     except binascii.Error as error:
         raise ValueError(f"data: address: {error}") from None
+
+
+def without_marks(text: str, images: int) -> tuple[str, tuple[int, ...]]:
+    """Return a question's text without its `<image>` marks, and where its images stand.
+
+    Args:
+        text: with a mark for each image, in order, or with none.
+        images: how many images the question has.
+
+    Returns:
+        The text, and of each image the character before which it stands. No places if all images
+        stand before the text.
+
+    Raises:
+        ValueError: there are marks, but not as many as images.
+    """
+    pieces = text.split(MARK)
+    marks = len(pieces) - 1
+    if marks not in (0, images):
+        raise ValueError(f"{marks} {MARK} marks for {images} images; expected as many, or none")
+    whole = "".join(pieces)
+    stripped = whole.strip()
+    # What is stripped in front of the text shifts the places.
+    shift = len(whole) - len(whole.lstrip())
+    before = accumulate(len(piece) for piece in pieces[:-1])
+    places = tuple(min(max(place - shift, 0), len(stripped)) for place in before)
+    return stripped, places if any(places) else ()
 
 
 @lru_cache(maxsize=8)

@@ -8,21 +8,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from axpo.errors import AxpoError
 from axpo.registry import Registered
-from axpo.tasks.data import Row, Source, epoch_order, image_source
-from axpo.tasks.task import Task, TaskConfig, tasks
+from axpo.tasks.data import (
+    DataImages,
+    Row,
+    Source,
+    epoch_order,
+    image_source,
+    without_marks,
+)
+from axpo.tasks.task import Fits, Task, TaskConfig, tasks
 from axpo.tasks.verifiers import Exact, Verifier
-from rollout_workers.trajectory import Question
+from rollout_workers.trajectory import LazyImage, Pixels, Question, UnusableQuestion
 from tool_server.images import ImageError, ImageLimits, check, decode
 
-Use: TypeAlias = Callable[[Path | bytes, ImageLimits], Any]
-"""What is done with an encoded image: `decode` or `check`."""
+T = TypeVar("T")
 
 
 def _source_of(given: Any) -> Any:
@@ -44,7 +52,8 @@ class Columns(BaseModel):
 
     question: str = Field(
         "question",
-        description="the text; `<image>` marks in it are left out: images stand before the text",
+        description="the text; images stand where `<image>` marks are in it, without marks before "
+        "it",
     )
     answer: str = Field("answer", description="a text or a number")
     images: Names = Field(
@@ -74,20 +83,32 @@ class DatasetConfig(TaskConfig):
         default=Exact(), description="how answers are judged: `axpo list verifiers`"
     )
     system: str | None = Field("Give the final answer in \\boxed{}.", description="system text")
-    images: ImageLimits = Field(
-        default_factory=ImageLimits, description="limits of the questions' images"
+    images: DataImages = Field(
+        default_factory=DataImages, description="limits of the questions' images"
     )
 
-    def check_inputs(self) -> None:
+    def check_inputs(self, fits: Fits | None = None) -> list[str]:
         """Read every row of both sources, and the header of every image.
 
+        Args:
+            fits: checks that a question fits the context; None: that is not checked.
+
+        Returns:
+            Which rows do not fit the context: a run sets them aside.
+
         Raises:
-            AxpoError: something is wrong with a row; names source, row and column.
+            AxpoError: something is wrong with a row; names source, row and column. Or no row of a
+                source fits the context.
         """
+        misfits: list[str] = []
         for source in (self.train, self.held_out):
             rows = Rows(source, self)
-            for number in range(len(rows)):
-                rows.check(number)
+            found = [rows.check(number, fits) for number in range(len(rows))]
+            of_source = [misfit for misfit in found if misfit is not None]
+            if len(of_source) == len(rows):
+                raise AxpoError(f"{of_source[0]}; no row of {source.path} fits the context")
+            misfits += of_source
+        return misfits
 
     def load(self) -> DatasetTask:
         """Return the task.
@@ -129,6 +150,15 @@ class DatasetTask(Task):
         return {"system": self.system, "_verifier": self._verifier}
 
 
+@dataclass(frozen=True)
+class _Found:
+    """Where one image of a row is."""
+
+    column: str
+    index: int  # in the list of the column
+    place: int  # among the column's images, from 1, for messages
+
+
 class Rows:
     """Turn the rows of one source into questions.
 
@@ -145,7 +175,7 @@ class Rows:
         return len(self._rows)
 
     def question(self, number: int, prefix: str) -> Question:
-        """Return a row with its images decoded.
+        """Return a row as a question whose images are decoded when they are needed.
 
         Args:
             number: which row.
@@ -154,60 +184,93 @@ class Rows:
         Raises:
             AxpoError: something is wrong with the row; names row and column.
         """
-        return self._read(number, prefix, decode)
+        row = self._rows[number]
+        found = self._images(number, row)
+        # The row is read again for them: it may hold their bytes, which nobody should keep.
+        lazy = tuple(LazyImage(partial(self._decode, number, one)) for one in found)
+        return replace(
+            self._question(number, row, len(lazy)), id=f"{prefix}{number + 1}", images=lazy
+        )
 
-    def check(self, number: int) -> None:
+    def check(self, number: int, fits: Fits | None = None) -> str | None:
         """Check a row without decoding its images.
 
+        Args:
+            number: which row.
+            fits: checks that a question fits the context; None: that is not checked.
+
+        Returns:
+            Why the row does not fit the context; None if it does.
+
         Raises:
-            AxpoError: what `question` would raise, as far as the headers of the images tell, or
-                the verifier cannot use the row's answer.
+            AxpoError: something is wrong with the row, as far as the headers of its images tell,
+                or the verifier cannot use its answer.
         """
-        question = self._read(number, "", check)
+        row = self._rows[number]
+        sizes = []
+        for found in self._images(number, row):
+            with self._faults_of(number, found.column):
+                sizes.append(self._use(row, found, check))
+        question = self._question(number, row, len(sizes))
         with self._faults_of(number, self._config.columns.answer):
             self._config.verifier.check_truth(question.answer)
+        if fits is not None:
+            try:
+                fits(question.text, sizes)
+            except ValueError as error:
+                return f"{self._where(number)}: {error}"
+        return None
 
-    def _read(self, number: int, prefix: str, use: Use) -> Question:
-        row, columns = self._rows[number], self._config.columns
+    def _question(self, number: int, row: Row, images: int) -> Question:
+        """Return a row as a question that lacks its images."""
+        columns = self._config.columns
         with self._faults_of(number, columns.question):
-            text = _text(row, columns.question, "a text", str)
+            written = _text(row, columns.question, "a text", str)
+            text, places = without_marks(written, images)
         with self._faults_of(number, columns.answer):
             answer = _text(row, columns.answer, "a text or a number", str | int | float)
-        images: list[Any] = []
-        for name in columns.images:
-            images += self._images(number, name, use)
-        # A recipe that names no image columns asks questions of text alone.
-        if columns.images and not images:
-            names = ", ".join(columns.images)
-            raise AxpoError(f"{self._where(number)}: {names}: expected at least one image")
         info = {}
         for name in columns.info:
             with self._faults_of(number, name):
                 info[name] = _value(row, name)
         return Question(
-            id=f"{prefix}{number + 1}",
-            text=text.replace("<image>", "").strip(),  # images stand before the text
-            images=tuple(images),
+            id=str(number + 1),
+            text=text,
+            images=(),
             answer=answer.strip(),
             info=info,
+            image_places=places,
         )
 
-    def _images(self, number: int, name: str, use: Use) -> list[Any]:
-        """Return what `use` makes of the images of one column; empty places are skipped."""
-        with self._faults_of(number, name):
-            value = _value(self._rows[number], name)
-            values = value if isinstance(value, list) else [value]
+    def _images(self, number: int, row: Row) -> list[_Found]:
+        """Return where the images of a row are; empty places are skipped."""
+        found: list[_Found] = []
+        for name in self._config.columns.images:
+            with self._faults_of(number, name):
+                values = _listed(_value(row, name))
             # Data sets leave the columns of missing images empty.
-            images = [image for image in values if image is not None]
-            numbered = enumerate(images, 1)
-            return [self._use_image(image, place, use) for place, image in numbered]
+            there = [index for index, value in enumerate(values) if value is not None]
+            found += [_Found(name, index, place) for place, index in enumerate(there, 1)]
+        # A recipe that names no image columns asks questions of text alone.
+        if self._config.columns.images and not found:
+            names = ", ".join(self._config.columns.images)
+            raise AxpoError(f"{self._where(number)}: {names}: expected at least one image")
+        return found
 
-    def _use_image(self, image: Any, place: int, use: Use) -> Any:
+    def _decode(self, number: int, found: _Found) -> Pixels:
+        try:
+            with self._faults_of(number, found.column):
+                return self._use(self._rows[number], found, decode)
+        except AxpoError as error:
+            raise UnusableQuestion(str(error)) from None
+
+    def _use(self, row: Row, found: _Found, use: Callable[[Path | bytes, ImageLimits], T]) -> T:
+        image = _listed(_value(row, found.column))[found.index]
         source = image_source(image, self._source.folder)
         try:
             return use(source, self._config.images)
         except ImageError as error:
-            name = source if isinstance(source, Path) else f"image {place}"
+            name = source if isinstance(source, Path) else f"image {found.place}"
             raise ValueError(f"{name} {error}") from None
 
     def _where(self, number: int) -> str:
@@ -220,6 +283,10 @@ class Rows:
             yield
         except ValueError as error:
             raise AxpoError(f"{self._where(number)}: {column}: {error}") from None
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _value(row: Row, name: str) -> Any:

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 from pydantic_core import PydanticCustomError
 
 from axpo.registry import Registered
-from axpo.tasks.task import SYSTEM, Example, Task, TaskConfig, tasks
+from axpo.tasks.task import SYSTEM, Example, Fits, Task, TaskConfig, tasks
 from rollout_workers.trajectory import Question
 
 FamilyName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]*$")]
@@ -46,10 +46,12 @@ class MixedConfig(TaskConfig):
         SYSTEM, description="system text of all families, whatever theirs is"
     )
 
-    def check_inputs(self) -> None:
-        """Raise what the check of a family raises."""
+    def check_inputs(self, fits: Fits | None = None) -> list[str]:
+        """Return what the checks of the families return; raise what one of them raises."""
+        found: list[str] = []
         for family in self.families.values():
-            family.task.check_inputs()
+            found += family.task.check_inputs(fits)
+        return found
 
     def load(self) -> Mixed:
         """Return the task; raise what the `load` of a family raises."""

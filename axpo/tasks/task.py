@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias
+
+import numpy as np
 
 from axpo.errors import AxpoError
 from axpo.registry import Registry, Variant
@@ -15,6 +18,11 @@ SYSTEM = "You are a careful visual assistant. Give the final answer in \\boxed{}
 Turns: TypeAlias = list[str | tuple[str, tuple[Pixels, ...]]]
 """A scripted rollout: the policy's turns as text and, after each but the last, the tool's result
 as (text, images)."""
+
+
+Fits: TypeAlias = Callable[[str, Sequence[tuple[int, int]]], None]
+"""Takes a question's text and the width and height of each of its images. Raises ValueError if they
+do not fit the context."""
 
 
 class Example(NamedTuple):
@@ -82,11 +90,17 @@ class TaskConfig(Variant):
         """Return how messages name this task."""
         return f"task.kind={self.name!r}"
 
-    def check_inputs(self) -> None:
+    def check_inputs(self, fits: Fits | None = None) -> list[str]:
         """Make the task, ask its first question, and verify a wrong and a missing answer.
 
         Every command calls this before it starts any actor. A kind of task with inputs that can
         be checked more closely does so instead.
+
+        Args:
+            fits: checks that a question fits the context; None: that is not checked.
+
+        Returns:
+            What is wrong with questions that a run will set aside, a line each.
 
         Raises:
             AxpoError: the task cannot be used; says why.
@@ -106,6 +120,18 @@ class TaskConfig(Variant):
             raise AxpoError(f"{self.label}: its first question: {one_line(error)}") from error
         if not all(map(math.isfinite, rewards)):
             raise AxpoError(f"{self.label}: verify: expected a finite number, got {rewards}")
+        return self._misfits(question, fits)
+
+    def _misfits(self, question: Question, fits: Fits | None) -> list[str]:
+        """Return why the task's first question does not fit the context, if so."""
+        arrays = [image for image in question.images if isinstance(image, np.ndarray)]
+        if fits is None or len(arrays) < len(question.images):
+            return []
+        try:
+            fits(question.text, [(image.shape[1], image.shape[0]) for image in arrays])
+        except ValueError as error:
+            return [f"{self.label}: its first question: {error}"]
+        return []
 
 
 tasks: Registry[TaskConfig] = Registry("tasks", TaskConfig, "load", key="kind")

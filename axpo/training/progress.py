@@ -33,6 +33,7 @@ SHOWN = {
     "tool_use_rate": ("tool use", "{:.2f}"),
     "tool_all_wrong_rate": ("all wrong", "{:.2f}"),
     "recovery_rate": ("recovery", "{:.2f}"),
+    "end/out_of_tokens": ("out of tokens", "{:.2f}"),
     "tokens_per_second": ("tok/s", "{:,.0f}"),
 }
 """Label and format of the metrics that are shown each step. A missing one is shown as '-'."""

@@ -14,6 +14,7 @@ from axpo.config import load_recipe, parse_recipe
 from axpo.config.moved import MOVED
 from axpo.errors import AxpoError
 from learner.config import Serving
+from rollout_workers.image_rule import ImagesConfig
 
 DEMO = "deploy/recipes/demo.yaml"
 
@@ -245,7 +246,9 @@ def test_what_the_learner_must_know_of_the_engines_is_derived():
         "deploy/recipes/qwen3-vl-8b-thinking.yaml",
         ["rollout.gpus_per_worker=2", "rollout.engine.tensor_parallel_size=2"],
     )
-    assert large.serving == Serving(weight_transfer="nccl", ranks_per_engine=2)
+    assert large.serving == Serving(
+        weight_transfer="nccl", ranks_per_engine=2, images=ImagesConfig(max_pixels=262144)
+    )
 
 
 @pytest.mark.parametrize(

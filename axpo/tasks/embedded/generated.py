@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 from pydantic import Field
 
 from axpo.tasks.embedded.pictures import Split
-from axpo.tasks.task import SYSTEM, Task, TaskConfig
+from axpo.tasks.task import SYSTEM, Fits, Task, TaskConfig
 from axpo.tasks.verifiers import exact_match
 from rollout_workers.trajectory import Question
 
@@ -20,11 +20,13 @@ class GeneratedConfig(TaskConfig):
 
     held_out: int = Field(256, ge=1, description="number of held-out questions")
 
-    def check_inputs(self) -> None:
-        """Check nothing: digits, photographs and the corpus of wines come with the packages.
+    def check_inputs(self, fits: Fits | None = None) -> list[str]:
+        """Check that the first question fits the context; nothing else can be missing.
 
-        The search index of the wines belongs to the tool, which does not start without it.
+        Digits, photographs and the corpus of wines come with the packages. The search index of the
+        wines belongs to the tool, which does not start without it.
         """
+        return [] if fits is None else self._misfits(self.load().train(0), fits)
 
 
 Config = TypeVar("Config", bound=GeneratedConfig)

@@ -127,6 +127,7 @@ def test_evaluate_groups():
         "pass1_given_tool": pytest.approx(1 / 4),
         "no_tool_all_wrong_rate": pytest.approx(1 / 3),
         "pass1_given_no_tool": pytest.approx(4 / 8),
+        "end/out_of_tokens": pytest.approx(1 / 12),
     }
     assert evaluate_groups([], TOKENS) == {}
 

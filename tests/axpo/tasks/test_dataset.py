@@ -16,6 +16,7 @@ from axpo.config import parse_recipe
 from axpo.errors import AxpoError
 from axpo.tasks.data import epoch_order
 from axpo.tasks.dataset import DatasetConfig
+from rollout_workers.trajectory import pixels
 
 PHOTO = np.arange(40 * 40 * 3, dtype=np.uint32).astype(np.uint8).reshape(40, 40, 3)
 
@@ -51,7 +52,7 @@ def test_columns_of_ones_own(tmp_path):
     address = "data:image/png;base64," + base64.b64encode(png()).decode()
     rows = [
         {
-            "problem": "<image>\nHow far?",
+            "problem": "<image><image>\nHow far?",
             "figure": "a.png",
             "more": [address, None],
             "gold": 4.5,
@@ -75,7 +76,7 @@ def test_columns_of_ones_own(tmp_path):
     task = config.load()
     (question,) = task.held_out()
     assert (question.text, question.answer, question.info) == ("How far?", "4.5", {"unit": "cm"})
-    assert [image.tolist() for image in question.images] == [PHOTO.tolist()] * 2
+    assert [pixels(image).tolist() for image in question.images] == [PHOTO.tolist()] * 2
     rewards = [
         task.verify(question, f"\\boxed{{{text}}}") for text in ("4.9", "4.95", "4.96", "far")
     ]
@@ -105,7 +106,7 @@ def test_a_dataset_keeps_its_images_for_our_limits(tmp_path):
     config.check_inputs()
     task = config.load()
     assert [question.text for question in task.held_out()] == ["Which 1?"]
-    assert task.train(0).images[0].tolist() == PHOTO.tolist()
+    assert pixels(task.train(0).images[0]).tolist() == PHOTO.tolist()
     with pytest.raises(
         AxpoError, match=r"saved, row 1: image: image 1 is 40x40 pixels, the limit of a side is 32"
     ):

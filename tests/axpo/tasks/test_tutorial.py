@@ -12,6 +12,7 @@ import yaml
 from axpo.config import load_recipe
 from axpo.errors import AxpoError
 from rollout_workers.chat import Chat
+from rollout_workers.trajectory import pixels
 
 ROOT = Path(__file__).parents[3]
 MODEL = "axpo/models/qwen3-vl-tiny"
@@ -64,7 +65,7 @@ def test_the_rows(folder):
     recipe.check_inputs()
     task = recipe.task.load()
     question = task.held_out()[0]
-    assert question.images[0].shape == (384, 384, 3)
+    assert pixels(question.images[0]).shape == (384, 384, 3)
     assert task.verify(question, f"\\boxed{{{question.answer}.0}}") == 1.0
     file = Path("data/dots/train.jsonl")
     lines = file.read_text().splitlines()

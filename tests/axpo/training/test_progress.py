@@ -29,6 +29,7 @@ def test_a_job_log_gets_one_plain_line_a_step():
         "pass1": 0.512,
         "tool_use_rate": 0.3,
         "tokens_per_second": 2345.6,
+        "end/out_of_tokens": 0.25,
         "time/rollout": 4.25,
         "time/update": 1.5,
     }
@@ -37,7 +38,7 @@ def test_a_job_log_gets_one_plain_line_a_step():
             pass
         progress.step(5, metrics)
     (line,) = out.getvalue().splitlines()
-    numbers = "pass@1 0.51  tool use 0.30  all wrong -  recovery -  tok/s 2,346"
+    numbers = "pass@1 0.51  tool use 0.30  all wrong -  recovery -  out of tokens 0.25  tok/s 2,346"
     assert line.startswith(f"step 5/10  {numbers}  5.8 s (rollout 4.2, update 1.5)  eta 29 s")
 
 

@@ -57,7 +57,7 @@ class Pool(local.Pool):
     def ready(self):
         return TOKENS
 
-    def rollout(self, questions, step, n, *, temperature, evaluating):
+    def outcomes(self, questions, step, n, *, temperature, evaluating):
         for question in questions:
             rollouts = [direct(i, float(i % 2), question.id) for i in range(n)]
             yield group(rollouts, question=question.id)
