@@ -73,13 +73,13 @@ class Step:
 
     def seconds(self, items: Sequence[TrainItem], form: Form) -> float:
         """Return the seconds that one gradient takes."""
-        from learner.images import StepImages
+        from learner.images import ImageStore, StepImages
         from learner.rows import make_row
 
         # Freed, not zeroed: every measurement starts without gradients in memory.
         self.policy.zero_grad(set_to_none=True)
         started = time.perf_counter()
-        images = StepImages(self.processor)
+        images = StepImages(ImageStore(self.processor))
         rows = [make_row(item, images, self.vision.image_pad) for item in items]
         if form == "plain":
             batches = self._plain_batches(rows, images)

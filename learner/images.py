@@ -1,8 +1,9 @@
-"""The images of one step: each distinct one is read and processed once."""
+"""The images of one update: each distinct one is read, hashed and processed once."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
 from typing import Any, TypeAlias
 
@@ -18,6 +19,8 @@ ImageKey: TypeAlias = Hashable
 """Equal for equal images of a step."""
 BLANK: ImageKey = "blank"
 """A small black image, for micro-batches whose items have none."""
+HASHERS = 4
+"""Threads that hash images."""
 
 
 def image_processor(model: str, images: ImagesConfig = ImagesConfig()) -> Any:
@@ -35,24 +38,77 @@ def image_processor(model: str, images: ImagesConfig = ImagesConfig()) -> Any:
     return processor
 
 
+class ImageStore:
+    """What was made of the images of one update: each is hashed and processed once.
+
+    The passes of the update share it.
+    """
+
+    def __init__(self, processor: Any, *, keep: bool = True) -> None:
+        """Start empty.
+
+        Args:
+            processor: the image processor of the model folder, the one that the engine uses.
+            keep: later passes will need the images; else those that a pass needs no more are
+                forgotten (one of 2048 x 2048 pixels takes 100 MB).
+        """
+        self.processor = processor
+        self._keep = keep
+        # By the id of the pixels, which stay alive with their entry.
+        self._digests: dict[int, tuple[Pixels, ImageKey]] = {}
+        self._processed: dict[ImageKey, tuple[Tensor, Tensor]] = {}
+
+    def hash(self, images: Sequence[Pixels]) -> None:
+        """Hash images ahead of `key_of`, in threads: `hashlib` works without Python's lock."""
+        new = {id(image): image for image in images if id(image) not in self._digests}
+        with ThreadPoolExecutor(HASHERS, "image-hash") as threads:
+            for image, key in zip(new.values(), threads.map(_content, new.values()), strict=True):
+                self._digests[id(image)] = image, key
+
+    def key_of(self, image: Pixels) -> ImageKey:
+        """Return a key of an image's content."""
+        # By content: continuations of one prefix may hold copies of the image in it.
+        if id(image) not in self._digests:
+            self._digests[id(image)] = image, _content(image)
+        return self._digests[id(image)][1]
+
+    def process(self, images: Mapping[ImageKey, Pixels]) -> None:
+        """Process those images that are not processed yet."""
+        from PIL import Image
+
+        new = [key for key in images if key not in self._processed]
+        if not new:
+            return
+        out = self.processor([Image.fromarray(images[key]) for key in new], return_tensors="pt")
+        grids = out["image_grid_thw"]
+        values = out["pixel_values"].split(grids.prod(-1).tolist())
+        for key, value, grid in zip(new, values, grids, strict=True):
+            self._processed[key] = value, grid
+
+    def processed(self, key: ImageKey) -> tuple[Tensor, Tensor]:
+        """Return pixel_values, shape [patches, values], and image_grid_thw, shape [3]."""
+        return self._processed[key]
+
+    def forget(self, keys: Collection[ImageKey]) -> None:
+        """Forget what was made of images that the pass needs no more, unless a later one does."""
+        for key in () if self._keep else keys:
+            self._processed.pop(key, None)
+
+
 class StepImages:
-    """Keep the distinct images of one step.
+    """The distinct images of one pass, numbered in the order in which its items show them.
 
     A question's images are shared by its rollouts and continuations.
     """
 
-    def __init__(self, processor: Any) -> None:
-        """Start with the blank image.
-
-        Args:
-            processor: the image processor of the model folder, the one that the engine uses.
-        """
+    def __init__(self, store: ImageStore) -> None:
+        """Start with the blank image; `store` is the update's."""
+        self.store = store
+        processor = store.processor
         self.merge = processor.merge_size
-        self._processor = processor
         side = processor.patch_size * processor.merge_size
         self._pixels: dict[ImageKey, Pixels] = {BLANK: np.zeros((side, side, 3), np.uint8)}
         self._numbers: dict[ImageKey, int] = {BLANK: 0}
-        self._processed: dict[ImageKey, tuple[Tensor, Tensor]] = {}
 
     def add(self, item: TrainItem) -> list[ImageKey]:
         """Add the images of an item; blocks while those of a question are fetched.
@@ -67,8 +123,7 @@ class StepImages:
             if key not in self._pixels:
                 self._pixels[key] = pixels(image)
         for image in item.trajectory.images:
-            # By content: continuations of one prefix may hold copies of the image in it.
-            key = (image.shape, blake2b(image.tobytes()).digest())
+            key = self.store.key_of(image)
             keys.append(key)
             self._pixels[key] = image
         for key in keys:
@@ -76,14 +131,14 @@ class StepImages:
         return keys
 
     def number(self, key: ImageKey) -> int:
-        """Return the number of a distinct image of the step, the same on every rank."""
+        """Return the number of a distinct image of the pass, the same on every rank."""
         return self._numbers[key]
 
     def patches(self, key: ImageKey) -> int:
         """Return the patches that the vision tower reads."""
         # The processor's own count: the engine uses the same processor.
         height, width = self._pixels[key].shape[:2]
-        return self._processor.get_number_of_image_patches(height, width)
+        return self.store.processor.get_number_of_image_patches(height, width)
 
     def features(self, key: ImageKey) -> int:
         """Return the tokens that the image takes in the model's input."""
@@ -91,7 +146,7 @@ class StepImages:
 
     def grid(self, key: ImageKey) -> tuple[int, int]:
         """Return height and width in tokens of an image that `tensors` has processed."""
-        _, height, width = self._processed[key][1].tolist()
+        _, height, width = self.store.processed(key)[1].tolist()
         return height // self.merge, width // self.merge
 
     def tensors(self, keys: Sequence[ImageKey]) -> tuple[Tensor, Tensor]:
@@ -100,19 +155,10 @@ class StepImages:
         Returns:
             pixel_values, shape [patches, values], and image_grid_thw, shape [U, 3].
         """
-        self._process([key for key in keys if key not in self._processed])
-        values = [self._processed[key][0] for key in keys]
-        grids = [self._processed[key][1] for key in keys]
+        self.store.process({key: self._pixels[key] for key in keys})
+        values, grids = zip(*(self.store.processed(key) for key in keys), strict=True)
         return torch.cat(values), torch.stack(grids)
 
-    def _process(self, keys: Sequence[ImageKey]) -> None:
-        from PIL import Image
 
-        if not keys:
-            return
-        images = [Image.fromarray(self._pixels[key]) for key in keys]
-        out = self._processor(images, return_tensors="pt")
-        grids = out["image_grid_thw"]
-        values = out["pixel_values"].split(grids.prod(-1).tolist())
-        for key, value, grid in zip(keys, values, grids, strict=True):
-            self._processed[key] = value, grid
+def _content(image: Pixels) -> ImageKey:
+    return (image.shape, blake2b(np.ascontiguousarray(image).data).digest())

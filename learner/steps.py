@@ -106,11 +106,10 @@ def take_step(
     """
     # Loss, policy loss and computed tokens of this rank.
     sums = torch.zeros(3, dtype=torch.float64)
-    for number, step in enumerate(pass_.steps):
+    for number, batch in enumerate(passes.micro_batches(pass_)):
         # gradient_accumulation_steps is 1: the boundary is ours, so the number of micro-batches
         # may change from step to step.
         engine.set_gradient_accumulation_boundary(number == len(pass_.steps) - 1)
-        batch = passes.micro_batch(pass_, step)
         losses = loss(batch)
         sums += _scalars(losses.total, losses.policy, batch.input_ids.numel())
         # DeepSpeed averages gradients over ranks; the loss is a sum over items wherever they lie.

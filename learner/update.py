@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from learner.config import LearnerConfig
 from learner.credit import TrainItem
+from learner.images import ImageStore
 from learner.passes import Passes
 from learner.reference import Reference
 from learner.stats import TokenStats
@@ -67,14 +68,15 @@ class Updater:
         # With a correction the ratio is to the learner's policy before the first step. Of several
         # steps only the first could compute that along the way, so it is computed ahead.
         old: list[Floats] | None = None
+        store = self._passes.images(passes=len(parts))
         if config.correction != "none" and len(parts) > 1:
-            old = self._gathered_logprobs(items)
+            old = self._gathered_logprobs(items, store)
         outcomes = []
         for number, part in enumerate(parts):
             chosen = part.of(items)
             divisor = config.objective.divisor([int(item.mask.sum()) for item in chosen])
             chosen_old = [old[i] for i in part.indices] if old is not None else None
-            pass_ = self._passes.plan(chosen, divisor, chosen_old)
+            pass_ = self._passes.plan(chosen, store, divisor, chosen_old)
             step = PolicyStep(
                 self._engine, self._reference, config, stats, number=number, count=len(parts)
             )
@@ -89,7 +91,7 @@ class Updater:
         lr = self._engine.get_lr()[0]
         stats = TokenStats()
         step = FineTuningStep(self._engine, stats)
-        pass_ = self._passes.plan(items)
+        pass_ = self._passes.plan(items, self._passes.images())
         outcome = take_step(self._engine, self._passes, pass_, step.loss)
         self._count_skipped(outcome)
         seconds = time.monotonic() - started
@@ -102,7 +104,7 @@ class Updater:
             Pairs of an item's index and the log-probabilities of its masked tokens, shape [R], 0
             elsewhere.
         """
-        return self._of_tokens(items, LOGPROBS)
+        return self._of_tokens(items, LOGPROBS, self._passes.images())
 
     def entropies(self, items: list[TrainItem]) -> list[tuple[int, Floats]]:
         """Compute this rank's share of the entropies.
@@ -111,13 +113,15 @@ class Updater:
             Pairs of an item's index and, at its masked tokens, the nats of the distributions that
             they are drawn from, shape [R], 0 elsewhere.
         """
-        return self._of_tokens(items, ENTROPIES)
+        return self._of_tokens(items, ENTROPIES, self._passes.images())
 
-    def _of_tokens(self, items: list[TrainItem], output: int) -> list[tuple[int, Floats]]:
-        pass_ = self._passes.plan(items)
+    def _of_tokens(
+        self, items: list[TrainItem], output: int, store: ImageStore
+    ) -> list[tuple[int, Floats]]:
+        pass_ = self._passes.plan(items, store)
         out: list[tuple[int, Floats]] = []
-        for step in pass_.steps:
-            batch = self._passes.micro_batch(pass_, step)
+        batches = self._passes.micro_batches(pass_)
+        for step, batch in zip(pass_.steps, batches, strict=True):
             with torch.no_grad():
                 values = self._engine(batch)[output].cpu().numpy()
             owner = batch.items.cpu().numpy()
@@ -128,10 +132,10 @@ class Updater:
                 out.append((i, whole))
         return out
 
-    def _gathered_logprobs(self, items: list[TrainItem]) -> list[Floats]:
+    def _gathered_logprobs(self, items: list[TrainItem], store: ImageStore) -> list[Floats]:
         """Return the log-probabilities of every item, shape [R], on every rank."""
         shares: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(shares, self.logprobs(items))
+        dist.all_gather_object(shares, self._of_tokens(items, LOGPROBS, store))
         by_index: dict[int, Floats] = {}
         for share in shares:
             by_index.update(share)

@@ -11,11 +11,9 @@ import asyncio
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
@@ -26,11 +24,10 @@ from axpo.session import await_tools, local_path, tool_servers
 from axpo.sft.batches import Batches, Examples, RowExamples, TaskExamples
 from axpo.sft.demonstrations import Demonstrations
 from axpo.tasks import Task
+from learner.ahead import made_ahead
 from learner.config import LearnerConfig
 from learner.learner import Learner
 from rollout_workers.chat import Chat
-
-T = TypeVar("T")
 
 PRINT_EVERY = 25  # steps between lines, if the console is no terminal
 RECENT = 10  # updates that a shown loss is the mean of
@@ -173,7 +170,7 @@ def _train(learner: Learner, batches: Batches, stage: Stage, console: Console) -
     losses: dict[str, list[float]] = {kind: [] for kind in batches.kinds}
     with Progress(console=console) as bar:
         line = bar.add_task(title, total=steps)
-        for step, items in enumerate(_made_ahead(batches.items, steps)):
+        for step, items in enumerate(made_ahead(batches.items, steps)):
             metrics = learner.fine_tune(items)
             losses[batches.kind(step)].append(metrics["loss"])
             shown = _recent(losses)
@@ -190,14 +187,3 @@ def _recent(losses: dict[str, list[float]]) -> str:
         if last:
             means.append(f"{kind} {sum(last) / len(last):.3f}")
     return ", ".join(means)
-
-
-def _made_ahead(make: Callable[[int], T], count: int) -> Iterator[T]:
-    """Yield make(0) to make(count - 1); a thread makes the next one while the last is in use."""
-    with ThreadPoolExecutor(1) as thread:
-        following = thread.submit(make, 0)
-        for number in range(1, count):
-            made = following.result()
-            following = thread.submit(make, number)
-            yield made
-        yield following.result()

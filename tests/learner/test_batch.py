@@ -8,7 +8,7 @@ import torch
 
 from learner.batch import collate
 from learner.credit import TrainItem
-from learner.images import StepImages
+from learner.images import ImageStore, StepImages
 from learner.rows import Row, VisionTokens, make_row
 from rollout_workers.trajectory import EndReason, ObservationSegment, PolicySegment, Trajectory
 from tests.learner.helpers import QUESTION
@@ -65,7 +65,7 @@ def row(train_item: TrainItem, images: StepImages) -> Row:
 
 
 def test_images_are_expanded_and_positions_point_before_their_targets():
-    out = row(item([1, 1, 0, 0, 0, 1, 1]), StepImages(Processor()))
+    out = row(item([1, 1, 0, 0, 0, 1, 1]), StepImages(ImageStore(Processor())))
     assert out.ids.tolist() == [1, 9, 9, 20, 21, 30, 9, 31, 22]  # the last target, 23, is no input
     assert out.targets.tolist() == [20, 21, 22, 23]
     assert out.positions.tolist() == [2, 3, 7, 8]
@@ -75,7 +75,7 @@ def test_images_are_expanded_and_positions_point_before_their_targets():
 
 
 def test_a_row_ends_with_its_last_trained_token():
-    out = row(item([1, 1, 0, 0, 0, 0, 0]), StepImages(Processor()))
+    out = row(item([1, 1, 0, 0, 0, 0, 0]), StepImages(ImageStore(Processor())))
     assert out.ids.tolist() == [1, 9, 9, 20]
     assert out.positions.tolist() == [2, 3]
     assert len(out.images) == 1
@@ -84,12 +84,12 @@ def test_a_row_ends_with_its_last_trained_token():
 def test_placeholders_and_images_must_agree():
     bare = dataclasses.replace(item([1] * 7), question=QUESTION)
     with pytest.raises(ValueError, match="rollout 0 of question q: 2 placeholders for 1 images"):
-        row(bare, StepImages(Processor()))
+        row(bare, StepImages(ImageStore(Processor())))
 
 
 def test_padded_rows_encode_a_shared_image_once():
     processor = Processor()
-    images = StepImages(processor)
+    images = StepImages(ImageStore(processor))
     rows = [
         row(item([1, 1, 0, 0, 0, 1, 1]), images),
         row(item([1, 0, 0, 0, 0, 0, 0], rollout=1), images),
@@ -119,7 +119,7 @@ def test_padded_rows_encode_a_shared_image_once():
 
 
 def test_packed_rows_lie_side_by_side():
-    images = StepImages(Processor())
+    images = StepImages(ImageStore(Processor()))
     rows = [
         row(item([1, 1, 0, 0, 0, 1, 1]), images),
         row(item([1, 1, 0, 0, 0, 0, 0], rollout=1), images),
@@ -133,7 +133,7 @@ def test_packed_rows_lie_side_by_side():
 
 
 def test_a_tree_holds_a_shared_prefix_and_its_images_once():
-    images = StepImages(Processor())
+    images = StepImages(ImageStore(Processor()))
     other = item([1, 1, 0, 0, 0, 1, 1])
     segments = (
         *other.trajectory.segments[:2],
@@ -158,7 +158,7 @@ def test_a_tree_holds_a_shared_prefix_and_its_images_once():
 
 
 def test_a_micro_batch_without_images_gets_the_blank_one():
-    images = StepImages(Processor())
+    images = StepImages(ImageStore(Processor()))
     for layout in ("tree", "packed", "padded"):
         empty = collate([], images, VISION, layout)
         assert empty.input_ids.tolist() == [[7, 9, 8]]

@@ -14,7 +14,7 @@ from axpo.sft.embedded import build
 from learner import attention
 from learner.batch import MicroBatch, collate
 from learner.config import Layout
-from learner.images import StepImages
+from learner.images import ImageStore, StepImages
 from learner.policy import ATTENTION, Policy
 from learner.rows import VisionTokens, make_row
 from tests.learner.multimodal import forked_items, ids_of, make_items
@@ -45,7 +45,7 @@ def batches(model: str, items: list, layout: Layout, size: int) -> list[MicroBat
     from transformers import AutoProcessor
 
     ids = ids_of(model)
-    images = StepImages(AutoProcessor.from_pretrained(model).image_processor)
+    images = StepImages(ImageStore(AutoProcessor.from_pretrained(model).image_processor))
     rows = [make_row(item, images, ids["image"]) for item in items]
     vision = VisionTokens(ids["image"], ids["start"], ids["end"])
     return [collate(rows[i : i + size], images, vision, layout) for i in range(0, len(rows), size)]
