@@ -14,7 +14,7 @@ from axpo.model_folder.prompt import Prompt, prompt_of
 from axpo.model_folder.weights import Weights, check_weights, files_of
 from rollout_workers.context import Context, PromptCheck
 from rollout_workers.families import architecture_of, family_of, text_config
-from rollout_workers.image_rule import ImageRule, image_rule
+from rollout_workers.image_rule import ImageRule
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,8 @@ def _check_model(recipe: Recipe, model: str) -> ModelReport:
     # What takes no time comes first: a real tokenizer takes seconds.
     family = family_of(folder)
     weights = check_weights(folder)
-    check_processor(folder)
+    rule = check_processor(folder, recipe.images)
     _check_context(recipe, _positions(folder), f"{folder}/config.json")
-    rule = image_rule(folder, recipe.images)
     chat = load_chat(folder)
     prompt = prompt_of(recipe, chat)
     _check_turn(recipe, prompt)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 from axpo.tasks.task import one_line
 from rollout_workers.chat import Chat
-from rollout_workers.families import UnknownFamily, read_config, text_config
-from rollout_workers.image_rule import image_rule
+from rollout_workers.families import UnknownFamily
+from rollout_workers.image_rule import FILES, ImageRule, ImagesConfig, image_rule
 
 TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 # Of the image processor, and of the vision tower.
@@ -37,15 +38,27 @@ def load_chat(folder: Path) -> Chat:
         raise ValueError(f"{folder}: the tokenizer does not load: {one_line(error)}") from None
 
 
-def check_processor(folder: Path) -> None:
+def check_processor(folder: Path, images: ImagesConfig) -> ImageRule:
     """Check that the image processor cuts images as the vision tower reads them.
+
+    Args:
+        folder: of the model.
+        images: the recipe's limits.
+
+    Returns:
+        How many tokens an image takes.
 
     Raises:
         ValueError: there is none, it does not load, or its patches have another size.
     """
     from transformers import AutoImageProcessor
 
-    image_rule(folder)
+    for name in FILES:
+        _check_json(folder / name)
+    try:
+        rule = image_rule(folder, images)
+    except (TypeError, LookupError, AttributeError) as error:
+        raise ValueError(f"{folder}: the image processor's sizes: {one_line(error)}") from None
     try:
         processor = AutoImageProcessor.from_pretrained(folder)
     except Exception as error:  # of transformers: a file may be broken in any way
@@ -58,6 +71,7 @@ def check_processor(folder: Path) -> None:
                 f"{folder}: the image processor's {name} is {found}; expected {expected}, which is "
                 f"vision_config.{of_model} of config.json"
             )
+    return rule
 
 
 def model_config(folder: Path) -> Any:
@@ -76,7 +90,16 @@ def model_config(folder: Path) -> Any:
 
 def vocabulary_size(folder: Path) -> int:
     """Return how many ids the model of a folder has logits for."""
-    return int(text_config(read_config(folder))["vocab_size"])
+    return int(model_config(folder).get_text_config().vocab_size)
+
+
+def _check_json(file: Path) -> None:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{file}: expected an object, found {type(content).__name__}")
 
 
 def _has(folder: Path, names: tuple[str, ...]) -> bool:

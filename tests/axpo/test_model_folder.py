@@ -250,6 +250,21 @@ def test_a_processor_of_other_sizes_is_refused(size, of_model, value, expected, 
     )
 
 
+@pytest.mark.parametrize(
+    "name", ["config.json", "tokenizer_config.json", "preprocessor_config.json"]
+)
+def test_a_file_that_is_no_json_object_is_refused(name, broken):
+    write(broken / name, "{")
+    assert refused(broken).startswith(f"DIR/{name}: Expecting property name")
+    write(broken / name, "[]")
+    assert refused(broken) == f"DIR/{name}: expected an object, found list"
+
+
+def test_sizes_of_images_that_are_no_numbers_are_refused(broken):
+    change(broken / "preprocessor_config.json", {"size": [1, 2]})
+    assert refused(broken).startswith("DIR: the image processor's sizes: TypeError: ")
+
+
 # Weights.
 
 
