@@ -86,6 +86,7 @@ class Rollout:
     key: str
     title: str
     record: Record
+    opening: Kind  # what its turns begin with
     blocks: list[Block]
     turns: int
     tokens: int
@@ -135,10 +136,12 @@ class GroupView:
 def group_view(record: Record) -> GroupView:
     """Return one record of `RunDirectory.groups`, ready to show."""
     group_key = f"{record['step']}-{record['question']['id']}"
+    # Some models begin a turn inside thinking, others outside of it.
+    opening = Kind.THINK if record["prompt"].endswith("<think>\n") else Kind.ANSWER
     rollouts = []
     for row in record["rollouts"]:
         number = row["rollout"]
-        rollouts.append(_rollout(row, f"{group_key}-{number}", f"Rollout {number + 1}"))
+        rollouts.append(_rollout(row, f"{group_key}-{number}", f"Rollout {number + 1}", opening))
     trees = [_tree(resample, rollouts[resample["source"]]) for resample in record["resamples"]]
     # The first branch is the source's own, which is shown as a rollout already.
     shown = list(rollouts)
@@ -153,26 +156,27 @@ def group_view(record: Record) -> GroupView:
 
 def _tree(resample: Record, source: Rollout) -> Tree:
     cut = resample["prefix_tokens"]
-    branches = [_rollout(source.record, source.key, "The source's own", start=cut)]
+    branches = [_rollout(source.record, source.key, "The source's own", source.opening, cut)]
     for number, row in enumerate(resample["continuations"], 1):
         key = f"{source.key}-{cut}-{number}"
-        branches.append(_rollout(row, key, f"Fork {number}", start=cut))
-    prefix = [piece for piece in _pieces(source.record) if piece.position < cut]
+        branches.append(_rollout(row, key, f"Fork {number}", source.opening, cut))
+    prefix = [piece for piece in _pieces(source.record, source.opening) if piece.position < cut]
     # More tokens of the source were trained than its prefix has: its own continuation was too.
     credit = source.record.get("credit")
     own_trained = credit is not None and credit["tokens"] > _policy_tokens(prefix)
     return Tree(source, _blocks(prefix), branches, own_trained)
 
 
-def _rollout(record: Record, key: str, title: str, start: int = 0) -> Rollout:
+def _rollout(record: Record, key: str, title: str, opening: Kind, start: int = 0) -> Rollout:
     """Return a trajectory from the response token `start` on."""
-    everything = _pieces(record)
+    everything = _pieces(record, opening)
     shown = [piece for piece in everything if piece.position >= start]
     results = sum(piece.kind == Kind.RESULT for piece in everything)
     return Rollout(
         key=key,
         title=title,
         record=record,
+        opening=opening,
         blocks=_blocks(shown),
         turns=1 + results,
         tokens=_policy_tokens(shown),
@@ -183,21 +187,21 @@ def _policy_tokens(pieces: Sequence[Piece]) -> int:
     return sum(piece.kind != Kind.RESULT for piece in pieces)
 
 
-def _pieces(record: Record) -> list[Piece]:
-    """Return the pieces of a response."""
+def _pieces(record: Record, opening: Kind) -> list[Piece]:
+    """Return the pieces of a response whose turns begin with thinking or with an answer."""
     pieces: list[Piece] = []
-    position, kind = 0, Kind.THINK
+    position, kind = 0, opening
     for segment in record["segments"]:
         if segment["kind"] == "observation":
             text = _TEMPLATE_TOKENS.sub("", segment["text"]).strip()
             images = tuple(segment["images"])
             pieces.append(Piece(position, Kind.RESULT, text, images=images))
             position += len(segment["token_ids"])
-            # An observation ends a turn, and every turn starts with thinking.
-            kind = Kind.THINK
+            # An observation ends a turn.
+            kind = opening
             continue
         for text, logprob in zip(segment["token_texts"], segment["logprobs"], strict=True):
-            kind = _kind_at(text, kind)
+            kind = _kind_at(text, kind, opening)
             shown = "" if _is_hidden(text, kind) else text
             pieces.append(Piece(position, kind, shown, math.exp(logprob)))
             kind = _kind_after(text, kind)
@@ -205,9 +209,13 @@ def _pieces(record: Record) -> list[Piece]:
     return pieces
 
 
-def _kind_at(text: str, before: Kind) -> Kind:
-    """Return what a token is: a call opens only after the thinking is over."""
-    return Kind.CALL if before == Kind.ANSWER and text == "<tool_call>" else before
+def _kind_at(text: str, before: Kind, opening: Kind) -> Kind:
+    """Return what a token is: a call opens only outside thinking."""
+    if before == Kind.ANSWER and text == "<tool_call>":
+        return Kind.CALL
+    # A model whose turns begin inside thinking thinks once a turn.
+    thinks = before == opening == Kind.ANSWER and text == "<think>"
+    return Kind.THINK if thinks else before
 
 
 def _kind_after(text: str, kind: Kind) -> Kind:
@@ -259,7 +267,8 @@ def _is_sure(piece: Piece) -> bool:
 def _boxes(rollout: Rollout, images: int) -> list[Box]:
     """Return the boxes of a trajectory's readable calls on the question's images."""
     boxes = []
-    for kind, members in groupby(_pieces(rollout.record), key=lambda piece: piece.kind):
+    pieces = _pieces(rollout.record, rollout.opening)
+    for kind, members in groupby(pieces, key=lambda piece: piece.kind):
         if kind != Kind.CALL:
             continue
         found = _zoom("".join(piece.text for piece in members))

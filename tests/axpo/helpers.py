@@ -28,6 +28,7 @@ SPECIAL = (
     *("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"),
 )
 TOKENS = SpecialTokens(*range(len(SPECIAL)))
+PROMPT = "ask<|im_start|>assistant\n<think>\n"
 QUESTION_IMAGE = np.full((20, 40, 3), 200, dtype=np.uint8)
 CROP = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
 
@@ -36,7 +37,7 @@ _words: list[str] = list(SPECIAL)
 
 def encode(text: str) -> Ids:
     """Return the ids of a text's words; new words are added to the vocabulary."""
-    parts = re.findall("|".join(map(re.escape, SPECIAL)) + r"|\w+|\W", text)
+    parts = re.findall("|".join(map(re.escape, SPECIAL)) + r"|<think>|\w+|\W", text)
     _words.extend(word for word in dict.fromkeys(parts) if word not in _words)
     return np.array([_words.index(word) for word in parts], dtype=np.int32)
 
@@ -67,7 +68,7 @@ def after_call(answer: str) -> tuple[ObservationSegment, PolicySegment]:
 def direct(rollout: int, reward: float, question: str = "q") -> Trajectory:
     """Return a rollout of one turn, 5 policy tokens, that answers without a tool."""
     segments = (policy("look</think>7.<|im_end|>"),)
-    return Trajectory(question, rollout, encode("ask"), segments, EndReason.ANSWERED, "7", reward)
+    return Trajectory(question, rollout, encode(PROMPT), segments, EndReason.ANSWERED, "7", reward)
 
 
 def zooming(
@@ -81,7 +82,7 @@ def zooming(
     segments = (policy(f"look</think>{call(box)}<|im_end|>"), *after_call("7"))
     stats = RolloutStats(tool_calls=1, tool_failures=failures)
     return Trajectory(
-        question, rollout, encode("ask"), segments, EndReason.ANSWERED, "7", reward, stats=stats
+        question, rollout, encode(PROMPT), segments, EndReason.ANSWERED, "7", reward, stats=stats
     )
 
 

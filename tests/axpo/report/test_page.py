@@ -17,7 +17,16 @@ from axpo.report.page import render
 from axpo.report.rollout_view import group_view
 from learner.config import LearnerConfig
 from learner.credit import credit
-from tests.axpo.helpers import TOKENS, decode, direct, group, policy, resample, zooming
+from tests.axpo.helpers import (
+    TOKENS,
+    decode,
+    direct,
+    encode,
+    group,
+    policy,
+    resample,
+    zooming,
+)
 from tests.axpo.record.helpers import NUMBERS
 
 
@@ -254,3 +263,19 @@ def test_ticks_are_round_and_enclose():
 )
 def test_numbers_are_short(value, text):
     assert number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text", "kinds"),
+    [
+        ("ask\n<think>\n", "look</think>7.<|im_end|>", ["think", "answer"]),
+        ("ask\n", "look at 7.<|im_end|>", ["answer"]),
+        ("ask\n", f"I look.{zoom_call('{}')}<|im_end|>", ["answer", "call"]),
+        ("ask\n", f"<think>{zoom_call('{}')}</think>7.<|im_end|>", ["think", "answer"]),
+    ],
+)
+def test_thinking_is_shown_as_the_model_family_opens_a_turn(tmp_path, prompt, text, kinds):
+    rollout = replace(direct(0, 1.0), prompt_ids=encode(prompt), segments=(policy(text),))
+    record = group_to_json(group([rollout]), 1, decode, ImageFolder(tmp_path))
+    shown = [block.kind for block in group_view(record).rollouts[0].blocks]
+    assert shown == kinds
