@@ -72,13 +72,18 @@ def _node_by_node(
     queries_per_key = query.shape[1] // key.shape[1]
     lengths = [stop - start for start, stop in tree.spans]
     queries = query.split(lengths, 2)
-    keys = key.split(lengths, 2)
-    values = value.split(lengths, 2)
+    # At least float32 until they are joined: the gradient of a shared node's keys is a sum over all
+    # nodes below it.
+    exact = torch.promote_types(key.dtype, torch.float32)
+    keys = key.to(exact).split(lengths, 2)
+    values = value.to(exact).split(lengths, 2)
     out = []
     for node, path in enumerate(tree.paths):
         # Several query heads share one key head; SDPA wants a key head for each.
-        k = torch.cat([keys[i] for i in path], 2).repeat_interleave(queries_per_key, 1)
-        v = torch.cat([values[i] for i in path], 2).repeat_interleave(queries_per_key, 1)
+        k = torch.cat([keys[i] for i in path], 2).to(key.dtype)
+        v = torch.cat([values[i] for i in path], 2).to(value.dtype)
+        k = k.repeat_interleave(queries_per_key, 1)
+        v = v.repeat_interleave(queries_per_key, 1)
         above = k.shape[2] - lengths[node]
         mask = None
         # A root is plainly causal. Below it every query sees the whole way down, and the node

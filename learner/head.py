@@ -87,11 +87,11 @@ class _Logprobs(torch.autograd.Function):
         normalizers = torch.empty_like(logprobs)
         head = _operand(weight)
         for part in _parts(len(targets), weight, sampling):
-            logits = _logits(hidden[part], head, sampling)
-            normalizers[part] = logits.logsumexp(-1)
-            logprobs[part] = logits.gather(-1, targets[part, None])[:, 0] - normalizers[part]
-            logits -= normalizers[part, None]
-            entropies[part] = -(logits.exp() * logits).sum(-1)
+            z = logits(hidden[part], head, sampling)
+            normalizers[part] = z.logsumexp(-1)
+            logprobs[part] = z.gather(-1, targets[part, None])[:, 0] - normalizers[part]
+            z -= normalizers[part, None]
+            entropies[part] = -(z.exp() * z).sum(-1)
         # The parameter itself is kept, not a copy: by the backward pass ZeRO-3 has gathered its
         # data again.
         ctx.save_for_backward(hidden, weight, targets, normalizers)
@@ -111,7 +111,7 @@ class _Logprobs(torch.autograd.Function):
         head = _operand(weight)
         for part in _parts(len(targets), weight, sampling):
             # -softmax(z), then + onehot(y)
-            by_logits = _logits(hidden[part], head, sampling)
+            by_logits = logits(hidden[part], head, sampling)
             by_logits -= normalizers[part, None]
             by_logits.exp_().neg_()
             chosen = targets[part, None]
@@ -124,6 +124,22 @@ class _Logprobs(torch.autograd.Function):
         if by_weight is not None:
             by_weight = by_weight.to(weight.dtype)
         return by_hidden, by_weight, None, None
+
+
+def logits(hidden: Tensor, weight: Tensor, sampling: Sampling) -> Tensor:
+    """Return the float32 logits z of the distributions that the engine samples from.
+
+    Args:
+        hidden: hidden states, shape [M, H].
+        weight: the head's, shape [V, H].
+        sampling: how the engine draws.
+
+    Returns:
+        z = (h W^T + ban) / temperature, shape [M, V].
+    """
+    z = _product(hidden, weight.T)
+    z[:, sampling.banned] += BAN_BIAS
+    return z.div_(sampling.temperature)
 
 
 def _operand(weight: Tensor) -> Tensor:
@@ -146,12 +162,6 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
         total += torch.mm(a, b, out_dtype=torch.float32)
     else:
         total.addmm_(a.float(), b.float())
-
-
-def _logits(hidden: Tensor, head: Tensor, sampling: Sampling) -> Tensor:
-    logits = _product(hidden, head.T)
-    logits[:, sampling.banned] += BAN_BIAS
-    return logits.div_(sampling.temperature)
 
 
 def _parts(tokens: int, weight: Tensor, sampling: Sampling) -> Iterator[slice]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from learner import attention, buffers, lora
+from learner import attention, buffers, cpu_sums, lora
 from learner.batch import MicroBatch
 from learner.config import LoraSettings
 from learner.head import Head
@@ -101,6 +101,7 @@ def load_policy(
         model = model_class._from_config(config, dtype=dtype, attn_implementation=ATTENTION)
     # Out of zero.Init, which gave them the digits of the weights' type.
     buffers.restore(model)
+    cpu_sums.use_float32_sums(model)
     model.tie_weights()
     _load_weights(model, folder, architecture)
     if adapters is not None:
