@@ -78,7 +78,8 @@ def _check_model(recipe: Recipe, model: str) -> ModelReport:
     )
     context = Context(rule, recipe.rollout.max_context_tokens)
     fits = PromptCheck(context, prompt.training, chat.plain)
-    return ModelReport(lines, (*prompt.warnings, *warnings), fits)
+    doubtful = (*prompt.warnings, *warnings, *recipe.task.remarks(rule))
+    return ModelReport(lines, doubtful, fits)
 
 
 def _check_reference(reference: str, model: str) -> None:

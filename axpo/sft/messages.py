@@ -11,11 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from axpo.tasks.data import MARK
 from rollout_workers.families import THINK_CLOSE, ModelFamily, split_thought
 
 Message: TypeAlias = Mapping[str, Any]
-MARK = "<image>"
-"""In a content that is one text, an image stands in its place."""
 
 
 @dataclass(frozen=True)

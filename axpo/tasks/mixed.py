@@ -14,6 +14,7 @@ from pydantic_core import PydanticCustomError
 
 from axpo.registry import Registered
 from axpo.tasks.task import SYSTEM, Example, Fits, Task, TaskConfig, tasks
+from rollout_workers.image_rule import ImageRule
 from rollout_workers.trajectory import Question
 
 FamilyName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]*$")]
@@ -51,6 +52,13 @@ class MixedConfig(TaskConfig):
         found: list[str] = []
         for family in self.families.values():
             found += family.task.check_inputs(fits)
+        return found
+
+    def remarks(self, rule: ImageRule) -> list[str]:
+        """Return the remarks of the families."""
+        found: list[str] = []
+        for family in self.families.values():
+            found += family.task.remarks(rule)
         return found
 
     def load(self) -> Mixed:

@@ -11,6 +11,7 @@ import numpy as np
 
 from axpo.errors import AxpoError
 from axpo.registry import Registry, Variant
+from rollout_workers.image_rule import ImageRule
 from rollout_workers.trajectory import Pixels, Question
 
 SYSTEM = "You are a careful visual assistant. Give the final answer in \\boxed{}."
@@ -62,7 +63,7 @@ class Task(Protocol):
 
         Args:
             question: one of the questions of this task.
-            answer: the text after `</think>` of the last turn; None if there is no answer.
+            answer: what follows the thinking of the last turn; None if there is no answer.
         """
 
     def example(self, kind: str, index: int) -> Example:
@@ -121,6 +122,10 @@ class TaskConfig(Variant):
         if not all(map(math.isfinite, rewards)):
             raise AxpoError(f"{self.label}: verify: expected a finite number, got {rewards}")
         return self._misfits(question, fits)
+
+    def remarks(self, rule: ImageRule) -> list[str]:
+        """Return what is doubtful about this task for a model that sees images so, a line each."""
+        return []
 
     def _misfits(self, question: Question, fits: Fits | None) -> list[str]:
         """Return why the task's first question does not fit the context, if so."""

@@ -1,8 +1,9 @@
 """Read the small digit: real handwritten digits, small in coloured frames in real photographs.
 
 The policy sees the whole scene scaled down, so a digit is only partly legible; `image_zoom_in`
-crops the original. Pictures are drawn in `scenes.py` and `pictures.py`, demonstrations are written
-in `zoom_teacher.py`.
+crops the original. How far it is scaled is the model's: the embedded one sees at most 128 x 128
+pixels, a real one what the recipe's `images.max_pixels` says. Pictures are drawn in `scenes.py` and
+`pictures.py`, demonstrations are written in `zoom_teacher.py`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from axpo.tasks.embedded.scenes import Layout, Scene, by_colour, draw_background
 from axpo.tasks.embedded.zoom_teacher import Teacher, TeacherConfig
 from axpo.tasks.task import Example, tasks
 from axpo.tasks.turns import lesson_turn
+from rollout_workers.image_rule import ImageRule
 from rollout_workers.trajectory import Pixels, Question
 
 _CELL_NAMES = "abcdefghijklmnop"
@@ -84,6 +86,18 @@ class SmallDigitConfig(GeneratedConfig):
     def layout(self) -> Layout:
         """Return how scenes are laid out."""
         return Layout(self.scene, self.digit, self.border, self.grid)
+
+    def remarks(self, rule: ImageRule) -> list[str]:
+        """Say if a zoom shows a digit no larger than the whole view does."""
+        view = self.digit * _scale(rule, self.scene)
+        zoom = self.digit * _scale(rule, self.scene * self.teacher.box // 1000)
+        if zoom > view:
+            return []
+        return [
+            f"{self.label}: the model sees a digit of {self.digit} pixels with {view:.0f} in the "
+            f"whole view and with {zoom:.0f} in a zoom, so the tool shows nothing new; "
+            f"images.max_pixels must be well below {self.scene} x {self.scene} = {self.scene**2}"
+        ]
 
     def load(self) -> SmallDigit:
         """Return the task."""
@@ -230,6 +244,12 @@ LESSONS = {
 }
 """What is learned in other words, or under another prompt, hardly carries over: so `reading` and
 `boxes` show the prompt of calls."""
+
+
+def _scale(rule: ImageRule, side: int) -> float:
+    """Return how much smaller a model sees a square picture; enlarging it shows nothing new."""
+    tokens, _ = rule.grid(side, side)
+    return min(1.0, tokens * rule.side / side)
 
 
 def _ask(scene: Scene, asked: Sequence[Frame]) -> tuple[str, str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ import pytest
 from PIL import Image
 
 from axpo.config import load_recipe
+from axpo.model_folder import check_models
 from axpo.tasks.embedded.pictures import Frame
 from axpo.tasks.embedded.small_digit import SmallDigit
 from learner.images import image_processor
+from rollout_workers.image_rule import image_rule
 from rollout_workers.trajectory import Pixels
 from tool_server.tool import ToolCall
 from tool_server.zoom import ImageZoomIn, ZoomArguments, image_zoom_in
@@ -77,3 +80,20 @@ def test_the_embedded_model_sees_half_of_a_digit_and_a_zoom_all_of_it():
     view, zoom = view_and_zoom(TINY, "deploy/recipes/demo.yaml")
     assert view == pytest.approx(5, rel=0.05)
     assert zoom == pytest.approx(10, rel=0.05)
+
+
+def test_a_task_whose_zoom_shows_nothing_new_is_remarked_upon(thinking):
+    recipe = load_recipe(RECIPE)
+    assert recipe.task.remarks(image_rule(thinking, recipe.images)) == []
+    demo = load_recipe("deploy/recipes/demo.yaml")
+    assert demo.task.remarks(image_rule(TINY)) == []
+    # The folder's own limit is 4,096 x 4,096 pixels: it shows a scene whole.
+    (remark,) = recipe.task.remarks(image_rule(thinking))
+    assert "20 pixels with 20 in the whole view and with 20 in a zoom" in remark
+    family = {"task": recipe.task.spec()}
+    mixed = load_recipe(
+        RECIPE, [f"task={json.dumps({'kind': 'mixed', 'families': {'a': family}})}"]
+    )
+    assert mixed.task.remarks(image_rule(thinking)) == [remark]
+    model = [f"model={thinking}", "images.max_pixels=null", "rollout.max_turn_tokens=2048"]
+    assert check_models(load_recipe(RECIPE, model)).warnings[-1] == remark
