@@ -1,6 +1,7 @@
 """Write the policy's turns of a scripted rollout, as the teacher of an SFT example would.
 
-A turn is the text that follows the `<think>` which the chat template opens.
+A turn is thinking, then a call or an answer. The `<think>` before it is the chat's: some models
+open every turn with it, and for the others `Chat.trajectory` adds it.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ class Verifier(Variant):
 
         Args:
             question: the question, with its true answer.
-            answer: the text after `</think>` of the last turn; None if there is no answer.
+            answer: what follows the thinking of the last turn; None if there is no answer.
 
         Raises:
             ValueError: the question's own answer is not what this verifier needs.
