@@ -1,0 +1,187 @@
+"""The program on real-shaped folders: train, evaluate, export, fine-tune.
+
+Everything is real but the weights: vLLM, two ZeRO-3 ranks, tools, the real tokenizer, template and
+processor, a photo of 1,200 tokens.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+from tests.real.data import axpo, chats, questions, read_rows, settings
+from tests.real.folder import ANSWER
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
+RECIPES = Path(__file__).with_name("recipes")
+BLOCK = 32  # tokens of a KV block, as step.yaml says
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run of one step."""
+
+    folder: Path
+    metrics: dict[str, Any]  # of the step, and of the evaluation after it
+    groups: list[dict[str, Any]]
+
+    @property
+    def rollouts(self) -> list[dict[str, Any]]:
+        return [rollout for group in self.groups for rollout in group["rollouts"]]
+
+    @property
+    def continuations(self) -> list[dict[str, Any]]:
+        resamples = [resample for group in self.groups for resample in group["resamples"]]
+        return [one for resample in resamples for one in resample["continuations"]]
+
+    @property
+    def exported(self) -> Path:
+        return self.folder / "checkpoints" / "step_0001" / "hf"
+
+
+def trained(model: Path, root: Path, **changes: object) -> Trained:
+    """Train one step with the command line."""
+    given = {"model": model, "logging.root": root} | questions(root) | changes
+    axpo("train", str(RECIPES / "step.yaml"), "--run", "run", *settings(given))
+    run = root / "run"
+    metrics: dict[str, Any] = {}
+    for row in read_rows(run / "metrics.jsonl"):
+        metrics |= row
+    return Trained(run, metrics, read_rows(run / "trajectories" / "step_0001.jsonl"))
+
+
+@pytest.fixture(scope="module")
+def thought(thinking: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """Train the Thinking folder."""
+    return trained(thinking, tmp_path_factory.mktemp("thinking"))
+
+
+def test_engine_and_learner_agree_on_a_real_folder(thought: Trained) -> None:
+    # The recipe's check_sync compares all weights after the update; a difference ends the run.
+    gap, largest = thought.metrics["logprob_gap_mean"], thought.metrics["logprob_gap_max"]
+    print(f"\ngap of engine and learner: mean {gap:.1e}, max {largest:.1e}")
+    assert gap < 3e-4
+    assert abs(thought.metrics["ratio_mean"] - 1) < 1e-3
+    assert thought.metrics["skipped"] == 0
+
+
+def test_the_photo_takes_1200_tokens_and_a_small_picture_64(thought: Trained) -> None:
+    tokens = {}
+    for group in thought.groups:
+        first = group["rollouts"][0]
+        # A placeholder becomes all tokens of its image.
+        images = len(group["question"]["images"])
+        tokens[group["question"]["answer"], images] = (
+            first["stats"]["prompt_tokens"] - len(first["prompt_ids"]) + images
+        )
+    # 1280x960 is 40x30; 20x20 is scaled up to 65,536 pixels, 8x8; 200x100 to 12x6 and 6x12.
+    assert tokens == {("8", 1): 1200, ("7", 1): 64, ("8", 2): 2 * 72}
+
+
+def test_forks_find_their_prefix_in_the_engines_cache(thought: Trained) -> None:
+    assert thought.metrics["resampled_prefixes"] >= 1
+    shares = []
+    for continuation in thought.continuations:
+        stats = continuation["stats"]
+        # The last token is always computed.
+        whole = (stats["prompt_tokens"] - 1) // BLOCK * BLOCK
+        shares.append(stats["cached_tokens"] / whole)
+    print(f"\nforks: {len(shares)}, whole blocks cached: {min(shares):.1%} at least")
+    assert min(shares) >= 0.95
+
+
+def test_rollouts_call_the_zoom_and_answer(thought: Trained) -> None:
+    check_rollouts(thought)
+
+
+def test_a_step_ends_with_evaluation_checkpoint_and_report(thought: Trained) -> None:
+    summary = json.loads((thought.folder / "summary.json").read_text())
+    assert summary["steps"] == 1
+    assert 0 <= summary["pass1_end"] <= 1
+    assert (thought.exported.parent / "manifest.json").is_file()
+    assert "<svg" in (thought.folder / "report.html").read_text()
+
+
+def test_plain_transformers_loads_the_export_and_generates(thought: Trained) -> None:
+    check_export(thought.exported)
+
+
+def test_eval_measures_the_export(thought: Trained) -> None:
+    printed = axpo("eval", str(thought.folder))
+    assert "Pass@1" in printed
+    assert "Tool use" in printed
+
+
+def test_instruct_trains_calls_and_answers(instruct: Path, tmp_path: Path) -> None:
+    run = trained(instruct, tmp_path)
+    check_rollouts(run)
+    assert run.metrics["logprob_gap_mean"] < 3e-4
+    check_export(run.exported)
+
+
+@pytest.mark.slow
+def test_qwen2_5_trains_calls_and_answers(qwen2_5: Path, tmp_path: Path) -> None:
+    run = trained(qwen2_5, tmp_path)
+    check_rollouts(run)
+    assert run.metrics["logprob_gap_mean"] < 3e-4
+    check_export(run.exported)
+
+
+def test_sft_takes_chat_rows_and_exports(instruct: Path, tmp_path: Path) -> None:
+    stage = {"steps": 3, "batch_size": 3, "lr": 1e-3, "warmup_steps": 1}
+    stage["data"] = {"path": str(chats(tmp_path))}
+    output = tmp_path / "tuned"
+    given = {"model": instruct, "logging.root": tmp_path, "sft.output": output}
+    given |= questions(tmp_path) | {"sft.stages": json.dumps([stage])}
+    axpo("sft", str(RECIPES / "sft.yaml"), *settings(given))
+    check_export(output)
+    assert not torch.equal(head_of(instruct), head_of(output))
+
+
+def head_of(folder: Path) -> torch.Tensor:
+    with safe_open(folder / "model.safetensors", "pt") as weights:
+        return weights.get_tensor("lm_head.weight")
+
+
+def check_rollouts(run: Trained) -> None:
+    """Rewards and tool use are above zero, and a zoom that was called gave a crop."""
+    rewards = [rollout["reward"] for rollout in run.rollouts]
+    calls = sum(rollout["stats"]["tool_calls"] for rollout in run.rollouts)
+    failed = sum(rollout["stats"]["tool_failures"] for rollout in run.rollouts)
+    print(f"\nrewards {rewards}, zooms {calls}, of these refused {failed}")
+    assert max(rewards) == 1.0
+    assert calls > failed
+    assert any(rollout["stats"]["tools"] == ["image_zoom_in"] for rollout in run.rollouts)
+    assert run.metrics["tool_use_rate"] > 0
+    assert run.metrics["pass1"] > 0
+
+
+def check_export(folder: Path) -> None:
+    """Load a folder with plain transformers, and generate with an image and the template."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.chat_template
+    processor = AutoProcessor.from_pretrained(folder)
+    model, report = AutoModelForImageTextToText.from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True
+    )
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    content = [{"type": "image"}, {"type": "text", "text": "Which number is it?"}]
+    messages = [{"role": "user", "content": content}]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    image = Image.fromarray(np.full((50, 60, 3), 128, np.uint8))
+    inputs = processor(text=[text], images=[image], return_tensors="pt")
+    with torch.no_grad():
+        out = model.generate(**inputs, max_new_tokens=40, do_sample=False)
+    written = tokenizer.decode(out[0, inputs["input_ids"].shape[1] :])
+    assert "".join(ANSWER).strip() in written or "<tool_call>" in written, written
