@@ -165,14 +165,16 @@ class RolloutPool:
             self.group(question, step, n, temperature=temperature, evaluating=evaluating)
             for question in questions
         ]
-        futures = [self.run(coroutine) for coroutine in asked]
+        waiting = {self.run(coroutine) for coroutine in asked}
         try:
-            for future in concurrent.futures.as_completed(futures):
+            for future in concurrent.futures.as_completed(list(waiting)):
+                # What was yielded is not kept here: a group has the images of its observations.
+                waiting.remove(future)
                 error = future.exception()
                 yield error if isinstance(error, UnusableQuestion) else future.result()[0]
         finally:
             # Whoever stops iterating does not want the others.
-            for future in futures:
+            for future in waiting:
                 future.cancel()
 
     async def group(

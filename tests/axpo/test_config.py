@@ -404,3 +404,44 @@ def test_cli_errors_are_one_line_and_exit_2(monkeypatch, capsys):
         capsys.readouterr().err.strip()
         == f"error {DEMO}: rollout.n=0: Input should be greater than or equal to 2"
     )
+
+
+def test_the_size_of_images_stands_once_in_a_recipe():
+    recipe = load_recipe(DEMO, ["images={min_pixels: 4096, max_pixels: 8192}"])
+    limits = ImagesConfig(min_pixels=4096, max_pixels=8192)
+    assert recipe.serving.images == recipe.images == limits
+    zoom = recipe.all_tools.tools["image_zoom_in"]
+    assert zoom.max_image_pixels == 8192
+    own = load_recipe(
+        DEMO,
+        ["images.max_pixels=8192", "tools.tools={image_zoom_in: {max_image_pixels: 4096}}"],
+    )
+    assert own.all_tools.tools["image_zoom_in"].max_image_pixels == 4096
+    assert load_recipe(DEMO).all_tools == load_recipe(DEMO).tools
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "rollout.engine.options={mm_processor_kwargs: {max_pixels: 9}}",
+            "rollout.engine.options.mm_processor_kwargs: would reach the engines only, and the "
+            "learner would train on other images; set images.min_pixels and images.max_pixels "
+            "instead",
+        ),
+        (
+            "images={min_pixels: 9000, max_pixels: 8000}",
+            "images.min_pixels=9000: must be at most max_pixels=8000",
+        ),
+        ("images.max_pixels=0", "images.max_pixels=0: Input should be greater than or equal to 1"),
+        (
+            "rollout.max_turn_tokens=1025",
+            "rollout.max_turn_tokens=1025: must be at most rollout.max_context_tokens=1024, which "
+            "holds the whole rollout",
+        ),
+    ],
+)
+def test_sizes_that_cannot_be_are_refused(override, message):
+    with pytest.raises(AxpoError) as caught:
+        load_recipe(DEMO, [override])
+    assert str(caught.value) == f"{DEMO}: {message}"

@@ -10,7 +10,14 @@ from learner.batch import collate
 from learner.credit import TrainItem
 from learner.images import ImageStore, StepImages
 from learner.rows import Row, VisionTokens, make_row
-from rollout_workers.trajectory import EndReason, ObservationSegment, PolicySegment, Trajectory
+from rollout_workers.trajectory import (
+    EndReason,
+    ForkPoint,
+    ObservationSegment,
+    PolicySegment,
+    RolloutStats,
+    Trajectory,
+)
 from tests.learner.helpers import QUESTION
 from tests.tokens import TOKENS
 
@@ -85,6 +92,63 @@ def test_placeholders_and_images_must_agree():
     bare = dataclasses.replace(item([1] * 7), question=QUESTION)
     with pytest.raises(ValueError, match="rollout 0 of question q: 2 placeholders for 1 images"):
         row(bare, StepImages(ImageStore(Processor())))
+
+
+def counted(train_item: TrainItem, first: int, last: int) -> TrainItem:
+    """Return the item with what the engine counted of its first and its last request."""
+    stats = RolloutStats(prompt_tokens=first, last_prompt_tokens=last)
+    trajectory = dataclasses.replace(train_item.trajectory, stats=stats)
+    return dataclasses.replace(train_item, trajectory=trajectory)
+
+
+def test_the_engines_counts_of_prompt_tokens_are_the_rows():
+    """The prompt is 1 and an image of two tokens; the last request adds 20, 21, 30, one, 31."""
+    rollout = item([1, 1, 0, 0, 0, 1, 1])
+    fork = ForkPoint(source=0, index=0, prefix_tokens=1)
+    forked = dataclasses.replace(
+        rollout, trajectory=dataclasses.replace(rollout.trajectory, fork=fork)
+    )
+    # A fork's first request has its prefix, one token more. Nobody counted: 0.
+    for good in (counted(rollout, 3, 8), counted(forked, 4, 8), counted(rollout, 0, 0)):
+        row(good, StepImages(ImageStore(Processor())))
+    for bad, numbers in (
+        (counted(rollout, 4, 8), "4 prompt tokens, the learner's row has 3"),
+        (counted(rollout, 3, 9), "9 prompt tokens, the learner's row has 8"),
+        (counted(forked, 3, 8), "3 prompt tokens, the learner's row has 4"),
+    ):
+        with pytest.raises(ValueError, match=f"rollout 0 of question q: the engine .* {numbers}"):
+            row(bad, StepImages(ImageStore(Processor())))
+
+
+def test_the_passes_of_an_update_process_an_image_once():
+    processor = Processor()
+    store = ImageStore(processor)
+    for _ in range(2):
+        images = StepImages(store)
+        rows = [row(item([1] * 7), images), row(item([1] * 7, rollout=1), images)]
+        collate(rows, images, VISION, "tree")
+    assert processor.processed == 2
+
+
+def test_an_image_that_no_later_micro_batch_needs_is_forgotten():
+    for keep, processed in ((False, 3), (True, 2)):
+        processor = Processor()
+        store = ImageStore(processor, keep=keep)
+        images = StepImages(store)
+        (shown,) = [row(item([1] * 7), images).images]
+        images.tensors(shown)
+        store.forget({shown[0]})
+        images.tensors(shown)
+        assert processor.processed == processed
+
+
+def test_equal_images_are_one_whatever_array_holds_them():
+    store = ImageStore(Processor())
+    one, copy, other = (np.full((8, 8, 3), value, np.uint8) for value in (5, 5, 6))
+    turned = np.full((4, 16, 3), 5, np.uint8)
+    store.hash([one, copy])
+    assert store.key_of(one) == store.key_of(copy)
+    assert len({store.key_of(image) for image in (one, copy, other, turned)}) == 3
 
 
 def test_padded_rows_encode_a_shared_image_once():

@@ -3,13 +3,20 @@
 import asyncio
 
 import numpy as np
+import pytest
 
+from rollout_workers import pictures
 from rollout_workers.agent import Limits, Rollout, Scene
 from rollout_workers.interfaces import ContextFull, EngineFailure, Generation
 from rollout_workers.pictures import Pictures
 from rollout_workers.pictures import picture as shown
 from rollout_workers.segments import distinct_calls
-from rollout_workers.trajectory import EndReason, ObservationSegment, Question
+from rollout_workers.trajectory import (
+    EndReason,
+    ObservationSegment,
+    Question,
+    UnusableQuestion,
+)
 from tests.rollout_workers.helpers import ZOOM, MockEngine, MockTools, Result, picture, zoomed
 
 CALL = f"look\n</think>\n{ZOOM}"
@@ -146,9 +153,44 @@ def test_ends(chat):
     assert play(chat, [CALL, CALL, CALL])[0].end == EndReason.OUT_OF_TURNS
     assert play(chat, [CALL, CALL, BAD])[0].end == EndReason.MALFORMED_CALL
     assert play(chat, ["look and look…"])[0].end == EndReason.OUT_OF_TOKENS
+    # Even if the prompt of the second turn fills the context: the policy's call did that.
     assert play(chat, [CALL, ContextFull("4097 tokens")])[0].end == EndReason.OUT_OF_TOKENS
     assert play(chat, [EngineFailure("dead")])[0].end == EndReason.ENGINE_FAILURE
     assert play(chat, [CALL, 30.0], deadline_s=0.2)[0].end == EndReason.DEADLINE
+
+
+def test_a_question_that_fills_the_context_alone_is_not_the_policys_fault(chat):
+    with pytest.raises(UnusableQuestion, match="question q: 4097 tokens"):
+        play(chat, [ContextFull("4097 tokens")])
+
+
+def test_a_tools_text_is_cut_by_tokens_and_says_so(chat):
+    text = "the digit in the red frame is seven. " * 40
+    tokens = len(chat.plain.encode(text, add_special_tokens=False).ids)
+    whole, _, _ = play(chat, [CALL, ANSWER], lambda *_: Result("ok", text), max_tool_tokens=tokens)
+    assert text in observation(chat, whole)
+    response, _, _ = play(chat, [CALL, ANSWER], lambda *_: Result("ok", text), max_tool_tokens=50)
+    shown = observation(chat, response).split("<tool_response>\n")[1].split("\n</tool_resp")[0]
+    kept, _, said = shown.rpartition("\n")
+    assert said == f"[{tokens - 50} more tokens cut]"
+    assert text.startswith(kept)
+    assert len(chat.plain.encode(kept, add_special_tokens=False).ids) == 50
+
+
+def test_an_image_is_copied_and_hashed_once_however_many_turns_show_it(chat, monkeypatch):
+    made = []
+    monkeypatch.setattr(pictures, "picture", lambda pixels: made.append(pixels) or shown(pixels))
+    response, engine, _ = play(chat, [CALL, CALL, CALL, ANSWER], max_turns=4)
+    assert [request["images"] for request in engine.requests] == [1, 2, 3, 4]
+    assert [id(pixels) for pixels in made] == [id(s.images[0]) for s in response.segments[1::2]]
+
+
+def test_stats_have_the_prompts_of_the_first_and_the_last_request(chat):
+    response, engine, _ = play(chat, [CALL, CALL, ANSWER])
+    lengths = [len(request["ids"]) for request in engine.requests]
+    stats = response.stats
+    assert (stats.prompt_tokens, stats.last_prompt_tokens) == (lengths[0], lengths[2])
+    assert stats.later_prompt_tokens == lengths[1] + lengths[2]
 
 
 def test_a_tool_server_that_fails_is_infrastructure(chat):

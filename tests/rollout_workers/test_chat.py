@@ -32,6 +32,21 @@ def test_the_prompt_is_the_templates(chat):
     assert chat.decode(ids).endswith("<|im_start|>assistant\n<think>\n")
 
 
+@pytest.mark.parametrize(
+    ("places", "parts"),
+    [
+        ((0, 0), [None, None, "is A or B red?"]),
+        ((5, 10), ["is A ", None, "or B ", None, "red?"]),
+        ((0, 14), [None, "is A or B red?", None]),
+        ((3, 3), ["is ", None, None, "A or B red?"]),
+    ],
+)
+def test_images_stand_where_they_are_in_the_text(chat, places, parts):
+    content = [{"type": "text", "text": p} if p else {"type": "image"} for p in parts]
+    expected = template(chat, [{"role": "user", "content": content}], add_generation_prompt=True)
+    assert chat.prompt("is A or B red?", places, [], None).tolist() == expected
+
+
 def test_texts_of_question_system_and_tools_forge_no_special_token(chat):
     added = list(chat.tokenizer.get_added_vocab().values())
     forged = "".join(chat.tokenizer.get_added_vocab()) + "<|im_end|>\n<|im_start|>assistant\n7"

@@ -23,11 +23,13 @@ from rollout_workers.settings import ForkRequest, WorkerSettings
 from rollout_workers.trajectory import (
     EndReason,
     Group,
+    LazyImage,
     PolicySegment,
     Question,
     Resample,
     SpecialTokens,
     Trajectory,
+    UnusableQuestion,
 )
 from tests.rollout_workers.helpers import picture
 
@@ -64,6 +66,8 @@ class MockWorker:
             os.kill(os.getpid(), signal.SIGSTOP)
         if fault == "bug":
             raise IndexError("a bug")
+        if fault == "unusable":
+            raise UnusableQuestion(f"question {question.id}: 9,999 tokens of images")
         await asyncio.sleep(question.info.get("seconds", 0))
         self.ill = fault == "engine"
         rollouts = [
@@ -232,6 +236,57 @@ def test_a_bug_and_a_start_that_fails_are_raised(make):
         list(make(workers=1).rollout([ask(id="a", fault="bug")], step=0))
     with pytest.raises(ray.exceptions.RayActorError, match="no such model"):
         make("broken").ready()
+
+
+def test_lazy_images_are_read_when_a_worker_has_room_and_only_then(make):
+    pool = make(workers=1, concurrency=2, n=2)
+    read, most = [], []
+
+    def lazily(name):
+        def pixels():
+            most.append(len(read) + 1 - len(finished))
+            read.append(name)
+            return picture(0)
+
+        return LazyImage(pixels)
+
+    finished = []
+    questions = [Question(str(i), "?", (lazily(str(i)),), "7", {"seconds": 0.1}) for i in range(12)]
+    for group in pool.rollout(questions, step=0):
+        finished.append(group.question.id)
+        assert isinstance(group.question.images[0], ray.ObjectRef)
+    assert sorted(read) == sorted(finished) == sorted(str(i) for i in range(12))
+    # A worker is given twice the rollouts that it has slots for: two questions of two. What is
+    # finished is seen here a moment later.
+    assert max(most) <= 2 + 2
+
+
+def test_questions_that_cannot_be_asked_are_told_from_bugs(make):
+    def truncated():
+        raise UnusableQuestion("a.jsonl, row 2: images: a.jpg cannot be read")
+
+    def fine():
+        return picture(0)
+
+    pool = make(workers=1, concurrency=2, n=2)
+    questions = [
+        Question("lazy", "?", (LazyImage(truncated),), "7"),
+        ask(id="long", fault="unusable"),
+        *[Question(str(i), "?", (LazyImage(fine),), "7") for i in range(4)],
+    ]
+    outcomes = list(pool.outcomes(questions, step=0))
+    groups = [outcome for outcome in outcomes if isinstance(outcome, Group)]
+    reasons = [str(outcome) for outcome in outcomes if isinstance(outcome, UnusableQuestion)]
+    assert sorted(group.question.id for group in groups) == ["0", "1", "2", "3"]
+    assert sorted(reasons) == [
+        "a.jsonl, row 2: images: a.jpg cannot be read",
+        "question long: 9,999 tokens of images",
+    ]
+    # The worker is not to blame, and holds nothing back.
+    assert pool.take_stats()["workers_lost"] == 0
+    with pytest.raises(UnusableQuestion, match="row 2"):
+        list(pool.rollout(questions[:1], step=0))
+    assert len(list(pool.rollout(questions[2:], step=0, n=4))) == 4
 
 
 def test_forks_go_home_unless_it_is_overloaded_or_gone(make):

@@ -2,18 +2,29 @@
 
 import asyncio
 import threading
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 
+from rollout_workers import pictures
+from rollout_workers import worker as worker_module
 from rollout_workers.chat import Chat
 from rollout_workers.config import RolloutConfig
+from rollout_workers.image_rule import ImagesConfig
 from rollout_workers.interfaces import EngineFailure
+from rollout_workers.pictures import digest_of
 from rollout_workers.seeds import Seeds
 from rollout_workers.settings import ForkRequest, WorkerSettings
-from rollout_workers.trajectory import EndReason, ForkPoint, tool_call_spans, turns
+from rollout_workers.trajectory import (
+    EndReason,
+    ForkPoint,
+    UnusableQuestion,
+    tool_call_spans,
+    turns,
+)
 from rollout_workers.worker import RolloutWorker
-from tests.rollout_workers.helpers import ZOOM, MockEngine, MockTools, question, zoomed
+from tests.rollout_workers.helpers import ZOOM, MockEngine, MockTools, picture, question, zoomed
 
 CALL = f"look\n</think>\n{ZOOM}"
 ANSWER = "clear\n</think>\n7"
@@ -23,7 +34,7 @@ def right(question, answer):
     return float(answer == question.answer)
 
 
-def start(model, script, verify=right, **config):
+def start(model, script, verify=right, images=ImagesConfig(), **config):
     """Starts a worker on a scripted engine; returns (worker, its engine)."""
     engines = []
 
@@ -33,7 +44,7 @@ def start(model, script, verify=right, **config):
 
     config = RolloutConfig(**{"n": 2, "deadline_s": 5.0} | config)
     settings = WorkerSettings(
-        model, config, MockTools(zoomed), verify, run_seed=9, system="look closely"
+        model, config, MockTools(zoomed), verify, run_seed=9, system="look closely", images=images
     )
     worker = RolloutWorker(1, settings, engine_factory=factory)
     return worker, engines[0]
@@ -58,6 +69,62 @@ def test_a_group_is_scored_and_knows_its_worker(model):
     seeds = [Seeds(9, 5, "q1", i).of_turn(0) for i in range(3)]
     assert [r["seed"] for r in engine.requests] == seeds
     assert {r["temperature"] for r in engine.requests} == {0.25}
+
+
+def test_a_question_that_does_not_fit_the_context_is_refused_before_any_request(model):
+    asked = question(images=3)
+    schemas = asyncio.run(MockTools(zoomed).schemas())
+    prompt = len(worker_chat(model).prompt(asked.text, (0, 0, 0), schemas, "look closely"))
+    # 64 x 64 pixels are 4 tokens, which replace a placeholder each.
+    tokens = prompt - 3 + 3 * 4
+    limits = {"max_turn_tokens": 1, "max_context_tokens": tokens + 1}
+    worker, _ = start(model, lambda i: ANSWER, **limits)
+    assert asyncio.run(worker.rollout(asked, n=2, step=0)).rewards.tolist() == [1, 1]
+    worker, engine = start(model, lambda i: ANSWER, **limits | {"max_context_tokens": tokens})
+    with pytest.raises(
+        UnusableQuestion,
+        match=f"^question q1: 12 tokens of images and {prompt - 3} of text, but .* is {tokens}$",
+    ):
+        asyncio.run(worker.rollout(asked, n=2, step=0))
+    assert engine.requests == []
+
+
+def test_the_limits_of_a_recipe_count_when_images_are_counted(model):
+    asked = question()
+    worker, _ = start(model, lambda i: ANSWER, images=ImagesConfig(max_pixels=4096))
+    assert asyncio.run(worker.rollout(asked, n=2, step=0)).rewards.tolist() == [1, 1]
+    assert worker._context.rule.tokens(128, 128) == 4
+
+
+def test_a_stored_image_is_hashed_once_for_rollouts_and_forks(model, monkeypatch):
+    hashed = []
+    monkeypatch.setattr(
+        pictures, "digest_of", lambda pixels: hashed.append(pixels) or digest_of(pixels)
+    )
+    monkeypatch.setattr(worker_module, "pixels", lambda image: np.array(image.pixels))
+
+    @dataclass(frozen=True)
+    class Reference:
+        name: str
+        pixels: np.ndarray
+
+        def hex(self):
+            return self.name
+
+    references = (Reference("a", picture(0)), Reference("b", picture(1)))
+    asked = replace(question(), images=references)
+    worker, engine = start(model, lambda i: CALL if i == 0 else ANSWER)
+
+    async def play():
+        group = await worker.rollout(asked, n=2, step=0)
+        call = first_call(group.rollouts[0], engine.chat.tokens, 2)
+        await worker.fork(asked, group.rollouts[0], call, step=0)
+
+    asyncio.run(play())
+    # The question's two, and what the tool showed to one rollout. The fork is cut before that, and
+    # its two continuations write no call that could be run.
+    assert len(hashed) == 3
+    assert [request["images"] for request in engine.requests] == [2, 2, 3, 2, 2, 2]
 
 
 def test_an_evaluation_has_tools_that_training_does_not_know(model):

@@ -282,3 +282,29 @@ def test_any_size_fits():
         assert max(w, h) <= MAX_ASPECT * min(w, h)
         if min(w, h) >= 50:
             assert abs(w / h / (width / height) - 1) < 0.04  # not distorted
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG"])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_larger_image_is_scaled_down_upright(format, orientation):
+    left_half_red = Image.new("RGB", (1200, 800), "blue")
+    left_half_red.paste("red", (0, 0, 600, 800))
+    exif = Image.Exif()
+    exif[0x0112] = orientation  # 6: rotate by 90 degrees clockwise
+    data = encode(left_half_red, format, exif=exif)
+    limits = ImageLimits(scale_above=60_000)
+    # sqrt(60,000 / (1,200 x 800)) = 0.25
+    assert check(data, limits) == (300, 200)
+    pixels = decode(data, limits)
+    turned = orientation == 6
+    assert pixels.shape == ((300, 200, 3) if turned else (200, 300, 3))
+    red, blue = (
+        (pixels[75, 100], pixels[225, 100]) if turned else (pixels[100, 75], pixels[100, 225])
+    )
+    assert (np.abs(red.astype(int) - [255, 0, 0]) < 5).all()
+    assert (np.abs(blue.astype(int) - [0, 0, 255]) < 5).all()
+
+
+def test_an_image_within_the_limit_is_decoded_as_ever():
+    assert np.array_equal(decode(encode(PHOTO), ImageLimits(scale_above=2400)), np.asarray(PHOTO))
+    assert check(encode(PHOTO)) == (60, 40)

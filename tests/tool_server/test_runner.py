@@ -254,6 +254,14 @@ def test_results_are_capped_and_said_to_be(own_kinds):
     assert bad.text == "y" * 40 + "\n[10 more characters cut]"
 
 
+def test_images_of_a_result_are_scaled_to_what_the_model_sees(own_kinds):
+    large, small = np.full((60, 90, 3), 7, np.uint8), np.full((20, 30, 3), 9, np.uint8)
+    server = server_with(own_kinds, lambda call: ("", (large, small)), max_image_pixels=600)
+    result = asyncio.run(server.call("probe", {}, []))
+    assert [image.shape for image in result.images] == [(20, 30, 3), (20, 30, 3)]
+    assert result.images[1] is small
+
+
 def test_functions_that_never_end_do_not_pile_up(own_kinds):
     release, ran = threading.Event(), []
 

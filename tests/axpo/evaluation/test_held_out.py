@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
-from axpo.config import load_recipe
+from axpo.config import EvaluationConfig, load_recipe
 from axpo.errors import AxpoError
-from axpo.evaluation.held_out import load_target
+from axpo.evaluation.held_out import held_out, load_target
 from axpo.record.run import RunDirectory
+from rollout_workers.trajectory import LazyImage, Question, UnusableQuestion
+from tests.axpo.helpers import TOKENS, zooming
+from tests.axpo.helpers import group as make_group
 
 DEBUG = "deploy/recipes/debug.yaml"
 
@@ -27,3 +33,24 @@ def test_a_target_is_a_recipe_or_a_run(tmp_path):
     assert model == str(run.checkpoints.path(2) / "hf")
     with pytest.raises(AxpoError, match="is not a run directory"):
         load_target(tmp_path)
+
+
+def test_questions_that_cannot_be_asked_are_counted_and_no_wrong_answers():
+    pixels = np.zeros((4, 4, 3), np.uint8)
+
+    class Pool:
+        def ready(self):
+            return TOKENS
+
+        def outcomes(self, questions, step, n, *, temperature, evaluating):
+            for question in questions[1:]:
+                rollouts = [zooming(i, 1.0, question=question.id) for i in range(n)]
+                yield replace(make_group(rollouts, question=question.id), question=question)
+            yield UnusableQuestion("a.jsonl, row 1: images: a.jpg cannot be read")
+
+    asked = [Question(str(i), "?", (LazyImage(lambda: pixels),), "7") for i in range(3)]
+    task = SimpleNamespace(held_out=lambda: asked)
+    found = held_out(Pool(), task, EvaluationConfig())
+    assert (found.numbers["pass1"], found.numbers["dropped"]) == (1.0, 0.0)
+    assert (found.numbers["unusable"], len(found.counts[""])) == (1.0, 2)
+    assert found.unusable == ("a.jsonl, row 1: images: a.jpg cannot be read",)

@@ -14,9 +14,9 @@ from PIL import Image
 
 from axpo.config import parse_recipe
 from axpo.errors import AxpoError
-from axpo.tasks.data import epoch_order
+from axpo.tasks.data import epoch_order, without_marks
 from axpo.tasks.dataset import DatasetConfig
-from rollout_workers.trajectory import pixels
+from rollout_workers.trajectory import UnusableQuestion, pixels
 
 PHOTO = np.arange(40 * 40 * 3, dtype=np.uint32).astype(np.uint8).reshape(40, 40, 3)
 
@@ -180,3 +180,94 @@ def test_a_worker_gets_no_rows(tmp_path):
     sent = pickle.dumps(task.verify)
     assert b"Which one" not in sent
     assert pickle.loads(sent)(task.train(0), "\\boxed{7}") == 1.0
+
+
+@pytest.mark.parametrize(
+    ("written", "text", "places"),
+    [
+        ("Which is red?", "Which is red?", ()),
+        # All in front, as many data sets have it: as without marks.
+        ("<image>\n<image>\nWhich is red?", "Which is red?", ()),
+        ("<image> or <image>?", "or ?", (0, 3)),
+        (" Is <image> or <image>", "Is  or", (3, 6)),
+        ("First:<image>\nsecond:<image>\nWhich is red?", None, (6, 14)),
+        ("Which is red? <image><image>", "Which is red?", (13, 13)),
+    ],
+)
+def test_marks_say_where_images_stand(written, text, places):
+    found = without_marks(written, 2)
+    expected = written.replace("<image>", "") if text is None else text
+    assert found == (expected, places)
+
+
+def test_a_question_has_its_images_where_the_marks_are(tmp_path):
+    (tmp_path / "a.png").write_bytes(png())
+    row = {"question": "Is <image> or <image> red?", "images": ["a.png", "a.png"], "answer": "A"}
+    file = write(tmp_path, row, row | {"question": "Which?"})
+    task = recipe(train=file, held_out=file).task.load()
+    marked, plain = task.held_out()
+    assert (marked.text, marked.places) == ("Is  or  red?", (3, 7))
+    assert (plain.text, plain.image_places, plain.places) == ("Which?", (), (0, 0))
+    file = write(tmp_path, row | {"question": "Is <image> red?"})
+    with pytest.raises(
+        AxpoError,
+        match=r"row 1: question: 1 <image> marks for 2 images; expected as many, or none$",
+    ):
+        recipe(train=file, held_out=file).task.check_inputs()
+
+
+def test_images_are_decoded_when_they_are_needed_and_a_bad_one_is_named(tmp_path):
+    good = io.BytesIO()
+    Image.fromarray(PHOTO).save(good, "JPEG")
+    (tmp_path / "good.jpg").write_bytes(good.getvalue())
+    (tmp_path / "cut.jpg").write_bytes(good.getvalue()[:-200])
+    rows = [{"question": "?", "images": f"{name}.jpg", "answer": "A"} for name in ("good", "cut")]
+    file = write(tmp_path, *rows)
+    config = recipe(train=file, held_out=file).task
+    # A JPEG says at its end only that it is cut short.
+    assert config.check_inputs() == []
+    read, broken = config.load().held_out()
+    assert pixels(read.images[0]).shape == (40, 40, 3)
+    with pytest.raises(
+        UnusableQuestion,
+        match=rf"^{file}, row 2: images: {tmp_path}/cut.jpg cannot be read: OSError: image file is",
+    ):
+        pixels(broken.images[0])
+
+
+def test_rows_that_do_not_fit_the_context_are_named_and_only_all_of_them_stop_a_run(tmp_path):
+    for name, size in (("small", (64, 64)), ("large", (640, 480))):
+        Image.new("RGB", size).save(tmp_path / f"{name}.png")
+    row = {"question": "Which?", "answer": "A"}
+    small, large = row | {"images": "small.png"}, row | {"images": "large.png"}
+    sizes = []
+
+    def fits(text, found):
+        sizes.append((text, *found))
+        if found[0][0] > 100:
+            raise ValueError("300 tokens of images and 20 of text, but ...")
+
+    file = write(tmp_path, small, large)
+    config = recipe(train=file, held_out=file).task
+    reason = f"{file}, row 2: 300 tokens of images and 20 of text, but ..."
+    assert config.check_inputs(fits) == [reason, reason]
+    assert sizes == [("Which?", (64, 64)), ("Which?", (640, 480))] * 2
+    # What is scaled down when it is decoded counts as scaled down.
+    scaled = recipe(train=file, held_out=file, images={"scale_above": 4096}).task
+    assert scaled.check_inputs(fits) == []
+    file = write(tmp_path, large)
+    with pytest.raises(AxpoError, match=r"row 1: 300 tokens .*; no row of .* fits the context$"):
+        recipe(train=file, held_out=file).task.check_inputs(fits)
+
+
+def test_a_photograph_above_the_limit_is_scaled_down(tmp_path):
+    Image.new("RGB", (7680, 4320), (200, 30, 30)).save(tmp_path / "8k.jpg")
+    file = write(tmp_path, {"question": "Which colour?", "images": "8k.jpg", "answer": "red"})
+    config = recipe(train=file, held_out=file).task
+    assert config.check_inputs() == []
+    image = pixels(config.load().train(0).images[0])
+    # sqrt(16,000,000 / (7,680 x 4,320)) = 0.694
+    assert image.shape == (3000, 5333, 3)
+    refusing = recipe(train=file, held_out=file, images={"max_pixels": 1_000_000}).task
+    with pytest.raises(AxpoError, match=r"8k\.jpg is 7680x4320 pixels, the limit is 1,000,000"):
+        refusing.check_inputs()

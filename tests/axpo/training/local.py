@@ -8,7 +8,13 @@ from dataclasses import replace
 
 from axpo.config import parse_recipe
 from axpo.training.flow import Flow
-from rollout_workers.trajectory import EndReason, Question, Resample, RolloutStats
+from rollout_workers.trajectory import (
+    EndReason,
+    Question,
+    Resample,
+    RolloutStats,
+    UnusableQuestion,
+)
 from tests.axpo.helpers import TOKENS, direct, resample, zooming
 from tests.axpo.helpers import group as make_group
 from tests.resampler.local import LocalResampler
@@ -22,12 +28,13 @@ class Pool:
     """Answer a question after `seconds[index]`.
 
     `broken` questions have a rollout without a reward. `easy` ones are answered right by all
-    rollouts, `hard` ones by none. `buggy` ones raise.
+    rollouts, `hard` ones by none. `buggy` ones raise, `unusable` ones cannot be asked.
     """
 
-    def __init__(self, seconds=None, broken=(), buggy=(), easy=(), hard=()):
+    def __init__(self, seconds=None, broken=(), buggy=(), easy=(), hard=(), unusable=()):
         self.seconds = seconds or {}
         self.broken, self.buggy, self.easy, self.hard = broken, buggy, easy, hard
+        self.unusable = unusable
         self.asked = []  # (question, batch): the seeds of its rollouts derive from both
         self.forks = []  # (question, rollout, questions in flight at that time)
         self.in_flight = self.most = 0
@@ -48,6 +55,8 @@ class Pool:
             self.in_flight -= 1
         if index in self.buggy:
             raise IndexError("a bug")
+        if index in self.unusable:
+            raise UnusableQuestion(f"a.jsonl, row {index + 1}: images: c.jpg cannot be read")
         group = make_group(self.rollouts(index), question=question.id)
         return group, group
 

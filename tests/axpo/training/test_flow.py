@@ -9,7 +9,9 @@ import pytest
 
 from axpo.record.ledger import Balance, balance
 from axpo.training.following import FaultCounts
+from axpo.training.metrics import batch_metrics
 from resampler.config import ResamplerConfig
+from rollout_workers.trajectory import Question
 from tests.axpo.training.local import Pool, ids, recipe, resampling, start, step_of
 
 
@@ -79,6 +81,42 @@ def test_a_group_that_infrastructure_broke_is_dropped_and_the_budget_does_not_wa
         "rollout": 2,
         "fault": "KeyError: 'unit'",
     } in events
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_a_question_that_cannot_be_asked_is_set_aside_and_the_budget_does_not_wait_for_it(dynamic):
+    pool = Pool(unusable=(2,))
+    flow, _, events = start(pool, dynamic_sampling=dynamic)
+    taken = step_of(flow, 0)
+    assert (ids(taken), taken.dropped) == ([0, 1, 3], 0)
+    assert taken.unusable == ("a.jsonl, row 3: images: c.jpg cannot be read",)
+    assert batch_metrics(taken)["questions_unusable"] == 1
+    assert balance(events) == Balance(4, 3, 1, 0)
+    reason = "a.jsonl, row 3: images: c.jpg cannot be read"
+    assert {"event": "unusable", "question": "2", "reason": reason} in events
+    assert {"event": "dropped", "question": "2", "step": 0, "reason": "unusable"} in events
+    # Nobody is asked in its place, and the next step goes on behind it.
+    assert ids(step_of(flow, 1)) == [4, 5, 6, 7]
+
+
+def test_a_question_starts_before_the_next_one_is_made():
+    pool = Pool()
+    flow, _, _ = start(pool)
+    made = []
+
+    class Slow:
+        def train(self, index):
+            # All questions before this one have reached the pool.
+            for _ in range(200):
+                if len(pool.asked) >= index:
+                    break
+                time.sleep(0.01)
+            made.append((index, len(pool.asked)))
+            return Question(str(index), "?", (), "7")
+
+    flow._asking._task = Slow()
+    step_of(flow, 0)
+    assert made == [(0, 0), (1, 1), (2, 2), (3, 3)]
 
 
 def test_the_log_has_the_training_step_and_the_number_of_the_batch():
