@@ -19,10 +19,14 @@ Counted in host memory: what `offload_optimizer` and `offload_parameters` put th
 it is pinned. Of an engine: its weights, and the keys and values of a sequence.
 
 Not counted: CUDA's context (about 0.5 GiB) and NCCL's buffers, or on a CPU the program itself
-(about 0.8 GiB with torch and DeepSpeed); fragmentation; gradients of a layer before they are
+(about 0.5 GiB with torch and DeepSpeed); fragmentation; gradients of a layer before they are
 summed, and of the embedding; the rounding of pinned blocks to powers of two; decoded images, and
 the copies of an asynchronous checkpoint; the engine's own activations, which vLLM takes from what
 it leaves to the cache.
+
+Measured on a CPU with a real-shaped folder (real vocabulary, two layers, float32): each of two
+ranks with two images of 1024 x 1024 took 2.0 GiB, estimated 1.6 and the program; one rank with
+checkpointing and two images of 1536 x 1536 took 2.5 GiB, estimated 1.8. No GPU was measured.
 """
 
 from __future__ import annotations

@@ -1,14 +1,12 @@
 """Batches of fine-tuning are functions of their step; stages are named by what they depend on."""
 
-import threading
-
 import numpy as np
 import pytest
 
 from axpo.config import parse_recipe
 from axpo.errors import AxpoError
 from axpo.sft.batches import Batches, TaskExamples
-from axpo.sft.fine_tune import _check_mix, _made_ahead, _stages
+from axpo.sft.fine_tune import _check_mix, _stages
 from axpo.tasks.embedded.small_product import SmallProductConfig
 from rollout_workers.chat import Chat
 
@@ -63,22 +61,6 @@ def test_only_lessons_in_calling_show_the_prompt_of_calls(chat):
     assert '"name": "python"' in prompts["codes"]
     assert "careful visual assistant" in prompts["codes"]
     assert "<|im_start|>system" not in prompts["numbers"]
-
-
-def test_the_next_batch_is_made_while_the_last_is_in_use():
-    made, second = [], threading.Event()
-
-    def make(number):
-        made.append(number)
-        if number == 1:
-            second.set()
-        return number * number
-
-    results = _made_ahead(make, 3)
-    assert next(results) == 0
-    assert second.wait(10)  # nobody has asked for it yet
-    assert list(results) == [1, 4]
-    assert made == [0, 1, 2]
 
 
 def recipe(tmp_path, stages, seed=0):
