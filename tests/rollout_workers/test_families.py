@@ -28,7 +28,7 @@ from rollout_workers.families import (
     still_image_positions,
 )
 from rollout_workers.parser import Call, parse_turn
-from rollout_workers.special_tokens import special_tokens
+from rollout_workers.special_tokens import special_tokens, tokens_of
 from rollout_workers.trajectory import EndReason, PolicySegment, Trajectory, uses_tools
 from tests.real.folder import Spec, config_of, template_of
 from tests.rollout_workers.helpers import Result, picture, question
@@ -177,6 +177,11 @@ def test_ids_beyond_the_tokenizers_are_banned(chats: dict[str, Chat]):
     assert chats["instruct"].tokens.banned == vision + beyond
     # Qwen2.5 has neither think tokens nor those of tool responses.
     assert chats["qwen2_5"].tokens.banned == vision + tuple(range(151665, 151936))
+
+
+def test_engine_and_learner_read_the_same_tokens(chats: dict[str, Chat], qwen2_5: Path):
+    """The engine bans those of the chat, the learner those of its folder."""
+    assert tokens_of(qwen2_5) == chats["qwen2_5"].tokens
 
 
 def test_the_embedded_model_bans_the_placeholders_only():
