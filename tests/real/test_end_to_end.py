@@ -74,16 +74,8 @@ def test_engine_and_learner_agree_on_a_real_folder(thought: Trained) -> None:
 
 
 def test_the_photo_takes_1200_tokens_and_a_small_picture_64(thought: Trained) -> None:
-    tokens = {}
-    for group in thought.groups:
-        first = group["rollouts"][0]
-        # A placeholder becomes all tokens of its image.
-        images = len(group["question"]["images"])
-        tokens[group["question"]["answer"], images] = (
-            first["stats"]["prompt_tokens"] - len(first["prompt_ids"]) + images
-        )
     # 1280x960 is 40x30; 20x20 is scaled up to 65,536 pixels, 8x8; 200x100 to 12x6 and 6x12.
-    assert tokens == {("8", 1): 1200, ("7", 1): 64, ("8", 2): 2 * 72}
+    assert image_tokens(thought) == {("8", 1): 1200, ("7", 1): 64, ("8", 2): 2 * 72}
 
 
 def test_forks_find_their_prefix_in_the_engines_cache(thought: Trained) -> None:
@@ -121,8 +113,13 @@ def test_eval_measures_the_export(thought: Trained) -> None:
 
 
 def test_instruct_trains_calls_and_answers(instruct: Path, tmp_path: Path) -> None:
-    run = trained(instruct, tmp_path)
+    """Train with limits for images. The learner compares its tokens with the engine's."""
+    limits = {"images.min_pixels": 20_000, "images.max_pixels": 300_000}
+    run = trained(instruct, tmp_path, **limits)
     check_rollouts(run)
+    # 1280x960 is 2.02 times too large: 19x14; 20x20 is scaled up to 142x142: 5x5. 200x100 has
+    # 20,000 pixels, but 6x3 tokens have fewer: 7x4.
+    assert image_tokens(run) == {("8", 1): 266, ("7", 1): 25, ("8", 2): 2 * 28}
     assert run.metrics["logprob_gap_mean"] < 3e-4
     check_export(run.exported)
 
@@ -149,6 +146,19 @@ def test_sft_takes_chat_rows_and_exports(instruct: Path, tmp_path: Path) -> None
 def head_of(folder: Path) -> torch.Tensor:
     with safe_open(folder / "model.safetensors", "pt") as weights:
         return weights.get_tensor("lm_head.weight")
+
+
+def image_tokens(run: Trained) -> dict[tuple[str, int], int]:
+    """Return the tokens of a question's images, by its answer and how many they are."""
+    tokens = {}
+    for group in run.groups:
+        first = group["rollouts"][0]
+        # A placeholder becomes all tokens of its image.
+        images = len(group["question"]["images"])
+        tokens[group["question"]["answer"], images] = (
+            first["stats"]["prompt_tokens"] - len(first["prompt_ids"]) + images
+        )
+    return tokens
 
 
 def check_rollouts(run: Trained) -> None:
