@@ -149,6 +149,23 @@ def test_a_group_is_informative_where_credit_gives_it_an_advantage(rewards, resa
     assert any(item.advantages.any() for item in credit([made], TOKENS)) == expected
 
 
+def test_a_turn_that_opens_outside_thinking_is_forked_and_credited_from_its_first_token():
+    tokens = dataclasses.replace(TOKENS, opens_thinking=False)
+    # <tool_call> 22 </tool_call> end of turn, an observation, the answer 24
+    call = ((5, 22, 6, 2), (30, 31), (24, 2))
+    (point,) = FirstCall().points(trajectory(call, 0), tokens)
+    assert point == (1, (0, 3))
+    # The source's reward replaced by its best continuation's: 1 0 -> +1 on the <tool_call>.
+    items = credit([group([(call, 0), (((21, 2),), 0)], [resample(0, [1, 0], call, 1)])], tokens)
+    assert [trained(item) for item in items] == [
+        [5],
+        [22, 6, 2, 24, 2],
+        [40, 22, 6, 2, 24, 2],
+        [21, 2],
+    ]
+    assert [advantage(item) for item in items] == pytest.approx([HALF, HALF, -HALF, 0])
+
+
 def test_a_literal_tag_inside_thinking_is_no_call():
     literal = ((20, 5, 21, 6, 4, 22, 2),)
     assert not uses_tools(trajectory(literal, 0), TOKENS)
