@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _SCORING_MARGIN_S = 120.0
+_READ_S = 600.0
 READERS = 4
 """Threads that read images. Pillow decodes and scales without Python's lock."""
 
@@ -314,10 +315,15 @@ class RolloutPool:
         """
         if not question.is_lazy:
             return question
+        reading = self.loop.run_in_executor(self._readers, stored, question)
         try:
-            return await self.loop.run_in_executor(self._readers, stored, question)
-        except BaseException:  # cancelled, too: the worker gets no question
+            return await asyncio.wait_for(reading, _READ_S)
+        except BaseException as error:  # cancelled, too: the worker gets no question
             self._router.done(worker, n)
+            if isinstance(error, TimeoutError):
+                raise UnusableQuestion(
+                    f"question {question.id}: its images were not read within {_READ_S:g} s"
+                ) from None
             raise
 
     async def _worker_stats(self) -> dict[int, dict[str, float]]:

@@ -79,7 +79,8 @@ class ImageZoomIn(ToolKind):
     max_pixels: int | None = Field(
         default=None,
         ge=1,
-        description="pixels in all; a larger crop is downscaled. Default: never resized",
+        description="pixels in all; a larger crop is downscaled. Default: the tool's "
+        "max_image_pixels",
     )
 
     @model_validator(mode="after")

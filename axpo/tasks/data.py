@@ -139,17 +139,12 @@ def without_marks(text: str, images: int) -> tuple[str, tuple[int, ...]]:
     Raises:
         ValueError: there are marks, but not as many as images.
     """
-    pieces = text.split(MARK)
+    pieces = text.strip().split(MARK)
     marks = len(pieces) - 1
     if marks not in (0, images):
         raise ValueError(f"{marks} {MARK} marks for {images} images; expected as many, or none")
-    whole = "".join(pieces)
-    stripped = whole.strip()
-    # What is stripped in front of the text shifts the places.
-    shift = len(whole) - len(whole.lstrip())
-    before = accumulate(len(piece) for piece in pieces[:-1])
-    places = tuple(min(max(place - shift, 0), len(stripped)) for place in before)
-    return stripped, places if any(places) else ()
+    places = tuple(accumulate(len(piece) for piece in pieces[:-1]))
+    return "".join(pieces), places if any(places) else ()
 
 
 @lru_cache(maxsize=8)

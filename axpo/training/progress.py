@@ -6,7 +6,7 @@ On a terminal a live bar, in a job's log one line for each step, at the end a su
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,8 @@ SHOWN = {
     "tokens_per_second": ("tok/s", "{:,.0f}"),
 }
 """Label and format of the metrics that are shown each step. A missing one is shown as '-'."""
+SET_ASIDE_SHOWN = 5
+"""Questions of a step or an evaluation that are named if they cannot be asked."""
 
 
 class PhaseTimer:
@@ -151,6 +153,19 @@ class Progress:
         self.say(
             f"step {step}/{self._steps}  {numbers}  {seconds:.1f} s ({spent})  eta {duration(left)}"
         )
+
+    def set_aside(self, what: str, reasons: Sequence[str]) -> None:
+        """Print why questions could not be asked, a line each for the first few.
+
+        Args:
+            what: what kind of question they are.
+            reasons: of each question one line.
+        """
+        for reason in reasons[:SET_ASIDE_SHOWN]:
+            self.say(f"{what} set aside: {reason}")
+        more = len(reasons) - SET_ASIDE_SHOWN
+        if more > 0:
+            self.say(f"{more} more {what}{'s' if more > 1 else ''} set aside")
 
     def say(self, text: str) -> None:
         """Print one line of log, above the live display if there is one."""

@@ -65,6 +65,7 @@ def record(run: Recording) -> None:
         numbers |= run.pool.take_stats()
         tools = tool_metrics(run.tools.take_stats())
         directory.log_metrics(done, numbers | times | tools)
+        run.progress.set_aside("question", batch.unusable)
         directory.save_rollouts(done, batch.groups, run.decode)
         directory.save_groups(done, batch.groups, run.decode, limit=recipe.logging.groups_kept)
         directory.save_timeline(done, batch.finished)

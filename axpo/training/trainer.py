@@ -31,9 +31,6 @@ from learner.credit import TrainItem, credit
 from rollout_workers.fleet import WorkersFailed
 from rollout_workers.trajectory import Group
 
-UNUSABLE_SHOWN = 5
-"""Questions of a step or an evaluation that the console names when they cannot be asked."""
-
 
 class Phases(Protocol):
     """What times the phases of a step: `Progress`, or nothing in a test."""
@@ -160,16 +157,7 @@ def _write_down(run: TrainingRun, done: int, result: Step) -> None:
     directory.save_timeline(done, batch.finished)
     if batch.dropped:
         directory.log_event("groups dropped", step=done, count=batch.dropped)
-    say_unusable(run.progress, "question", batch.unusable)
-
-
-def say_unusable(progress: Progress, what: str, reasons: Sequence[str]) -> None:
-    """Print why questions could not be asked, a line each, for the first few."""
-    for reason in reasons[:UNUSABLE_SHOWN]:
-        progress.say(f"{what} set aside: {reason}")
-    more = len(reasons) - UNUSABLE_SHOWN
-    if more > 0:
-        progress.say(f"{more} more {what}s set aside")
+    run.progress.set_aside("question", batch.unusable)
 
 
 def _end_step(run: TrainingRun, done: int) -> None:
@@ -209,7 +197,7 @@ def evaluation(run: TrainingRun, done: int) -> None:
     # What the engines counted here is not the next step's.
     actors.pool.take_stats()
     run.directory.log_held_out(done, found.counts)
-    say_unusable(run.progress, "held-out question", found.unusable)
+    run.progress.set_aside("held-out question", found.unusable)
     held_out_numbers = {f"eval/{name}": value for name, value in found.numbers.items()}
     tools = tool_metrics(actors.tools.take_stats(), "eval_tool")
     run.directory.log_metrics(done, held_out_numbers | tools)

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 
@@ -287,6 +288,21 @@ def test_questions_that_cannot_be_asked_are_told_from_bugs(make):
     with pytest.raises(UnusableQuestion, match="row 2"):
         list(pool.rollout(questions[:1], step=0))
     assert len(list(pool.rollout(questions[2:], step=0, n=4))) == 4
+
+
+def test_images_that_are_never_read_are_given_up(make, monkeypatch):
+    monkeypatch.setattr("rollout_workers.pool._READ_S", 0.2)
+    begun, go_on = threading.Event(), threading.Event()
+
+    def hangs():
+        begun.set()
+        go_on.wait(30)
+        return picture(0)
+
+    (outcome,) = make(workers=1).outcomes([Question("a", "?", (LazyImage(hangs),), "7")], step=0)
+    assert begun.is_set()
+    go_on.set()
+    assert str(outcome) == "question a: its images were not read within 0.2 s"
 
 
 def test_forks_go_home_unless_it_is_overloaded_or_gone(make):

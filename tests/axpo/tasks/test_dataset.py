@@ -14,8 +14,10 @@ from PIL import Image
 
 from axpo.config import parse_recipe
 from axpo.errors import AxpoError
-from axpo.tasks.data import epoch_order, without_marks
+from axpo.sft.demonstrations import Demonstrations
+from axpo.tasks.data import DataConfig, epoch_order, without_marks
 from axpo.tasks.dataset import DatasetConfig
+from rollout_workers.chat import Chat
 from rollout_workers.trajectory import UnusableQuestion, pixels
 
 PHOTO = np.arange(40 * 40 * 3, dtype=np.uint32).astype(np.uint8).reshape(40, 40, 3)
@@ -75,7 +77,7 @@ def test_columns_of_ones_own(tmp_path):
     config.check_inputs()
     task = config.load()
     (question,) = task.held_out()
-    assert (question.text, question.answer, question.info) == ("How far?", "4.5", {"unit": "cm"})
+    assert (question.text, question.answer, question.info) == ("\nHow far?", "4.5", {"unit": "cm"})
     assert [pixels(image).tolist() for image in question.images] == [PHOTO.tolist()] * 2
     rewards = [
         task.verify(question, f"\\boxed{{{text}}}") for text in ("4.9", "4.95", "4.96", "far")
@@ -185,19 +187,19 @@ def test_a_worker_gets_no_rows(tmp_path):
 @pytest.mark.parametrize(
     ("written", "text", "places"),
     [
-        ("Which is red?", "Which is red?", ()),
-        # All in front, as many data sets have it: as without marks.
-        ("<image>\n<image>\nWhich is red?", "Which is red?", ()),
-        ("<image> or <image>?", "or ?", (0, 3)),
-        (" Is <image> or <image>", "Is  or", (3, 6)),
-        ("First:<image>\nsecond:<image>\nWhich is red?", None, (6, 14)),
-        ("Which is red? <image><image>", "Which is red?", (13, 13)),
+        (" Which is red?\n", "Which is red?", ()),
+        # All in front: as without marks.
+        ("<image><image>Which is red?", "Which is red?", ()),
+        # What stands between an image and the text stays, as in a row of fine-tuning.
+        ("\n<image>\n<image>\nWhich is red?", "\n\nWhich is red?", (0, 1)),
+        ("<image> or <image>?", " or ?", (0, 4)),
+        (" Is <image> or <image>", "Is  or ", (3, 7)),
+        ("First:<image>\nsecond:<image>\nWhich?", "First:\nsecond:\nWhich?", (6, 14)),
+        ("Which is red? <image><image>", "Which is red? ", (14, 14)),
     ],
 )
 def test_marks_say_where_images_stand(written, text, places):
-    found = without_marks(written, 2)
-    expected = written.replace("<image>", "") if text is None else text
-    assert found == (expected, places)
+    assert without_marks(written, 2) == (text, places)
 
 
 def test_a_question_has_its_images_where_the_marks_are(tmp_path):
@@ -271,3 +273,19 @@ def test_a_photograph_above_the_limit_is_scaled_down(tmp_path):
     refusing = recipe(train=file, held_out=file, images={"max_pixels": 1_000_000}).task
     with pytest.raises(AxpoError, match=r"8k\.jpg is 7680x4320 pixels, the limit is 1,000,000"):
         refusing.check_inputs()
+
+
+def test_marks_mean_the_same_in_training_and_in_fine_tuning(tmp_path):
+    (tmp_path / "a.png").write_bytes(png())
+    asked = "Is <image>\n or <image> red?"
+    images = ["a.png", "a.png"]
+    file = write(tmp_path, {"question": asked, "images": images, "answer": "A"})
+    question = recipe(train=file, held_out=file).task.load().train(0)
+    answer = {"role": "assistant", "content": "clear\n</think>\n\n\\boxed{A}"}
+    messages = [{"role": "user", "content": asked}, answer]
+    chats = tmp_path / "chats.jsonl"
+    chats.write_text(json.dumps({"messages": messages, "images": images}) + "\n")
+    chat = Chat.load("axpo/models/qwen3-vl-tiny")
+    _, trajectory = Demonstrations(DataConfig(path=str(chats)), chat, seed=0).example(0)
+    prompt = chat.prompt(question.text, question.places, [], None)
+    assert trajectory.prompt_ids.tolist() == prompt.tolist()

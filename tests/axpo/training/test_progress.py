@@ -42,6 +42,19 @@ def test_a_job_log_gets_one_plain_line_a_step():
     assert line.startswith(f"step 5/10  {numbers}  5.8 s (rollout 4.2, update 1.5)  eta 29 s")
 
 
+def test_questions_that_are_set_aside_are_named_and_many_are_counted():
+    out = io.StringIO()
+    with Progress(10, console=Console(file=out, width=40)) as progress:
+        progress.set_aside("question", ["a.jsonl, row 2: images: b.jpg cannot be read"])
+        progress.set_aside("held-out question", [f"row {i}" for i in range(7)])
+        progress.set_aside("question", [])
+    assert out.getvalue().splitlines() == [
+        "question set aside: a.jsonl, row 2: images: b.jpg cannot be read",
+        *[f"held-out question set aside: row {i}" for i in range(5)],
+        "2 more held-out questions set aside",
+    ]
+
+
 def test_the_summary_shows_before_and_after(tmp_path):
     out = io.StringIO()
     table = summary_table(NUMBERS, "demo", {"report": tmp_path / "report.html"})
