@@ -40,6 +40,11 @@ def refused(model, *overrides):
     return line.replace(str(model), "DIR")
 
 
+def warnings_of_folder(report):
+    """Return the warnings without the task's: the demo's scene is small beside real limits."""
+    return [warning for warning in report.warnings if not warning.startswith("task.")]
+
+
 def copy(source, folder):
     """Link every file of a folder, so that a change is made by `write` or `unlink` alone."""
     folder.mkdir()
@@ -123,7 +128,7 @@ def test_the_embedded_models_pass(model):
 )
 def test_a_folder_of_each_family_passes(folder, name, largest, request):
     report = check_models(recipe(request.getfixturevalue(folder)))
-    assert report.warnings == ()
+    assert warnings_of_folder(report) == []
     assert report.lines[0].startswith(f"model folder: {name}, ")
     assert report.lines[2].startswith(f"images: at most {largest} tokens each, ")
 
@@ -403,7 +408,7 @@ def test_images_that_cannot_fit_the_context_are_refused():
     # 1024 - 306 - 1 leaves 717 tokens of 32 x 32 pixels.
     model = EMBEDDED[0]
     room = 717 * 1024
-    assert check_models(recipe(model, f"images.max_pixels={room}")).warnings == ()
+    assert warnings_of_folder(check_models(recipe(model, f"images.max_pixels={room}"))) == []
     assert refused(model, f"images.max_pixels={room + 1024}") == (
         "images.max_pixels=735232: an image may take 718 tokens, a prompt without question 306, "
         "and rollout.max_context_tokens is 1024; at most 734208 fit"
@@ -412,7 +417,7 @@ def test_images_that_cannot_fit_the_context_are_refused():
 
 def test_a_folder_whose_largest_image_does_not_fit_is_a_warning(thinking):
     run = load_recipe(DEMO, [f"model={thinking}"])
-    (warning,) = check_models(run).warnings
+    (warning,) = warnings_of_folder(check_models(run))
     # 16777216 pixels of the real processor are 16384 tokens.
     assert warning.startswith(f"images.max_pixels is not set, and {thinking} has 16777216: ")
     assert "an image may take 16384 tokens" in warning
@@ -484,7 +489,7 @@ def cache(tmp_path, monkeypatch):
 def test_a_name_in_the_cache_is_checked_whole(thinking, cache):
     copy(thinking, cache)
     assert folder_of("a/model") == cache
-    assert check_models(recipe("a/model")).warnings == ()
+    assert warnings_of_folder(check_models(recipe("a/model"))) == []
     (cache / "preprocessor_config.json").unlink()
     assert refused("a/model").startswith(f"{cache}: no image processor")
 
