@@ -160,14 +160,17 @@ def plain_torch_loss(model: str, items: list[TrainItem]):
     It uses Hugging Face's own processor and forward, one item at a time, and autograd.
     """
     from PIL import Image
-    from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
+    from transformers import AutoProcessor, AutoTokenizer, Qwen3VLForConditionalGeneration
 
     ids = ids_of(model)
     network = Qwen3VLForConditionalGeneration.from_pretrained(
         model, dtype=torch.float32, attn_implementation="eager"
     )
     processor = AutoProcessor.from_pretrained(model).image_processor
-    banned = [ids["start"], ids["image"], ids["end"], network.config.video_token_id]
+    # The vision placeholders, and the ids that the tokenizer has no token for.
+    placeholders = [ids["start"], ids["image"], ids["end"], network.config.video_token_id]
+    known, rows = len(AutoTokenizer.from_pretrained(model)), network.config.text_config.vocab_size
+    banned = [*placeholders, *range(known, rows)]
     total = torch.zeros(())
     for item in items:
         t = item.trajectory
