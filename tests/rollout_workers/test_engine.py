@@ -6,6 +6,7 @@ One engine serves the tests in file order; the last ones end it.
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import psutil
@@ -19,7 +20,7 @@ from rollout_workers.pool import RolloutPool
 from rollout_workers.segments import turn_index
 from rollout_workers.settings import ForkRequest, WorkerSettings
 from rollout_workers.special_tokens import BAN_BIAS
-from rollout_workers.trajectory import EndReason, PolicySegment, Question
+from rollout_workers.trajectory import EndReason, PolicySegment, Question, UnusableQuestion
 from tests.rollout_workers.helpers import Result, picture
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
@@ -48,9 +49,12 @@ CONFIG = RolloutConfig(
 QUESTION = Question("q1", "what is the digit in the red frame? " * 12, (picture(0, 128),), "7")
 
 
+SCHEMAS = [{"type": "function", "function": {"name": "zoom", "parameters": {}}}]
+
+
 class Tools:
     async def schemas(self):
-        return [{"type": "function", "function": {"name": "zoom", "parameters": {}}}]
+        return SCHEMAS
 
     async def call(self, name, arguments, images, earlier=()):
         return Result("ok", "zoomed.")
@@ -267,11 +271,63 @@ def test_logprobs_are_those_of_hugging_face(worker, new_weights, model, chat):
     assert gap.mean() < 1e-3
 
 
-def test_the_context_limit_is_an_end(worker):
-    long = Question("long", "what is the digit? " * 400, QUESTION.images, "7")
-    assert [t.end for t in get(worker.rollout.remote(long, 2, 0)).rollouts] == [
-        EndReason.OUT_OF_TOKENS
-    ] * 2
+def long_question(chat, tokens: int) -> Question:
+    """Return a question whose prompt has so many tokens, 16 of them its image's."""
+    empty = len(chat.prompt("", (0,), SCHEMAS, "look closely")) + 15
+    word = len(chat.plain.encode(" digit", add_special_tokens=False).ids)
+    assert word == 1
+    asked = Question(f"long {tokens}", " digit" * (tokens - empty), QUESTION.images, "7")
+    assert len(chat.prompt(asked.text, (0,), SCHEMAS, "look closely")) + 15 == tokens
+    return asked
+
+
+def test_the_context_limit_is_an_end(worker, chat):
+    group = get(worker.rollout.remote(long_question(chat, 1023), 2, 0))
+    assert [t.end for t in group.rollouts] == [EndReason.OUT_OF_TOKENS] * 2
+    assert [len(t.response_ids) for t in group.rollouts] == [1, 1]
+    assert [t.stats.prompt_tokens for t in group.rollouts] == [1023, 1023]
+
+
+def test_a_prompt_that_fills_the_context_is_unusable_by_our_count_and_by_the_engines(worker, chat):
+    full = long_question(chat, 1024)
+    with pytest.raises(UnusableQuestion, match="16 tokens of images and 1,008 of text"):
+        get(worker.rollout.remote(full, 2, 0))
+    get(worker.__ray_call__.remote(_count_nothing))
+    with pytest.raises(UnusableQuestion, match="question long 1024: "):
+        get(worker.rollout.remote(full, 2, 0))
+
+
+def _count_nothing(worker) -> None:
+    worker._context = replace(worker._context, limit=10**9)
+
+
+def test_an_image_is_hashed_and_processed_once_however_often_it_is_shown(worker):
+    """Count what reaches vLLM's processor and hasher: 4 rollouts and a fork show the same image."""
+    get(worker.__ray_call__.remote(_watch))
+    question = Question("new", QUESTION.text, (picture(7, 128),), "7")
+    rollouts = get(worker.rollout.remote(question, 4, 6)).rollouts
+    prefix = len(rollouts[0].segments[0].token_ids) // 2
+    get(worker.fork.remote(question, rollouts[0], ForkRequest(0, prefix, k=4), 6))
+    assert get(worker.__ray_call__.remote(lambda self: self.seen)) == {"processed": 1, "hashed": 0}
+
+
+def _watch(worker) -> None:
+    from vllm.multimodal.hasher import MultiModalHasher
+
+    worker.seen = {"processed": 0, "hashed": 0}
+    processor = worker._engine._llm.renderer.mm_processor
+    process, hash_kwargs = processor._apply_hf_processor_main, MultiModalHasher.hash_kwargs
+
+    def counted_process(mm_items, hf_kwargs):
+        worker.seen["processed"] += mm_items.get_all_counts().get("image", 0)
+        return process(mm_items, hf_kwargs)
+
+    def counted_hash(*arguments, **options):
+        worker.seen["hashed"] += 1
+        return hash_kwargs(*arguments, **options)
+
+    processor._apply_hf_processor_main = counted_process
+    MultiModalHasher.hash_kwargs = counted_hash
 
 
 def test_prompts_are_prefilled_whole_and_one_process_has_scheduler_and_model(worker):
