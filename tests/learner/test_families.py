@@ -18,7 +18,7 @@ from learner import attention
 from learner.batch import collate
 from learner.config import Layout
 from learner.credit import TrainItem
-from learner.images import StepImages, image_processor
+from learner.images import ImageStore, StepImages, image_processor
 from learner.policy import ATTENTION, Policy, read_safetensors
 from learner.rows import VisionTokens, make_row
 from rollout_workers.chat import Chat
@@ -130,7 +130,7 @@ def test_log_probabilities_equal_plain_transformers(
     processor: Any,
     layout: Layout,
 ):
-    tokens, images = chat.tokens, StepImages(processor)
+    tokens, images = chat.tokens, StepImages(ImageStore(processor))
     rows = [make_row(item, images, tokens.image_pad) for item in items]
     vision = VisionTokens(tokens.image_pad, tokens.vision_start, tokens.vision_end)
     batch = collate(rows, images, vision, layout)
