@@ -40,15 +40,15 @@ def measure() -> list[Entry]:
     return [at_most("bf16_kl_at_3000", by_length[LENGTHS[-1]], TARGET, "nats", detail)]
 
 
-def kl_by_length(model: str, lengths: Sequence[int] = LENGTHS) -> dict[int, float]:
-    """Return the mean KL in nats, for each length of text in tokens.
+def kl_by_length(model: str, positions: int = POSITIONS) -> dict[int, float]:
+    """Return the mean KL in nats, for each of LENGTHS tokens of text.
 
     Args:
         model: a model folder whose weights are bfloat16, so that both learners have the same.
-        lengths: of the texts; each text is the beginning of the next longer one.
+        positions: distributions compared in one text.
     """
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.bench_bf16", model, *map(str, lengths)],
+        [sys.executable, "-m", "benchmarks.bench_bf16", model, str(positions)],
         capture_output=True,
         text=True,
         check=False,
@@ -57,10 +57,10 @@ def kl_by_length(model: str, lengths: Sequence[int] = LENGTHS) -> dict[int, floa
     if done.returncode:
         raise RuntimeError(f"bench_bf16 of {model} failed: {done.stderr[-2000:]}")
     values: list[float] = json.loads(done.stdout.splitlines()[-1])
-    return dict(zip(lengths, values, strict=True))
+    return dict(zip(LENGTHS, values, strict=True))
 
 
-def _run(model: str, lengths: Sequence[int]) -> None:
+def _run(model: str, positions: int) -> None:
     """Print the KL of each length; runs in a process of its own."""
     # Both are read when torch and DeepSpeed are imported.
     os.environ |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
@@ -68,8 +68,9 @@ def _run(model: str, lengths: Sequence[int]) -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     exact, rounded = [_rank(model, dtype, port) for dtype in ("float32", "bfloat16")]
-    ids = _text_ids(model, max(lengths))
-    print(json.dumps([_mean_kl(exact, rounded, ids[:length]) for length in lengths]))
+    ids = _text_ids(model, max(LENGTHS))
+    kls = [_mean_kl(exact, rounded, ids[:length], positions) for length in LENGTHS]
+    print(json.dumps(kls))
 
 
 def _rank(model: str, dtype: str, port: int) -> Any:
@@ -101,10 +102,10 @@ def _text_ids(model: str, count: int) -> list[int]:
     return ids[:count]
 
 
-def _mean_kl(exact: Any, rounded: Any, ids: Sequence[int]) -> float:
+def _mean_kl(exact: Any, rounded: Any, ids: Sequence[int], positions: int) -> float:
     import torch
 
-    places = torch.linspace(0, len(ids) - 2, min(POSITIONS, len(ids) - 1)).long()
+    places = torch.linspace(0, len(ids) - 2, min(positions, len(ids) - 1)).long()
     kls = []
     hidden = [_hidden(rank, ids)[places] for rank in (exact, rounded)]
     # A few distributions at a time: with a real vocabulary 16 take 20 MB in float64.
@@ -153,4 +154,4 @@ def _distribution(rank: Any, hidden: Any) -> Any:
 
 
 if __name__ == "__main__":
-    _run(sys.argv[1], [int(length) for length in sys.argv[2:]])
+    _run(sys.argv[1], int(sys.argv[2]))
