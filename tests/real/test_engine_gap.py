@@ -23,7 +23,7 @@ from rollout_workers.pool import RolloutPool
 from rollout_workers.settings import WorkerSettings
 from rollout_workers.trajectory import Pixels, Question, Trajectory
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 # Width and height in pixels, and the image's tokens with LIMITS, 4 to 256 of them. By hand: sides
