@@ -17,7 +17,7 @@ from learner.config import LearnerConfig, RankSettings, Serving
 from learner.credit import TrainItem
 from tests.learner.multimodal import make_items
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(600)]
 EMBEDDED = "axpo/models/qwen3-vl-tiny"
 CONFIG = LearnerConfig(ranks=1, dtype="bfloat16", kl_beta=0.0, lr=1e-3, layout="packed")
 MICRO_BATCHES = 60
@@ -49,15 +49,15 @@ def attentive(folder: Path, target: Path) -> str:
 def test_the_gap_to_float32_does_not_grow_with_the_length(
     family: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    """With frequencies in bfloat16 it is 1.2e-3, 5.7e-3 and ? at 3,000 tokens."""
+    """With frequencies in bfloat16 it is 1.2e-3, 5.6e-3 and 1.8e-3 at 3,000 tokens."""
     model = EMBEDDED
     if family != "embedded":
         model = attentive(request.getfixturevalue(family), tmp_path / "model")
     by_length = kl_by_length(model, positions=64)
     assert set(by_length) == {128, 512, 1024, 3000}
     assert max(by_length.values()) <= 3e-4
-    # Flat: with frequencies in bfloat16 the last is four times the first, or 400 times.
-    assert by_length[3000] <= 2 * by_length[128]
+    # Flat: with frequencies in bfloat16 the last is 4, 400 and 130 times the first.
+    assert by_length[3000] <= 3 * by_length[128]
 
 
 def settings(config: LearnerConfig, rank: int, port: int) -> RankSettings:
