@@ -31,7 +31,7 @@ from aiolimiter import AsyncLimiter
 from cachetools import LRUCache
 
 from tool_server.config import Breaker, Limits
-from tool_server.images import fit
+from tool_server.images import MAX_ASPECT, fit
 from tool_server.stats import ToolStats
 from tool_server.threads import in_thread
 from tool_server.tool import (
@@ -262,9 +262,19 @@ class ToolRunner:
         return self._cut(text), tuple([await self._scaled(image) for image in images])
 
     async def _scaled(self, image: Pixels) -> Pixels:
-        """Return an image that is within `max_image_pixels`; only a larger one takes a thread."""
+        """Return an image that is within `max_image_pixels`; only a larger one takes a thread.
+
+        Raises:
+            ToolError: the model's image processor would refuse the image, and end the request.
+        """
+        height, width = image.shape[:2]
+        if max(height, width) > MAX_ASPECT * min(height, width):
+            raise ToolError(
+                f"the result is an image of {width}x{height} pixels, "
+                f"more than {MAX_ASPECT} times as long as wide"
+            )
         most = self.limits.max_image_pixels
-        if most is None or image.shape[0] * image.shape[1] <= most:
+        if most is None or height * width <= most:
             return image
         return await in_thread(lambda: fit(image, None, most), f"scale-{self.tool.name}")
 

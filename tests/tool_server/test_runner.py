@@ -262,6 +262,17 @@ def test_images_of_a_result_are_scaled_to_what_the_model_sees(own_kinds):
     assert result.images[1] is small
 
 
+def test_an_image_that_no_model_takes_is_the_policys_to_read(own_kinds):
+    """It may have asked for a strip; an image in the prompt would end the engine's request."""
+    strip = np.zeros((1, 201, 3), np.uint8)
+    server = server_with(own_kinds, lambda call: ("", (strip,)))
+    result = asyncio.run(server.call("probe", {}, []))
+    assert (result.status, result.images) == (ToolStatus.TOOL_ERROR, ())
+    assert result.text == (
+        "the result is an image of 201x1 pixels, more than 200 times as long as wide"
+    )
+
+
 def test_functions_that_never_end_do_not_pile_up(own_kinds):
     release, ran = threading.Event(), []
 
