@@ -20,6 +20,9 @@ import numpy as np
 
 from benchmarks.recorded import MODEL
 from benchmarks.result import Entry, at_most
+from learner.config import LearnerConfig, RankSettings, Serving
+from learner.credit import TrainItem
+from rollout_workers.trajectory import EndReason, PolicySegment, Question, Trajectory
 
 LENGTHS = (128, 512, 1024, 3000)
 TARGET = 3e-4
@@ -62,7 +65,7 @@ def kl_by_length(model: str, positions: int = POSITIONS) -> dict[int, float]:
 
 def _run(model: str, positions: int) -> None:
     """Print the KL of each length; runs in a process of its own."""
-    # Both are read when torch and DeepSpeed are imported.
+    # Both are read when torch and DeepSpeed are imported, which is below.
     os.environ |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -75,7 +78,6 @@ def _run(model: str, positions: int) -> None:
 
 def _rank(model: str, dtype: str, port: int) -> Any:
     """Return a rank of a learner that has no other rank and no reference."""
-    from learner.config import LearnerConfig, RankSettings, Serving
     from learner.rank import LearnerRank
 
     config = LearnerConfig.model_validate({"ranks": 1, "kl_beta": 0.0, "dtype": dtype})
@@ -105,32 +107,34 @@ def _text_ids(model: str, count: int) -> list[int]:
 def _mean_kl(exact: Any, rounded: Any, ids: Sequence[int], positions: int) -> float:
     import torch
 
-    places = torch.linspace(0, len(ids) - 2, min(positions, len(ids) - 1)).long()
+    item = _item(ids, positions)
+    hidden = [_hidden(rank, item) for rank in (exact, rounded)]
     kls = []
-    hidden = [_hidden(rank, ids)[places] for rank in (exact, rounded)]
     # A few distributions at a time: with a real vocabulary 16 take 20 MB in float64.
     for one, other in zip(hidden[0].split(16), hidden[1].split(16), strict=True):
-        p, q = (_distribution(r, h) for r, h in ((exact, one), (rounded, other)))
+        p, q = _distribution(exact, one), _distribution(rounded, other)
         kls.append((p.exp() * (p - q)).sum(-1))
     return float(torch.cat(kls).mean())
 
 
-def _hidden(rank: Any, ids: Sequence[int]) -> Any:
-    """Return the hidden states that the head gets for each token but the first, shape [L - 1, H].
-
-    They come from the rank's own forward pass over a micro-batch.
-    """
-    from learner.credit import TrainItem
-    from rollout_workers.trajectory import EndReason, PolicySegment, Question, Trajectory
-
+def _item(ids: Sequence[int], positions: int) -> TrainItem:
+    """Return a text as if it had been sampled, with so many trained tokens, evenly spread."""
     sampled = np.array(ids[1:], np.int32)
     segment = PolicySegment(sampled, np.zeros(len(sampled), np.float32), 0)
     prompt = np.array(ids[:1], np.int32)
     trajectory = Trajectory("text", 0, prompt, (segment,), EndReason.ANSWERED)
-    mask = trajectory.policy_mask
-    item = TrainItem(
-        Question("text", "", (), ""), trajectory, mask.astype(np.float32), mask, weight=1.0
-    )
+    places = np.linspace(0, len(sampled) - 1, min(positions, len(sampled))).astype(int)
+    mask = np.zeros(len(sampled), np.bool_)
+    mask[places] = True
+    question = Question("text", "", (), "")
+    return TrainItem(question, trajectory, mask.astype(np.float32), mask, weight=1.0)
+
+
+def _hidden(rank: Any, item: TrainItem) -> Any:
+    """Return the hidden states that the head gets for the trained tokens, shape [M, H].
+
+    They come from the rank's own forward pass over a micro-batch.
+    """
     seen: list[Any] = []
     head = rank.engine.module.head
     hook = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
