@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from learner.credit import TrainItem
-from learner.images import StepImages, image_processor
+from learner.images import ImageStore, StepImages, image_processor
 from learner.rows import make_row
 from rollout_workers.chat import Chat
 from rollout_workers.config import EngineConfig, RolloutConfig
@@ -114,8 +114,8 @@ def test_the_engine_counts_the_learners_tokens_with_limits(
     pool: RolloutPool, thinking: Path
 ) -> None:
     pad = Chat.load(str(thinking)).tokens.image_pad
-    images = StepImages(image_processor(str(thinking), LIMITS))
-    groups = pool.rollout([question(size) for size in SIZES], step=0)
+    images = StepImages(ImageStore(image_processor(str(thinking), LIMITS)))
+    groups = list(pool.rollout([question(size) for size in SIZES], step=0))
     assert len(groups) == len(SIZES)
     by_engine, by_learner = {}, {}
     for group in groups:
