@@ -9,13 +9,21 @@ import os
 
 from benchmarks.result import exit_with, imported, run
 
-MODULES = ("bench_layouts", "bench_trl", "bench_head", "bench_gap", "bench_checkpoint")
+MODULES = (
+    "bench_layouts",
+    "bench_trl",
+    "bench_head",
+    "bench_bf16",
+    "bench_gap",
+    "bench_checkpoint",
+)
 EXPECTED = (
     "packed_vs_padded",
     "tree_vs_padded_demo",
     "tree_vs_padded_1024",
     "step_vs_trl",
     "logprob_head_memory_vs_full",
+    "bf16_kl_at_3000",
     "engine_gap_kl_bf16",
     "engine_gap_kl_fp32",
     "checkpoint_vs_torch_save",

@@ -30,18 +30,19 @@ PATCH = 32
 """Pixels of a side of one image token: 16-pixel patches, merged 2 x 2."""
 
 
-def run_recipe(root: Path, name: str, *settings: str) -> Path:
-    """Train with the demo's recipe and some changes, and return the run directory.
+def run_recipe(root: Path, name: str, *settings: str, recipe: str = RECIPE) -> Path:
+    """Train with a recipe and some changes, and return the run directory.
 
     Args:
         root: the folder of the run directory.
         name: of the run.
         settings: fields of the recipe to change, as KEY=VALUE.
+        recipe: file of the recipe; the demo's by default.
 
     Raises:
         RuntimeError: the run failed; with the end of its log.
     """
-    command = [sys.executable, "-m", "axpo.cli", "train", RECIPE, "--run", name]
+    command = [sys.executable, "-m", "axpo.cli", "train", recipe, "--run", name]
     changes = [f"--set={setting}" for setting in (f"logging.root={root}", *settings)]
     # A process of its own: it ends with its Ray, its engines and its ranks.
     done = subprocess.run(
