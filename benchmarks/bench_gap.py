@@ -39,7 +39,7 @@ SMALL = (
 )
 SHORTEST, LONGEST = 2000, 4096
 """Tokens of a sequence in bfloat16."""
-SYSTEM_CHARACTERS = 7500
+SYSTEM_CHARACTERS = 3600
 TEXTS = ("docs/method.md", "README.md")
 
 
