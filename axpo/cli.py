@@ -21,7 +21,6 @@ from axpo.tools_cli import app as tools_app
 
 if TYPE_CHECKING:
     from axpo.config import Recipe
-    from axpo.model_folder import ModelReport
     from axpo.record.run import RunDirectory
 
 app = typer.Typer(
@@ -211,7 +210,7 @@ def evaluate(
     from axpo.session import ray_session
 
     recipe, model = load_target(target, overrides or ())
-    _check_models(recipe, model)
+    _check_inputs(recipe, model)
     with ray_session(recipe, learner=False), console.status("evaluating"):
         found = evaluate_model(recipe, model)
     for reason in found.unusable:
@@ -266,13 +265,15 @@ def _load(recipe: Path, overrides: list[str] | None) -> Recipe:
     from axpo.config import load_recipe
 
     loaded = load_recipe(recipe, overrides or ())
-    report = _check_models(loaded)
-    _print_set_aside(loaded.check_inputs(report.fits))
+    _check_inputs(loaded)
     return loaded
 
 
-def _check_models(recipe: Recipe, model: str | None = None) -> ModelReport:
-    """Check the model that will be used, or that of the recipe; print what is doubtful."""
+def _check_inputs(recipe: Recipe, model: str | None = None) -> None:
+    """Check the model that will be used, or that of the recipe, and the data.
+
+    What is doubtful about them is printed, and which questions a run sets aside.
+    """
     from axpo.config import looks_local
     from axpo.model_folder import check_models
     from axpo.session import local_path
@@ -283,7 +284,7 @@ def _check_models(recipe: Recipe, model: str | None = None) -> ModelReport:
         local_path(used)
     report = check_models(recipe, model)
     _print_warnings(report.warnings)
-    return report
+    _print_set_aside(recipe.check_inputs(report.fits))
 
 
 def _print_lines(lines: Iterable[str]) -> None:
@@ -320,8 +321,7 @@ def _resumed(path: Path) -> tuple[Recipe, RunDirectory, int]:
 
     run = RunDirectory.open(path)
     recipe = parse_recipe(run.recipe(), (), str(run.path / "recipe.yaml"))
-    report = _check_models(recipe)
-    _print_set_aside(recipe.check_inputs(report.fits))
+    _check_inputs(recipe)
     directory, first = RunDirectory.resume(path, tensorboard=recipe.logging.tensorboard)
     return recipe, directory, first
 

@@ -84,19 +84,17 @@ def held_out(
 
 
 def load_target(target: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, str]:
-    """Return the recipe and the model folder to evaluate. Nothing is started.
+    """Return the recipe and the model folder to evaluate. Nothing is checked or started.
 
     Args:
         target: a recipe, whose model is measured, or a run directory, whose last checkpoint is.
         overrides: fields of the recipe to change, as KEY=VALUE.
 
     Raises:
-        AxpoError: the recipe is not valid, its inputs do not exist, or the run has no complete
-            checkpoint.
+        AxpoError: the recipe is not valid, or the run has no complete checkpoint.
     """
     if not target.is_dir():
         recipe = load_recipe(target, overrides)
-        recipe.check_inputs()
         return recipe, recipe.model
     run = RunDirectory.open(target)
     latest = run.checkpoints.latest()
@@ -104,7 +102,6 @@ def load_target(target: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, st
         raise AxpoError(f"{target}: no complete checkpoint to evaluate")
     # A run is measured with the recipe it was started with.
     recipe = parse_recipe(run.recipe(), overrides, str(run.path / "recipe.yaml"))
-    recipe.check_inputs()
     return recipe, str(latest.folder / "hf")
 
 

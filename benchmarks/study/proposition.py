@@ -238,6 +238,7 @@ def measure(
     from rollout_workers.trajectory import stored
 
     recipe, model = load_target(target, overrides)
+    recipe.check_inputs()
     task = recipe.task.load()
     with ray_session(recipe, learner=False), rollout_actors(recipe, task, model) as (pool, _):
         tokens = pool.ready()

@@ -7,6 +7,7 @@ import struct
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from axpo import cli
 from axpo.config import load_recipe
@@ -548,6 +549,30 @@ def test_every_command_refuses_a_broken_folder(command, tmp_path, monkeypatch, c
     line = capsys.readouterr().err.strip()
     assert line.startswith(f"error {model}: no image processor (expected one of ")
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("command", ["check", "eval", "sft"])
+def test_every_command_names_questions_that_do_not_fit_before_it_starts(
+    command, tmp_path, monkeypatch, capsys
+):
+    def start(*arguments, **options):
+        raise AxpoError("started")
+
+    monkeypatch.setattr("axpo.session.ray_session", start)
+    Image.new("L", (20, 20)).save(tmp_path / "a.png")
+    # 1024 tokens: 289 of every prompt, 4 of the picture, one must be free. " the" is one token,
+    # and "the" at the beginning two.
+    rows = [{"question": " the" * words, "images": "a.png", "answer": "7"} for words in (729, 730)]
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    task = f"task={{kind: dataset, train: {data}, held_out: {data}, system: null}}"
+    monkeypatch.setattr("sys.argv", ["axpo", command, DEMO, "--set", task])
+    with pytest.raises(SystemExit):
+        cli.main()
+    printed = capsys.readouterr()
+    assert printed.out.count(f"set aside in a run: {data}, row 2: 4 tokens of images and") == 2
+    assert "row 1:" not in printed.out
+    assert printed.err.endswith("" if command == "check" else "error started\n")
 
 
 def test_check_prints_what_it_found(monkeypatch, capsys):
