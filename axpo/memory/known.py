@@ -45,6 +45,7 @@ _QWEN3_2B: Config = {
     "num_key_value_heads": 8,
     "head_dim": 128,
     "vocab_size": 151_936,
+    "max_position_embeddings": 262_144,
 }
 _QWEN3_4B: Config = _QWEN3_2B | {
     "hidden_size": 2560,
@@ -60,6 +61,7 @@ _QWEN2_5_3B: Config = {
     "num_attention_heads": 16,
     "num_key_value_heads": 2,
     "vocab_size": 151_936,
+    "max_position_embeddings": 128_000,
 }
 _QWEN2_5_7B: Config = {
     "hidden_size": 3584,
@@ -68,6 +70,7 @@ _QWEN2_5_7B: Config = {
     "num_attention_heads": 28,
     "num_key_value_heads": 4,
     "vocab_size": 152_064,
+    "max_position_embeddings": 128_000,
 }
 
 

@@ -514,6 +514,19 @@ def test_of_a_name_without_weights_in_the_cache_the_configuration_is_checked(thi
     assert refused("a/model") == expected
 
 
+@pytest.mark.parametrize(
+    ("model", "positions"),
+    [("Qwen/Qwen3-VL-8B-Thinking", 262_144), ("Qwen/Qwen2.5-VL-3B-Instruct", 128_000)],
+)
+def test_the_context_of_a_known_name_is_checked_without_network(model, positions, cache):
+    assert check_models(recipe(model, f"rollout.max_context_tokens={positions}")).lines
+    line = refused(model, f"rollout.max_context_tokens={positions + 1}")
+    assert line == (
+        f"rollout.max_context_tokens={positions + 1}: must be at most {positions}, which is "
+        "max_position_embeddings of DIR, config.json"
+    )
+
+
 def test_of_a_name_without_network_nothing_is_checked_and_that_is_said(cache):
     report = check_models(recipe("b/model"))
     assert report.lines == ()
