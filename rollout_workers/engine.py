@@ -54,7 +54,7 @@ class VLLMEngine:
 
         weight_transfer.register()
         os.environ[weight_transfer.OWNER] = str(os.getpid())
-        arguments = engine_arguments(settings) | config.engine.options
+        arguments = engine_arguments(settings)
         self._reports: list[SchedulerStats] = []
         self._llm = AsyncLLM.from_engine_args(
             AsyncEngineArgs(**arguments), stat_loggers=[last_report_logger(self._reports)]

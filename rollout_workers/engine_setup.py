@@ -39,7 +39,7 @@ def set_environment(engine: EngineConfig) -> None:
 
 
 def engine_arguments(settings: WorkerSettings) -> dict[str, Any]:
-    """Return the AsyncEngineArgs of a worker's engine, by name, without the recipe's `options`."""
+    """Return the AsyncEngineArgs of a worker's engine, by name."""
     from vllm.config import WeightTransferConfig
     from vllm.platforms import current_platform
 
@@ -48,7 +48,7 @@ def engine_arguments(settings: WorkerSettings) -> dict[str, Any]:
     config, engine = settings.config, settings.config.engine
     cache_bytes = None if engine.kv_cache_gb is None else int(engine.kv_cache_gb * 2**30)
     extension = weight_transfer.EngineProcess
-    return {
+    arguments = {
         "model": settings.model,
         "dtype": engine.dtype,
         # Each request has a seed of its own.
@@ -68,8 +68,6 @@ def engine_arguments(settings: WorkerSettings) -> dict[str, Any]:
         "enable_chunked_prefill": False if current_platform.is_cpu() else None,
         "limit_mm_per_prompt": {"video": 0},
         "mm_processor_kwargs": _processor_options(settings),
-        # Logits in float32, as in the learner: in bfloat16 one of 20 would be up to 0.06 off.
-        "hf_overrides": {"head_dtype": "float32"},
         "generation_config": "vllm",  # the model folder's sampling defaults stay out
         # Of the distribution that is sampled from: bans and temperature included.
         "logprobs_mode": "processed_logprobs",
@@ -79,6 +77,9 @@ def engine_arguments(settings: WorkerSettings) -> dict[str, Any]:
         "weight_transfer_config": WeightTransferConfig(backend=engine.weight_transfer),
         "worker_extension_cls": f"{extension.__module__}.{extension.__name__}",
     }
+    # Logits in float32, as in the learner: in bfloat16 one of 20 would be up to 0.06 off.
+    overrides = {"head_dtype": "float32"} | engine.options.get("hf_overrides", {})
+    return arguments | engine.options | {"hf_overrides": overrides}
 
 
 def _processor_options(settings: WorkerSettings) -> dict[str, Any] | None:

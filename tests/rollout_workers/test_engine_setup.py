@@ -1,0 +1,33 @@
+"""What vLLM is told."""
+
+import pytest
+import torch
+
+from rollout_workers.config import EngineConfig, RolloutConfig
+from rollout_workers.engine_setup import engine_arguments
+from rollout_workers.settings import WorkerSettings
+
+pytestmark = [pytest.mark.engine]
+MODEL = "axpo/models/qwen3-vl-tiny"
+LONGER = {"text_config": {"max_position_embeddings": 4096}}
+
+
+def arguments(**engine):
+    config = RolloutConfig(engine=EngineConfig(**engine))
+    return engine_arguments(WorkerSettings(MODEL, config, None, None, run_seed=0))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_logits_are_float32_whatever_the_type_of_the_weights(dtype):
+    from vllm.config import ModelConfig
+
+    told = arguments(dtype=dtype, options={"hf_overrides": LONGER})
+    model = ModelConfig(**{name: told[name] for name in ("model", "dtype", "hf_overrides")})
+    assert (model.dtype, model.head_dtype) == (getattr(torch, dtype), torch.float32)
+    assert model.hf_config.text_config.max_position_embeddings == 4096
+
+
+def test_options_of_the_recipe_come_last():
+    told = arguments(options={"max_logprobs": 7, "hf_overrides": {"head_dtype": "model"}})
+    assert (told["max_logprobs"], told["hf_overrides"]) == (7, {"head_dtype": "model"})
+    assert arguments()["hf_overrides"] == {"head_dtype": "float32"}
