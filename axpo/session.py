@@ -119,6 +119,7 @@ def rollout_actors(
             verify=task.verify,
             run_seed=recipe.seed,
             want_entropies=resamples and recipe.resampler.ranking.needs_entropies,
+            lora_rank=recipe.lora_rank,
         )
         # Engines and tools start side by side. A tool that cannot start is found first.
         pool = RolloutPool(settings, log=log)

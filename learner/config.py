@@ -15,6 +15,8 @@ from rollout_workers.image_rule import ImagesConfig
 Layout: TypeAlias = Literal["tree", "packed", "padded"]
 """How a micro-batch is laid out; see `learner.batch`."""
 
+VLLM_LORA_RANK = 512
+"""The largest rank of an adapter in vLLM."""
 HEAD_CHUNK = 1 << 24
 """Logits that the head holds at a time on a CPU: 64 MB, and four times that while it works."""
 HEAD_CHUNK_CUDA = 1 << 28
@@ -34,6 +36,20 @@ class LoraSettings(BaseModel):
         min_length=1,
         description="names of linear layers",
     )
+    sync: Literal["merged", "adapters"] = Field(
+        "merged",
+        description="what the engines get: whole weights with the adapters merged in, or the "
+        "adapters alone, which vLLM adds to the base model it loaded",
+    )
+
+    @model_validator(mode="after")
+    def _vllm_takes_it(self) -> LoraSettings:
+        if self.sync == "adapters" and self.rank > VLLM_LORA_RANK:
+            raise ValueError(
+                f"rank={self.rank}: with sync='adapters' at most {VLLM_LORA_RANK}, which is what "
+                "vLLM takes; choose sync='merged'"
+            )
+        return self
 
 
 class CreditConfig(BaseModel):
@@ -150,13 +166,19 @@ class LearnerConfig(BaseModel):
         False,
         description="after each weight update compare the engines' weights with the learner's",
     )
+    sync_s: float = Field(
+        120.0,
+        gt=0,
+        description="seconds until a weight sync is given up, from when the engines hold still; "
+        "then the run goes back to its last checkpoint",
+    )
     max_skipped: int = Field(
         5,
         ge=1,
         description="updates in a row that were not finite, and so skipped, until the run stops",
     )
     deadline_s: float = Field(
-        1800, gt=0, description="seconds until start, update, weight sync, save or load is given up"
+        1800, gt=0, description="seconds until start, update, save or load is given up"
     )
 
     @model_validator(mode="after")
@@ -166,7 +188,17 @@ class LearnerConfig(BaseModel):
                 f"learner.total_steps={self.total_steps}: the cosine schedule needs more than "
                 f"learner.warmup_steps={self.warmup_steps}"
             )
+        if self.check_sync and adapters_alone(self):
+            raise ValueError(
+                "learner.check_sync=True: compares whole weights, and learner.lora.sync='adapters' "
+                "sends none; choose learner.lora.sync='merged'"
+            )
         return self
+
+
+def adapters_alone(config: LearnerConfig) -> bool:
+    """Return whether the engines get the adapters and keep their base weights."""
+    return config.lora is not None and config.lora.sync == "adapters"
 
 
 @dataclass(frozen=True)
@@ -184,6 +216,11 @@ class Serving:
     """Processes of one engine (its tensor parallel size); sizes the nccl group."""
     images: ImagesConfig = field(default_factory=ImagesConfig)
     """How large the engines see images."""
+
+    @property
+    def in_one_group(self) -> bool:
+        """Whether ranks and engines are in one collective during a weight sync."""
+        return self.weight_transfer != "shared_memory"
 
 
 @dataclass(frozen=True)

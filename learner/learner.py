@@ -20,9 +20,14 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from learner import manifest
-from learner.config import LearnerConfig, RankSettings, Serving
+from learner.config import LearnerConfig, RankSettings, Serving, adapters_alone
 from learner.credit import TrainItem
+from learner.receivers import Receivers
 from rollout_workers.trajectory import Floats
+
+
+class RanksLost(Exception):
+    """The ranks have ended: the policy is what the last checkpoint says."""
 
 
 class _RankActor:
@@ -54,7 +59,7 @@ class Learner:
     """Train the policy.
 
     Every call waits at most `config.deadline_s`, then it raises TimeoutError. If a rank fails, the
-    call raises what the rank raised.
+    call raises what the rank raised. When the ranks are lost, every call raises RanksLost.
     """
 
     def __init__(
@@ -80,7 +85,9 @@ class Learner:
             TimeoutError: they did not start within `config.deadline_s`.
         """
         self.config = config
+        self._serving = serving
         self._order = threading.Lock()
+        self._lost = ""  # why the ranks were ended
         # All ranks or none: some of them alone would hold their CPUs and wait for the others.
         self._group = _reserve(config)
         self._ranks = [_rank_actor(config, self._group, i) for i in range(config.ranks)]
@@ -165,18 +172,32 @@ class Learner:
     def send_weights(self, receivers: Sequence[Any], version: int) -> None:
         """Bring every engine to this policy.
 
+        The engines get `config.deadline_s` to end the turns being sampled. From then on there are
+        `config.sync_s` seconds.
+
         Args:
             receivers: Ray handles of rollout workers.
             version: what the policy is called from now on.
 
         Raises:
-            Exception: what a receiver raised.
+            Exception: what a receiver raised. The ranks can send again.
+            RanksLost: a receiver was lost while ranks and receivers were in one collective, or the
+                ranks did not answer in time. They have been ended.
             RuntimeError: with `check_sync`, parameters differ afterwards; they are named.
         """
-        address = self._wait("send_weights", [self._ranks[0].address.remote()])[0]
-        self._all("send_weights", list(receivers), version, address)
+        engines = Receivers(receivers)
+        engines.within(self.config.deadline_s)
+        engines.hold()
+        try:
+            address = self._wait("send_weights", [self._ranks[0].address.remote()])[0]
+            self._all("send_weights", engines.handles, version, address, within="sync_s")
+        except (ray.exceptions.RayError, TimeoutError) as error:
+            if self._stuck_after(error):
+                self._lose(f"weight update {version} failed ({_described(error)})")
+                raise RanksLost(self._lost) from error
+            raise
         if self.config.check_sync:
-            different = self._all("check_weights")[0]
+            different = self._all("check_weights", within="sync_s")[0]
             if different:
                 raise RuntimeError(
                     f"after weight update {version} engine and learner differ "
@@ -230,6 +251,18 @@ class Learner:
         about = manifest.verify(Path(folder))
         self._all("load", os.path.abspath(folder), about["ranks"])
 
+    def release_memory(self) -> None:
+        """Give the memory of the policy and its optimizer away until `reclaim_memory`.
+
+        Ranks on GPUs keep them in host memory, ranks on CPUs in a file. A call that needs them in
+        between takes them back while it runs.
+        """
+        self._all("release_memory")
+
+    def reclaim_memory(self) -> None:
+        """Take the memory back that `release_memory` gave away."""
+        self._all("reclaim_memory")
+
     def shutdown(self) -> None:
         """End the ranks and give their resources back."""
         for rank in self._ranks:
@@ -244,20 +277,52 @@ class Learner:
             by_index.update(share)
         return [by_index[i] for i in range(len(items))]
 
-    def _all(self, method: str, *arguments: Any) -> list[Any]:
+    def _stuck_after(self, error: Exception) -> bool:
+        """Tell whether ranks may wait for ever after a weight sync has failed."""
+        # What a rank raised by itself arrives as a RayTaskError. All else: it did not answer.
+        if not isinstance(error, ray.exceptions.RayTaskError):
+            return True
+        # A rank that raised has left the others, or its own stream, in the middle of a collective.
+        return self._serving.in_one_group and not adapters_alone(self.config)
+
+    def _lose(self, why: str) -> None:
+        """End the ranks: killed, because they do not answer."""
+        self._lost = why
+        for rank in self._ranks:
+            ray.kill(rank)
+
+    def _all(
+        self, method: str, *arguments: Any, within: Literal["deadline_s", "sync_s"] = "deadline_s"
+    ) -> list[Any]:
         # Collective calls of several threads must reach every rank in one order.
         with self._order:
+            if self._lost:
+                raise RanksLost(self._lost)
             calls = [rank.call.remote(method, *arguments) for rank in self._ranks]
-        return self._wait(method, calls)
+        return self._wait(method, calls, within)
 
-    def _wait(self, what: str, references: list[Any]) -> list[Any]:
+    def _wait(
+        self,
+        what: str,
+        references: list[Any],
+        within: Literal["deadline_s", "sync_s"] = "deadline_s",
+    ) -> list[Any]:
+        seconds = getattr(self.config, within)
         try:
-            return ray.get(references, timeout=self.config.deadline_s)
+            return ray.get(references, timeout=seconds)
         except ray.exceptions.GetTimeoutError as error:
+            # A rank's own GetTimeoutError comes as a RayTaskError too, and says what it waited for.
+            if isinstance(error, ray.exceptions.RayTaskError):
+                raise
             raise TimeoutError(
-                f"learner: {what} did not finish within "
-                f"learner.deadline_s={self.config.deadline_s:g}"
+                f"learner: {what} did not finish within learner.{within}={seconds:g}"
             ) from error
+
+
+def _described(error: Exception) -> str:
+    """Return an error's last line, which of Ray's errors says what the actor raised."""
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__
 
 
 def _trainable(items: Sequence[TrainItem]) -> list[TrainItem]:

@@ -1,7 +1,8 @@
 """Low-rank adapters (peft) under ZeRO-3, and the whole weights that leave the learner.
 
 Only the adapters train. Engines and exports receive W + scaling * B A under the base model's own
-names, so neither the engine nor a reader of a checkpoint knows about adapters. With the adapters
+names, so neither the engine nor a reader of a checkpoint knows about adapters. With `sync:
+adapters` the engines get the factors instead, and add them to their own base. With the adapters
 switched off the policy is the reference policy.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +20,7 @@ from learner.config import LoraSettings
 
 ADAPTER = "default"  # peft's own name
 _BASE = ".base_layer.weight"
+_PEFT = "base_model.model"  # what peft puts before the names of a model's layers
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,32 @@ def merged(weight: Tensor, adapter: Adapter | None) -> Tensor:
     # In bfloat16 a small change to a large weight would be rounded away.
     change = adapter.b.data.float() @ adapter.a.data.float()
     return (weight.float() + adapter.scaling * change).to(weight.dtype)
+
+
+def payload(model: nn.Module, settings: LoraSettings) -> dict[str, Any]:
+    """Return the adapters as peft's two files. Collective: ZeRO-3 gathers the factors.
+
+    Returns:
+        `config`, the fields of adapter_config.json, and `tensors`, adapter_model.safetensors.
+    """
+    import deepspeed
+    from safetensors.torch import save
+
+    factors = {}
+    for weight, adapter in adapters(model).items():
+        layer = weight.removesuffix(".weight")
+        factors[f"{_PEFT}.{layer}.lora_A.weight"] = adapter.a
+        factors[f"{_PEFT}.{layer}.lora_B.weight"] = adapter.b
+    with deepspeed.zero.GatheredParameters(list(factors.values())):
+        whole = {name: factor.detach().cpu().clone() for name, factor in factors.items()}
+    config = {
+        "peft_type": "LORA",
+        "r": settings.rank,
+        "lora_alpha": settings.alpha,
+        "target_modules": list(settings.targets),
+        "bias": "none",
+    }
+    return {"config": config, "tensors": save(whole)}
 
 
 @contextmanager

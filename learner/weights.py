@@ -1,36 +1,34 @@
 """The way of the policy's weights to the engines: gathered bucket by bucket, then handed over.
 
-Receivers are rollout workers (Ray actor handles) with `init_weight_transfer(info)`,
-`start_weight_update()`, `update_weights(payload)`, `finish_weight_update(version) -> version` and
-`differing_weights(payload) -> list[str]`. Through shared memory (one machine) a payload is a file
-of one bucket:
+Through shared memory (one machine) a payload is a file of one bucket:
 
     {"file": "/dev/shm/axpo-.../<bucket>",
      "tensors": [{"name": ..., "dtype": "float32", "shape": [...], "offset": bytes}, ...]}
 
+To engines on other machines, which only compare it, the payload has `bytes` instead of `file`.
 NCCL and CUDA IPC are vLLM's own trainer-side engines over the same receivers (`learner.senders`).
 """
 
 from __future__ import annotations
 
+import io
 import math
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
+import ray
 import torch
 from torch import Tensor, nn
 
 from learner import lora
+from learner.receivers import Receivers
 
 Named: TypeAlias = list[tuple[str, Tensor]]
 """Hugging Face names and whole tensors."""
 Parameters: TypeAlias = list[tuple[str, nn.Parameter]]
 """Hugging Face names and parameters, which ZeRO-3 may have partitioned."""
-
-SETTLE_S = 10.0
-"""Seconds that receivers get to end a call after another one's has failed."""
 
 
 def plan_buckets(
@@ -82,83 +80,6 @@ def gathered(model: nn.Module, bucket_bytes: int) -> Iterator[Named]:
             ]
 
 
-class Receivers:
-    """Treat the engines as one: each call goes to all of them.
-
-    A call waits no longer than the deadline, then it raises ray.exceptions.GetTimeoutError. The
-    first four methods are vLLM's `VLLMWeightSyncClient` protocol.
-    """
-
-    def __init__(self, handles: Sequence[Any], ranks_each: int, deadline_s: float) -> None:
-        """Take rollout workers.
-
-        Args:
-            handles: Ray handles of the workers.
-            ranks_each: processes of one engine.
-            deadline_s: seconds that a call may take.
-        """
-        self.handles = list(handles)
-        self.version = 0
-        self._ranks_each = ranks_each
-        self._deadline_s = deadline_s
-
-    @property
-    def ranks(self) -> int:
-        """Processes of all engines."""
-        return len(self.handles) * self._ranks_each
-
-    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        """Connect the engines.
-
-        vLLM numbers one engine's processes from `rank_offset`. Each receiver is an engine of its
-        own, so each gets its own offset.
-        """
-        calls = []
-        for i, handle in enumerate(self.handles):
-            info = dict(init_info)
-            if "rank_offset" in info:
-                info["rank_offset"] += i * self._ranks_each
-            calls.append(handle.init_weight_transfer.remote(info))
-        self.wait(calls)
-
-    def start_weight_update(self) -> None:
-        """Tell the engines that weights are coming."""
-        self.wait(self.call("start_weight_update"))
-
-    def update_weights(self, update_info: Any) -> None:
-        """Hand one payload to the engines."""
-        self.wait(self.call("update_weights", update_info))
-
-    def finish_weight_update(self, weight_version: str | None = None) -> None:
-        """Tell the engines that they have all weights.
-
-        Raises:
-            RuntimeError: an engine does not confirm the version.
-        """
-        confirmed = self.wait(self.call("finish_weight_update", self.version))
-        wrong = [version for version in confirmed if version != self.version]
-        if wrong:
-            raise RuntimeError(
-                f"after weight update {self.version} {len(wrong)} engines "
-                f"confirm version {wrong[0]}"
-            )
-
-    def call(self, method: str, *arguments: Any) -> list[Any]:
-        """Start a method on all receivers and return the references to its results."""
-        return [getattr(handle, method).remote(*arguments) for handle in self.handles]
-
-    def wait(self, references: list[Any]) -> list[Any]:
-        """Return the results; raise what the first failed call raised."""
-        import ray
-
-        try:
-            return ray.get(references, timeout=self._deadline_s)
-        except BaseException:
-            # The others may still read the bucket: an engine must not fail because another did.
-            ray.wait(references, num_returns=len(references), timeout=SETTLE_S)
-            raise
-
-
 def stream_shared_memory(
     model: nn.Module, receivers: Receivers | None, method: str, bucket_bytes: int
 ) -> list[list[Any]]:
@@ -207,17 +128,43 @@ def _send_buckets(
     return answers
 
 
+def stream_bytes(
+    model: nn.Module, receivers: Receivers | None, method: str, bucket_bytes: int
+) -> list[list[Any]]:
+    """Do as `stream_shared_memory` does, through Ray's object store: to engines on any machine."""
+    buckets = gathered(model, bucket_bytes)
+    answers: list[list[Any]] = []
+    try:
+        for tensors in buckets:
+            if receivers is None:
+                continue
+            out = io.BytesIO()
+            payload = {"tensors": _write(tensors, out), "bytes": out.getvalue()}
+            # One copy for each machine, not one for each engine.
+            answers.append(receivers.wait(receivers.call(method, ray.put(payload))))
+        return answers
+    finally:
+        for _ in buckets:
+            pass
+
+
 def write_bucket(tensors: Named, file: Path) -> dict[str, Any]:
     """Write whole tensors to a new file and return its payload."""
-    entries = []
     with file.open("xb") as out:
-        for name, tensor in tensors:
-            entry = {
-                "name": name,
-                "dtype": str(tensor.dtype).split(".")[-1],
-                "shape": list(tensor.shape),
-                "offset": out.tell(),
-            }
-            entries.append(entry)
-            out.write(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        entries = _write(tensors, out)
     return {"file": str(file), "tensors": entries}
+
+
+def _write(tensors: Named, out: BinaryIO) -> list[dict[str, Any]]:
+    """Write whole tensors one behind the other; return what a payload says of them."""
+    entries = []
+    for name, tensor in tensors:
+        entry = {
+            "name": name,
+            "dtype": str(tensor.dtype).split(".")[-1],
+            "shape": list(tensor.shape),
+            "offset": out.tell(),
+        }
+        entries.append(entry)
+        out.write(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return entries

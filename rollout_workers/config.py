@@ -127,6 +127,11 @@ class RolloutConfig(BaseModel):
         False,
         description="engines sleep while the learner trains, on the same GPUs (vLLM's sleep mode)",
     )
+    sleep_level: Literal[1, 2] = Field(
+        1,
+        description="of colocated engines: 1 keeps the weights in host memory; 2 drops them, and "
+        "with them what vLLM keeps outside parameters (Qwen3-VL's deepstack inputs)",
+    )
     placement: Literal["PACK", "SPREAD"] = Field(
         "PACK", description="how Ray lays the workers out over the nodes"
     )

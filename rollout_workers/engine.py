@@ -19,6 +19,7 @@ from rollout_workers.engine_setup import (
     last_report_logger,
     set_environment,
 )
+from rollout_workers.engine_updates import as_file, updates_of
 from rollout_workers.gate import Gate
 from rollout_workers.interfaces import ContextFull, EngineFailure, Generation, Sampling
 from rollout_workers.logprobs import entropies, logprob_table
@@ -60,7 +61,9 @@ class VLLMEngine:
             AsyncEngineArgs(**arguments), stat_loggers=[last_report_logger(self._reports)]
         )
         self._tokens = tokens
+        self._updates = updates_of(self._llm, settings)
         self._in_flight_updates = config.in_flight_updates
+        self._sleep_level = config.sleep_level
         self._top = TOP_LOGPROBS if settings.want_entropies else 0
         self._requests = itertools.count()
         self._version = 0
@@ -113,9 +116,7 @@ class VLLMEngine:
 
     async def init_weight_transfer(self, info: dict[str, Any]) -> None:
         """Connect to the learner; `info` is the transfer backend's own."""
-        from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
-
-        await self._llm.init_weight_transfer_engine(WeightTransferInitRequest(info))
+        await self._updates.connect(info)
 
     async def start_weight_update(self) -> None:
         """Hold new requests back, and wait for those in flight or cut them (`in_flight_updates`).
@@ -123,19 +124,16 @@ class VLLMEngine:
         So no request mixes two policies. If the update before this one was left in the middle,
         its tensors are forgotten: the engine serves no mixture.
         """
-        if not self._gate.is_open:
-            await self._llm.collective_rpc("abandon_weight_update")
+        again = not self._gate.is_open
         self._gate.close()
         if self._in_flight_updates:
             await self._llm.pause_generation(mode="abort", clear_cache=False)
         await self._gate.empty()
-        await self._llm.start_weight_update()
+        await self._updates.start(again=again)
 
     async def update_weights(self, payload: dict[str, Any]) -> None:
-        """Load one bucket of tensors."""
-        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
-
-        await self._llm.update_weights(WeightTransferUpdateRequest(payload))
+        """Load one bucket of tensors, or adapters."""
+        await self._updates.load(payload)
 
     async def finish_weight_update(self, version: int) -> int:
         """Serve the new weights, and drop all that the old ones computed.
@@ -145,24 +143,25 @@ class VLLMEngine:
         Returns:
             The version that the engine now says it has.
         """
+        confirmed = await self._updates.finish(version)
         # What the old policy computed must not serve the new one.
-        await self._llm.finish_weight_update(str(version))
         if not await self._llm.reset_prefix_cache():
             raise RuntimeError("the prefix cache is in use during a weight update")
         await self._llm.reset_mm_cache()
         await self._llm.reset_encoder_cache()
         if self._in_flight_updates:
             await self._llm.resume_generation()
-        self._version = int(await self._llm.get_weight_version())
+        self._version = confirmed
         self._gate.open()
         return self._version
 
     async def differing_weights(self, payload: dict[str, Any]) -> list[str]:
         """Return the names of the engine's parameters that differ from a bucket's tensors.
 
-        The bucket is one of shared memory. The comparison is exact.
+        The comparison is exact.
         """
-        per_process = await self._llm.collective_rpc("differing_weights", args=(payload,))
+        with as_file(payload) as bucket:
+            per_process = await self._llm.collective_rpc("differing_weights", args=(bucket,))
         return sorted(set().union(*per_process))
 
     async def alive(self) -> None:
@@ -172,11 +171,11 @@ class VLLMEngine:
     async def sleep(self) -> None:
         """Give the device's memory away: the KV cache and the weights.
 
-        This is vLLM's level 2: the next weight update brings the weights back.
+        At level 1 the weights wait in host memory. At level 2 the next weight update brings them.
         """
         self._gate.close()
         await self._gate.empty()
-        await self._llm.sleep(level=2)
+        await self._llm.sleep(level=self._sleep_level)
 
     async def wake(self, tag: str) -> None:
         """Take back the memory of `weights` or of `kv_cache`."""
@@ -218,7 +217,12 @@ class VLLMEngine:
         params = self._sampling_params(sampling)
         parts: list[list[CompletionOutput]] = [[] for _ in range(sampling.n)]
         first: RequestOutput | None = None
-        outputs = self._llm.generate(prompt, params, request_id=str(next(self._requests)))
+        outputs = self._llm.generate(
+            prompt,
+            params,
+            request_id=str(next(self._requests)),
+            lora_request=self._updates.adapter,
+        )
         async for output in outputs:
             first = first or output
             for part in output.outputs:

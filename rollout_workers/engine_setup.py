@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from rollout_workers.config import EngineConfig
 from rollout_workers.image_rule import image_rule
@@ -76,10 +76,23 @@ def engine_arguments(settings: WorkerSettings) -> dict[str, Any]:
         "enable_sleep_mode": config.colocated,
         "weight_transfer_config": WeightTransferConfig(backend=engine.weight_transfer),
         "worker_extension_cls": f"{extension.__module__}.{extension.__name__}",
+        **_lora_options(settings.lora_rank),
     }
     # Logits in float32, as in the learner: in bfloat16 one of 20 would be up to 0.06 off.
     overrides = {"head_dtype": "float32"} | engine.options.get("hf_overrides", {})
     return arguments | engine.options | {"hf_overrides": overrides}
+
+
+def _lora_options(rank: int | None) -> dict[str, Any]:
+    """Return what vLLM must be told to take adapters of a rank."""
+    if rank is None:
+        return {}
+    from vllm.config.lora import MaxLoRARanks
+
+    # vLLM has room for some ranks only; an adapter of a smaller one is padded.
+    room = min(possible for possible in get_args(MaxLoRARanks) if possible >= rank)
+    # One adapter: the policy. The next version takes its place.
+    return {"enable_lora": True, "max_loras": 1, "max_lora_rank": room}
 
 
 def _processor_options(settings: WorkerSettings) -> dict[str, Any] | None:

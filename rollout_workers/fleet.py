@@ -120,6 +120,11 @@ class Fleet:
             if worker.lost.done():
                 await worker.retired.wait()
 
+    def fail(self, why: str) -> None:
+        """Give all workers up: whoever waits for one raises WorkersFailed."""
+        self.failed = WorkersFailed(why)
+        self.on_change()
+
     async def close(self) -> None:
         """End engines and actors, and give their places back.
 

@@ -121,6 +121,10 @@ class RolloutPool:
         """
         self.run(self._fleet.check()).result(2 * self._config.health_s + 60)
 
+    def fail(self, why: str) -> None:
+        """Give all workers up: whoever waits for a group raises WorkersFailed."""
+        self.loop.call_soon_threadsafe(self._fleet.fail, why)
+
     def rollout(
         self,
         questions: Sequence[Question],

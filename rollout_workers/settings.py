@@ -23,6 +23,8 @@ class WorkerSettings:
     images: ImagesConfig = field(default_factory=ImagesConfig)
     system: str | None = None  # the system message of every prompt
     want_entropies: bool = False  # keep the entropy of every sampled token
+    # Of the adapters that the learner sends alone; None: it sends whole weights.
+    lora_rank: int | None = None
     faults: FaultPlan = field(default_factory=FaultPlan)  # what breaks on purpose, in tests
 
 

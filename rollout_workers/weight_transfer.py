@@ -6,9 +6,11 @@ How new weights get from the learner to the engines, from the outermost call to 
                                                        again if an engine is lost on the way
     Learner.send_weights    learner/learner.py         asks all ranks, and checks (`check_sync`)
     rank.send_weights       learner/rank.py            gathers ZeRO-3 partitions, bucket by bucket
-    Receivers               learner/weights.py         calls all workers at once
+    a Sender                learner/senders.py         one of the ways to send
+    Receivers               learner/receivers.py       calls all workers at once
     RolloutWorker           rollout_workers/worker.py  notes a failure for `ping`
     VLLMEngine              rollout_workers/engine.py  closes the gate, opens it with empty caches
+    Updates                 rollout_workers/engine_updates.py  weights, or adapters beside them
     vLLM's transfer engine  here                       loads tensors into the model
 
 From the receivers inwards one update is a session of three calls, under vLLM's names:
@@ -55,6 +57,8 @@ from vllm.model_executor.model_loader.reload.layerwise import (
 )
 from vllm.model_executor.model_loader.reload.meta import materialize_meta_tensor, to_meta_tensor
 from vllm.model_executor.model_loader.reload.sanitize import restore_layer_refs
+
+from rollout_workers import ipc_handles
 
 Parameters: TypeAlias = Mapping[str, torch.nn.Parameter | None]
 """A module's own parameters, by name."""
@@ -132,12 +136,21 @@ class EngineProcess:
 
     vllm_config: Any
     model_runner: Any
+    update_weights: Any
     weight_transfer_engine: Any
 
     def abandon_weight_update(self) -> None:
         """End a session that its sender left in the middle; vLLM would refuse the next one."""
         self._weight_update_active = False
         self.weight_transfer_engine.reset_weight_update_target()
+
+    def disconnect_learner(self) -> None:
+        """Give back the connection to a learner, before there is another one."""
+        self.weight_transfer_engine.shutdown()
+
+    def update_weights_by_handles(self, data: bytes) -> None:
+        """Load what CUDA IPC handles point to."""
+        self.update_weights(ipc_handles.unpack(data))
 
     def differing_weights(self, payload: dict[str, Any]) -> list[str]:
         """Return the live parameters that do not equal the payload's tensors exactly."""

@@ -198,7 +198,7 @@ class RolloutWorker:
         await self._engine.start_weight_update()
 
     async def update_weights(self, payload: dict[str, Any]) -> None:
-        """Load one bucket of tensors.
+        """Load one bucket of tensors, or adapters.
 
         If this fails, or takes longer than `health_s`, `ping` raises from then on.
         """

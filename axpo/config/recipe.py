@@ -14,7 +14,7 @@ from axpo.errors import AxpoError
 from axpo.registry import Registered, Variant
 from axpo.tasks import TaskConfig
 from axpo.tasks.task import Fits
-from learner.config import CreditConfig, LearnerConfig, Serving
+from learner.config import CreditConfig, LearnerConfig, Serving, adapters_alone
 from resampler.config import ResamplerConfig
 from resampler.history import History
 from rollout_workers.config import RolloutConfig
@@ -102,6 +102,12 @@ class Recipe(Section):
             ranks_per_engine=self.rollout.engine.tensor_parallel_size,
             images=self.images,
         )
+
+    @property
+    def lora_rank(self) -> int | None:
+        """Return the rank of the adapters that engines get alone; None: they get whole weights."""
+        lora = self.learner.lora
+        return lora.rank if lora is not None and adapters_alone(self.learner) else None
 
     @property
     def all_tools(self) -> ToolServerConfig:
@@ -208,6 +214,11 @@ class Recipe(Section):
             raise ValueError(
                 f"rollout.engine.weight_transfer={transfer!r}: needs learner.gpus_per_rank=1; "
                 "CPU ranks send through 'shared_memory'"
+            )
+        if self.lora_rank is not None and self.rollout.sleep_level == 2:
+            raise ValueError(
+                "rollout.sleep_level=2: drops the base weights, and learner.lora.sync='adapters' "
+                "does not send them again; choose rollout.sleep_level=1"
             )
         if self.rollout.colocated and self.max_staleness:
             raise ValueError(

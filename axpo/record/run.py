@@ -128,12 +128,20 @@ class RunDirectory:
             # A refusal must not hold the lock: this process may go on.
             run.close()
             raise AxpoError(f"{run.path} has ended (it has a summary.json): nothing to resume")
-        run.checkpoints.delete_partial()
-        step = run._last_undamaged()
-        run._rewind(step)
+        step = run.wind_back()
         if writer is not None:
             run._tensorboard = writer(str(run.path / "tensorboard"), purge_step=step + 1)
         return run, step
+
+    def wind_back(self) -> int:
+        """Go back to the last undamaged checkpoint, set damaged ones aside; return its step.
+
+        0 if there is none. What later steps wrote is dropped: they run again.
+        """
+        self.checkpoints.delete_partial()
+        step = self._last_undamaged()
+        self._rewind(step)
+        return step
 
     def recipe(self) -> dict[str, Any]:
         """Return the resolved recipe as it was written."""

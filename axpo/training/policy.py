@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ray.exceptions import RayError
 
 from learner.credit import TrainItem
-from learner.learner import Learner
+from learner.learner import Learner, RanksLost
 from rollout_workers.pool import RolloutPool
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ class Policy:
 
         Raises:
             WorkersFailed: too many engines were lost.
+            RanksLost: the ranks ended with an engine, see `Learner.send_weights`.
             RayError, TimeoutError: what the learner raised, if no engine is to blame.
         """
         with self._lock:
@@ -87,4 +88,9 @@ class Policy:
     def _welcome(self, worker: ActorHandle) -> None:
         """Give the weights to an engine that replaces a lost one."""
         with self._lock:
-            self._learner.send_weights([worker], self.version)
+            try:
+                self._learner.send_weights([worker], self.version)
+            except RanksLost as error:
+                # No replacement will ever get the weights.
+                self._pool.fail(str(error))
+                raise

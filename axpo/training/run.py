@@ -22,6 +22,7 @@ from axpo.training.flow import Flow
 from axpo.training.progress import Progress
 from axpo.training.replay import Recording, Replaying, record, replay
 from axpo.training.trainer import TrainingRun, train
+from learner.learner import RanksLost
 from resampler.resampler import start_resampler
 from rollout_workers.chat import Chat
 
@@ -30,6 +31,9 @@ def train_run(
     recipe: Recipe, directory: RunDirectory, first: int, console: Console
 ) -> dict[str, Any] | None:
     """Train from step `first` on.
+
+    If the learner's ranks are lost, all actors are started again and the run goes on from its last
+    checkpoint, once for each checkpoint.
 
     Args:
         recipe: the run's recipe.
@@ -41,8 +45,33 @@ def train_run(
         The summary; None if the run was stopped, with a checkpoint.
 
     Raises:
-        AxpoError: see `axpo.training.trainer.train`.
+        AxpoError: see `axpo.training.trainer.train`; or the ranks were lost twice after the same
+            checkpoint.
     """
+    went_back_to: int | None = None
+    while True:
+        try:
+            return _train_run(recipe, directory, first, console)
+        except RanksLost as error:
+            first = directory.wind_back()
+            directory.log_event("ranks lost", reason=str(error), step=first)
+            if first == went_back_to:
+                raise AxpoError(
+                    f"{error}. It is the second time after step {first}: "
+                    f"continue with --resume {directory.path}"
+                ) from error
+            went_back_to = first
+            console.print(
+                f"{error}. Going on from step {first}, with all actors started again",
+                markup=False,
+                highlight=False,
+            )
+
+
+def _train_run(
+    recipe: Recipe, directory: RunDirectory, first: int, console: Console
+) -> dict[str, Any] | None:
+    """Start all actors and train from step `first` on."""
     # The data is read before anything starts: a fault in it then costs no time.
     task = recipe.task.load()
     ledger = _ledger(directory, first)

@@ -18,8 +18,8 @@ def test_collective_calls_of_several_threads_reach_every_rank_in_one_order(monke
         return SimpleNamespace(asked=asked, call=SimpleNamespace(remote=remote))
 
     learner = Learner.__new__(Learner)
-    learner._order, learner._ranks = threading.Lock(), [rank(), rank()]
-    monkeypatch.setattr(learner, "_wait", lambda what, references: references)
+    learner._order, learner._ranks, learner._lost = threading.Lock(), [rank(), rank()], ""
+    monkeypatch.setattr(learner, "_wait", lambda what, references, within: references)
     threads = [threading.Thread(target=learner._all, args=("save", number)) for number in range(40)]
     for thread in threads:
         thread.start()
