@@ -5,6 +5,7 @@ Under ZeRO-3 this module is what the engine wraps, so every gather happens insid
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,11 +45,11 @@ class Policy(nn.Module):
         )
         # Each distinct image is encoded once, then handed to every place that shows it.
         index = batch.image_index.tolist()
-        vision.pooler_output = [vision.pooler_output[i] for i in index]
+        vision.pooler_output = features_at(vision.pooler_output, index)
         # Features that go into deeper layers; not every architecture has them.
         deepstack = getattr(vision, "deepstack_features", None)
         if deepstack is not None:
-            vision.deepstack_features = [[layer[i] for i in index] for layer in deepstack]
+            vision.deepstack_features = [features_at(layer, index) for layer in deepstack]
         device = batch.input_ids.device
         block_mask = None
         if batch.tree is not None and device.type == "cuda":
@@ -61,7 +62,33 @@ class Policy(nn.Module):
             tree=batch.tree,
             block_mask=block_mask,
         ).last_hidden_state
-        return self.head(hidden.flatten(0, 1)[batch.positions], batch.targets)
+        return self.head(hidden_at(hidden.flatten(0, 1), batch.positions), batch.targets)
+
+
+def features_at(images: Sequence[Tensor], index: Sequence[int]) -> list[Tensor]:
+    """Return images[i] for each i of an index; the model casts them to its own type.
+
+    An image that is shown more than once is widened, so that its gradient is a float32 sum over its
+    places. In bfloat16 it would be rounded after each of them.
+    """
+    places = Counter(index)
+    exact = [image.float() if places[i] > 1 else image for i, image in enumerate(images)]
+    return [exact[i] for i in index]
+
+
+def hidden_at(hidden: Tensor, positions: Tensor) -> Tensor:
+    """Return hidden[positions] whose gradient is a float32 sum over equal positions.
+
+    In a tree many rollouts read the last token of their prompt.
+
+    Args:
+        hidden: hidden states, shape [T, H].
+        positions: shape [M].
+    """
+    if hidden.dtype == torch.float32:
+        return hidden[positions]
+    distinct, place = positions.unique(return_inverse=True)
+    return hidden[distinct].float()[place].to(hidden.dtype)
 
 
 def load_policy(

@@ -21,6 +21,7 @@ from learner.attention import tree_attention
 from learner.config import LearnerConfig
 from learner.cpu_sums import use_float32_sums
 from learner.head import Head
+from learner.policy import features_at, hidden_at
 from learner.tree import lay_out
 from tests.real.folder import Family, Spec, config_of
 
@@ -183,6 +184,28 @@ def test_keys_that_many_nodes_share_sum_their_gradients_in_float32() -> None:
         gradients.append(value.grad[:, :, :5])
     # Attention itself rounds its gradients once for each of the 64 nodes.
     assert error(gradients[0], gradients[1]) < 2 * ONE_ROUNDING
+
+
+def test_what_many_rollouts_read_or_show_sums_its_gradient_in_float32() -> None:
+    # Hidden state 2 of 5 is read by 64 rollouts, and image 1 of 2 stands in all of them.
+    given, up = biased(5, 256), biased(66, 256, seed=1)
+    positions = torch.tensor([0, *[2] * 64, 4])
+    hidden = given.clone().requires_grad_()
+    rows = hidden_at(hidden, positions)
+    assert torch.equal(rows, given[positions])
+    rows.backward(up)
+    images = given.clone().requires_grad_()
+    features = features_at([images[0:2], images[2:3]], [1] * 64 + [0])
+    # As the model takes them.
+    features = torch.cat(features).to(BFLOAT16)
+    assert torch.equal(features, given[[2] * 64 + [0, 1]])
+    features.backward(up)
+    for found, at, right in ((hidden, 2, up[1:65]), (images, 2, up[:64])):
+        assert found.grad is not None
+        # With sums in bfloat16 0.8 %.
+        assert error(found.grad[at], right.double().sum(0)) < ONE_ROUNDING
+    assert torch.equal(hidden.grad[[0, 4]], up[[0, 65]])
+    assert torch.equal(images.grad[[0, 1]], up[64:])
 
 
 def test_gradients_are_summed_in_float32_over_micro_batches_and_ranks() -> None:
