@@ -1,129 +1,180 @@
-"""Compare mathematical expressions, by math-verify in a process of its own.
+"""Compare mathematical expressions, by math-verify in processes of their own.
 
 What a policy wrote can keep sympy busy for ever, or Python itself: `9^{9^{9^9}}` is one
-multiplication that no thread can interrupt. So the comparison runs in a child process,
-`python -m axpo.tasks.mathematics`. It is killed at its deadline, and started again for the next
-answer.
+multiplication that no thread can interrupt. So each comparison runs in a process of its own, under
+limits (`axpo.tasks.comparing`). An answer that exceeds them is wrong. Other answers do not wait for
+it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-import select
+import os
+import re
+import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 
-DEADLINE_S = 10.0  # of one comparison
-START_S = 120.0  # until the child is ready
-MEMORY = 4 << 30  # bytes of address space
-_MODULE = (sys.executable, "-m", "axpo.tasks.mathematics")
+from axpo.tasks import comparing
+from axpo.tasks.comparing import Reply
+
+LONGEST = 2000
+"""Characters of an expression."""
+
+DEEPEST = 40
+"""Brackets inside each other."""
+
+WAIT_S = comparing.QUEUE_S + comparing.WALL_S + 5
+"""Seconds in which a server that works has replied."""
+
+# What Python needs to start and to find its packages. No secret is among them.
+_ENVIRONMENT = ("HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "PYTHONPATH", "TMPDIR")
+_COMMAND = (sys.executable, "-P", comparing.__file__)
+_BRACKETS = re.compile(r"[(\[{]|([)\]}])")
+_FAILURES = {
+    Reply.BUSY: "too many comparisons wait",
+    Reply.LOST: "the machine ended the comparison, or gave it no time",
+}
 
 
 class Comparer:
-    """Compare expressions in one child process, one at a time."""
+    """Compare expressions through one server, from any number of threads."""
 
-    def __init__(self, command: tuple[str, ...] = _MODULE, deadline_s: float = DEADLINE_S) -> None:
-        self._command, self._deadline_s = command, deadline_s
-        self._child: subprocess.Popen[str] | None = None
+    def __init__(self, command: Sequence[str] = _COMMAND, wait_s: float = WAIT_S) -> None:
+        self._command, self._wait_s = command, wait_s
+        self._child: subprocess.Popen[bytes] | None = None
+        self._channel: socket.socket | None = None
         self._lock = threading.Lock()
 
-    def equal(self, truth: str, answer: str) -> bool:
-        """Return whether the answer equals the truth.
+    def compare(self, truths: Sequence[str], answer: str) -> Reply:
+        """Return how the comparison of an answer with each of its truths ended.
 
         Raises:
-            TimeoutError: the child did not reply before the deadline.
-            RuntimeError: the child ended, or could not read the truth.
+            TimeoutError: the machine was too busy, or the server is frozen.
+            RuntimeError: the machine ended the comparison or the server.
         """
-        with self._lock:
-            child = self._child or self._start()
-            try:
-                assert child.stdin is not None
-                child.stdin.write(json.dumps([truth, answer]) + "\n")
-                child.stdin.flush()
-                reply = json.loads(self._read_line(child, self._deadline_s))
-            except (OSError, RuntimeError, TimeoutError):
-                # A late reply would be taken for that of the next comparison.
-                self._end(child)
-                raise
-        if not isinstance(reply, bool):
-            raise RuntimeError(str(reply))
-        return reply
+        request = json.dumps([list(truths), answer]).encode()
+        # A server that ended was killed by the machine: another one is asked once.
+        reply = self._ask(request) or self._ask(request)
+        if not reply:
+            raise RuntimeError("math: the process that compares has ended")
+        outcome = Reply(reply.decode())
+        if outcome in _FAILURES:
+            raise RuntimeError(f"math: {_FAILURES[outcome]}")
+        return outcome
 
     def close(self) -> None:
-        """End the child."""
+        """End the server and what it compares."""
         with self._lock:
-            if self._child:
-                self._end(self._child)
+            self._end()
 
-    def _start(self) -> subprocess.Popen[str]:
-        pipe = subprocess.PIPE
-        child = subprocess.Popen(self._command, stdin=pipe, stdout=pipe, text=True)
-        try:
-            self._read_line(child, START_S)
-        except BaseException:
-            self._end(child)
-            raise
-        self._child = child
-        return child
+    def _ask(self, request: bytes) -> bytes:
+        """Return the reply; empty if the server ended."""
+        mine, theirs = socket.socketpair()
+        with mine:
+            with theirs:
+                self._send(request, theirs)
+            mine.settimeout(self._wait_s)
+            try:
+                return mine.recv(64)
+            except TimeoutError:
+                self.close()  # a server that works would have replied
+                raise TimeoutError(f"math: no reply for {self._wait_s:g} s") from None
 
-    def _read_line(self, child: subprocess.Popen[str], seconds: float) -> str:
-        assert child.stdout is not None
-        readable, _, _ = select.select([child.stdout], [], [], seconds)
-        if not readable:
-            raise TimeoutError(f"math: no answer for {seconds:g} s")
-        line = child.stdout.readline()
-        if not line:
-            command, status = " ".join(self._command), child.wait()
-            raise RuntimeError(f"math: {command} ended with status {status}")
-        return line
+    def _send(self, request: bytes, reply: socket.socket) -> None:
+        with self._lock:
+            # A server that has died is found out when it is written to.
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                return self._write(request, reply)
+            self._end()
+            self._write(request, reply)
 
-    def _end(self, child: subprocess.Popen[str]) -> None:
-        self._child = None
-        child.kill()
-        child.communicate()
+    def _write(self, request: bytes, reply: socket.socket) -> None:
+        if self._channel is None:
+            self._start()
+        assert self._channel is not None
+        socket.send_fds(self._channel, [request], [reply.fileno()])
+
+    def _start(self) -> None:
+        # Packets, so that threads share the socket without cutting up each other's requests.
+        mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        mine.settimeout(self._wait_s)
+        known = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+        with theirs:
+            self._child = subprocess.Popen(
+                [*self._command, str(os.getpid())],
+                stdin=theirs,
+                stdout=subprocess.DEVNULL,
+                env=known,
+                start_new_session=True,  # Ctrl-C is for the trainer, which then closes the socket
+            )
+        self._channel = mine
+
+    def _end(self) -> None:
+        if self._channel is not None:
+            self._channel.close()
+        if self._child is not None:
+            self._child.kill()
+            self._child.wait()
+        self._channel = self._child = None
 
 
 _comparer = Comparer()
 
 
-def equal(truth: str, answer: str) -> bool:
-    """Return whether the answer equals the truth; raise what `Comparer.equal` raises.
+def equal(truth: str | Sequence[str], answer: str) -> bool:
+    """Return whether the answer equals the truth, or one of several.
+
+    An answer that is too long, too deep, or cannot be compared within the limits does not.
 
     Args:
         truth: LaTeX or plain text, without \\boxed.
         answer: likewise.
+
+    Raises:
+        TimeoutError: the machine was too busy.
+        RuntimeError: the machine ended the comparison, or a truth is no expression.
     """
-    return _comparer.equal(truth, answer)
+    truths = [truth] if isinstance(truth, str) else truth
+    if not within_limits(answer):
+        return False
+    reply = _comparer.compare(truths, answer)
+    if reply is Reply.UNREADABLE:
+        found = ", ".join(truths)[:200]
+        raise RuntimeError(f"math: {found}: no expression in the question's answer")
+    return reply is Reply.EQUAL
 
 
-def main() -> None:
-    """Reply to lines on stdin, until it ends; the child's side.
+def check(truth: str) -> None:
+    """Raise ValueError if no answer can equal this truth.
 
-    A line is `[truth, answer]`. The reply is true, false, or a text that says what is wrong with
-    the truth.
+    It must be an expression, and equal to itself within the limits.
     """
-    import logging
-    import resource
-
-    from math_verify import parse, verify
-
-    logging.disable(logging.WARNING)  # math-verify warns that it has no time limit
-    # A comparison that needs more memory fails, and does not take that of the rollout worker.
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    print("ready", flush=True)
-    for line in sys.stdin:
-        # No time limit of math-verify's own: when it ended, it would call the answer wrong.
-        truth, answer = (
-            parse(f"\\boxed{{{text.strip().strip('$')}}}", parsing_timeout=None)
-            for text in json.loads(line)
+    shown = truth[:80]
+    if not truth.strip(" $"):
+        raise ValueError("expected a formula, found none")
+    if not within_limits(truth):
+        raise ValueError(
+            f"expected a formula of at most {LONGEST} characters and {DEEPEST} brackets inside "
+            f"each other, found {shown!r}"
         )
-        if truth:
-            reply = verify(truth, answer, timeout_seconds=None)
-        else:
-            reply = f"math: {line.strip()[:200]}: no expression in the question's answer"
-        print(json.dumps(reply), flush=True)
+    reply = _comparer.compare([truth], truth)
+    if reply is Reply.UNREADABLE:
+        raise ValueError(f"expected a formula, found {shown!r}")
+    if reply is not Reply.EQUAL:
+        raise ValueError(f"no answer can match: {shown!r} cannot be compared with itself")
 
 
-if __name__ == "__main__":
-    main()
+def within_limits(text: str) -> bool:
+    """Return whether an expression is short and flat enough to be compared."""
+    if len(text) > LONGEST:
+        return False
+    depth = 0
+    for bracket in _BRACKETS.finditer(text):
+        depth = max(depth - 1, 0) if bracket[1] else depth + 1
+        if depth > DEEPEST:
+            return False
+    return True

@@ -3,30 +3,33 @@
 Every verifier here reads the last `\\boxed{...}` of the answer. A recipe names one (`verifier:
 numeric`), with options if it has any (`verifier: {name: numeric, tolerance: 0.05}`), or gives the
 import path of a function `(question, answer)` of its own.
+
+An answer that cannot be read, or not within the limits, is wrong. The truth of a question may be a
+list of accepted answers (`accepted`).
 """
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 from abc import abstractmethod
+from collections.abc import Sequence
 from fractions import Fraction
 
 from pydantic import Field, model_validator
 
 from axpo.registry import Registry, Variant
+from axpo.tasks import choices, mathematics
+from axpo.tasks.choices import choice
+from axpo.tasks.quantities import Quantity, number, quantity
 from rollout_workers.trajectory import Question
+
+__all__ = ["Verifier", "accepted", "boxed", "choice", "exact_match", "number", "verifiers"]
 
 # \boxed{, any escaped character, or a bare brace
 _BRACES = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
-_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
-_FRACTION = re.compile(r"\\[dt]?frac\{([^{}]+)\}\{([^{}]+)\}")
-_SPACE_AND_UNITS = re.compile(r"\\[,;!%$]|[\s$%]")
-_TEXT_COMMAND = re.compile(r"\\(?:text|mathrm|mathbf|textbf)\{([^{}]*)\}")
-_CHOICE = re.compile(r"[(\[]?([A-Za-z])(?:[)\].:].*)?", re.DOTALL)
-# Fraction("1e999999999") would write out that many digits.
-_HUGE_EXPONENT = re.compile(r"[eE][+-]?\d{4}")
-_LONGEST_NUMBER = 40  # characters; a longer text is no number that somebody meant
+_WHOLE_FLOAT = re.compile(r"[+-]?[0-9]+\.0")
 
 
 class Verifier(Variant):
@@ -51,6 +54,11 @@ class Verifier(Variant):
         """Raise ValueError if no answer can be compared with this true answer of the data."""
         return
 
+    def check_question(self, question: Question) -> None:
+        """Raise ValueError if no answer to this question could be right."""
+        for truth in accepted(question.answer):
+            self.check_truth(truth)
+
 
 verifiers: Registry[Verifier] = Registry("verifiers", Verifier, "reward")
 
@@ -61,53 +69,86 @@ class Exact(Verifier):
 
     def reward(self, question: Question, answer: str | None) -> float:
         """Return 1.0 if the box has the text of the truth, else 0.0."""
-        return exact_match(answer, question.answer)
+        return max(exact_match(answer, truth) for truth in accepted(question.answer))
+
+    def check_truth(self, truth: str) -> None:
+        """Raise ValueError if no box can have this text, or hardly any."""
+        if "\\boxed" in truth:
+            raise ValueError(f"expected the answer alone, without \\boxed, found {truth!r}")
+        if _WHOLE_FLOAT.fullmatch(truth.strip()):
+            whole = truth.strip().removesuffix(".0")
+            raise ValueError(
+                f"found {truth!r}, which {whole!r} would not match: write {whole!r}, or use the "
+                "verifier numeric"
+            )
+        if not truth.strip() or exact_match(f"\\boxed{{{truth}}}", truth) == 0.0:
+            raise ValueError(f"expected a text that \\boxed{{}} can hold, found {truth!r}")
 
 
 @verifiers.register("numeric")
 class Numeric(Verifier):
-    """The box has a number that is close enough to the truth."""
+    """The box has a number that is close enough to the truth, in the truth's unit or none."""
 
     tolerance: float = Field(
         0.0,
         ge=0,
         description="largest difference from the truth t, in units of max(1, |t|)",
     )
+    absolute: float = Field(
+        0.0, ge=0, description="largest difference from the truth; the larger one of both counts"
+    )
 
     def reward(self, question: Question, answer: str | None) -> float:
         """Return 1.0 if the box has a number within the tolerance, else 0.0."""
-        truth = _true_number(question.answer)
-        given = number(boxed(answer) or "")
+        truths = [_true_quantity(truth) for truth in accepted(question.answer)]
+        given = quantity(boxed(answer) or "")
         if given is None:
             return 0.0
-        # Fractions are exact: 4.95 is within 0.1 of 4.5 (0.1 * 4.5 = 0.45), whatever floats say.
-        # About zero the tolerance is absolute.
-        unit = max(Fraction(1), abs(truth))
-        allowed = Fraction(str(self.tolerance)) * unit
-        return float(abs(given - truth) <= allowed)
+        return float(any(self._matches(given, truth) for truth in truths))
 
     def check_truth(self, truth: str) -> None:
         """Raise ValueError if the truth is no number."""
-        _true_number(truth)
+        _true_quantity(truth)
+
+    def _matches(self, given: Quantity, truth: Quantity) -> bool:
+        # Fractions are exact: 4.95 is within 0.1 of 4.5 (0.1 * 4.5 = 0.45), whatever floats say.
+        # About zero the tolerance is absolute.
+        relative = Fraction(str(self.tolerance)) * max(Fraction(1), abs(truth.value))
+        allowed = max(relative, Fraction(str(self.absolute)))
+        return given.unit in ("", truth.unit) and abs(given.value - truth.value) <= allowed
 
 
 @verifiers.register("choice")
 class Choice(Verifier):
-    """The box names the same letter as the truth: B, (b), B. 12 cm."""
+    """The box names the same option as the truth, by letter or text: B, (b), B. 12 cm, 12 cm."""
 
     def reward(self, question: Question, answer: str | None) -> float:
-        """Return 1.0 if the box names the letter of the truth, else 0.0."""
-        truth = _true_choice(question.answer)
-        return float(choice(boxed(answer) or "") == truth)
+        """Return 1.0 if the box names the option of the truth and no other, else 0.0."""
+        listed = choices.options(question.text)
+        given = boxed(answer) or ""
+        named = choice(given, listed)
+        for truth in accepted(question.answer):
+            if named is not None and named == _true_choice(truth, question):
+                return 1.0
+            # Truths like `B. 12 cm` bring the option's text with them.
+            text = choices.option_text(truth)
+            if named is None and text and choices.same_text(given, text):
+                return 1.0
+        return 0.0
 
     def check_truth(self, truth: str) -> None:
         """Raise ValueError if the truth names no letter."""
         _true_choice(truth)
 
+    def check_question(self, question: Question) -> None:
+        """Raise ValueError if a truth names no letter and is no option of the question."""
+        for truth in accepted(question.answer):
+            _true_choice(truth, question)
+
 
 @verifiers.register("math")
 class Math(Verifier):
-    """The box is mathematically equal to the truth (math-verify, ended after 10 s)."""
+    """The box is mathematically equal to the truth (math-verify, under limits of time and size)."""
 
     @model_validator(mode="after")
     def _installed(self) -> Math:
@@ -121,15 +162,35 @@ class Math(Verifier):
         """Return 1.0 if the box equals the truth, else 0.0.
 
         Raises:
-            TimeoutError: the comparison took too long.
-            RuntimeError: the comparing process ended, or the truth is no expression.
+            TimeoutError: the machine was too busy to compare.
+            RuntimeError: the machine ended the comparison, or the truth is no expression.
         """
-        # Imported here because the comparing process runs that very module: Python warns if the
-        # package has imported it before.
-        from axpo.tasks.mathematics import equal
-
         given = boxed(answer)
-        return float(given is not None and equal(question.answer, given))
+        if given is None:
+            return 0.0
+        truths = accepted(question.answer)
+        # Plain numbers need no algebra. This reads `1 1/2`, which math-verify does not.
+        of_given = number(given)
+        if of_given is not None and of_given in [number(truth) for truth in truths]:
+            return 1.0
+        return float(mathematics.equal(truths, given))
+
+    def check_truth(self, truth: str) -> None:
+        """Raise ValueError if the truth is no expression, or cannot be compared in time."""
+        if number(truth) is None:
+            mathematics.check(truth)
+
+
+def accepted(truth: str) -> Sequence[str]:
+    """Return the accepted answers of a question: those of a JSON list of texts, or the one text."""
+    if truth.startswith('["') and truth.endswith('"]'):
+        try:
+            listed = json.loads(truth)
+        except ValueError:
+            return [truth]
+        if all(isinstance(text, str) for text in listed):
+            return [text.strip() for text in listed]
+    return [truth]
 
 
 def exact_match(text: str | None, truth: str) -> float:
@@ -157,45 +218,18 @@ def boxed(text: str | None) -> str | None:
     return text[start:end].strip() if start >= 0 else None
 
 
-def number(text: str) -> Fraction | None:
-    """Return the number that a text is, or None if it is none or too long to be meant.
-
-    Read are: 1,250.5, -3e4, 1/3, \\frac{1}{3}, 12 %, $5.
-    """
-    plain = text.replace("\u2212", "-")  # the minus sign of typeset text
-    plain = _SPACE_AND_UNITS.sub("", plain)
-    plain = _FRACTION.sub(r"\1/\2", plain)
-    plain = _THOUSANDS.sub("", plain)
-    if len(plain) > _LONGEST_NUMBER or _HUGE_EXPONENT.search(plain):
-        return None
-    try:
-        parts = [Fraction(part) for part in plain.split("/")]
-        if len(parts) == 1:
-            return parts[0]
-        # 1/2/3 could be read in two ways.
-        return parts[0] / parts[1] if len(parts) == 2 else None
-    except (ValueError, ZeroDivisionError):
-        return None
-
-
-def choice(text: str) -> str | None:
-    """Return the letter of a multiple-choice answer, or None if there is not exactly one.
-
-    Read are: B, (b), B. 12 cm, \\text{B}.
-    """
-    found = _CHOICE.fullmatch(_TEXT_COMMAND.sub(r"\1", text).strip())
-    return found[1].upper() if found else None
-
-
-def _true_number(truth: str) -> Fraction:
-    value = number(truth)
+def _true_quantity(truth: str) -> Quantity:
+    value = quantity(truth)
     if value is None:
-        raise ValueError(f"expected a number, found {truth!r}")
+        raise ValueError(f"expected a number, found {truth[:80]!r}")
     return value
 
 
-def _true_choice(truth: str) -> str:
-    letter = choice(truth)
+def _true_choice(truth: str, question: Question | None = None) -> str:
+    letter = choice(truth, choices.options(question.text) if question else None)
     if letter is None:
-        raise ValueError(f"expected the letter of a choice, found {truth!r}")
+        raise ValueError(
+            f"expected the letter of a choice, or the text of one that the question lists, found "
+            f"{truth[:80]!r}"
+        )
     return letter
