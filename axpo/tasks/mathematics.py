@@ -8,7 +8,6 @@ it.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -76,21 +75,32 @@ class Comparer:
         mine, theirs = socket.socketpair()
         with mine:
             with theirs:
-                self._send(request, theirs)
+                server = self._send(request, theirs)
             mine.settimeout(self._wait_s)
             try:
-                return mine.recv(64)
+                reply = mine.recv(64)
             except TimeoutError:
-                self.close()  # a server that works would have replied
+                self._forget(server)  # one that works would have replied
                 raise TimeoutError(f"math: no reply for {self._wait_s:g} s") from None
+        if not reply:
+            self._forget(server)
+        return reply
 
-    def _send(self, request: bytes, reply: socket.socket) -> None:
+    def _forget(self, server: subprocess.Popen[bytes] | None) -> None:
+        """End a server that does not work, if no other thread has replaced it yet."""
         with self._lock:
-            # A server that has died is found out when it is written to.
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                return self._write(request, reply)
-            self._end()
-            self._write(request, reply)
+            if self._child is server:
+                self._end()
+
+    def _send(self, request: bytes, reply: socket.socket) -> subprocess.Popen[bytes] | None:
+        """Send a request, and return the server that has it."""
+        with self._lock:
+            try:
+                self._write(request, reply)
+            except (BrokenPipeError, ConnectionResetError):  # it has died meanwhile
+                self._end()
+                self._write(request, reply)
+            return self._child
 
     def _write(self, request: bytes, reply: socket.socket) -> None:
         if self._channel is None:

@@ -2,11 +2,13 @@
 
 import asyncio
 import threading
+import time
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 
+from axpo.tasks.verifiers import verifiers
 from rollout_workers import pictures
 from rollout_workers import worker as worker_module
 from rollout_workers.chat import Chat
@@ -221,6 +223,23 @@ def test_a_verifier_is_asked_again(model):
     group = asyncio.run(worker.rollout(question(), n=1, step=0))
     assert group.rewards.tolist() == [0.5]
     assert (asked, len(engine.requests)) == (["7", "7"], 1)  # the rollout was not run again
+
+
+def test_an_answer_that_cannot_be_computed_is_wrong_and_keeps_nobody_waiting(model):
+    pytest.importorskip("math_verify")
+    math = verifiers.parse("math")
+    bombs = {1: "9^{9^{9^9}}", 5: "10000000!"}
+
+    def script(request):
+        answer = bombs.get(request, "\\frac{14}{2}")
+        return f"hm\n</think>\n\\boxed{{{answer}}}"
+
+    worker, _ = start(model, script, verify=math.reward, verify_s=60.0)
+    started = time.monotonic()
+    group = asyncio.run(worker.rollout(question(), n=8, step=0))
+    assert time.monotonic() - started < 15
+    assert sorted(group.rewards.tolist()) == [0.0] * 2 + [1.0] * 6
+    assert {trajectory.end for trajectory in group.rollouts} == {EndReason.ANSWERED}
 
 
 def test_a_bug_is_raised(model):
