@@ -85,6 +85,7 @@ class Question:
     # Of each image the character of the text before which it stands, in order; (): all images
     # stand before the text
     image_places: tuple[int, ...] = ()
+    fault: str = ""  # why it cannot be asked; see `unusable`
 
     @property
     def places(self) -> tuple[int, ...]:
@@ -312,6 +313,20 @@ def recovered(group: Group, resample: Resample) -> bool:
     """Return whether the best continuation of a prefix did better than its source."""
     source = next(t for t in group.rollouts if t.rollout == resample.source)
     return bool(rewards_of(resample.continuations).max() > _reward(source))
+
+
+def unusable(question_id: str, reason: str) -> Question:
+    """Return a question that cannot be asked: whoever reads its image is told why.
+
+    Args:
+        question_id: its id.
+        reason: one line.
+    """
+
+    def read() -> Pixels:
+        raise UnusableQuestion(reason)
+
+    return Question(question_id, "", (LazyImage(read),), "", fault=reason)
 
 
 def stored(question: Question) -> Question:

@@ -33,6 +33,7 @@ of 156 kB that keeps every other limit, took 55 s to decode.
 
 START_OF_SCAN = b"\xff\xda"
 """The marker of a JPEG's scan."""
+END_OF_JPEG = b"\xff\xd9"
 
 
 class ImageError(Exception):
@@ -103,7 +104,9 @@ def decode(source: Path | bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Pixels
 
 
 def check(source: Path | bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Size:
-    """Do the checks of `decode` without the decoding; a PNG's checksums are verified.
+    """Do the checks of `decode` without the decoding.
+
+    A PNG's checksums are verified. A JPEG, WEBP or GIF that seems to be cut short is decoded.
 
     Returns:
         Width and height that the pixels would have, before EXIF puts them upright.
@@ -111,8 +114,11 @@ def check(source: Path | bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Size:
     Raises:
         ImageError: it exceeds a limit, or cannot be read.
     """
-    with _open(source, limits) as image:
+    data = _read(source, limits.max_bytes) if isinstance(source, Path) else source
+    with _open(data, limits) as image:
         size = fitted(*image.size, None, limits.scale_above)
+        if _seems_cut(image.format, data):
+            decode(data, limits)
         try:
             image.verify()
         except Exception as error:
@@ -190,6 +196,16 @@ def _open(source: Path | bytes, limits: ImageLimits) -> Image.Image:
     if image.format in ("JPEG", "MPO") and data.count(START_OF_SCAN) > MAX_SCANS:
         raise ImageError(f"has more than {MAX_SCANS} scans")
     return image
+
+
+def _seems_cut(form: str | None, data: bytes) -> bool:
+    """Return whether the end of an image is not there, by a look at its bytes."""
+    if form in ("JPEG", "MPO"):
+        # Previews inside of it have an end of their own, before the last scan.
+        return data.rfind(END_OF_JPEG) < data.rfind(START_OF_SCAN)
+    if form == "WEBP":
+        return int.from_bytes(data[4:8], "little") + 8 > len(data)
+    return form == "GIF" and not data.rstrip(b"\0").endswith(b";")
 
 
 def _check_size(width: int, height: int, limits: ImageLimits) -> None:

@@ -7,7 +7,17 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from axpo.sft.messages import Content, PolicyTurn, content_of, policy_turn, text_of
+from axpo.sft.messages import (
+    MESSAGE_FIELDS,
+    Content,
+    PolicyTurn,
+    check_fields,
+    content_of,
+    policy_turn,
+    text_of,
+)
+from axpo.sft.tool_schemas import json_of
+from axpo.texts import one_line
 from rollout_workers.families import ModelFamily
 
 FOLLOWS = {"user": ("assistant",), "assistant": ("tool",), "tool": ("tool", "assistant")}
@@ -35,17 +45,17 @@ def conversation_of(row: Mapping[str, Any], family: ModelFamily) -> Conversation
     Raises:
         ValueError: the messages are no rollout, or the template cannot write them.
     """
-    messages = row.get("messages")
+    messages = json_of(row.get("messages"), "messages")
     if isinstance(messages, str) or not isinstance(messages, Sequence):
         raise ValueError(f"messages: expected a list, found {type(messages).__name__}")
     roles = [_role(message, number) for number, message in enumerate(messages)]
     asked = 1 if roles[:1] == ["system"] else 0
     _check_order(roles, asked)
-    # A row without images may speak of `<image>` in its text.
-    marks = bool(row.get("images"))
 
     def content(number: int) -> Content:
-        return content_of(messages[number], f"messages[{number}]", marks=marks)
+        where = f"messages[{number}]"
+        check_fields(messages[number], MESSAGE_FIELDS, where)
+        return content_of(messages[number], where, marks=True)
 
     turns: list[PolicyTurn] = []
     results: list[tuple[Content, ...]] = []
@@ -66,7 +76,7 @@ def _role(message: Any, number: int) -> str:
     if not isinstance(message, Mapping):
         found = type(message).__name__
         raise ValueError(f"messages[{number}]: expected an object, found {found}")
-    return str(message.get("role"))
+    return one_line(str(message.get("role")), 40)
 
 
 def _check_order(roles: Sequence[str], asked: int) -> None:

@@ -12,9 +12,10 @@ user, assistant, tool, in the order of a rollout), `images` and optionally `tool
      "images": ["photo.png", {"bytes": ...}],
      "tools": [{"type": "function", "function": {...}}]}
 
-`images` are file names (relative to the JSONL), `data:` addresses, bytes, or what `datasets` makes
-of them. The image parts of the messages take them in order; in a content that is one text, so do
-`<image>` marks. The assistant's turns are trained on, except for those of weight 0.
+`images` are file names (relative to the JSONL), `data:` addresses, base64, bytes, or what
+`datasets` makes of them. The image parts of the messages take them in order; in a content that is
+one text, so do `<image>` marks. The assistant's turns are trained on, except for those of weight 0.
+`messages` and `tools` may also be JSON texts.
 
 The text is what the model's chat template writes. It is cut into tokens as in a rollout, with what
 opens a turn by itself, so the ids are the template's too unless a turn begins with a line break.
@@ -24,17 +25,23 @@ would change, is refused.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import zip_longest
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from axpo.errors import AxpoError
 from axpo.sft.conversation import Conversation, conversation_of
 from axpo.sft.messages import Content, PolicyTurn, policy_turn
-from axpo.tasks.data import DataConfig, Row, epoch_order, image_source
+from axpo.sft.tool_schemas import check_calls, json_of, tools_of
+from axpo.tasks.data import DataConfig, Row, epoch_order, image_source, listed
+from axpo.tasks.rows import BadRow
+from axpo.tasks.tables import DatasetTable
+from axpo.texts import check_text, one_line, shown
 from rollout_workers.chat import Chat
+from rollout_workers.context import Context
 from rollout_workers.families import TURN_END
 from rollout_workers.parser import BadCall, parse_turn
 from rollout_workers.trajectory import (
@@ -47,63 +54,129 @@ from rollout_workers.trajectory import (
     Segment,
     Trajectory,
 )
-from tool_server.images import ImageError, decode
+from tool_server.images import ImageError, ImageLimits, check, decode
+
+NOT_READ = ("videos", "audios", "system")
+"""Columns of other programs. They would change what a row means, so they must be empty."""
+COLUMNS = ("messages", "images", "tools", *NOT_READ)
+Read: TypeAlias = Callable[[Path | bytes, ImageLimits], Pixels]
+"""How an image is read: `decode`, or its size alone."""
 
 
 class Demonstrations:
     """Give the rows in a new random order each epoch.
 
-    A row becomes a trajectory when it is asked for.
+    A row becomes a trajectory when it is asked for. One that is bad is set aside: the row after it
+    takes its place.
     """
 
-    def __init__(self, config: DataConfig, chat: Chat, seed: int) -> None:
-        """Read the rows.
+    def __init__(
+        self, config: DataConfig, chat: Chat, seed: int, context: Context | None = None
+    ) -> None:
+        """Open the rows.
+
+        Args:
+            config: where they are.
+            chat: of the model that is fine-tuned.
+            seed: of the order.
+            context: of the model: longer rows are bad; None: that is not checked.
 
         Raises:
             AxpoError: there is no such data, or the chat template writes turns in a way that is
                 not its family's.
         """
         _check_template(chat)
-        self._rows = config.rows()
-        self._config, self._chat, self._seed = config, chat, seed
+        self._table = config.rows(COLUMNS)
+        self._folders = config.folders
+        self._config, self._chat, self._seed, self._context = config, chat, seed, context
+        self.set_aside: dict[int, str] = {}
+        """Why rows were set aside, by their number from 0."""
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._table)
 
     def example(self, index: int) -> tuple[Question, Trajectory]:
         """Return example number `index` of an endless series.
 
         Raises:
-            AxpoError: something is wrong with the row; names the row and says what.
+            AxpoError: all rows are bad; names the first and says what.
         """
-        epoch, position = divmod(index, len(self._rows))
-        order = epoch_order(len(self._rows), f"{self._seed}/{epoch}")
-        number = order[position]
-        try:
-            return self._trajectory(f"{number}-{epoch}", self._rows[number])
-        except (ValueError, ImageError) as error:
-            where = f"{self._config.path}, row {number + 1}"
-            raise AxpoError(f"{where}: {error}") from None
+        count = len(self._table)
+        epoch, position = divmod(index, count)
+        order = epoch_order(count, f"{self._seed}/{epoch}")
+        for step in range(count):
+            number = order[(position + step) % count]
+            if number in self.set_aside:
+                continue
+            try:
+                return self.of_row(number, f"{number}-{epoch}")
+            except BadRow as error:
+                self.set_aside[number] = str(error)
+        raise AxpoError(next(iter(self.set_aside.values())))
 
-    def _trajectory(self, name: str, row: Row) -> tuple[Question, Trajectory]:
+    def of_row(
+        self, number: int, name: str = "", read: Read = decode
+    ) -> tuple[Question, Trajectory]:
+        """Return the example of one row.
+
+        Args:
+            number: which row, from 0.
+            name: the question's id.
+            read: reads an image; `sized` reads its header alone, for a check.
+
+        Raises:
+            BadRow: it is no rollout that can be trained on; names the row and says what.
+        """
+        try:
+            row = self._row(number)
+            images = [self._image(image, read) for image in listed(row.get("images") or [])]
+            return self._trajectory(name, row, _Images(images))
+        except Exception as error:  # a template, too, may fail at any row
+            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+            where = f"{self._config.path}, row {number + 1}"
+            raise BadRow(f"{where}: {one_line(f'{kind}{error}')}") from None
+
+    def _row(self, number: int) -> Row:
+        row = self._table.row(number)
+        if isinstance(self._table, DatasetTable):
+            # Images are {"bytes", "path"}, which are left as they are.
+            row = self._table.without_padding(row) | {"images": row.get("images")}
+        for name in NOT_READ:
+            if row.get(name):
+                raise ValueError(f"{name}: {shown(row[name])}; expected none, it would be left out")
+        check_text([row.get(name) for name in ("messages", "tools")])
+        return row
+
+    def _image(self, image: Any, read: Read) -> Pixels:
+        try:
+            return read(image_source(image, self._folders), self._config.images)
+        except (ValueError, ImageError) as error:
+            raise ValueError(f"images: {error}") from None
+
+    def _trajectory(self, name: str, row: Row, images: _Images) -> tuple[Question, Trajectory]:
         conversation = conversation_of(row, self._chat.family)
-        images = _Images([self._decode(image) for image in row.get("images") or ()])
         asked = conversation.question
         question = Question(name, asked.text, images.take(asked), "", image_places=asked.places)
         segments = self._segments(conversation, images)
         images.check_all_taken()
         last = parse_turn(segments[-1].token_ids, self._chat.tokens, self._chat.decode)
+        tools = tools_of(row)
+        check_calls(json_of(row["messages"], "messages"), tools)
         trajectory = Trajectory(
             question_id=name,
             rollout=0,
-            prompt_ids=self._chat.prompt(
-                asked.text, asked.places, _tools(row), conversation.system
-            ),
+            prompt_ids=self._chat.prompt(asked.text, asked.places, tools, conversation.system),
             segments=segments,
             end=EndReason.ANSWERED,
             answer=last.answer_text,
         )
+        self._check_fits(trajectory, images)
         return question, trajectory
+
+    def _check_fits(self, trajectory: Trajectory, images: _Images) -> None:
+        if self._context is not None:
+            tokens = len(trajectory.prompt_ids) + len(trajectory.response_ids)
+            self._context.check(tokens - len(images.sizes), images.sizes)
 
     def _segments(self, conversation: Conversation, images: _Images) -> tuple[Segment, ...]:
         segments: list[Segment] = []
@@ -121,8 +194,11 @@ class Demonstrations:
         ids = self._chat.shown([(result.text, result.places) for result in results])
         return ObservationSegment(ids, tuple(shown))
 
-    def _decode(self, image: Any) -> Pixels:
-        return decode(image_source(image, self._config.folder), self._config.images)
+
+def sized(source: Path | bytes, limits: ImageLimits) -> Pixels:
+    """Return pixels of the right size; raise ImageError if the image's header is wrong."""
+    width, height = check(source, limits)
+    return np.broadcast_to(np.uint8(0), (height, width, 3))
 
 
 def _check_template(chat: Chat) -> None:
@@ -148,6 +224,7 @@ class _Images:
 
     def __init__(self, images: Sequence[Pixels]) -> None:
         self._images, self._taken = images, 0
+        self.sizes = [(image.shape[1], image.shape[0]) for image in images]
 
     def take(self, content: Content) -> tuple[Pixels, ...]:
         """Return as many images as a message shows."""
@@ -182,7 +259,9 @@ def _turn_segment(turn: PolicyTurn, chat: Chat) -> Segment:
 def _check_control_tokens(ids: Ids, chat: Chat, where: str) -> None:
     """Raise ValueError if a turn holds a token that ends it, or that no policy may sample."""
     tokens = chat.tokens
-    forbidden = np.isin(ids, [tokens.im_start, tokens.im_end, *tokens.banned])
+    ends = (chat.tokenizer.eos_token_id, chat.tokenizer.pad_token_id)
+    known = [token for token in ends if token is not None]
+    forbidden = np.isin(ids, [tokens.im_start, tokens.im_end, *known, *tokens.banned])
     if forbidden.any():
         found = chat.decode(ids[forbidden][:1])
         raise ValueError(f"{where}: {found!r} in its text; a policy never writes this token")
@@ -201,13 +280,3 @@ def _check_calls(ids: Ids, chat: Chat, turn: PolicyTurn) -> None:
         raise ValueError(
             f"{turn.where}.tool_calls: only {len(read)} of {turn.calls} would be read as calls"
         )
-
-
-def _tools(row: Mapping[str, Any]) -> list[dict[str, Any]]:
-    tools = row.get("tools")
-    if tools is None:
-        return []
-    are_objects = isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)
-    if not are_objects:
-        raise ValueError(f"tools: expected a list of objects, found {str(tools)[:80]!r}")
-    return tools

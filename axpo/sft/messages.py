@@ -12,9 +12,16 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from axpo.tasks.data import MARK
+from axpo.texts import one_line, shown
 from rollout_workers.families import THINK_CLOSE, ModelFamily, split_thought
 
 Message: TypeAlias = Mapping[str, Any]
+
+# Of a message, its parts and its calls. `name` and the ids say nothing that the template writes.
+MESSAGE_FIELDS = frozenset(("role", "content", "name", "tool_call_id", "id"))
+ASSISTANT_FIELDS = MESSAGE_FIELDS | {"reasoning_content", "tool_calls", "weight"}
+PART_FIELDS = frozenset(("type", "text", "image"))
+CALL_FIELDS = frozenset(("type", "function", "name", "arguments", "id", "index"))
 
 
 @dataclass(frozen=True)
@@ -41,7 +48,7 @@ def content_of(message: Message, where: str, *, marks: bool = False) -> Content:
     Args:
         message: with `content`: a text, or a list of parts.
         where: what messages of errors name.
-        marks: `<image>` in a content that is one text stands for an image.
+        marks: `<image>` in a content that is one text stands for an image. In a part it is text.
 
     Raises:
         ValueError: a part is neither a text nor an image.
@@ -80,6 +87,7 @@ def policy_turn(message: Message, family: ModelFamily, where: str, *, last: bool
     Raises:
         ValueError: the template does not write it as a rollout's turn.
     """
+    check_fields(message, ASSISTANT_FIELDS, where)
     content, thought = text_of(message, where), _thought(message, family, where)
     found = split_thought(content)[0] if thought is None else thought
     # Such a turn would stand in the prompt of no rollout.
@@ -95,6 +103,17 @@ def policy_turn(message: Message, family: ModelFamily, where: str, *, last: bool
     if calls and not content and message.get("content") and not family.opens_thinking:
         text = f"\n{text}"
     return PolicyTurn(text, len(calls), _is_trained(message, where), where)
+
+
+def check_fields(found: Message, known: frozenset[str], where: str) -> None:
+    """Raise ValueError if a message, a part or a call has a field that would be left out.
+
+    A field that is null says nothing: data sets give all rows the same fields.
+    """
+    unknown = [name for name, value in found.items() if name not in known and value is not None]
+    if unknown:
+        expected = ", ".join(sorted(known))
+        raise ValueError(f"{where}: unknown field {shown(unknown[0])}; expected {expected}")
 
 
 def _thought(message: Message, family: ModelFamily, where: str) -> str | None:
@@ -115,7 +134,7 @@ def _is_trained(message: Message, where: str) -> bool:
     if weight is None:
         return True
     if weight not in (0, 1):
-        raise ValueError(f"{where}.weight: expected 0 or 1, found {weight!r}")
+        raise ValueError(f"{where}.weight: expected 0 or 1, found {shown(weight)}")
     return bool(weight)
 
 
@@ -133,11 +152,16 @@ def _calls(message: Message, family: ModelFamily, where: str) -> list[str]:
 def _call_text(call: Any, family: ModelFamily, where: str) -> str:
     if not isinstance(call, Mapping):
         raise ValueError(f"{where}: expected an object, found {type(call).__name__}")
+    check_fields(call, CALL_FIELDS, where)
     function = call.get("function") or call
+    if not isinstance(function, Mapping):
+        raise ValueError(f"{where}.function: expected an object, found {type(function).__name__}")
     name, arguments = function.get("name"), function.get("arguments")
     # The template writes the name as it is, between quotes.
     if not isinstance(name, str) or json.dumps(name, ensure_ascii=False) != f'"{name}"':
-        raise ValueError(f"{where}.name: expected a text that needs no escapes, found {name!r}")
+        raise ValueError(
+            f"{where}.name: expected a text that needs no escapes, found {shown(name)}"
+        )
     # In many rows the arguments are a text that holds JSON: it is written as it stands.
     if not isinstance(arguments, str | Mapping):
         found = type(arguments).__name__
@@ -169,14 +193,16 @@ def _marked(text: str) -> list[str | None]:
 def _part(part: Any, where: str) -> str | None:
     if not isinstance(part, Mapping):
         raise ValueError(f"{where}: expected an object, found {type(part).__name__}")
-    # A dataset's columns have one type: what a part does not have is None.
+    # A dataset's columns have one type: what a part does not have is None, or an empty text.
     given = {name: value for name, value in part.items() if value is not None}
-    kind = given.get("type")
-    if kind == "image" or "image" in given or "image_url" in given:
-        return None
+    kind = given.get("type", "image" if "image" in given else "text")
     text = given.get("text")
-    if kind == "video" or "video" in given or not isinstance(text, str):
-        fields = [f"{name}={value!r}"[:40] for name, value in given.items()]
-        found = ", ".join(fields) or "nothing"
-        raise ValueError(f"{where}: expected a text or an image, found {found}")
-    return text
+    if kind == "image" and not text:
+        check_fields(given, PART_FIELDS, where)
+        return None
+    if kind == "text" and isinstance(text, str) and "image" not in given:
+        check_fields(given, PART_FIELDS, where)
+        return text
+    fields = [f"{name}={shown(value, 30)}" for name, value in given.items()]
+    found = one_line(", ".join(fields), 120) or "nothing"
+    raise ValueError(f"{where}: expected a text or an image, found {found}")

@@ -1,28 +1,34 @@
-"""Read rows with images from JSONL files and Hugging Face datasets."""
+"""Say where rows with images are, and find the images of a row."""
 
 from __future__ import annotations
 
 import base64
 import binascii
-import json
 import random
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from axpo.errors import AxpoError
+from axpo.tasks.lines import Row, Table, read_json, read_lines, read_table
+from axpo.tasks.tables import Place, read_dataset
+from axpo.texts import shown
 from tool_server.images import ImageLimits
 
-if TYPE_CHECKING:
-    import datasets
+__all__ = ["MARK", "DataConfig", "DataImages", "Folders", "Row", "Source", "Table"]
 
-Row = Mapping[str, Any]
 MARK = "<image>"
 """Says in the text of a row where an image stands."""
+# What PNG, JPEG, GIF and WEBP begin with, in base64.
+_BASE64 = re.compile(r"(?:iVBORw0KGgo|/9j/|R0lGOD|UklGR)[A-Za-z0-9+/\s]{16,}={0,2}\s*")
+_ADDRESS = re.compile(r"data:[^,]{0,200};base64,", re.IGNORECASE)
+_PATH_CHARACTERS = 4096  # Linux takes no longer path
 
 
 class Source(BaseModel):
@@ -31,55 +37,105 @@ class Source(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     path: str = Field(
-        description="a .jsonl file, a folder that `datasets` reads or saved, "
-        "or the name of a dataset on the hub"
+        description="a .jsonl, .json, .tsv, .csv or .parquet file (the first also as .gz), "
+        "a folder that `datasets` reads or saved, or the name of a data set on the hub"
     )
-    split: str = Field("train", description="split of a dataset; a .jsonl file has none")
+    split: str = Field("train", description="split of a data set; a file has none")
+    name: str | None = Field(None, description="configuration of a data set that has several")
+    revision: str | None = Field(
+        None, description="commit, tag or branch of a data set on the hub; None: its newest state"
+    )
+    image_folders: tuple[str, ...] = Field(
+        (),
+        description="folders outside that of the rows which paths of images may lead into",
+    )
 
     @property
-    def folder(self) -> Path:
-        """Return the folder that the paths of images are relative to."""
-        return Path(self.path).parent if self.path.endswith(".jsonl") else Path()
+    def is_file(self) -> bool:
+        """Whether the rows are in one file, whose folder has the images."""
+        return _ending(self.path) is not None
 
-    def rows(self) -> Sequence[Row]:
-        """Return every row, with its images encoded as they were stored.
+    @property
+    def folders(self) -> Folders:
+        """Return where the images of the rows may be."""
+        base = Path(self.path)
+        if self.is_file:
+            base = base.parent
+        elif not base.is_dir():
+            base = Path()
+        allowed = [Path(folder) for folder in self.image_folders]
+        # What `datasets` downloaded or unpacked lies in its caches.
+        allowed += [base] if self.is_file else [base, *_caches()]
+        return Folders(base, tuple(folder.resolve() for folder in allowed))
+
+    def rows(self, columns: Collection[str] | None = None) -> Table:
+        """Return the rows, with their images encoded as they were stored.
+
+        Args:
+            columns: those that will be read; None: all.
 
         Raises:
-            AxpoError: there is no such data, it has no rows, or a line is no JSON object.
+            AxpoError: there is no such data, it has no rows, or it cannot be read as a whole. A
+                single row that cannot be read is told when it is asked for.
         """
-        rows: Sequence[Row]
-        if self.path.endswith(".jsonl"):
-            rows = _read_lines(Path(self.path))
-        else:
-            rows = self._read_dataset()
-        if not len(rows):
+        table = self._read(columns)
+        if not len(table):
             raise AxpoError(f"{self.path}: no rows")
-        return rows
+        return table
 
-    def _read_dataset(self) -> datasets.Dataset:
-        try:
-            rows = self._load_dataset()
-            # Images stay encoded: `datasets` would decode without our limits.
-            for name, feature in rows.features.items():
-                encoded = _encoded(feature)
-                if encoded != feature:
-                    rows = rows.cast_column(name, encoded)
-            return rows
-        except Exception as error:  # of `datasets`, of the hub, of the disk: anything may happen
-            kind, first_line = type(error).__name__, str(error).partition("\n")[0]
-            where = f"{self.path}, split {self.split}"
-            raise AxpoError(f"{where}: {kind}: {first_line}") from None
+    def _read(self, columns: Collection[str] | None) -> Table:
+        path = Path(self.path)
+        match _ending(self.path):
+            case ".jsonl" | ".ndjson":
+                return read_lines(path)
+            case ".json":
+                return read_json(path)
+            case ".tsv":
+                return read_table(path, "\t")
+            case ".csv":
+                return read_table(path, ",")
+        if path.is_file() and not self.is_file:
+            raise AxpoError(
+                f"{self.path}: expected a file whose name ends with .jsonl, .jsonl.gz, .json, "
+                ".tsv, .csv or .parquet"
+            )
+        if self.is_file and not path.is_file() and "*" not in self.path:
+            raise AxpoError(f"{self.path}: no such file")
+        return read_dataset(Place(self.path, self.split, self.name, self.revision), columns)
 
-    def _load_dataset(self) -> datasets.Dataset:
-        import datasets
 
-        # `save_to_disk` leaves one of these files; `load_dataset` cannot read its folders.
-        marks = [Path(self.path, name) for name in ("dataset_info.json", "dataset_dict.json")]
-        saved = any(mark.is_file() for mark in marks)
-        if not saved:
-            return datasets.load_dataset(self.path, split=self.split)
-        loaded = datasets.load_from_disk(self.path)
-        return loaded[self.split] if isinstance(loaded, datasets.DatasetDict) else loaded
+@dataclass(frozen=True)
+class Folders:
+    """Where the images of rows may be.
+
+    A data set may come from anyone. So its paths do not lead to other files of this machine, unless
+    the recipe says so.
+    """
+
+    base: Path  # what paths are relative to
+    allowed: tuple[Path, ...]  # resolved
+
+    def file(self, name: str) -> Path:
+        """Return the file of an image.
+
+        Raises:
+            ValueError: the name leads out of the allowed folders, or is none.
+        """
+        if len(name) > _PATH_CHARACTERS or "\0" in name:
+            raise ValueError(
+                f"expected a path, a data: address or base64 of a PNG, JPEG, GIF or WEBP; found "
+                f"{shown(name)} ({len(name):,} characters)"
+            )
+        if re.match(r"[a-z]{2,10}://", name, re.IGNORECASE):
+            raise ValueError(f"{shown(name)} is an address; expected a file, nothing is downloaded")
+        # Links are followed here, so what is opened is what was looked at.
+        file = (self.base / name).resolve()
+        if not any(file.is_relative_to(folder) for folder in self.allowed):
+            raise ValueError(
+                f"{shown(name)} leads out of {self.base}; if that is meant, name the folder in "
+                "`image_folders`"
+            )
+        return file
 
 
 class DataImages(ImageLimits):
@@ -98,17 +154,20 @@ class DataConfig(Source):
     """Where demonstrations come from."""
 
     images: DataImages = Field(default_factory=DataImages, description="limits of the rows' images")
+    max_bad_rows: float = Field(
+        0.5, ge=0, le=1, description="share of rows that may be bad: they are set aside"
+    )
 
 
-def image_source(image: Any, folder: Path) -> Path | bytes:
+def image_source(image: Any, folders: Folders) -> Path | bytes:
     """Return what `tool_server.images` decodes.
 
     Args:
-        image: a file name, bytes, a `data:` address, or what `datasets` stores.
-        folder: the folder that file names are relative to.
+        image: a file name, bytes, a `data:` address, base64, or what `datasets` stores.
+        folders: where file names may lead.
 
     Raises:
-        ValueError: `image` is none of these, or the address cannot be decoded.
+        ValueError: `image` is none of these, or cannot be decoded.
     """
     # `datasets` stores an image as {"bytes": ..., "path": ...}, one of them None.
     if isinstance(image, Mapping):
@@ -116,13 +175,22 @@ def image_source(image: Any, folder: Path) -> Path | bytes:
     if isinstance(image, bytes):
         return image
     if not isinstance(image, str) or not image:
-        raise ValueError(f"expected a path, bytes or a data: address, got {type(image).__name__}")
-    if not image.startswith("data:"):
-        return folder / image
-    try:
-        return base64.b64decode(image.partition("base64,")[2], validate=True)
-    except binascii.Error as error:
-        raise ValueError(f"data: address: {error}") from None
+        raise ValueError(
+            f"expected a path, bytes, base64 or a data: address, got {type(image).__name__}"
+        )
+    if image[:5].casefold() == "data:":
+        address = _ADDRESS.match(image)
+        if address is None:
+            raise ValueError(f"data: address: expected data:...;base64, found {shown(image)}")
+        return _bytes(image[address.end() :])
+    if _BASE64.fullmatch(image):
+        return _bytes(image)
+    return folders.file(image)
+
+
+def listed(value: Any) -> list[Any]:
+    """Return a column's images: one image is a list of one."""
+    return value if isinstance(value, list) else [value]
 
 
 def without_marks(text: str, images: int) -> tuple[str, tuple[int, ...]]:
@@ -158,30 +226,25 @@ def epoch_order(count: int, seed: str) -> tuple[int, ...]:
     return tuple(order)
 
 
-def _read_lines(file: Path) -> list[Row]:
-    if not file.is_file():
-        raise AxpoError(f"{file}: no such file")
-    rows: list[Row] = []
-    for line in file.read_text(encoding="utf-8").splitlines():
-        if not line.strip():
-            continue
-        where = f"{file}, row {len(rows) + 1}"
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise AxpoError(f"{where}: not JSON: {error}") from None
-        if not isinstance(row, dict):
-            raise AxpoError(f"{where}: expected an object, found {type(row).__name__}")
-        rows.append(row)
-    return rows
+def _ending(path: str) -> str | None:
+    """Return the ending of a file that is read by its path; None: `datasets` is asked."""
+    plain = path.removesuffix(".gz")
+    endings = (".jsonl", ".ndjson", ".json", ".tsv", ".csv")
+    if plain == path:
+        endings += (".parquet",)
+    return next((ending for ending in endings if plain.endswith(ending)), None)
 
 
-def _encoded(feature: Any) -> Any:
-    """Return the same feature with its images left to us to decode, within our limits."""
+def _bytes(text: str) -> bytes:
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except binascii.Error as error:
+        raise ValueError(f"base64: {error}") from None
+
+
+def _caches() -> tuple[Path, ...]:
     import datasets
+    from huggingface_hub import constants
 
-    if isinstance(feature, datasets.Image):
-        return datasets.Image(decode=False)
-    if isinstance(feature, datasets.List):
-        return datasets.List(_encoded(feature.feature), length=feature.length)
-    return feature
+    folders = (datasets.config.HF_DATASETS_CACHE, constants.HF_HUB_CACHE)
+    return tuple(Path(folder) for folder in folders)

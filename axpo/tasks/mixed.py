@@ -6,14 +6,16 @@ Metrics are written for each family too.
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 from pydantic_core import PydanticCustomError
 
 from axpo.registry import Registered
-from axpo.tasks.task import SYSTEM, Example, Fits, Task, TaskConfig, tasks
+from axpo.tasks.task import SYSTEM, Example, Fits, Task, TaskConfig, asked, tasks
 from rollout_workers.image_rule import ImageRule
 from rollout_workers.trajectory import Question
 
@@ -54,6 +56,13 @@ class MixedConfig(TaskConfig):
             found += family.task.check_inputs(fits)
         return found
 
+    def check_images(self, folder: Path, tell: Callable[[str, int, int], None]) -> list[str]:
+        """Return what the checks of the families return; raise what one of them raises."""
+        found: list[str] = []
+        for family in self.families.values():
+            found += family.task.check_images(folder, tell)
+        return found
+
     def remarks(self, rule: ImageRule) -> list[str]:
         """Return the remarks of the families."""
         found: list[str] = []
@@ -84,7 +93,8 @@ class Mixed(Task):
         # A source for each index: the family does not depend on what was asked before.
         rng = random.Random(f"family/{index}")
         name = rng.choices(list(self._tasks), self._weights)[0]
-        return _of_family(name, self._tasks[name].train(index))
+        task = self._tasks[name]
+        return _of_family(name, asked(lambda: task.train(index), str(index)))
 
     def held_out(self) -> list[Question]:
         """Return the questions of every family, one family after the other.
@@ -99,6 +109,19 @@ class Mixed(Task):
     def verify(self, question: Question, answer: str | None) -> float:
         """Return the reward that the question's family gives."""
         return self._tasks[question.info["family"]].verify(question, answer)
+
+    def shuffle(self, seed: int) -> None:
+        """Order the questions of every family; which family is asked does not depend on it."""
+        for task in self._tasks.values():
+            if hasattr(task, "shuffle"):
+                task.shuffle(seed)
+
+    def set_aside(self, question_id: str, reason: str) -> None:
+        """Tell the question's family."""
+        name, _, question = question_id.partition("/")
+        task = self._tasks[name]
+        if hasattr(task, "set_aside"):
+            task.set_aside(question, reason)
 
     def example(self, kind: str, index: int) -> Example:
         """Return an example of the kind `<family>/<kind>`.

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
+from axpo import texts
 from axpo.errors import AxpoError
 from axpo.registry import Registry, Variant
 from rollout_workers.image_rule import ImageRule
-from rollout_workers.trajectory import Pixels, Question
+from rollout_workers.trajectory import Pixels, Question, UnusableQuestion, unusable
 
 SYSTEM = "You are a careful visual assistant. Give the final answer in \\boxed{}."
 
@@ -46,7 +48,9 @@ class Task(Protocol):
     def train(self, index: int) -> Question:
         """Return training question number `index` (0, 1, 2 ... without end).
 
-        The order of the data is this function, so a resumed run needs no saved state.
+        The order of the data is this function, so a resumed run needs no saved state. What cannot
+        be asked because its data is at fault raises `UnusableQuestion`: the run sets it aside and
+        goes on with the next question.
         """
 
     @abstractmethod
@@ -65,6 +69,21 @@ class Task(Protocol):
             question: one of the questions of this task.
             answer: what follows the thinking of the last turn; None if there is no answer.
         """
+
+    def shuffle(self, seed: int) -> None:
+        """Order the training questions by the run's seed. Called once, before the first is asked.
+
+        A task without rows has nothing to do: its questions are drawn from their index.
+        """
+        return
+
+    def set_aside(self, question_id: str, reason: str) -> None:
+        """Take note that a training question cannot be asked.
+
+        A run found it out, or an earlier process of it. A task that asks it again in another epoch
+        may give it with its `fault` at once.
+        """
+        return
 
     def example(self, kind: str, index: int) -> Example:
         """Return example number `index` of one kind for supervised fine-tuning.
@@ -123,6 +142,21 @@ class TaskConfig(Variant):
             raise AxpoError(f"{self.label}: verify: expected a finite number, got {rewards}")
         return self._misfits(question, fits)
 
+    def check_images(self, folder: Path, tell: Callable[[str, int, int], None]) -> list[str]:
+        """Decode every image that the task has in files.
+
+        Args:
+            folder: has the notes of an earlier check, and gets those of this one.
+            tell: is told of a source how many of how many rows are done.
+
+        Returns:
+            What is wrong with questions that a run will set aside, a line each.
+
+        Raises:
+            AxpoError: too much is wrong.
+        """
+        return []
+
     def remarks(self, rule: ImageRule) -> list[str]:
         """Return what is doubtful about this task for a model that sees images so, a line each."""
         return []
@@ -152,7 +186,26 @@ def check_methods(task: Any, label: str) -> None:
         raise AxpoError(f"{label}: no {names}; let the class inherit from axpo.tasks.Task")
 
 
+def asked(make: Callable[[], Question], name: str) -> Question:
+    """Return the question that a task makes, with a `fault` if it cannot be asked.
+
+    Args:
+        make: asks the task.
+        name: the question's id if the task makes none.
+    """
+    try:
+        question = make()
+    except UnusableQuestion as error:
+        return unusable(name, texts.one_line(str(error)))
+    if question.fault:
+        return question
+    try:
+        texts.check_text([question.text, question.answer])
+    except ValueError as error:
+        return unusable(question.id, f"question {question.id}: {error}")
+    return question
+
+
 def one_line(error: Exception) -> str:
     """Return an error's type and text without line breaks."""
-    message = " ".join(str(error).split())
-    return f"{type(error).__name__}: {message}"
+    return texts.one_line(f"{type(error).__name__}: {error}")

@@ -138,13 +138,16 @@ def test_parts_keep_their_order(folder, chat):
     assert observed in chat.decode(trajectory.response_ids)
 
 
-def test_marks_in_a_text_are_images_if_the_row_has_any(folder, chat):
+def test_marks_in_a_text_are_images_and_in_a_part_they_are_text(folder, chat):
     rows = [{"role": "user", "content": "a <image>b"}, {"role": "assistant", "content": "x"}]
     data = Demonstrations(write(folder, {"messages": rows, "images": ["photo.png"]}), chat, 0)
     question, trajectory = data.example(0)
     assert (question.text, question.places) == ("a b", (2,))
     np.testing.assert_array_equal(question.images[0], PHOTO)
     assert (trajectory.prompt_ids == chat.tokens.image_pad).sum() == 1
+    with pytest.raises(AxpoError, match=r"row 1: images: fewer than the messages have"):
+        Demonstrations(write(folder, {"messages": rows}), chat, 0).example(0)
+    rows[0]["content"] = [{"type": "text", "text": "a <image>b"}]
     question, _ = Demonstrations(write(folder, {"messages": rows}), chat, 0).example(0)
     assert (question.text, question.places) == ("a <image>b", ())
 
@@ -216,7 +219,10 @@ def called(**fields):
         (changed(2, tool_calls={"name": "x"}), r"tool_calls: expected a list, found dict"),
         (called(name='a"b'), r"tool_calls\[1\]\.name: expected a text that needs no escapes"),
         (called(arguments=[1]), r"tool_calls\[1\]\.arguments: expected an object or its JSON"),
-        ({"tools": '[{"type": "function"}]'}, "tools: expected a list of objects"),
+        ({"tools": '{"type": "function"}'}, "tools: expected a list of objects"),
+        ({"tools": '[{"type": "function"}]'}, r"tools\[0\]: expected a function with a name"),
+        ({"tools": "[{"}, "tools: not JSON"),
+        ({"messages": "[{"}, "messages: not JSON"),
         # What would not be read as it is meant.
         (called(arguments="{'a': 1}"), r"messages\[2\]\.tool_calls\[1\]: malformed call"),
         (called(arguments={"code": "</tool_call>"}), r"tool_calls\[1\]: malformed call"),

@@ -21,6 +21,7 @@ from PIL import Image
 from axpo.errors import AxpoError
 from axpo.sft.demonstrations import Demonstrations
 from axpo.tasks.data import DataConfig
+from axpo.tasks.rows import BadRow
 from rollout_workers.chat import Chat
 from rollout_workers.trajectory import PolicySegment
 
@@ -157,15 +158,13 @@ def test_ids_are_the_templates_on_random_conversations(chat, tmp_path):
     rows = [Writer(chat, rng).row() for _ in range(ROWS)]
     data = demonstrations(tmp_path, chat, rows)
     equal = refused = 0
-    for index in range(ROWS):
+    for number, row in enumerate(rows):
         try:
-            question, trajectory = data.example(index)
-        except AxpoError as error:
-            number = int(str(error).partition("row ")[2].partition(":")[0]) - 1
-            check_refused(chat, rows[number], str(error))
+            _, trajectory = data.of_row(number)
+        except BadRow as error:
+            check_refused(chat, row, str(error))
             refused += 1
             continue
-        row = rows[int(question.id.partition("-")[0])]
         rendered = template_text(chat, row)
         # The policy's tokens are its turns, each with its end.
         turns = [s.token_ids for s in trajectory.segments if isinstance(s, PolicySegment)]

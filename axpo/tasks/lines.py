@@ -1,0 +1,314 @@
+"""Read rows from files of text: JSON lines, JSON, and tables with tabs or commas.
+
+Of lines and tables only the places are kept: a row is read and parsed when it is asked for. A row
+that cannot be parsed is that row's fault. A file that is no text in UTF-8 is refused as a whole.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import os
+import shutil
+import tempfile
+import zlib
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+from axpo.errors import AxpoError
+from axpo.texts import one_line, shown
+
+Row = Mapping[str, Any]
+Parse = Callable[[bytes], Row]
+
+MAX_LINE = 256 << 20
+"""Bytes of one row. An image of 100 MB is 134 MB in base64."""
+BOM = b"\xef\xbb\xbf"
+# What a file of another kind begins with, the longest first.
+_OTHERS = {
+    b"\xff\xfe\x00\x00": "UTF-32",
+    b"\x00\x00\xfe\xff": "UTF-32",
+    b"PK\x03\x04": "a zip archive",
+    b"PAR1": "a parquet file",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+    b"\x1f\x8b": "compressed with gzip",
+}
+
+
+class Table(Protocol):
+    """The rows of one source."""
+
+    columns: tuple[str, ...] | None
+    """The names of all columns; None if every row has its own."""
+
+    def __len__(self) -> int: ...
+
+    def row(self, number: int) -> Row:
+        """Return a row, counted from 0. It may be called in any thread.
+
+        Raises:
+            ValueError: the row cannot be read; one short line.
+        """
+
+
+class ListTable(Table):
+    """Rows in memory."""
+
+    columns: tuple[str, ...] | None = None
+
+    def __init__(self, rows: Sequence[Any]) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def row(self, number: int) -> Row:
+        """Return a row; raise ValueError if it is no object."""
+        return _object(self._rows[number])
+
+
+class FileTable(Table):
+    """Rows that are read from their places in a file."""
+
+    def __init__(
+        self, file: BinaryIO, starts: array[int], parse: Parse, columns: Sequence[str] | None
+    ) -> None:
+        """Keep the file open.
+
+        Args:
+            file: it has a descriptor of its own.
+            starts: of each row the first byte, and the byte after its last, one after the other.
+            parse: turns the bytes of a row into a row.
+            columns: names of all columns, if the rows share them.
+        """
+        self._file, self._starts, self._parse = file, starts, parse
+        self.columns: tuple[str, ...] | None = None if columns is None else tuple(columns)
+
+    def __del__(self) -> None:
+        self._file.close()
+
+    def __len__(self) -> int:
+        return len(self._starts) // 2
+
+    def row(self, number: int) -> Row:
+        """Return a row; raise ValueError if it cannot be parsed."""
+        start, stop = self._starts[2 * number], self._starts[2 * number + 1]
+        # `pread` has no position that threads would share.
+        return self._parse(os.pread(self._file.fileno(), stop - start, start))
+
+
+def read_lines(path: Path) -> Table:
+    """Return the rows of a .jsonl file, or of a .jsonl.gz file.
+
+    Raises:
+        AxpoError: there is no such file, or it is no text in UTF-8.
+    """
+    file = _opened(path)
+    starts, encoding = array("q"), _Encoding(path)
+    stop = file.tell()
+    for line in _lines(file, path):
+        start, stop = stop, stop + len(line)
+        if line.strip():
+            starts.extend((start, stop))
+            encoding.look_at(line)
+    encoding.check()
+    return FileTable(file, starts, parse_row, columns=None)
+
+
+def read_json(path: Path) -> Table:
+    """Return the rows of a .json file: a list of objects, or JSON lines by another name.
+
+    Raises:
+        AxpoError: there is no such file, it is no text in UTF-8, or it holds something else.
+    """
+    with _opened(path) as file:
+        raw = file.read()
+    try:
+        rows = parse_json(_text(raw))
+    except ValueError as error:
+        # A second object after the first: lines.
+        if "Extra data" in str(error):
+            return read_lines(path)
+        raise AxpoError(f"{path}: {error}") from None
+    if isinstance(rows, dict) and raw.count(b"\n", 0, len(raw.rstrip())) == 0:
+        return read_lines(path)
+    if not isinstance(rows, list):
+        found = f"{type(rows).__name__} with {shown(list(rows))}" if isinstance(rows, dict) else ""
+        expected = "expected a list of objects, or an object a line"
+        raise AxpoError(f"{path}: {expected}; found {found or shown(rows)}")
+    return ListTable(rows)
+
+
+def read_table(path: Path, separator: str) -> Table:
+    """Return the rows of a .tsv or .csv file, whose first row names the columns.
+
+    Raises:
+        AxpoError: there is no such file, it is no text in UTF-8, or its rows cannot be told apart.
+    """
+    csv.field_size_limit(MAX_LINE)
+    file = _opened(path)
+    starts, encoding = array("q"), _Encoding(path)
+    position = file.tell()
+
+    def decoded() -> Iterator[str]:
+        nonlocal position
+        for line in _lines(file, path):
+            position += len(line)
+            encoding.look_at(line)
+            yield line.decode(errors="replace")
+
+    start, columns = position, []
+    try:
+        for fields in csv.reader(decoded(), delimiter=separator):
+            if not columns:
+                columns = fields
+            elif fields:
+                starts.extend((start, position))
+            start = position
+    except csv.Error as error:
+        row = len(starts) // 2 + 1
+        raise AxpoError(f"{path}, row {row}: {error} (a quote that nothing closes?)") from None
+    encoding.check()
+    if len(set(columns)) < len(columns):
+        raise AxpoError(f"{path}: expected names of columns in its first line, each once")
+    return FileTable(file, starts, _Fields(columns, separator), columns)
+
+
+class _Fields:
+    """Parses one row of a table."""
+
+    def __init__(self, columns: Sequence[str], separator: str) -> None:
+        self._columns, self._separator = columns, separator
+
+    def __call__(self, raw: bytes) -> Row:
+        text = io.StringIO(_text(raw), newline="")
+        fields = next(csv.reader(text, delimiter=self._separator))
+        if len(fields) != len(self._columns):
+            expected = f"the first line names {len(self._columns)} columns"
+            raise ValueError(f"{len(fields)} fields, but {expected}")
+        # An empty field is a missing one.
+        return {name: field or None for name, field in zip(self._columns, fields, strict=True)}
+
+
+def parse_row(raw: bytes) -> Row:
+    """Return the object of a line of JSON; raise ValueError if it is none."""
+    return _object(parse_json(_text(raw)))
+
+
+class _Encoding:
+    """Tells a file of another encoding from one with a few bad lines."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._rows = self._beyond_ascii = self._bad = 0
+        self._first = ""
+
+    def look_at(self, line: bytes) -> None:
+        self._rows += 1
+        if line.isascii():
+            return
+        self._beyond_ascii += 1
+        try:
+            line.decode()
+        except UnicodeDecodeError:
+            self._bad += 1
+            self._first = self._first or f"row {self._rows}: {_no_utf8(line)}"
+
+    def check(self) -> None:
+        """Raise AxpoError if most lines that go beyond ASCII are no UTF-8."""
+        if 2 * self._bad > self._beyond_ascii:
+            raise AxpoError(
+                f"{self._path}: not UTF-8 but another encoding, perhaps latin-1, which "
+                f"`iconv -f latin1 -t utf-8` converts ({self._first})"
+            )
+
+
+def _opened(path: Path) -> BinaryIO:
+    """Open a file after its byte order mark; one that is compressed, as an unpacked copy.
+
+    Raises:
+        AxpoError: there is no such file, or it begins as no text in UTF-8 does.
+    """
+    if not path.is_file():
+        raise AxpoError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
+    try:
+        file: BinaryIO = path.open("rb")
+        if path.name.endswith(".gz"):
+            file = _unpacked(file)
+        head = file.read(4)
+    except (OSError, EOFError, zlib.error) as error:
+        raise AxpoError(f"{path}: {one_line(str(error))}") from None
+    other = next((name for start, name in _OTHERS.items() if head.startswith(start)), None)
+    # Without a mark, the zeros of wide characters tell.
+    if other is None and b"\0" in head:
+        other = "UTF-16 or binary"
+    if other is not None:
+        raise AxpoError(f"{path}: {other}; expected text in UTF-8")
+    file.seek(len(BOM) if head.startswith(BOM) else 0)
+    return file
+
+
+def _unpacked(packed: BinaryIO) -> BinaryIO:
+    # In a file without a name: rows are read from their places, and a file takes no memory.
+    with packed, gzip.open(packed) as content:
+        copy = tempfile.TemporaryFile()  # noqa: SIM115
+        shutil.copyfileobj(content, copy, 1 << 20)
+    copy.seek(0)
+    return copy
+
+
+def _lines(file: BinaryIO, path: Path) -> Iterator[bytes]:
+    """Yield the lines of a file; only a line feed ends one."""
+    number = 0
+    while line := file.readline(MAX_LINE + 1):
+        number += 1
+        if len(line) > MAX_LINE:
+            raise AxpoError(f"{path}, line {number}: longer than {MAX_LINE:,} bytes")
+        yield line
+
+
+def parse_json(text: str) -> Any:
+    """Return the value of a JSON text; raise ValueError, one short line, if it is none."""
+    try:
+        return json.loads(text, object_pairs_hook=_unique)
+    except RecursionError:
+        raise ValueError("JSON with too many lists and objects inside each other") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON: {error}") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the object of the pairs; raise ValueError if it has a key twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        [(twice, _)] = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"the key {shown(twice)} is there twice")
+    return found
+
+
+def _object(found: Any) -> Row:
+    if not isinstance(found, dict):
+        raise ValueError(f"expected an object, found {shown(found)}")
+    return found
+
+
+def _text(raw: bytes) -> str:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        raise ValueError(_no_utf8(raw)) from None
+
+
+def _no_utf8(raw: bytes) -> str:
+    try:
+        raw.decode()
+    except UnicodeDecodeError as error:
+        return f"byte 0x{raw[error.start]:02x} at place {error.start + 1} is not UTF-8"
+    raise AssertionError("this is UTF-8")

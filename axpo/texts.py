@@ -1,0 +1,72 @@
+"""Texts from outside: say what cannot be text, and show values in messages that stay short.
+
+JSON can spell half a surrogate pair ("\\ud83d"). Python keeps it as a character, but no tokenizer
+takes it and no file in UTF-8 holds it.
+"""
+
+from __future__ import annotations
+
+import re
+import reprlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+MAX_CHARACTERS = 4_000_000
+"""Of one text. The longest contexts are a million tokens, of about four characters each."""
+MAX_DEPTH = 64
+"""Lists and objects inside each other. Deeper ones cannot be pickled or written as JSON again."""
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def shown(value: Any, limit: int = 80) -> str:
+    """Return a value as a message shows it: as Python writes it, with its middle left out."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = short.maxlong = limit
+    short.maxlevel = 3
+    return one_line(short.repr(value), 2 * limit)
+
+
+def one_line(text: str, limit: int = 400) -> str:
+    """Return a message without line breaks, cut after `limit` characters, that any file can hold.
+
+    Args:
+        text: it may repeat what somebody's file holds.
+        limit: characters.
+    """
+    line = clean(" ".join(text[: 4 * limit].split()))
+    return line if len(line) <= limit else f"{line[:limit]} ..."
+
+
+def clean(text: str) -> str:
+    """Return a text with U+FFFD for each half of a surrogate pair."""
+    return _SURROGATE.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def check_text(value: Any) -> None:
+    """Check the texts of a value, however deep they are inside of it.
+
+    Raises:
+        ValueError: a text has half a surrogate pair or is too long, or there are too many lists and
+            objects inside each other.
+    """
+    # With a list instead of recursion: the depth is not ours.
+    waiting = [(value, 0)]
+    while waiting:
+        found, depth = waiting.pop()
+        if depth > MAX_DEPTH:
+            raise ValueError(f"more than {MAX_DEPTH} lists and objects inside each other")
+        if isinstance(found, str):
+            _check_one(found)
+        elif isinstance(found, Mapping):
+            waiting += [(part, depth + 1) for pair in found.items() for part in pair]
+        elif isinstance(found, Sequence) and not isinstance(found, bytes | bytearray):
+            waiting += [(part, depth + 1) for part in found]
+
+
+def _check_one(text: str) -> None:
+    if len(text) > MAX_CHARACTERS:
+        raise ValueError(f"{len(text):,} characters; expected at most {MAX_CHARACTERS:,}")
+    half = _SURROGATE.search(text)
+    if half is not None:
+        spelled = f"\\u{ord(half[0]):04x}"
+        raise ValueError(f"half a surrogate pair ({spelled}) at character {half.start() + 1}")
