@@ -6,6 +6,7 @@ A sender is made once for a set of engines, on every rank, and again if an engin
     SharedMemory    files under /dev/shm; engines on the learner's machine
     Adapters        LoRA factors alone, through Ray; the engines add them to their base weights
     vllm_sender     vLLM's own: NCCL between GPUs, CUDA IPC on one
+    SparseNCCL      what has changed alone, between GPUs (`learner.sparse`)
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from learner import lora
 from learner.config import LoraSettings
 from learner.receivers import Receivers
+from learner.sparse import SparseNCCL
 from learner.weights import full_shape, gathered, stream_shared_memory
 
 
@@ -39,7 +41,7 @@ class Rendezvous:
     """How the sender of one rank connects."""
 
     backend: str
-    """"nccl" between GPUs, "ipc" on one GPU."""
+    """"nccl" or "sparse_nccl" between GPUs, "ipc" on one GPU."""
     rank: int
     """Of the learner, from 0."""
     address: tuple[str, int]
@@ -127,20 +129,23 @@ def vllm_sender(
     from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
     from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
     from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
+    from vllm.distributed.weight_transfer.sparse_nccl_engine import SparseNCCLTrainerInitInfo
 
+    # The nccl group: rank 0 of the learner, and all processes of all engines.
+    info: Any
+    group: dict[str, Any] = {
+        "rank": rendezvous.rank,
+        "master_address": rendezvous.address[0],
+        "master_port": rendezvous.address[1],
+        "world_size": 1 + receivers.ranks,
+    }
+    if rendezvous.backend == "sparse_nccl":
+        info = SparseNCCLTrainerInitInfo(**group)
+        return SparseNCCL(model, receivers, info, bucket_bytes)
     # IPC refuses a tensor that is larger than its buffer. The embedding of Qwen3-VL-8B has 1.2 GB.
     buffer_bytes = max(bucket_bytes, largest_tensor(model))
-    info: Any
-    # The nccl group: rank 0 of the learner, and all processes of all engines.
     if rendezvous.backend == "nccl":
-        info = NCCLTrainerInitInfo(
-            rank=rendezvous.rank,
-            master_address=rendezvous.address[0],
-            master_port=rendezvous.address[1],
-            world_size=1 + receivers.ranks,
-            packed=True,
-            packed_buffer_size_bytes=bucket_bytes,
-        )
+        info = NCCLTrainerInitInfo(**group, packed=True, packed_buffer_size_bytes=bucket_bytes)
     else:
         info = IPCTrainerInitInfo(
             rank=rendezvous.rank, packed=True, packed_buffer_size_bytes=buffer_bytes

@@ -7,6 +7,21 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 
+RELIED_ON = {
+    "model": "set model instead",
+    "dtype": "set rollout.engine.dtype instead",
+    "tensor_parallel_size": "set rollout.engine.tensor_parallel_size instead",
+    "pipeline_parallel_size": "an engine has tensor_parallel_size processes and no others",
+    "data_parallel_size": "set rollout.workers instead",
+    "weight_transfer_config": "set rollout.engine.weight_transfer instead",
+    "worker_extension_cls": "AXPO's own takes the weights",
+    "enable_sleep_mode": "set rollout.colocated instead",
+    "enable_lora": "set learner.lora.sync instead",
+    "quantization": "the learner sends weights as they are",
+}
+"""AsyncEngineArgs that `options` may not change: engine and learner would not agree on them."""
+
+
 class EngineConfig(BaseModel):
     """One vLLM engine. What is not here keeps vLLM's default or goes through `options`."""
 
@@ -33,8 +48,10 @@ class EngineConfig(BaseModel):
         gt=0,
         description="size of the KV cache in GiB; None: what gpu_memory_utilization leaves",
     )
-    weight_transfer: Literal["shared_memory", "nccl", "ipc"] = Field(
-        "nccl", description="how new weights arrive; on CPU: shared_memory"
+    weight_transfer: Literal["shared_memory", "nccl", "sparse_nccl", "ipc"] = Field(
+        "nccl",
+        description="how new weights arrive; on CPU: shared_memory. sparse_nccl sends what an "
+        "update has changed",
     )
     threads: int = Field(1, ge=1, description="OpenMP threads of a CPU engine")
     options: dict[str, Any] = Field(
@@ -48,6 +65,13 @@ class EngineConfig(BaseModel):
                 "options.mm_processor_kwargs: would reach the engines only, and the learner would "
                 "train on other images; set images.min_pixels and images.max_pixels instead"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _not_what_the_learner_relies_on(self) -> EngineConfig:
+        for name, key in RELIED_ON.items():
+            if name in self.options:
+                raise ValueError(f"options.{name}: the weight sync relies on it; {key}")
         return self
 
 

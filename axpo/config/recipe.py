@@ -215,6 +215,11 @@ class Recipe(Section):
                 f"rollout.engine.weight_transfer={transfer!r}: needs learner.gpus_per_rank=1; "
                 "CPU ranks send through 'shared_memory'"
             )
+        if self.learner.lora is not None and transfer == "sparse_nccl":
+            raise ValueError(
+                "rollout.engine.weight_transfer='sparse_nccl': compares weights that train, and "
+                "with learner.lora only the adapters do; use 'nccl', or learner.lora.sync=adapters"
+            )
         if self.lora_rank is not None and self.rollout.sleep_level == 2:
             raise ValueError(
                 "rollout.sleep_level=2: drops the base weights, and learner.lora.sync='adapters' "

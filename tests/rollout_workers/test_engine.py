@@ -238,37 +238,42 @@ def test_logprobs_are_those_of_hugging_face(worker, new_weights, model, chat):
 
     Bans come first, then temperature, as in the learner.
     """
-    from PIL import Image
-    from transformers import AutoImageProcessor, Qwen3VLForConditionalGeneration
+    from transformers import Qwen3VLForConditionalGeneration
 
     reference = Qwen3VLForConditionalGeneration.from_pretrained(model, dtype=torch.float32)
     reference.load_state_dict(new_weights, strict=False)
     reference.tie_weights()
-    pixels = AutoImageProcessor.from_pretrained(model)(
-        images=[Image.fromarray(QUESTION.images[0])], return_tensors="pt"
-    )
-    gaps = []
-    for t in get(worker.rollout.remote(QUESTION, 4, 5)).rollouts:
-        assert turn_index(t.segments) == 0
-        ids = [*t.prompt_ids, *t.response_ids]
-        at = ids.index(chat.tokens.image_pad)
-        ids = torch.tensor([ids[:at] + [chat.tokens.image_pad] * 16 + ids[at + 1 :]])
-        with torch.no_grad():
-            logits = (
-                reference(
-                    input_ids=ids, mm_token_type_ids=(ids == chat.tokens.image_pad).long(), **pixels
-                )
-                .logits[0]
-                .float()
-            )
-        logits[:, list(chat.tokens.banned)] += BAN_BIAS
-        logprobs = (
-            (logits / CONFIG.temperature).log_softmax(-1)[:-1].gather(1, ids[0, 1:, None])[:, 0]
-        )
-        gaps.append(np.abs(logprobs[-len(t.response_ids) :].numpy() - t.logprobs))
-    gap = np.concatenate(gaps)
+    gap = hugging_face_gap(reference, QUESTION, get(worker.rollout.remote(QUESTION, 4, 5)), chat)
     print(f"\nlogprob gap over {len(gap)} tokens: mean {gap.mean():.1e}, max {gap.max():.1e}")
     assert gap.mean() < 1e-3
+
+
+def hugging_face_gap(reference, question, group, chat) -> np.ndarray:
+    """Return |engine's - reference's| log-probability of every sampled token.
+
+    The question has one image of 16 tokens, and the rollouts have no tool call.
+    """
+    from PIL import Image
+    from transformers import AutoImageProcessor
+
+    pixels = AutoImageProcessor.from_pretrained(reference.name_or_path)(
+        images=[Image.fromarray(question.images[0])], return_tensors="pt"
+    )
+    pad = chat.tokens.image_pad
+    gaps = []
+    for t in group.rollouts:
+        assert turn_index(t.segments) == 0
+        ids = [*t.prompt_ids, *t.response_ids]
+        at = ids.index(pad)
+        ids = torch.tensor([ids[:at] + [pad] * 16 + ids[at + 1 :]])
+        with torch.no_grad():
+            output = reference(input_ids=ids, mm_token_type_ids=(ids == pad).long(), **pixels)
+        logits = output.logits[0].float()
+        logits[:, list(chat.tokens.banned)] += BAN_BIAS
+        logprobs = (logits / CONFIG.temperature).log_softmax(-1)[:-1]
+        sampled = logprobs.gather(1, ids[0, 1:, None])[-len(t.response_ids) :, 0]
+        gaps.append(np.abs(sampled.numpy() - t.logprobs))
+    return np.concatenate(gaps)
 
 
 def long_question(chat, tokens: int) -> Question:

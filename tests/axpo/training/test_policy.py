@@ -4,6 +4,7 @@ import pytest
 from ray.exceptions import ActorDiedError
 
 from axpo.training.policy import Policy
+from learner.learner import RanksLost
 
 
 class Calls(list):
@@ -66,6 +67,34 @@ def test_where_no_engine_is_to_blame_the_error_is_raised():
     calls.dead, calls.check = {"a"}, lambda: None
     with pytest.raises(ActorDiedError):
         policy(calls).publish(1)
+
+
+def test_a_replacement_that_ends_the_ranks_ends_the_wait_for_workers():
+    calls = Calls()
+    policy(calls)
+
+    def lost(workers, version):
+        raise RanksLost("weight update 1 failed")
+
+    calls.send_weights = lost
+    calls.fail = calls.append
+    with pytest.raises(RanksLost):
+        calls.bring("c")
+    assert calls == ["weight update 1 failed"]
+
+
+def test_lost_ranks_are_not_asked_again():
+    calls = Calls()
+    made = policy(calls)
+
+    def lost(workers, version):
+        calls.append("sent")
+        raise RanksLost("weight update 1 failed")
+
+    calls.send_weights = lost
+    with pytest.raises(RanksLost):
+        made.publish(1)
+    assert calls == ["sent"]
 
 
 def test_with_no_engine_left_the_replacements_bring_the_weights_themselves():
