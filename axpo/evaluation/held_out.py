@@ -16,6 +16,7 @@ from axpo.evaluation.diagnostics import by_family, by_kind, evaluate_groups, que
 from axpo.record.run import RunDirectory
 from axpo.session import rollout_actors
 from axpo.tasks import Task
+from axpo.tasks.task import checked
 from rollout_workers.pool import RolloutPool
 from rollout_workers.trajectory import (
     Group,
@@ -56,7 +57,8 @@ def held_out(
         `<family>/kind/<kind>/...` instead; `dropped`, the groups lost to infrastructure; and
         `unusable`, the questions that cannot be asked.
     """
-    questions = [_stored_once(question) for question in task.held_out()]
+    # What the task cannot ask, or no tokenizer takes, comes back as unusable.
+    questions = [_stored_once(checked(question)) for question in task.held_out()]
     # Always as of step 0: seeds follow the step, and all evaluations must have the same ones.
     outcomes = pool.outcomes(
         questions, 0, settings.samples, temperature=settings.temperature, evaluating=True

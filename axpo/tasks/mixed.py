@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 from pydantic_core import PydanticCustomError
 
 from axpo.registry import Registered
-from axpo.tasks.task import SYSTEM, Example, Fits, Task, TaskConfig, asked, tasks
+from axpo.tasks.task import SYSTEM, Example, Fits, Task, TaskConfig, question_of, tasks
 from rollout_workers.image_rule import ImageRule
 from rollout_workers.trajectory import Question
 
@@ -93,8 +93,7 @@ class Mixed(Task):
         # A source for each index: the family does not depend on what was asked before.
         rng = random.Random(f"family/{index}")
         name = rng.choices(list(self._tasks), self._weights)[0]
-        task = self._tasks[name]
-        return _of_family(name, asked(lambda: task.train(index), str(index)))
+        return _of_family(name, question_of(self._tasks[name], index))
 
     def held_out(self) -> list[Question]:
         """Return the questions of every family, one family after the other.

@@ -186,17 +186,16 @@ def check_methods(task: Any, label: str) -> None:
         raise AxpoError(f"{label}: no {names}; let the class inherit from axpo.tasks.Task")
 
 
-def asked(make: Callable[[], Question], name: str) -> Question:
-    """Return the question that a task makes, with a `fault` if it cannot be asked.
-
-    Args:
-        make: asks the task.
-        name: the question's id if the task makes none.
-    """
+def question_of(task: Task, index: int) -> Question:
+    """Return training question number `index`, with a `fault` if it cannot be asked."""
     try:
-        question = make()
+        return checked(task.train(index))
     except UnusableQuestion as error:
-        return unusable(name, texts.one_line(str(error)))
+        return unusable(str(index), texts.one_line(str(error)))
+
+
+def checked(question: Question) -> Question:
+    """Return a task's question, with a `fault` if its texts are none that a tokenizer takes."""
     if question.fault:
         return question
     try:

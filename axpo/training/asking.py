@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from axpo.errors import AxpoError
 from axpo.tasks import Task
+from axpo.tasks.task import question_of
 from axpo.training.cursor import Cursor, Kept
 from axpo.training.following import Following
 from axpo.training.in_flight import Batch, QuestionInFlight
@@ -15,8 +17,15 @@ NOT_MADE = Question(id="", text="", images=(), answer="")
 """Stands for a question of a batch until it is made."""
 
 
+MOST_PASSED_OVER = 10_000
+"""Questions in a row that cannot be asked. A task with so many has none that can, most likely."""
+
+
 class Asking:
-    """Decide which question is asked next, and in which batch. For the trainer's thread."""
+    """Decide which question is asked next, and in which batch. For the trainer's thread.
+
+    A question with a fault is passed over: the next one takes its place.
+    """
 
     def __init__(self, task: Task, batch_size: int, following: Following, log: Log) -> None:
         self._task = task
@@ -26,13 +35,31 @@ class Asking:
         self.pending: list[int] = []  # questions to ask again, before any new one
         self.next_index = 0  # of the next new question, in the task's order
         self.next_batch = 0
+        self.set_aside: dict[str, str] = {}  # why questions cannot be asked, by their ids
+        self._told: set[str] = set()
+        self._passed_over: list[str] = []  # reasons that are new since `take_passed_over`
 
     def resume(self, cursor: Cursor) -> list[QuestionInFlight]:
         """Go on from a checkpoint; return the questions whose groups it kept."""
         self.pending = list(cursor.pending)
         self.next_index = cursor.following
         self.next_batch = cursor.batch
+        for question, reason in cursor.set_aside.items():
+            self.remember(question, reason)
         return [self._restored(kept) for kept in cursor.kept]
+
+    def remember(self, question: str, reason: str) -> None:
+        """Take note that a question cannot be asked; the task may know it in another epoch."""
+        self.set_aside[question] = reason
+        self._told.add(reason)
+        # A task that inherits nothing may lack it.
+        if hasattr(self._task, "set_aside"):
+            self._task.set_aside(question, reason)
+
+    def take_passed_over(self) -> list[str]:
+        """Return why questions were passed over since the last call, each reason once in a run."""
+        taken, self._passed_over = self._passed_over, []
+        return taken
 
     def ask(self, count: int, version: int) -> list[QuestionInFlight]:
         """Start `count` questions, begun by policy `version`, in batches of at most one step."""
@@ -52,7 +79,7 @@ class Asking:
         for place, asked in enumerate(questions):
             # Each question starts before the next one is made: the engines work while the task
             # draws or decodes. Lazy images are read by the pool.
-            asked.question = self._question(asked.index)
+            asked.index, asked.question = self._next_sound(asked.index)
             self._log(
                 "dispatched",
                 question=asked.question.id,
@@ -63,9 +90,27 @@ class Asking:
             asked.result = self._following.start(batch, place)
         return questions
 
-    def _question(self, index: int) -> Question:
-        question = self._task.train(index)
-        return question if question.is_lazy else stored(question)
+    def _next_sound(self, index: int) -> tuple[int, Question]:
+        """Return the question of an index, or the next one that can be asked, with its index."""
+        for _ in range(MOST_PASSED_OVER):
+            question = question_of(self._task, index)
+            if not question.fault:
+                return index, question if question.is_lazy else stored(question)
+            self._pass_over(question)
+            index = self._take_index()
+        raise AxpoError(
+            f"{MOST_PASSED_OVER:,} questions in a row cannot be asked; the last one: "
+            f"{question.fault}"
+        )
+
+    def _pass_over(self, question: Question) -> None:
+        # A row that comes again in another epoch is told once.
+        if question.fault in self._told:
+            return
+        self._told.add(question.fault)
+        self.set_aside[question.id] = question.fault
+        self._passed_over.append(question.fault)
+        self._log("unusable", question=question.id, reason=question.fault)
 
     def _take_index(self) -> int:
         if self.pending:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,8 @@ class Cursor:
     pending: tuple[int, ...] = ()  # questions to ask again, first of all
     kept: tuple[Kept, ...] = ()
     history: History | None = None  # what finished batches taught the resampler
+    set_aside: Mapping[str, str] = field(default_factory=dict)
+    """Why questions cannot be asked, by their ids: a resume does not try them again."""
 
     def save(self, checkpoint: Path) -> None:
         """Write it into the folder of a checkpoint, exactly."""
@@ -48,6 +50,7 @@ class Cursor:
             "batch": self.batch,
             "pending": self.pending,
             "history": asdict(self.history) if self.history else None,
+            "set_aside": dict(self.set_aside),
         }
         (folder / "cursor.json").write_text(json.dumps(numbers) + "\n", encoding="utf-8")
         with (folder / "groups.jsonl").open("w", encoding="utf-8") as lines:
@@ -72,6 +75,7 @@ def load_cursor(checkpoint: Path) -> Cursor | None:
         pending=tuple(numbers["pending"]),
         kept=tuple(_kept_from_json(json.loads(line), images) for line in lines),
         history=_history(numbers.get("history")),
+        set_aside=numbers.get("set_aside", {}),
     )
 
 

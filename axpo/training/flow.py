@@ -12,7 +12,8 @@ The trainer feeds questions and takes batches:
 
 So no group is trained on that was begun by a policy more than S updates older. A group that
 infrastructure broke keeps its place in the batch; it is dropped, counted and never padded. So is a
-question that cannot be asked, because an image cannot be read or the prompt fills the context.
+question that turns out to be unusable, because an image cannot be read or the prompt fills the
+context. It is remembered: when its row comes again, the next one is asked in its place.
 
 With `dynamic_sampling` (DAPO, arXiv 2503.14476, section 3.2) groups that teach nothing are set
 aside, and as many further questions are asked as the batch lacks, round by round. Each round is a
@@ -90,13 +91,19 @@ class Flow:
     def cursor(self) -> Cursor:
         """Return what a resume needs, between `take` and `feed`."""
         complete = [asked for asked in self._in_flight if asked.complete]
-        again = sorted(asked.index for asked in self._in_flight if asked not in complete)
+        found = {q.question.id: q.unusable for q in self._in_flight if q.unusable is not None}
+        again = sorted(
+            asked.index
+            for asked in self._in_flight
+            if asked not in complete and asked.unusable is None
+        )
         return Cursor(
             following=self._asking.next_index,
             batch=self._asking.next_batch,
             pending=(*again, *self._asking.pending),
             kept=tuple(Kept(q.index, q.version, q.finished_group) for q in complete),
             history=self._resampler.history(),
+            set_aside=self._asking.set_aside | found,
         )
 
     def feed(self, step: int) -> None:
@@ -222,12 +229,17 @@ class Flow:
         self._log_dropped(unusable, step, "unusable")
         self._log_dropped(stale, step, "stale")
         self._log_dropped(set_aside, step, "uninformative")
+        reasons = self._asking.take_passed_over()
+        for asked in unusable:
+            assert asked.unusable is not None
+            self._asking.remember(asked.question.id, asked.unusable)
+            reasons.append(asked.unusable)
         faults = self._following.faults.take()
         return Taken(
             groups=[asked.finished_group for asked in trained],
             uninformative=[asked.finished_group for asked in set_aside],
             dropped=len(broken),
-            unusable=tuple(asked.unusable for asked in unusable if asked.unusable is not None),
+            unusable=tuple(reasons),
             stale=len(stale),
             forks_dropped=faults["fork dropped"],
             forks_collapsed=faults["fork collapsed"],
