@@ -6,7 +6,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-
 RELIED_ON = {
     "model": "set model instead",
     "dtype": "set rollout.engine.dtype instead",

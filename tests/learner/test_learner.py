@@ -4,7 +4,13 @@ import threading
 import time
 from types import SimpleNamespace
 
-from learner.learner import Learner
+import pytest
+from ray.exceptions import ActorDiedError, RayTaskError
+
+import learner.learner
+from learner.config import LearnerConfig, LoraSettings, Serving
+from learner.learner import Learner, RanksLost
+from learner.receivers import Receivers
 
 
 def test_collective_calls_of_several_threads_reach_every_rank_in_one_order(monkeypatch):
@@ -28,3 +34,52 @@ def test_collective_calls_of_several_threads_reach_every_rank_in_one_order(monke
     first, second = (rank.asked for rank in learner._ranks)
     assert sorted(first) == list(range(40))
     assert first == second
+
+
+ADAPTERS = LearnerConfig(lora=LoraSettings(sync="adapters"))
+ENGINE_GONE = RayTaskError("call", "RuntimeError: engine is gone", RuntimeError("engine is gone"))
+ENGINE_DIED = RayTaskError("call", "ActorDiedError: an engine", ActorDiedError())
+
+
+@pytest.mark.parametrize(
+    ("config", "transfer", "error", "lost"),
+    [
+        # The ranks have answered, and were in no collective with the engines.
+        (LearnerConfig(), "shared_memory", ENGINE_GONE, False),
+        (LearnerConfig(), "shared_memory", ENGINE_DIED, False),
+        (ADAPTERS, "nccl", ENGINE_GONE, False),
+        # They were.
+        (LearnerConfig(), "nccl", ENGINE_GONE, True),
+        (LearnerConfig(), "sparse_nccl", ENGINE_GONE, True),
+        (LearnerConfig(), "ipc", ENGINE_DIED, True),
+        # They have not answered.
+        (LearnerConfig(), "shared_memory", TimeoutError("sync_s=120"), True),
+        (ADAPTERS, "nccl", TimeoutError("sync_s=120"), True),
+        # One of them is dead.
+        (LearnerConfig(), "shared_memory", ActorDiedError(), True),
+    ],
+)
+def test_ranks_are_ended_if_they_may_wait_for_ever(monkeypatch, config, transfer, error, lost):
+    killed = []
+    monkeypatch.setattr(learner.learner.ray, "kill", killed.append)
+    monkeypatch.setattr(Receivers, "hold", lambda engines: None)
+    ranks = [SimpleNamespace(call=SimpleNamespace(remote=lambda *a: None))] * 2
+    made = Learner.__new__(Learner)
+    made._order, made._ranks, made._lost = threading.Lock(), ranks, ""
+    made.config, made._serving = config, Serving(weight_transfer=transfer)
+
+    def wait(what, references, within):
+        assert within == "sync_s"
+        raise error
+
+    monkeypatch.setattr(made, "_wait", wait)
+    monkeypatch.setattr(made, "_address", lambda what: ("host", 1))
+    with pytest.raises(RanksLost if lost else type(error)) as caught:
+        made.send_weights(["engine"], 4)
+    assert killed == (ranks if lost else [])
+    if lost:
+        assert str(caught.value).startswith("weight update 4 failed (")
+        with pytest.raises(RanksLost, match="weight update 4 failed"):
+            made.finish_save()
+    else:
+        assert caught.value is error
