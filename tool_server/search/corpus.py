@@ -11,9 +11,10 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from tool_server.images import ImageError, check
+from tool_server.search.files import NotPlain, inside, open_plain
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -25,6 +26,12 @@ MAX_PASSAGE = 20_000
 
 Longer texts become several documents: ranking and snippets of a whole book are poor and slow.
 """
+
+MAX_ROW = 64 << 20
+"""Bytes of a row of JSONL or of a text file."""
+
+MAX_BYTES = 256 << 30
+"""Bytes of all files."""
 
 BLOCK = 1 << 20
 """Bytes that are read at once."""
@@ -64,7 +71,8 @@ def no_progress(done: int) -> None:
 class Corpus:
     """A JSONL file, a text file, or a folder with any number of both.
 
-    Hidden files and folders are left out.
+    Hidden files and folders are left out. A pipe, a device or a link that leaves the folder is
+    refused.
 
     JSONL rows are texts, {"text", "title"?, "url"?, "id"?}, or images, {"file", "caption",
     "title"?, "url"?, "id"?} with `file` relative to the folder of the corpus. Other keys are
@@ -77,6 +85,8 @@ class Corpus:
         self.folder = self.path if self.path.is_dir() else self.path.parent
         if self.path.is_dir():
             self.files = sorted(_walk(self.path))
+            for file in self.files:
+                self._check_plain(file)
             if not self.files:
                 raise CorpusError(f"{path}: no {', '.join(SUFFIXES)} file in this folder")
         elif self.path.is_file():
@@ -84,7 +94,10 @@ class Corpus:
                 raise CorpusError(f"{path}: expected a folder or a {', '.join(SUFFIXES)} file")
             self.files = [self.path]
         else:
-            raise CorpusError(f"{path}: no such file or folder")
+            reason = "is no regular file" if self.path.exists() else "no such file or folder"
+            raise CorpusError(f"{path}: {reason}")
+        if self.size > MAX_BYTES:
+            raise CorpusError(f"{path}: {self.size:,} bytes, at most {MAX_BYTES:,} are indexed")
 
     @property
     def size(self) -> int:
@@ -104,7 +117,7 @@ class Corpus:
         sha = hashlib.sha256()
         for file in self.files:
             sha.update(self._header(file))
-            with file.open("rb") as content:
+            with self._open(file) as content:
                 while block := content.read(BLOCK):
                     sha.update(block)
         return sha.hexdigest()
@@ -140,12 +153,32 @@ class Corpus:
     def _rows(self, file: Path) -> Iterator[_Row]:
         """Yield the lines of a JSONL file, or the whole of a text file."""
         name = self._name(file)
-        with file.open("rb") as lines:
+        with self._open(file) as lines:
             if file.suffix != ".jsonl":
-                yield _Row(lines.read(), str(file), name)
+                yield _Row(_within(lines.read(MAX_ROW + 1), str(file)), str(file), name)
                 return
-            for number, raw in enumerate(lines, 1):
-                yield _Row(raw, f"{file}, row {number}", f"{name}:{number}")
+            number = 0
+            while raw := lines.readline(MAX_ROW + 1):
+                number += 1
+                where = f"{file}, row {number}"
+                yield _Row(_within(raw, where), where, f"{name}:{number}")
+
+    def _open(self, file: Path) -> BinaryIO:
+        try:
+            return open_plain(file)
+        except NotPlain as error:
+            raise CorpusError(f"{file}: {error}") from None
+
+    def _check_plain(self, file: Path) -> None:
+        """Refuse a file of the folder that is not in it, or is none."""
+        try:
+            real = inside(self.folder, self._name(file))
+        except NotPlain as error:
+            raise CorpusError(f"{file}: {error}") from None
+        if not real.is_file():
+            raise CorpusError(
+                f"{file}: {'is no regular file' if real.exists() else 'is not there'}"
+            )
 
     def _document(self, row: _Row, text: str) -> Document:
         """Return the document of a JSONL row."""
@@ -179,8 +212,8 @@ class Corpus:
                 f"{where}: file: expected a path inside the folder of the corpus, got {file!r}"
             )
         try:
-            check(self.folder / path)
-        except ImageError as error:
+            check(inside(self.folder, file))
+        except (ImageError, NotPlain) as error:
             raise CorpusError(f"{where}: file: {self.folder / path} {error}") from None
 
     def _name(self, file: Path) -> str:
@@ -198,6 +231,12 @@ class Corpus:
 def clean(text: str) -> str:
     """Replace lone surrogates by '?': JSON can spell them, and UTF-8 cannot."""
     return text.encode("utf-8", "replace").decode()
+
+
+def _within(raw: bytes, where: str) -> bytes:
+    if len(raw) > MAX_ROW:
+        raise CorpusError(f"{where}: more than {MAX_ROW:,} bytes")
+    return raw
 
 
 def _decoded(row: _Row) -> str:

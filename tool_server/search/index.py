@@ -17,11 +17,12 @@ import os
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from tool_server.search.corpus import Corpus, CorpusError, Document, clean
+from tool_server.search.files import MAX_MANIFEST, NotPlain, open_plain, read_plain
 from tool_server.search.results import Result
 from tool_server.tool import ToolUnavailable
 
@@ -34,6 +35,12 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 
 Kind: TypeAlias = Literal["texts", "images"]
+
+
+# An index may come from elsewhere: a name with a slash would lead out of its folder.
+PlainName: TypeAlias = Annotated[
+    str, StringConstraints(pattern=r"^\.?[A-Za-z0-9_][A-Za-z0-9._-]*$", max_length=200)
+]
 
 
 class Manifest(BaseModel):
@@ -49,8 +56,8 @@ class Manifest(BaseModel):
     folder: str  # to which the paths of images are relative
     corpus_content: str
     corpus_stat: str
-    directory: str
-    files: dict[str, tuple[int, str]]  # name -> bytes, SHA-256
+    directory: PlainName
+    files: dict[PlainName, tuple[int, str]] = Field(max_length=10_000)  # -> bytes, SHA-256
 
 
 class Damaged(Exception):
@@ -60,10 +67,16 @@ class Damaged(Exception):
 class SearchIndex:
     """An open index. Safe to use from many threads."""
 
-    def __init__(self, path: Path, kind: Kind) -> None:
+    def __init__(self, path: Path, kind: Kind, corpus: Path | None = None) -> None:
         """Open the index. Every file is read once, to verify it (0.4 GB/s and more).
 
-        A corpus that is not on this machine is not compared.
+        A corpus that is not on this machine is not compared. An index from elsewhere may name any
+        place as its corpus, so only one beside the index is looked for.
+
+        Args:
+            path: folder of the index.
+            kind: what it must hold.
+            corpus: its corpus, if that is not inside the folder that holds the index.
 
         Raises:
             ToolUnavailable: the index is not there, damaged, built by another version, of another
@@ -84,8 +97,12 @@ class SearchIndex:
             raise ToolUnavailable(
                 f"search index {path} holds {manifest.kind}, this tool needs {kind}"
             )
-        self.corpus = Path(os.path.normpath(path.absolute() / manifest.corpus))
-        self.folder = Path(os.path.normpath(path.absolute() / manifest.folder))
+        if corpus is None:
+            self.corpus = _beside(path, manifest.corpus)
+            self.folder = _beside(path, manifest.folder)
+        else:
+            self.corpus = corpus
+            self.folder = corpus if corpus.is_dir() else corpus.parent
         if self._outdated():
             rebuild = f"axpo index build {self.corpus} --out {path}"
             raise ToolUnavailable(
@@ -115,13 +132,15 @@ class SearchIndex:
         results = []
         for score, address in hits:
             stored = self._searcher.doc(address).get_all("row")[0]
-            document = Document(**json.loads(bytes(stored)))
+            document = _document(bytes(stored))
             snippet = _snippet(document, snippets, snippet_chars)
             url = document.url or document.id
             results.append(Result(document.title, url, snippet, float(score), document.image))
         return results
 
     def _outdated(self) -> bool:
+        if self.corpus is None:
+            return False
         try:
             return self.corpus.exists() and changed(self.manifest, Corpus(self.corpus))
         except CorpusError:  # nothing is left to index
@@ -153,6 +172,24 @@ class SearchIndex:
         documents = self._searcher.num_docs
         if documents != self.manifest.documents:
             raise Damaged(f"is damaged ({documents} documents of {self.manifest.documents})")
+
+
+def _beside(path: Path, name: str) -> Path | None:
+    """Return what a manifest names, if it is inside the folder that holds the index."""
+    holder = Path(os.path.realpath(path.absolute().parent))
+    named = Path(os.path.realpath(path.absolute() / name))
+    return named if named.is_relative_to(holder) else None
+
+
+def _document(stored: bytes) -> Document:
+    """Return a document as it was stored; raise ToolUnavailable if it is none."""
+    try:
+        document = Document(**json.loads(stored))
+    except (ValueError, TypeError, RecursionError):
+        document = None
+    if document is None or not all(isinstance(text, str) for text in vars(document).values()):
+        raise ToolUnavailable("the search index holds a row that is no document; build it again")
+    return Document(**{name: clean(text) for name, text in vars(document).items()})
 
 
 def _snippet(document: Document, snippets: tantivy.SnippetGenerator, snippet_chars: int) -> str:
@@ -200,11 +237,14 @@ def read_manifest(path: Path) -> Manifest:
         Damaged: there is no manifest, it cannot be read, or it is of another version.
     """
     try:
-        manifest = Manifest.model_validate_json((path / MANIFEST).read_bytes())
+        content = read_plain(path / MANIFEST, MAX_MANIFEST)
+        manifest = Manifest.model_validate_json(content)
     except FileNotFoundError:
         raise Damaged(f"has no {MANIFEST}" if path.exists() else "is not there") from None
     except (OSError, ValidationError) as error:
         raise Damaged(f"is damaged ({MANIFEST}: {type(error).__name__})") from None
+    except NotPlain as error:
+        raise Damaged(f"is damaged ({MANIFEST} {error})") from None
     built = f"format {manifest.format}, tantivy {manifest.tantivy}"
     here = f"format {FORMAT}, tantivy {version('tantivy')}"
     if built != here:
@@ -219,16 +259,20 @@ def check_files(path: Path, manifest: Manifest) -> None:
         Damaged: a file is missing, or is not as it was written.
     """
     for name, (size, digest) in manifest.files.items():
-        file = path / manifest.directory / name
+        file, where = path / manifest.directory / name, f"{manifest.directory}/{name}"
+        if file.is_symlink() or file.parent.is_symlink():
+            raise Damaged(f"is damaged ({where} is a link)")
         try:
             unchanged = file.stat().st_size == size and file_digest(file) == digest
         except OSError:
-            raise Damaged(f"is damaged ({manifest.directory}/{name} is missing)") from None
+            raise Damaged(f"is damaged ({where} is missing)") from None
+        except NotPlain as error:
+            raise Damaged(f"is damaged ({where} {error})") from None
         if not unchanged:
-            raise Damaged(f"is damaged ({manifest.directory}/{name} is not as it was written)")
+            raise Damaged(f"is damaged ({where} is not as it was written)")
 
 
 def file_digest(file: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with file.open("rb") as stream:
+    """Return the SHA-256 of a regular file; raise NotPlain if it is something else."""
+    with open_plain(file) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

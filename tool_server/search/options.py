@@ -23,6 +23,12 @@ class LocalOptions(BaseModel):
         min_length=1,
         description="folder that `axpo index build` wrote, on every node with a tool server",
     )
+    corpus: str | None = Field(
+        default=None,
+        min_length=1,
+        description="what was indexed, if it is not inside the folder that holds the index; a "
+        "changed corpus is then noticed",
+    )
 
 
 class TavilyOptions(BaseModel):

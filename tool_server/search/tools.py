@@ -10,6 +10,7 @@ from pydantic import Field
 
 from tool_server.arguments import define
 from tool_server.images import ImageError, ImageLimits, decode, fit
+from tool_server.search.files import NotPlain, inside
 from tool_server.search.options import MAX_RETRY_AFTER_S, LocalOptions, TavilyOptions
 from tool_server.search.results import Caps, Result, SearchArguments, render
 from tool_server.tool import (
@@ -72,6 +73,11 @@ class ImageSearch(ToolKind, Caps):
     index: str = Field(
         min_length=1, description="folder that `axpo index build` wrote from captioned images"
     )
+    corpus: str | None = Field(
+        default=None,
+        min_length=1,
+        description="what was indexed, if it is not inside the folder that holds the index",
+    )
     max_images: int = Field(
         default=3, ge=1, le=20, description="images of one answer; more results are not shown"
     )
@@ -82,16 +88,22 @@ class ImageSearch(ToolKind, Caps):
         """Return the tool. Raises ToolUnavailable if the index or its images are not here."""
         from tool_server.search.index import SearchIndex
 
-        index = SearchIndex(Path(self.index), "images")
-        if not index.folder.is_dir():
+        index = SearchIndex(Path(self.index), "images", _path(self.corpus))
+        folder = index.folder
+        if folder is None:
             raise ToolUnavailable(
-                f"{name}: the images of {self.index} are not here: no folder {index.folder}"
+                f"{name}: the images of {self.index} are outside of the folder that holds it; "
+                "name what was indexed with the option `corpus`"
+            )
+        if not folder.is_dir():
+            raise ToolUnavailable(
+                f"{name}: the images of {self.index} are not here: no folder {folder}"
             )
 
         def run(call: ToolCall) -> Output:
             query, wanted = call.arguments.query, call.arguments.max_results
             results = index.search(query, min(wanted, self.max_images), self.snippet_chars)
-            images = tuple(self._image(name, index.folder, result) for result in results)
+            images = tuple(self._image(name, folder, result) for result in results)
             text = render(query, results, self)
             # The policy asked for more than the recipe lets it see, and there may be more.
             if wanted > self.max_images == len(results):
@@ -106,17 +118,22 @@ class ImageSearch(ToolKind, Caps):
 
     def _image(self, name: str, folder: Path, result: Result) -> Pixels:
         try:
-            pixels = decode(folder / result.image, self.limits)
-        except ImageError as error:
-            # The build checked the image, so it has gone or changed since: not the policy's fault.
+            pixels = decode(inside(folder, result.image), self.limits)
+        except (ImageError, NotPlain) as error:
+            # The build checked the image, so it has gone or changed since, or the index is not one
+            # that we built: not the policy's fault.
             raise ToolUnavailable(f"{name}: {folder / result.image} {error}") from None
         return fit(pixels, self.max_side, None)
+
+
+def _path(name: str | None) -> Path | None:
+    return None if name is None else Path(name)
 
 
 def _open_local(name: str, provider: LocalOptions, caps: Caps) -> Tool:
     from tool_server.search.index import SearchIndex
 
-    index = SearchIndex(Path(provider.index), "texts")
+    index = SearchIndex(Path(provider.index), "texts", _path(provider.corpus))
 
     def run(call: ToolCall) -> Output:
         query = call.arguments.query
