@@ -31,6 +31,8 @@ from typing import Any, ClassVar, Generic, TypeVar
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError
 from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, core_schema
 
+from axpo.texts import shown
+
 
 def find(path: str) -> Any:
     """Return the object at `package.module:name`.
@@ -282,6 +284,6 @@ def _first_fault(error: ValidationError) -> str:
         return f"{field}: required, but not given"
     message = fault["msg"].removeprefix("Value error, ")
     if field:
-        return f"{field}={fault['input']!r}: {message}"
+        return f"{field}={shown(fault['input'])}: {message}"
     # The checks of a variant as a whole name the option themselves.
-    return message if fault["type"] == "value_error" else f"{fault['input']!r}: {message}"
+    return message if fault["type"] == "value_error" else f"{shown(fault['input'])}: {message}"

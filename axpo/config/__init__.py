@@ -8,7 +8,7 @@ lists the keys of older recipes.
 
 from axpo.config.concepts import variants
 from axpo.config.reading import load_recipe, parse_recipe
-from axpo.config.recipe import Recipe, looks_local
+from axpo.config.recipe import Recipe, hub_name, looks_local
 from axpo.config.sections import EvaluationConfig, LoggingConfig, SFTConfig, SFTStage
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Recipe",
     "SFTConfig",
     "SFTStage",
+    "hub_name",
     "load_recipe",
     "looks_local",
     "parse_recipe",

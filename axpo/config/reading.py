@@ -12,7 +12,9 @@ from pydantic_core import ErrorDetails
 
 from axpo.config.moved import moved_keys
 from axpo.config.recipe import Recipe
+from axpo.config.strict_yaml import MAX_BYTES, read_yaml
 from axpo.errors import AxpoError
+from axpo.texts import one_line, shown
 
 # The field that a message begins with, for example in "total_steps=0: ...".
 _FIELD = re.compile(r"([a-z_][\w.-]*)[=:]")
@@ -29,15 +31,13 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         AxpoError: one line for each bad field, with the file, the field, its value and what was
             expected.
     """
-    import yaml
-
     file = Path(path)
     if not file.is_file():
         raise AxpoError(f"recipe {path}: no such file")
     try:
-        data = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise AxpoError(f"recipe {path}: not YAML: {' '.join(str(error).split())}") from None
+        data = read_yaml(_text_of(file))
+    except (OSError, ValueError) as error:
+        raise AxpoError(f"recipe {path}: {one_line(str(error))}") from None
     if not isinstance(data, dict):
         raise AxpoError(f"recipe {path}: expected a mapping of fields, found {type(data).__name__}")
     return parse_recipe(data, overrides, str(path))
@@ -62,24 +62,39 @@ def parse_recipe(
 
 def _set(data: dict[str, Any], override: str) -> None:
     """Change one field of a recipe, in place."""
-    import yaml
-
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise AxpoError(f"--set {override}: expected key=value, for example learner.lr=1e-5")
+        raise AxpoError(
+            f"--set {one_line(override, 80)}: expected key=value, for example learner.lr=1e-5"
+        )
     *parents, last = key.split(".")
     for parent in parents:
         # A section that the file leaves out can be set, too.
         child = data.setdefault(parent, {})
         if not isinstance(child, dict):
-            raise AxpoError(f"--set {override}: {parent} is a value, not a section")
+            raise AxpoError(f"--set {one_line(key, 80)}: {parent} is a value, not a section")
         data = child
-    data[last] = yaml.safe_load(text)
+    try:
+        data[last] = read_yaml(text)
+    except ValueError as error:
+        raise AxpoError(f"--set {one_line(key, 80)}: {one_line(str(error))}") from None
+
+
+def _text_of(file: Path) -> str:
+    """Return the text of a recipe, without a byte order mark; raise ValueError if it is none."""
+    with file.open("rb") as content:
+        raw = content.read(MAX_BYTES + 1)
+    if len(raw) > MAX_BYTES:
+        raise ValueError(f"larger than {MAX_BYTES:,} bytes")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 at byte {error.start + 1}") from None
 
 
 def _one_line(fault: ErrorDetails) -> str:
     """Return the place of a fault, what was given, and what was expected."""
-    place = ".".join(str(part) for part in fault["loc"])
+    place = ".".join(one_line(str(part), 80) for part in fault["loc"])
     if fault["type"] == "extra_forbidden":
         return f"{place}: unknown key"
     if fault["type"] == "missing":
@@ -88,7 +103,7 @@ def _one_line(fault: ErrorDetails) -> str:
     message = fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "value_error":
         return _placed(place, fault["input"], message)
-    return f"{place or 'recipe'}={fault['input']!r}: {message}"
+    return f"{place or 'recipe'}={shown(fault['input'])}: {message}"
 
 
 def _placed(place: str, given: Any, message: str) -> str:
@@ -100,7 +115,7 @@ def _placed(place: str, given: Any, message: str) -> str:
     if not place or message.startswith((f"{place}.", f"{place}=", f"{place}:")):
         return message
     if not isinstance(given, Mapping):
-        return f"{place}={given!r}: {message}"
+        return f"{place}={shown(given)}: {message}"
     named = _FIELD.match(message)
     if named is None:
         return f"{place}: {message}"

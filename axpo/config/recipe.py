@@ -9,12 +9,14 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from axpo.config.devices import check_devices
 from axpo.config.sections import EvaluationConfig, LoggingConfig, Section, SFTConfig, SFTStage
 from axpo.errors import AxpoError
 from axpo.registry import Registered, Variant
 from axpo.tasks import TaskConfig
 from axpo.tasks.task import Fits
 from learner.config import CreditConfig, LearnerConfig, Serving, adapters_alone
+from learner.network import NetworkConfig
 from resampler.config import ResamplerConfig
 from resampler.history import History
 from rollout_workers.config import RolloutConfig
@@ -41,7 +43,10 @@ class Recipe(Section):
     algorithm: Literal["axpo", "grpo"] = Field(
         "axpo", description="grpo: the same code path without resampling"
     )
-    model: str = Field(description="model folder, or the name of one on the Hugging Face hub")
+    model: str = Field(
+        description="model folder, or the name of one on the Hugging Face hub; owner/name@revision "
+        "pins a commit, tag or branch"
+    )
     reference: str | None = Field(
         None,
         description="reference policy of the KL term; None: the model that training starts from",
@@ -91,6 +96,7 @@ class Recipe(Section):
     resampler: ResamplerConfig = ResamplerConfig()
     learner: LearnerConfig = LearnerConfig()
     tools: ToolServerConfig = ToolServerConfig()
+    network: NetworkConfig = NetworkConfig()
     sft: SFTConfig | None = None
 
     @property
@@ -169,34 +175,6 @@ class Recipe(Section):
                 )
         return self.task.check_inputs(fits)
 
-    def check_resources(
-        self, cpus: float, gpus: float, *, learner: bool = True, workers: bool = True
-    ) -> None:
-        """Check that the Ray cluster can hold what will be started.
-
-        Args:
-            cpus: CPUs of the cluster.
-            gpus: GPUs of the cluster.
-            learner: the learner will be started.
-            workers: the rollout workers and tool servers will be started.
-
-        Raises:
-            AxpoError: the cluster has too few.
-        """
-        counts = (
-            self.learner.ranks if learner else 0,
-            self.rollout.workers if workers else 0,
-            self.tools.servers if workers else 0,
-        )
-        gpus_each = (self.learner.gpus_per_rank, self.rollout.gpus_per_worker, 0.0)
-        cpus_each = (
-            self.learner.cpus_per_rank,
-            self.rollout.cpus_per_worker,
-            self.tools.cpus_per_server,
-        )
-        _check_unit("GPU", gpus, counts, gpus_each)
-        _check_unit("CPU", cpus, counts, cpus_each)
-
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
         self._check_engines()
@@ -208,13 +186,8 @@ class Recipe(Section):
         return self
 
     def _check_engines(self) -> None:
+        check_devices(self.learner, self.rollout)
         transfer = self.rollout.engine.weight_transfer
-        # NCCL and CUDA IPC send from a GPU.
-        if self.learner.gpus_per_rank == 0 and transfer != "shared_memory":
-            raise ValueError(
-                f"rollout.engine.weight_transfer={transfer!r}: needs learner.gpus_per_rank=1; "
-                "CPU ranks send through 'shared_memory'"
-            )
         if self.learner.lora is not None and transfer == "sparse_nccl":
             raise ValueError(
                 "rollout.engine.weight_transfer='sparse_nccl': compares weights that train, and "
@@ -283,13 +256,20 @@ class Recipe(Section):
 def looks_local(model: str) -> bool:
     """Return whether a model is a folder.
 
-    A hub name is exactly `owner/name`, with nothing of that name on disk. All else is a folder.
+    A hub name is exactly `owner/name`, or `owner/name@revision`, with nothing of that name on disk.
+    All else is a folder.
     """
     return (
         model.startswith((".", "/", "~"))
-        or model.count("/") != 1
+        or hub_name(model)[0].count("/") != 1
         or Path(model.split("/")[0]).is_dir()
     )
+
+
+def hub_name(model: str) -> tuple[str, str | None]:
+    """Return the name and the revision of a hub's model; None: its newest state."""
+    name, at, revision = model.partition("@")
+    return name, revision if at else None
 
 
 def _merged(fields: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -338,18 +318,3 @@ def _at(place: tuple[str | int, ...], error: ValidationError) -> ValidationError
         for fault in error.errors()
     ]
     return ValidationError.from_exception_data(error.title, faults)
-
-
-def _check_unit(
-    unit: str, have: float, counts: tuple[int, int, int], each: tuple[float, float, float]
-) -> None:
-    """Raise AxpoError if ranks, workers and servers need more of a unit than there is."""
-    need = sum(count * amount for count, amount in zip(counts, each, strict=True))
-    if need <= have:
-        return
-    (ranks, workers, servers), (per_rank, per_worker, per_server) = counts, each
-    raise AxpoError(
-        f"learner.ranks={ranks} with {per_rank:g} {unit}s each, rollout.workers={workers} with "
-        f"{per_worker:g} each and tools.servers={servers} with {per_server:g} each need {need:g} "
-        f"{unit}s; the Ray cluster has {have:g}"
-    )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from axpo.config import looks_local
+from axpo.config import hub_name, looks_local
 from axpo.memory.known import KNOWN, Config
 
 Sizes: TypeAlias = Mapping[str, tuple[int, int]]
@@ -180,15 +180,16 @@ def read_config(model: str) -> Config | None:
     from huggingface_hub import hf_hub_url, try_to_load_from_cache
     from huggingface_hub.utils import build_hf_headers
 
-    cached = try_to_load_from_cache(model, "config.json")
+    name, revision = hub_name(model)
+    cached = try_to_load_from_cache(name, "config.json", revision=revision)
     if isinstance(cached, str):
         return _read(Path(cached))
-    if model in KNOWN:
-        return KNOWN[model]
+    if name in KNOWN:
+        return KNOWN[name]
     try:
         # Not hf_hub_download: without a network that retries for 25 s.
         answer = httpx.get(
-            hf_hub_url(model, "config.json"),
+            hf_hub_url(name, "config.json", revision=revision),
             headers=build_hf_headers(),
             timeout=5,
             follow_redirects=True,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from axpo.config import Recipe, looks_local
+from axpo.config import Recipe, hub_name, looks_local
 from axpo.errors import AxpoError
 from axpo.memory import read_config
 from axpo.memory.known import Config
@@ -107,7 +107,8 @@ def folder_of(model: str) -> Path | None:
         return Path(model)
     from huggingface_hub import try_to_load_from_cache
 
-    config = try_to_load_from_cache(model, "config.json")
+    name, revision = hub_name(model)
+    config = try_to_load_from_cache(name, "config.json", revision=revision)
     if not isinstance(config, str):
         return None
     folder = Path(config).parent

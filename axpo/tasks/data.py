@@ -23,6 +23,8 @@ from tool_server.images import ImageLimits
 
 __all__ = ["MARK", "DataConfig", "DataImages", "Folders", "Row", "Source", "Table"]
 
+MAX_BAD_ROWS = 0.3
+"""Share of rows. If more are bad, most likely the recipe names the wrong columns."""
 MARK = "<image>"
 """Says in the text of a row where an image stands."""
 # What PNG, JPEG, GIF and WEBP begin with, in base64.
@@ -155,7 +157,7 @@ class DataConfig(Source):
 
     images: DataImages = Field(default_factory=DataImages, description="limits of the rows' images")
     max_bad_rows: float = Field(
-        0.5, ge=0, le=1, description="share of rows that may be bad: they are set aside"
+        MAX_BAD_ROWS, ge=0, le=1, description="share of rows that may be bad: they are set aside"
     )
 
 
@@ -175,9 +177,8 @@ def image_source(image: Any, folders: Folders) -> Path | bytes:
     if isinstance(image, bytes):
         return image
     if not isinstance(image, str) or not image:
-        raise ValueError(
-            f"expected a path, bytes, base64 or a data: address, got {type(image).__name__}"
-        )
+        found = type(image).__name__
+        raise ValueError(f"expected a path, bytes or a data: address, got {found}")
     if image[:5].casefold() == "data:":
         address = _ADDRESS.match(image)
         if address is None:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 
 from axpo.registry import Registered
-from axpo.tasks.data import DataImages, Source, epoch_order
+from axpo.tasks.data import MAX_BAD_ROWS, DataImages, Source, epoch_order
 from axpo.tasks.row_check import Tell, check_images, check_rows
 from axpo.tasks.rows import Columns, Meaning, Rows
 from axpo.tasks.task import Fits, Task, TaskConfig, tasks
@@ -49,7 +49,7 @@ class DatasetConfig(TaskConfig):
         default_factory=DataImages, description="limits of the questions' images"
     )
     max_bad_rows: float = Field(
-        0.5,
+        MAX_BAD_ROWS,
         ge=0,
         le=1,
         description="share of the rows of a source that may be bad: a run sets them aside. With "

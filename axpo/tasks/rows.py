@@ -55,7 +55,7 @@ class Columns(BaseModel):
         "it",
     )
     answer: str = Field(
-        "answer", description="a text or a number, or a list of those that are accepted"
+        "answer", description="a text or a number, or a list of texts that are accepted"
     )
     images: Names = Field(
         ("images",),
@@ -275,7 +275,7 @@ def _answer(value: Any) -> str:
     Several accepted answers are a list, which becomes JSON. Tables write a whole number as 7.0 if
     another row has none: that is the number 7.
     """
-    if isinstance(value, list) and value:
+    if isinstance(value, list) and value and all(isinstance(one, str) for one in value):
         return json.dumps([_answer(one) for one in value], ensure_ascii=False)
     # In Python a bool is an int too.
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -284,6 +284,7 @@ def _answer(value: Any) -> str:
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
         value = int(value)
     if not (is_number or isinstance(value, str)) or not str(value).strip():
-        raise ValueError(f"expected a text or a number, found {shown(value)}")
+        found = value if isinstance(value, str) else shown(value)
+        raise ValueError(f"expected a text or a number, found {shown(found)}")
     check_text(value)
     return str(value).strip()

@@ -73,6 +73,9 @@ class Flow:
         resampler: ResamplerClient,
         log: Log = no_log,
     ) -> None:
+        # The order of a data set's rows is the run's; a task that inherits nothing may lack this.
+        if hasattr(task, "shuffle"):
+            task.shuffle(recipe.seed)
         self._recipe = recipe
         self._resampler = resampler
         self._log = log
