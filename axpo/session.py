@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import ray
 
-from axpo.config import Recipe
+from axpo.config import Recipe, hub_name
 from axpo.errors import AxpoError
 from axpo.tasks import Task
 from learner.learner import Learner
@@ -163,7 +163,8 @@ def local_path(model: str) -> str:
     )
 
     try:
-        return snapshot_download(model)
+        name, revision = hub_name(model)
+        return snapshot_download(name, revision=revision)
     except (HfHubHTTPError, RepositoryNotFoundError, LocalEntryNotFoundError, OSError) as error:
         raise AxpoError(
             f"model={model!r}: not a folder, and the hub did not give it ({type(error).__name__})"
