@@ -72,7 +72,8 @@ def run(
         expected: names of the entries that the file should have.
         measures: what is run, one after the other.
         packages: whose versions are noted.
-        keep_others: whether entries stay that are in the file and are not measured now.
+        keep_others: whether entries stay that are in the file and are not measured now. What the
+            file says of the machine stays, too: the times in it were measured there.
 
     Returns:
         An exit code: 1 if one of the expected entries could not be measured. A missed target is no
@@ -80,13 +81,18 @@ def run(
     """
     console = Console()
     file = RESULTS / f"{name}.json"
-    earlier = json.loads(file.read_text(encoding="utf-8"))["entries"] if keep_others else []
+    about = {"machine": machine(), "versions": versions(packages)}
+    earlier: list[Entry] = []
+    if keep_others:
+        result = json.loads(file.read_text(encoding="utf-8"))
+        if result["versions"] != about["versions"]:
+            raise ValueError(f"{file} is of other versions; measure all of it again")
+        about["machine"], earlier = result["machine"], result["entries"]
     entries = _measured(measures, console, earlier)
     # A file that grew part by part has the order of one that was measured at once.
     entries.sort(key=lambda entry: [*expected, entry["name"]].index(entry["name"]))
-    result = {"machine": machine(), "versions": versions(packages), "entries": entries}
     RESULTS.mkdir(exist_ok=True)
-    file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    file.write_text(json.dumps(about | {"entries": entries}, indent=2) + "\n", encoding="utf-8")
     console.print(table(entries))
     measured = [entry["name"] for entry in entries]
     missing = [name for name in expected if name not in measured]

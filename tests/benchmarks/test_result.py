@@ -60,7 +60,11 @@ def test_a_part_that_is_measured_again_keeps_the_other_entries_in_their_order(
     new, added = (result.at_most(name, 1.0, 2.0, "ms", "now") for name in ("gap", "first"))
     names = ["first", "head", "gap"]
     assert result.run("x", names, [lambda: [new, added]], keep_others=True) == 0
-    assert json.loads((tmp_path / "x.json").read_text())["entries"] == [added, other, new]
+    file = tmp_path / "x.json"
+    assert json.loads(file.read_text())["entries"] == [added, other, new]
+    file.write_text(file.read_text().replace('"python": "3', '"python": "2'))
+    with pytest.raises(ValueError, match="is of other versions"):
+        result.run("x", names, [], keep_others=True)
 
 
 def test_the_command_expects_every_entry_that_its_modules_make():
