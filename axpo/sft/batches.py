@@ -20,6 +20,10 @@ class Examples(Protocol):
     def example(self, kind: str, index: int) -> tuple[Question, Trajectory]:
         """Return example number `index`, with its question."""
 
+    @property
+    def set_aside(self) -> list[str]:
+        """Return why rows were set aside so far, a line each."""
+
 
 @dataclass(frozen=True)
 class Shown:
@@ -36,6 +40,7 @@ class TaskExamples:
         self._task, self._chat, self._schemas = task, chat, schemas
         # Every stage sees examples of its own.
         self._first = stage << 32
+        self.set_aside: list[str] = []  # a task makes its examples itself: none is bad
 
     def example(self, kind: str, index: int) -> tuple[Question, Trajectory]:
         """Return example number `index` of this stage."""
@@ -59,6 +64,11 @@ class RowExamples:
         """Return example number `index`, whatever the kind."""
         return self._rows.example(index)
 
+    @property
+    def set_aside(self) -> list[str]:
+        """Return why rows were set aside so far."""
+        return list(self._rows.set_aside.values())
+
 
 class Batches:
     """The batches of a stage; each is a function of its step.
@@ -80,6 +90,11 @@ class Batches:
         self._examples, self._batch_size, self._seed = examples, batch_size, seed
         self.kinds = list(mix)
         self._shares = list(mix.values())
+
+    @property
+    def set_aside(self) -> list[str]:
+        """Return why examples were set aside so far, a line each."""
+        return self._examples.set_aside
 
     def kind(self, step: int) -> str:
         """Return the kind of examples in the batch of a step."""

@@ -25,7 +25,9 @@ would change, is refused.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -70,6 +72,8 @@ class Demonstrations:
     takes its place.
     """
 
+    in_threads = False  # Hugging Face's tokenizers are not to be shared
+
     def __init__(
         self, config: DataConfig, chat: Chat, seed: int, context: Context | None = None
     ) -> None:
@@ -86,6 +90,7 @@ class Demonstrations:
                 not its family's.
         """
         _check_template(chat)
+        self.path = config.path
         self._table = config.rows(COLUMNS)
         self._folders = config.folders
         self._config, self._chat, self._seed, self._context = config, chat, seed, context
@@ -127,13 +132,41 @@ class Demonstrations:
         Raises:
             BadRow: it is no rollout that can be trained on; names the row and says what.
         """
-        try:
+        with self._faults_of(number):
             row = self._row(number)
             images = [self._image(image, read) for image in listed(row.get("images") or [])]
             return self._trajectory(name, row, _Images(images))
+
+    @property
+    def digest(self) -> str:
+        """Return a name for these rows, read with these limits."""
+        text = f"{self._config.model_dump_json()}{len(self)}"
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def check(self, number: int, fits: object = None) -> None:
+        """Check a row without decoding its images; raise BadRow if it is no rollout."""
+        self.of_row(number, read=sized)
+
+    def files(self, number: int) -> list[Path | bytes]:
+        """Return what the images of a row are read from; raise BadRow if it does not tell."""
+        with self._faults_of(number):
+            images = listed(self._row(number).get("images") or [])
+            return [image_source(image, self._folders) for image in images]
+
+    def decode(self, number: int) -> None:
+        """Decode the images of a row; raise BadRow if one cannot be read."""
+        with self._faults_of(number):
+            for image in listed(self._row(number).get("images") or []):
+                self._image(image, decode)
+
+    @contextmanager
+    def _faults_of(self, number: int) -> Iterator[None]:
+        """Name the row in what is raised inside."""
+        try:
+            yield
         except Exception as error:  # a template, too, may fail at any row
             kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-            where = f"{self._config.path}, row {number + 1}"
+            where = f"{self.path}, row {number + 1}"
             raise BadRow(f"{where}: {one_line(f'{kind}{error}')}") from None
 
     def _row(self, number: int) -> Row:

@@ -22,14 +22,15 @@ from axpo.config import Recipe, SFTStage
 from axpo.errors import AxpoError
 from axpo.session import await_tools, local_path, tool_servers
 from axpo.sft.batches import Batches, Examples, RowExamples, TaskExamples
-from axpo.sft.demonstrations import Demonstrations
+from axpo.sft.check import demonstrations
 from axpo.tasks import Task
 from learner.ahead import made_ahead
 from learner.config import LearnerConfig
-from learner.learner import Learner
+from learner.learner import Learner, Start
 from rollout_workers.chat import Chat
 
 PRINT_EVERY = 25  # steps between lines, if the console is no terminal
+SET_ASIDE_SHOWN = 5  # rows that are named at the end of a stage
 RECENT = 10  # updates that a shown loss is the mean of
 
 
@@ -133,10 +134,12 @@ def _run(
     """Train one stage and save its model."""
     config = _learner_config(recipe.learner, stage.settings)
     # Each stage has a learner of its own, so its optimizer starts afresh.
-    learner = Learner(model, config, seed=recipe.seed, serving=recipe.serving)
+    start = Start(seed=recipe.seed, serving=recipe.serving, network=recipe.network)
+    learner = Learner(model, config, start)
     try:
-        batches = _batches(recipe, stage, Chat.load(model), schemas)
+        batches = _batches(recipe, stage, model, schemas)
         _train(learner, batches, stage, console)
+        _print_set_aside(stage, batches, console)
         learner.save(str(stage.folder), hf_dtype="bfloat16" if stage.last else None)
     finally:
         learner.shutdown()
@@ -153,11 +156,11 @@ def _learner_config(config: LearnerConfig, stage: SFTStage) -> LearnerConfig:
     return config.model_copy(update=changes)
 
 
-def _batches(recipe: Recipe, stage: Stage, chat: Chat, schemas: list[dict[str, Any]]) -> Batches:
-    settings = stage.settings
+def _batches(recipe: Recipe, stage: Stage, model: str, schemas: list[dict[str, Any]]) -> Batches:
+    settings, chat = stage.settings, Chat.load(model)
     examples: Examples
     if settings.data:
-        examples = RowExamples(Demonstrations(settings.data, chat, recipe.seed))
+        examples = RowExamples(demonstrations(recipe, settings.data, chat, model))
     else:
         examples = TaskExamples(stage.task, chat, schemas, stage.number)
     seed = f"{recipe.seed}/{stage.number}"
@@ -177,6 +180,15 @@ def _train(learner: Learner, batches: Batches, stage: Stage, console: Console) -
             bar.update(line, completed=step + 1, description=f"{title} loss: {shown}")
             if (step + 1) % PRINT_EVERY == 0 and not console.is_terminal:
                 console.print(f"{title} step {step + 1}/{steps} loss: {shown}", highlight=False)
+
+
+def _print_set_aside(stage: Stage, batches: Batches, console: Console) -> None:
+    """Say which rows were not trained on, a line each for the first few."""
+    reasons = batches.set_aside
+    for reason in reasons[:SET_ASIDE_SHOWN]:
+        console.print(f"row set aside: {reason}", highlight=False, markup=False, soft_wrap=True)
+    if reasons:
+        console.print(f"sft stage {stage.number}: {len(reasons)} rows set aside", highlight=False)
 
 
 def _recent(losses: dict[str, list[float]]) -> str:

@@ -13,12 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias, TypeVar
+from typing import Protocol, TypeAlias, TypeVar
 
 from axpo.errors import AxpoError
-from axpo.tasks.rows import BadRow, Misfit, Rows
+from axpo.tasks.rows import BadRow, Misfit
 from axpo.tasks.task import Fits
-from tool_server.images import ImageLimits, decode
 
 CHECKED = 20_000
 """Rows of a source that are checked at every start: of a larger source so many, evenly spread."""
@@ -38,7 +37,7 @@ Tell: TypeAlias = Callable[[str, int, int], None]
 class Faults:
     """What is wrong with the rows of a source."""
 
-    source: str
+    path: str
     rows: int  # that were looked at
     bad: list[str] = field(default_factory=list)
     misfits: list[str] = field(default_factory=list)  # sound rows that do not fit the context
@@ -59,11 +58,34 @@ class Faults:
             raise AxpoError(f"{self.bad[0]}; {of_all}, at most {max_bad_rows:.0%} may be")
         if len(self.bad) + len(self.misfits) == self.rows:
             first = self.misfits[0] if self.misfits else self.bad[0]
-            raise AxpoError(f"{first}; no row of {self.source} fits the context")
+            raise AxpoError(f"{first}; no row of {self.path} fits the context")
         return self.bad + self.misfits
 
 
-def check_rows(rows: Rows, fits: Fits | None) -> Faults:
+class Checkable(Protocol):
+    """The rows of a source, of questions or of demonstrations."""
+
+    path: str
+    in_threads: bool
+    """Rows may be checked in several threads at once."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def digest(self) -> str:
+        """Return a name for this source, read in this way."""
+
+    def check(self, number: int, fits: Fits | None) -> None:
+        """Check a row without decoding its images; raise BadRow."""
+
+    def files(self, number: int) -> list[Path | bytes]:
+        """Return what the images of a row are read from; raise BadRow if it does not tell."""
+
+    def decode(self, number: int) -> None:
+        """Decode the images of a row; raise BadRow."""
+
+
+def check_rows(rows: Checkable, fits: Fits | None) -> Faults:
     """Check the rows of a source, with the headers of their images and some of their pixels.
 
     Args:
@@ -75,16 +97,16 @@ def check_rows(rows: Rows, fits: Fits | None) -> Faults:
 
     def fault_of(number: int) -> BadRow | None:
         try:
+            rows.check(number, fits)
             if number in decoded:
-                rows.check(number, fits, size_of_decoded)
-            else:
-                rows.check(number, fits)
+                rows.decode(number)
         except BadRow as error:
             return error
         return None
 
-    faults = Faults(rows.source.path, len(numbers))
-    for fault in _in_threads(fault_of, numbers):
+    faults = Faults(rows.path, len(numbers))
+    mapped = _in_threads if rows.in_threads else map
+    for fault in mapped(fault_of, numbers):
         if isinstance(fault, Misfit):
             faults.misfits.append(str(fault))
         elif fault is not None:
@@ -92,7 +114,7 @@ def check_rows(rows: Rows, fits: Fits | None) -> Faults:
     return faults
 
 
-def check_images(rows: Rows, folder: Path, tell: Tell) -> Faults:
+def check_images(rows: Checkable, folder: Path, tell: Tell) -> Faults:
     """Decode every image of a source, in threads.
 
     What was done is noted in a file, so that a check that was stopped goes on where it was. A row
@@ -104,20 +126,14 @@ def check_images(rows: Rows, folder: Path, tell: Tell) -> Faults:
         tell: is told of the progress.
     """
     notes = _Notes(folder / f"{rows.digest}.jsonl")
-    faults = Faults(rows.source.path, len(rows))
+    faults = Faults(rows.path, len(rows))
     for start in range(0, len(rows), CHUNK):
         numbers = range(start, min(start + CHUNK, len(rows)))
         found = list(_in_threads(partial(_decoded, rows, notes), numbers))
         notes.add(numbers, found)
         faults.bad += [fault for _, fault in found if fault]
-        tell(rows.source.path, numbers.stop, len(rows))
+        tell(rows.path, numbers.stop, len(rows))
     return faults
-
-
-def size_of_decoded(source: Path | bytes, limits: ImageLimits) -> tuple[int, int]:
-    """Decode an image and return its width and height; raise ImageError if it cannot be read."""
-    height, width, _ = decode(source, limits).shape
-    return width, height
 
 
 def spread(count: int, most: int) -> Sequence[int]:
@@ -158,7 +174,7 @@ class _Notes:
             lines.writelines(json.dumps(note) + "\n" for note in new)
 
 
-def _decoded(rows: Rows, notes: _Notes, number: int) -> tuple[str, str]:
+def _decoded(rows: Checkable, notes: _Notes, number: int) -> tuple[str, str]:
     """Return a stamp of a row's images, and what is wrong with the row ("": nothing)."""
     stamp = ""
     try:
@@ -166,7 +182,7 @@ def _decoded(rows: Rows, notes: _Notes, number: int) -> tuple[str, str]:
         known = notes.fault(number, stamp)
         if known is not None:
             return stamp, known
-        rows.check(number, None, size_of_decoded)
+        rows.decode(number)
     except BadRow as error:
         return stamp, str(error)
     return stamp, ""

@@ -98,9 +98,12 @@ class Rows:
     Rows are numbered from 0 here, and from 1 in messages and in the ids of questions.
     """
 
+    in_threads = True
+
     def __init__(self, source: Source, meaning: Meaning) -> None:
         """Open the source; raise AxpoError if there is no such data."""
-        self.source = source
+        self.path = source.path
+        self._source = source
         self._table = source.rows(meaning.columns.names)
         self._folders = source.folders
         self._meaning = meaning
@@ -113,7 +116,7 @@ class Rows:
     @property
     def digest(self) -> str:
         """Return a name for this source, read with these columns and limits."""
-        parts = (self.source, self._columns, self._meaning.images)
+        parts = (self._source, self._columns, self._meaning.images)
         text = "".join(part.model_dump_json() for part in parts) + str(len(self))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -144,21 +147,20 @@ class Rows:
         lazy = tuple(LazyImage(partial(self._decode, number, one)) for one in found)
         return replace(question, id=name, images=lazy)
 
-    def check(self, number: int, fits: Fits | None, use: Use[tuple[int, int]] = check) -> None:
-        """Check a row with its images.
+    def check(self, number: int, fits: Fits | None) -> None:
+        """Check a row without decoding its images.
 
         Args:
             number: which row.
             fits: checks that a question fits the context; None: that is not checked.
-            use: looks at an image, and gives its width and height.
 
         Raises:
-            BadRow: something is wrong with the row, as far as `use` tells.
+            BadRow: something is wrong with the row, as far as the headers of its images tell.
             Misfit: the question does not fit the context.
         """
         row = self._row(number)
         found = self._images(number, row)
-        sizes = [self._use(number, row, one, use) for one in found]
+        sizes = [self._use(number, row, one, check) for one in found]
         question = self._question(number, row, len(found))
         if fits is not None:
             try:
@@ -167,12 +169,16 @@ class Rows:
                 raise Misfit(f"{self._where(number)}: {error}") from None
 
     def files(self, number: int) -> list[Path | bytes]:
-        """Return what the images of a row are read from; raise BadRow if that is not told."""
+        """Return what the images of a row are read from; raise BadRow if it does not tell."""
         row = self._row(number)
-        return [
-            self._use(number, row, one, lambda source, _: source)
-            for one in self._images(number, row)
-        ]
+        found = self._images(number, row)
+        return [self._use(number, row, one, lambda source, _: source) for one in found]
+
+    def decode(self, number: int) -> None:
+        """Decode the images of a row; raise BadRow if one cannot be read."""
+        row = self._row(number)
+        for found in self._images(number, row):
+            self._use(number, row, found, decode)
 
     def _row(self, number: int) -> Row:
         try:
@@ -249,7 +255,7 @@ class Rows:
         return row[name]
 
     def _where(self, number: int) -> str:
-        return f"{self.source.path}, row {number + 1}"
+        return f"{self.path}, row {number + 1}"
 
     @contextmanager
     def _faults_of(self, number: int, column: str) -> Iterator[None]:
