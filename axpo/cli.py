@@ -59,6 +59,12 @@ def check(
     gpu_memory: Annotated[
         float, typer.Option(metavar="GIB", help="memory of one GPU, for the estimate's warnings")
     ] = 80,
+    images: Annotated[
+        bool,
+        typer.Option(
+            "--images", help="decode every image of the data; goes on where a check was stopped"
+        ),
+    ] = False,
 ) -> None:
     """Validate a recipe and its model, print the resolved run, estimate its memory. Start nothing.
 
@@ -71,10 +77,14 @@ def check(
     from axpo.config import load_recipe
     from axpo.memory import estimate, read_config, shape_of
     from axpo.model_folder import check_models
+    from axpo.sft.check import check_stages
 
     loaded = load_recipe(recipe, overrides or ())
     report = check_models(loaded)
-    set_aside = loaded.check_inputs(report.fits)
+    set_aside = [*loaded.check_inputs(report.fits), *check_stages(loaded)]
+    if images:
+        # What a header says is said again when the image is decoded.
+        set_aside += [reason for reason in _decode_images(loaded) if reason not in set_aside]
     resolved = yaml.safe_dump(loaded.model_dump(mode="json"), sort_keys=False)
     console.print(Syntax(resolved, "yaml", background_color="default"))
     console.print(f"[green]ok[/] {escape(loaded.describe())}", highlight=False)
@@ -228,9 +238,11 @@ def sft(recipe: RecipeFile, overrides: Overrides = None) -> None:
     The learner is that of `axpo train`.
     """
     from axpo.session import ray_session
+    from axpo.sft.check import check_stages
     from axpo.sft.fine_tune import fine_tune
 
     loaded = _load(recipe, overrides)
+    _print_set_aside(check_stages(loaded))
     with ray_session(loaded):
         folder = fine_tune(loaded, console)
     console.print(f"model {folder}")
@@ -287,17 +299,30 @@ def _check_inputs(recipe: Recipe, model: str | None = None) -> None:
     _print_set_aside(recipe.check_inputs(report.fits))
 
 
+def _decode_images(recipe: Recipe) -> list[str]:
+    """Decode every image of the recipe's data; return which rows a run sets aside."""
+    from axpo.sft.check import decode_stages
+
+    # A check that was stopped finds here what it has done.
+    notes = Path(recipe.logging.root) / "image-checks"
+
+    def tell(source: str, done: int, rows: int) -> None:
+        console.print(f"   images of {source}: {done:,} of {rows:,} rows", highlight=False)
+
+    return recipe.task.check_images(notes, tell) + decode_stages(recipe, notes, tell)
+
+
 def _print_lines(lines: Iterable[str]) -> None:
     for line in lines:
         console.print(f"   {line}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _print_set_aside(misfits: Sequence[str]) -> None:
-    """Print which questions do not fit the context: all at once would hide the rest."""
-    shown = 5
-    _print_warnings(f"set aside in a run: {misfit}" for misfit in misfits[:shown])
-    if len(misfits) > shown:
-        _print_warnings([f"set aside in a run: {len(misfits) - shown} more questions"])
+def _print_set_aside(reasons: Sequence[str]) -> None:
+    """Print why rows will be set aside, the first of them: all at once would hide the rest."""
+    shown = 20
+    _print_warnings(f"set aside in a run: {reason}" for reason in reasons[:shown])
+    if len(reasons) > shown:
+        _print_warnings([f"set aside in a run: {len(reasons) - shown} more rows"])
 
 
 def _print_warnings(warnings: Iterable[str]) -> None:
