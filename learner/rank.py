@@ -33,6 +33,7 @@ from learner.checkpoint import (
 from learner.config import LearnerConfig, RankSettings
 from learner.credit import TrainItem
 from learner.images import image_processor
+from learner.parking import Memory, needs_memory
 from learner.passes import Passes
 from learner.policy import Policy, load_policy
 from learner.reference import Reference, without_adapters, without_gradient
@@ -59,40 +60,50 @@ class LearnerRank:
         self.engine = _trained_engine(self._load_policy(), config)
         processor = image_processor(settings.model, settings.serving.images)
         # After the policy: without its adapters it may be the reference itself.
-        reference = self._load_reference()
+        frozen = self._load_reference()
         model = self.engine.module.model
         passes = Passes(model, processor, config, settings.rank, self.engine.device)
+        reference = self._reference(frozen)
         self.updater = Updater(self.engine, reference, passes, config, settings.seed)
+        engines = [self.engine] if frozen is None else [self.engine, frozen]
+        self.memory = Memory(engines, torch.device(self.engine.device))
         self._sync = WeightSync(model, config, settings.serving, settings.rank)
         self._saving = Saving()
         self._files: Any = None  # process group of the thread that saves
 
+    @needs_memory
     def update(self, items: list[TrainItem]) -> dict[str, float]:
         """See `Learner.update`."""
         self._saving.check()
         return self.updater.update(items)
 
+    @needs_memory
     def fine_tune(self, items: list[TrainItem]) -> dict[str, float]:
         """See `Learner.fine_tune`."""
         self._saving.check()
         return self.updater.fine_tune(items)
 
+    @needs_memory
     def logprobs(self, items: list[TrainItem]) -> list[tuple[int, Floats]]:
         """See `Updater.logprobs`."""
         return self.updater.logprobs(items)
 
+    @needs_memory
     def entropies(self, items: list[TrainItem]) -> list[tuple[int, Floats]]:
         """See `Updater.entropies`."""
         return self.updater.entropies(items)
 
+    @needs_memory
     def send_weights(self, handles: list[Any], version: int, address: tuple[str, int]) -> None:
         """See `WeightSync.send`."""
         self._sync.send(handles, version, address)
 
+    @needs_memory
     def check_weights(self) -> list[str]:
         """See `WeightSync.check`."""
         return self._sync.check()
 
+    @needs_memory
     def save(self, folder: str, hf_dtype: str | None) -> None:
         """Write hf and state into the partial folder, then a manifest, then rename.
 
@@ -109,6 +120,7 @@ class LearnerRank:
         self._save_state(target)
         manifest.finish(target, [], self._about(), self.rank, partial(_gather, None))
 
+    @needs_memory
     def begin_save(self, folder: str, hf_dtype: str | None) -> None:
         """Do as `save` does, but return when this rank's part is in host memory."""
         self.finish_save()
@@ -130,6 +142,7 @@ class LearnerRank:
         """Wait for a save under way; raise what it raised."""
         self._saving.wait(self.config.deadline_s)
 
+    @needs_memory
     def load(self, folder: str, ranks: int) -> None:
         """Restore weights, optimizer and schedule, and with as many ranks the random states.
 
@@ -144,6 +157,14 @@ class LearnerRank:
         else:
             client = load_other_ranks(self.engine, state / "learner", self.rank)
         self.updater.skipped_in_a_row = client["skipped_in_a_row"]
+
+    def release_memory(self) -> None:
+        """See `Learner.release_memory`."""
+        self.memory.release()
+
+    def reclaim_memory(self) -> None:
+        """See `Learner.reclaim_memory`."""
+        self.memory.reclaim()
 
     def _join(self) -> None:
         """Join the process group of the ranks."""
@@ -175,13 +196,11 @@ class LearnerRank:
             adapters=config.lora,
         )
 
-    def _load_reference(self) -> Reference | None:
-        """Return the policy without its adapters, or a frozen ZeRO-3 model; None without a KL."""
+    def _load_reference(self) -> Any:
+        """Return DeepSpeed's engine of a frozen model; None if the KL term needs none."""
         config, settings = self.config, self._settings
-        if config.kl_beta == 0:
+        if config.kl_beta == 0 or self._adapters_are_all():
             return None
-        if config.lora is not None and settings.reference == settings.model:
-            return without_adapters(self.engine)
         model = load_policy(
             settings.reference,
             zero.trained(config),
@@ -191,7 +210,20 @@ class LearnerRank:
         frozen = model.requires_grad_(False).eval()
         engine = deepspeed.initialize(model=frozen, config=zero.frozen(config))[0]
         buffers.check(engine.module.model)
-        return without_gradient(engine)
+        return engine
+
+    def _reference(self, frozen: Any) -> Reference | None:
+        """Return the reference policy of the KL term; None without one."""
+        if self.config.kl_beta == 0:
+            return None
+        if self._adapters_are_all():
+            return without_adapters(self.engine)
+        return without_gradient(frozen)
+
+    def _adapters_are_all(self) -> bool:
+        """Tell whether the policy without its adapters is the reference."""
+        settings = self._settings
+        return self.config.lora is not None and settings.reference == settings.model
 
     def _save_weights(
         self, target: Path, hf_dtype: str | None, write: Callable[[Write], object]

@@ -113,6 +113,22 @@ def test_on_policy_ratio_is_one_and_a_step_raises_the_probability_of_what_was_ri
     assert after["kl"] > 1e-3  # the reference stayed where it was
 
 
+def test_ranks_compute_the_same_to_the_bit_after_they_gave_their_memory_away(
+    learner: Learner, start: str, model: str
+) -> None:
+    items = make_items(model, 6)
+    expected = [without_seconds(learner.update(items)) for _ in range(3)]
+    learner.load(start)
+    found = [without_seconds(learner.update(items))]
+    learner.release_memory()
+    learner.release_memory()  # changes nothing
+    # While the memory is given away, a call takes it back for its time.
+    found.append(without_seconds(learner.update(items)))
+    learner.reclaim_memory()
+    found.append(without_seconds(learner.update(items)))
+    assert found == expected
+
+
 def test_entropies_are_those_that_an_update_reports(learner: Learner, model: str) -> None:
     items = make_items(model, 5)
     entropies = learner.entropies(items)
