@@ -17,7 +17,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -29,6 +30,9 @@ from learner.images import StepImages
 from learner.rows import Row, VisionTokens, blank_row
 from learner.tree import Ints, Tree, lay_out
 from rollout_workers.families import RotaryRule
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,14 @@ class MicroBatch:
     old_logprobs: Tensor  # [M]
     advantages: Tensor  # [M]
     weights: Tensor  # [M]
+
+    @cached_property
+    def block_mask(self) -> BlockMask | None:
+        """The tree as FlexAttention's mask, for policy and reference alike; None on a CPU."""
+        device = self.input_ids.device
+        if self.tree is None or device.type != "cuda":
+            return None
+        return self.tree.block_mask(device)
 
     def to(self, device: torch.device) -> MicroBatch:
         """Return the micro-batch with its tensors on a device."""

@@ -50,17 +50,13 @@ class Policy(nn.Module):
         deepstack = getattr(vision, "deepstack_features", None)
         if deepstack is not None:
             vision.deepstack_features = [features_at(layer, index) for layer in deepstack]
-        device = batch.input_ids.device
-        block_mask = None
-        if batch.tree is not None and device.type == "cuda":
-            block_mask = batch.tree.block_mask(device)
         hidden = inner(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,
             mm_encoder_outputs={"image": vision},
             use_cache=False,
             tree=batch.tree,
-            block_mask=block_mask,
+            block_mask=batch.block_mask,
         ).last_hidden_state
         return self.head(hidden_at(hidden.flatten(0, 1), batch.positions), batch.targets)
 
