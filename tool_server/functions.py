@@ -6,6 +6,7 @@ The schema comes from its type hints, the descriptions from its docstring.
 from __future__ import annotations
 
 import inspect
+import json
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, create_model
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
-from pydantic_core import to_json
+from pydantic_core import PydanticSerializationError, to_json, to_jsonable_python
 
 from axpo.registry import find
 from tool_server.arguments import parameters, parse_json
@@ -155,7 +156,11 @@ def observation(returned: Any) -> Output:
     match returned:
         case (str(text), list() | tuple() as images) if _all_arrays(images):
             return text, tuple(_image(image) for image in images)
-    return to_json(returned).decode(), ()
+    try:
+        return to_json(returned).decode(), ()
+    except PydanticSerializationError:
+        # Half a surrogate pair in a text: as JSON spells it, so that nothing is lost.
+        return json.dumps(to_jsonable_python(returned)), ()
 
 
 def _all_arrays(values: list[Any] | tuple[Any, ...]) -> bool:

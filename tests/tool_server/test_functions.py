@@ -144,3 +144,20 @@ def test_functions_are_found_in_the_working_directory(tmp_path, monkeypatch):
         {"tools": {"shout": {"function": "my_shouting_tools:shout"}}}
     )
     assert asyncio.run(ToolServer(config).call("shout", {"text": "a"}, [])).text == "A"
+
+
+@pytest.mark.parametrize(
+    ("form", "status", "text"),
+    [
+        ("text", ToolStatus.OK, "half a smile: \ufffd"),
+        # As JSON the half can be spelled.
+        ("list", ToolStatus.OK, '["half a smile: \\ud83d"]'),
+        ("object", ToolStatus.OK, '{"page": "half a smile: \\ud83d"}'),
+        ("error", ToolStatus.TOOL_ERROR, "half a smile: \ufffd"),
+        ("failure", ToolStatus.INFRASTRUCTURE, "mine failed: OSError: half a smile: \ufffd"),
+    ],
+)
+def test_half_a_surrogate_pair_of_a_function_is_read_by_any_tokenizer(form, status, text):
+    result = call("page", {"form": form})
+    assert (result.status, result.text) == (status, text)
+    result.text.encode()

@@ -37,6 +37,20 @@ def convert(degrees: float, unit: Unit, digits: Annotated[int, Field(ge=0, le=6)
     return f"{celsius * 9 / 5 + 32:.{digits}f} F"
 
 
+def page(form: str) -> Any:
+    """Show a page whose text was cut in the middle of a character.
+
+    Args:
+        form: how it is shown.
+    """
+    text = "half a smile: \ud83d"
+    if form == "error":
+        raise ToolError(text)
+    if form == "failure":
+        raise OSError(text)
+    return {"text": text, "list": [text], "object": {"page": text}}[form]
+
+
 async def echo(text: str = "") -> str:
     """Return the text."""
     return text
