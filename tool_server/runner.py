@@ -30,6 +30,7 @@ import numpy as np
 from aiolimiter import AsyncLimiter
 from cachetools import LRUCache
 
+from axpo.texts import clean
 from tool_server.config import Breaker, Limits
 from tool_server.images import MAX_ASPECT, fit
 from tool_server.stats import ToolStats
@@ -137,7 +138,7 @@ class ToolRunner:
         try:
             parsed = self.tool.parse(arguments)
         except ToolError as error:
-            return self._answer(ToolResult(ToolStatus.TOOL_ERROR, str(error)))
+            return self._answer(ToolResult(ToolStatus.TOOL_ERROR, self._cut(str(error))))
         except Exception as error:  # the check may be the user's
             return self._answer(self._failure(error))
         # Asked here and again in the slot: a call must not wait in the queue for a refusal.
@@ -279,6 +280,11 @@ class ToolRunner:
         return await in_thread(lambda: fit(image, None, most), f"scale-{self.tool.name}")
 
     def _cut(self, text: str) -> str:
+        """Return a text that any tokenizer takes, cut to the tool's limit.
+
+        A web page or a user's function may hold half a surrogate pair: that is no failure.
+        """
+        text = clean(text)
         over = len(text) - self.limits.max_characters
         if over <= 0:
             return text
@@ -292,7 +298,7 @@ class ToolRunner:
 
     def _failure(self, error: Exception, what: str = "", seconds: float = 0.0) -> ToolResult:
         log.warning("tool %s failed", self.tool.name, exc_info=error)
-        text = f"{self.tool.name} failed: {what}{type(error).__name__}: {error}"
+        text = clean(f"{self.tool.name} failed: {what}{type(error).__name__}: {error}")
         return ToolResult(ToolStatus.INFRASTRUCTURE, text, seconds=seconds)
 
     def _refusal(self) -> ToolResult:
