@@ -17,6 +17,7 @@ from axpo.record.run import RunDirectory
 from axpo.session import rollout_actors
 from axpo.tasks import Task
 from axpo.tasks.task import checked
+from axpo.texts import one_line
 from rollout_workers.pool import RolloutPool
 from rollout_workers.trajectory import (
     Group,
@@ -82,7 +83,8 @@ def held_out(
     parts = by_family(groups, measure_family) or by_kind(groups, measure)
     left_out = {"dropped": float(dropped), "unusable": float(len(unusable))}
     numbers = measure(groups) | parts | left_out
-    return HeldOut(numbers, question_counts(groups, tokens), tuple(map(str, unusable)))
+    reasons = tuple(one_line(str(error)) for error in unusable)
+    return HeldOut(numbers, question_counts(groups, tokens), reasons)
 
 
 def load_target(target: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, str]:

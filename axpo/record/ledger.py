@@ -4,7 +4,9 @@ The rules say that no question is lost and that none is trained on twice.
 
 The log is `rollouts.jsonl`, one JSON object a line: `t` (seconds since the epoch), `event`, and the
 event's fields. A question is `dispatched`, and then exactly one of `trained` and `dropped` (with a
-reason). Between them it may be `finished`, `requeued` (its worker was lost) and `forked`.
+reason). Between them it may be `finished`, `requeued` (its worker was lost), `forked` and
+`unusable` (its data is at fault). One whose fault is known before is `unusable` alone: it was
+passed over, and the next one was asked.
 
 `started` opens a process of the run. What the process before it had in flight is dispatched again,
 with `restored` if the checkpoint kept its group.

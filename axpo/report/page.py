@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from axpo.record.run import RunDirectory
+from axpo.record.set_aside import read_set_aside
 from axpo.record.summary import before_after, duration, label, read_summary
 from axpo.report.curves import charts, points
 from axpo.report.images import Images
@@ -18,6 +19,8 @@ from axpo.report.rollout_view import SURE, Record, group_view
 from axpo.report.timeline import picture
 
 GROUPS_SHOWN = 6
+SET_ASIDE_SHOWN = 50
+"""Questions that could not be asked, of which the page says why."""
 TILES = ("pass1", "pass4", "tool_use", "tool_all_wrong_rate")
 """The held-out rates of a run that did not end."""
 ROUNDING = 0.05
@@ -55,6 +58,8 @@ def render(run_dir: str | Path) -> Path:
         tiles=[_tile(rate) for rate in _rates(metrics, summary)],
         charts=charts(metrics),
         timeline=_timeline(run, metrics),
+        set_aside=read_set_aside(run.path),
+        SET_ASIDE_SHOWN=SET_ASIDE_SHOWN,
         groups=[group_view(record) for record in _chosen_groups(run)],
         images=Images(run.images.folder),
         SURE=SURE,

@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from axpo.config import Recipe
+from axpo.texts import one_line
 from axpo.training.in_flight import Batch, QuestionInFlight
 from resampler.client import ResamplerClient
 from resampler.select import Candidate
@@ -99,7 +100,7 @@ class Following:
                 group = replace(group, resamples=await self._forks_of(asked))
             return group if complete else None
         except UnusableQuestion as error:
-            asked.unusable = str(error)
+            asked.unusable = one_line(str(error))
             self._log("unusable", question=asked.question.id, reason=asked.unusable)
             return None
         finally:
