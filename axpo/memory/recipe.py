@@ -37,7 +37,7 @@ from dataclasses import dataclass
 from axpo.config import Recipe
 from axpo.memory.activations import load_of, text_bytes, vision_bytes
 from axpo.memory.shapes import Shape
-from learner.config import HEAD_CHUNK, HEAD_CHUNK_CUDA, LearnerConfig
+from learner.config import HEAD_CHUNK, HEAD_CHUNK_CUDA, LearnerConfig, adapters_alone
 
 GIB = 2**30
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -51,8 +51,8 @@ REDUCE_BUCKET = {True: 50_000_000, False: 4_000_000}
 """learner.zero: gradients summed over the ranks at a time, on a GPU or a CPU."""
 SHARD_BYTES = 4 << 30
 """learner.checkpoint: whole weights of an export at a time."""
-PACKED_BYTES, PACKED_BUFFERS = 1 << 30, 2
-"""vLLM's packing buffers of a transfer by NCCL."""
+PACKED_BUFFERS = 2
+"""vLLM's packing buffers of a transfer by NCCL, of learner.bucket_mb each (learner.senders)."""
 MASK_BYTES = 7.5
 """Of each pair of tokens while FlexAttention's mask is made (learner.tree), as measured."""
 
@@ -108,6 +108,8 @@ def rank_memory(
         "gradients": 0 if config.offload_optimizer else 4 * states,
         "optimizer": 0 if config.offload_optimizer else 12 * states,
         "gradient bucket": 4 * min(REDUCE_BUCKET[on_gpu], trained),
+        # Its partition as the engines have it (learner.sparse).
+        "weights sent": weights if transfer == "sparse_nccl" else 0,
     }
     phases: dict[str, dict[str, float]] = {
         "a micro-batch": _micro_batch(shape, config, max(config.micro_batch_tokens, longest_row)),
@@ -164,6 +166,8 @@ def _micro_batch(shape: Shape, config: LearnerConfig, tokens: int) -> dict[str, 
 
 
 def _sending(shape: Shape, config: LearnerConfig, transfer: str) -> dict[str, float]:
+    if adapters_alone(config):
+        return {"bucket": 0, "packing": 0}
     width = BYTES[config.dtype]
     largest, whole = shape.text.embedding * width, shape.parameters * width
     # A tensor that is larger than the bucket stands alone.
@@ -172,9 +176,12 @@ def _sending(shape: Shape, config: LearnerConfig, transfer: str) -> dict[str, fl
     if transfer == "nccl":
         # The buffers in flight, and the tensors that the next one is packed from. A buffer ends
         # with the tensor that fills it.
-        packed = (PACKED_BUFFERS + 1) * min(whole, PACKED_BYTES + largest)
+        packed = (PACKED_BUFFERS + 1) * min(whole, (config.bucket_mb << 20) + largest)
     if transfer == "ipc":
         packed = bucket
+    if transfer == "sparse_nccl":
+        # At first all elements of a bucket, each with its place (4 bytes): the ranks' and rank 0's.
+        packed = 2 * bucket * (width + 4) / width
     return {"bucket": bucket, "packing": packed}
 
 
@@ -222,6 +229,12 @@ def estimate(recipe: Recipe, shape: Shape, device_gib: float) -> tuple[list[str]
         f"engine, each of {rollout.workers}: weights {_size(weights)}, KV cache {_size(sequence)} "
         f"for a sequence of {rollout.max_context_tokens} tokens; room for {fits} of them at once",
     ]
+    if rollout.colocated and rollout.sleep_level == 1:
+        asleep = weights * rollout.engine.tensor_parallel_size
+        lines.append(
+            f"engine, host memory while it sleeps: {_size(asleep)}; of all engines "
+            f"{_size(rollout.workers * asleep)}"
+        )
     warnings = []
     if learner.gpus_per_rank and rank.device > device_gib * GIB:
         warnings.append(

@@ -18,7 +18,6 @@ from axpo.memory.recipe import (
     GIB,
     LIVE_PARAMETERS,
     PACKED_BUFFERS,
-    PACKED_BYTES,
     REDUCE_BUCKET,
     SHARD_BYTES,
     SUB_GROUP,
@@ -221,7 +220,13 @@ def test_sending_counts_the_largest_tensor_and_the_packing_buffers(size, megabyt
     # The embedding is larger than the bucket.
     assert ipc["bucket"] == ipc["packing"] == pytest.approx(megabytes * 1e6, rel=0.001)
     nccl = rank_memory(shape, config, transfer="nccl").phases["sending"]
-    assert nccl["packing"] == 3 * (GIB + ipc["bucket"])
+    assert nccl["packing"] == 3 * (GIB / 2 + ipc["bucket"])
+    # Each element of 2 bytes has a place of 4, on the ranks and once more on rank 0.
+    sparse = rank_memory(shape, config, transfer="sparse_nccl")
+    assert sparse.phases["sending"]["packing"] == 2 * 3 * ipc["bucket"]
+    assert sparse.always["weights sent"] == sparse.always["weights"] > 0
+    alone = config.model_copy(update={"lora": LoraSettings(sync="adapters")})
+    assert rank_memory(shape, alone, transfer="ipc").phases["sending"]["bucket"] == 0
     assert rank_memory(shape, config).phases["sending"]["packing"] == 0
 
 
@@ -238,7 +243,6 @@ def test_the_numbers_of_other_modules_are_theirs():
         settings = zero.frozen(LearnerConfig(gpus_per_rank=gpus))["zero_optimization"]
         assert settings["reduce_bucket_size"] == REDUCE_BUCKET[gpus > 0]
     assert checkpoint.SHARD_BYTES == SHARD_BYTES
-    assert packed_tensor.DEFAULT_PACKED_BUFFER_SIZE_BYTES == PACKED_BYTES
     assert packed_tensor.DEFAULT_PACKED_NUM_BUFFERS == PACKED_BUFFERS
 
 
