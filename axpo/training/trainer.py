@@ -18,6 +18,7 @@ from axpo.evaluation.diagnostics import by_family, diagnostics
 from axpo.evaluation.held_out import held_out
 from axpo.record.records import Decode
 from axpo.record.run import RunDirectory
+from axpo.record.set_aside import HELD_OUT, read_set_aside
 from axpo.record.summary import write_summary
 from axpo.tasks import Task
 from axpo.training.actors import Actors
@@ -198,6 +199,8 @@ def evaluation(run: TrainingRun, done: int) -> None:
     actors.pool.take_stats()
     run.directory.log_held_out(done, found.counts)
     run.progress.set_aside("held-out question", found.unusable)
+    for reason in found.unusable:
+        run.directory.log_event(HELD_OUT, step=done, reason=reason)
     held_out_numbers = {f"eval/{name}": value for name, value in found.numbers.items()}
     tools = tool_metrics(actors.tools.take_stats(), "eval_tool")
     run.directory.log_metrics(done, held_out_numbers | tools)
@@ -248,7 +251,10 @@ def summarize(directory: RunDirectory) -> dict[str, Any]:
     seconds = sum(_seconds(row) for row in rows)
     tokens = int(sum(row.get("generated_tokens") or 0 for row in rows))
     cost = {"steps": end["step"], "seconds": round(seconds, 1), "tokens": tokens}
-    return write_summary(directory.path, numbers | cost)
+    # Only if there is something to say: most runs ask every question.
+    set_aside = read_set_aside(directory.path).count
+    told = {"set_aside": set_aside} if set_aside else {}
+    return write_summary(directory.path, numbers | cost | told)
 
 
 def _seconds(row: Mapping[str, Any]) -> float:
