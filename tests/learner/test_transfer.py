@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 import learner.learner
 from axpo.sft.embedded import build
 from learner.config import LearnerConfig, LoraSettings, Serving
-from learner.learner import Learner, RanksLost
+from learner.learner import Learner, RanksLost, Start
 from learner.learner import _RankActor as RankActor
 from rollout_workers import ipc_handles
 from tests.learner import fake_gpu
@@ -60,6 +60,7 @@ class Rank(RankActor):
         sync = self.rank._sync
         sync._serving = replace(sync._serving, weight_transfer=backend, ranks_per_engine=processes)
         sync._bucket_bytes = BUFFER
+        sync._sender = None  # connect anew, though the engines are the same
         return largest_tensor(sync._model)
 
 
@@ -69,7 +70,8 @@ class Engine:
     It ends its process at a broadcast if told to.
     """
 
-    def __init__(self, backend: str, gpus: list[str], end_at: int | None = None) -> None:
+    def become(self, backend: str, gpus: list[str], end_at: int | None = None) -> None:
+        """Start anew: with this backend, one process on each of the GPUs."""
         from vllm.distributed.weight_transfer.ipc_engine import IPCWeightTransferEngine
         from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
         from vllm.distributed.weight_transfer.packed_tensor import PackedBufferImporter
@@ -185,8 +187,16 @@ def _written_into(received: dict[str, torch.Tensor]) -> Any:
     return load_weights
 
 
-def engine(*arguments: Any, **options: Any) -> Any:
-    return ray.remote(num_cpus=0)(Engine).remote(*arguments, **options)
+@pytest.fixture(scope="module")
+def pair(cluster: None) -> list[Any]:
+    """Two engines. Importing vLLM takes them longer than all else."""
+    return [ray.remote(num_cpus=0)(Engine).remote() for _ in range(2)]
+
+
+def become(engine: Any, backend: str, *gpus: str, end_at: int | None = None) -> Any:
+    """Let an engine start anew; return it."""
+    ray.get(engine.become.remote(backend, list(gpus), end_at), timeout=120)
+    return engine
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +208,7 @@ def start(model: str, config: LearnerConfig) -> Learner:
     serving = Serving(weight_transfer="nccl", ranks_per_engine=TP)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(learner.learner, "_RankActor", Rank)
-        return Learner(model, config, serving=serving)
+        return Learner(model, config, Start(serving=serving))
 
 
 @pytest.fixture(scope="module")
@@ -250,28 +260,30 @@ def check_two_rounds(ranks: Learner, engines: list[Any], model: str, folder: Pat
 
 
 def test_nccl_brings_merged_weights_to_every_process_of_every_engine(
-    ranks: Learner, model: str, tmp_path: Path
+    ranks: Learner, pair: list[Any], model: str, tmp_path: Path
 ) -> None:
     assert use(ranks, "nccl") > BUFFER
-    engines = [engine("nccl", ["GPU-2", "GPU-3"]), engine("nccl", ["GPU-4", "GPU-5"])]
+    engines = [become(pair[0], "nccl", "GPU-2", "GPU-3"), become(pair[1], "nccl", "GPU-4", "GPU-5")]
     check_two_rounds(ranks, engines, model, tmp_path)
 
 
 def test_ipc_brings_merged_weights_through_a_buffer_of_the_largest_tensor(
-    ranks: Learner, model: str, tmp_path: Path
+    ranks: Learner, pair: list[Any], model: str, tmp_path: Path
 ) -> None:
     assert use(ranks, "ipc") > BUFFER
-    engines = [engine("ipc", ["GPU-0", "GPU-0"]), engine("ipc", ["GPU-1", "GPU-1"])]
+    engines = [become(pair[0], "ipc", "GPU-0", "GPU-0"), become(pair[1], "ipc", "GPU-1", "GPU-1")]
     check_two_rounds(ranks, engines, model, tmp_path)
 
 
 def test_an_engine_killed_in_a_broadcast_ends_the_ranks_within_the_deadline_of_a_sync(
-    ranks: Learner, model: str
+    ranks: Learner, pair: list[Any], model: str
 ) -> None:
-    """The last test of these ranks."""
+    """The last test of these ranks and engines."""
     use(ranks, "nccl")
-    engines = [engine("nccl", ["GPU-2", "GPU-3"]), engine("nccl", ["GPU-4", "GPU-5"], end_at=2)]
-    ray.get([e.state.remote() for e in engines], timeout=60)
+    engines = [
+        become(pair[0], "nccl", "GPU-2", "GPU-3"),
+        become(pair[1], "nccl", "GPU-4", "GPU-5", end_at=2),
+    ]
     pids = ray.get([rank.__ray_call__.remote(lambda self: os.getpid()) for rank in ranks._ranks])
     ranks.config = CONFIG.model_copy(update={"sync_s": 8.0})
     begun = time.monotonic()
@@ -294,11 +306,13 @@ def test_sparse_nccl_brings_what_has_changed_and_new_engines_get_all(
     ranks = start(model, config)
     try:
         use(ranks, "sparse_nccl", processes=1)
-        engines = [engine("sparse_nccl", ["GPU-2"]), engine("sparse_nccl", ["GPU-3"])]
+        three = [ray.remote(num_cpus=0)(Engine).remote() for _ in range(3)]
+        new = become(three.pop(), "sparse_nccl", "GPU-4")
+        engines = [become(made, "sparse_nccl", "GPU-2") for made in three]
         brought = []
         for version in (1, 2, 3):
             if version == 3:
-                engines = [engines[0], engine("sparse_nccl", ["GPU-4"])]
+                engines = [engines[0], new]
             ranks.send_weights(engines, version)
             expected = exported(ranks, tmp_path / str(version))
             check_received(engines, version, expected, 1)
