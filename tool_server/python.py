@@ -5,20 +5,19 @@ The answer is text and figures.
 
 from __future__ import annotations
 
-import hashlib
+import math
 import signal
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
-import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from tool_server.arguments import define, parse
 from tool_server.sandbox.layers import isolation
 from tool_server.sandbox.options import MAX_CODE, MAX_OUTPUT, MIB, PythonOptions
+from tool_server.sandbox.places import OutOfMemory
 from tool_server.sandbox.pool import JailPool
 from tool_server.sandbox.process import Finished
 from tool_server.tool import (
@@ -29,12 +28,18 @@ from tool_server.tool import (
     ToolCall,
     ToolError,
     ToolKind,
+    ToolStopped,
     ToolUnavailable,
     tool_kinds,
 )
 
-REMEMBERED = 10_000
-"""Histories known to end their process: 64 bytes each."""
+POLICYS_SHARE = 0.8
+"""Of a call's deadline: what the policy's code may take of it, the earlier codes included.
+
+The rest is for the sandbox itself. So time that the policy took never ends as infrastructure.
+"""
+
+LOST = "an earlier call was stopped when it ran again; what it defined is gone"
 
 # The descriptions are part of the prompt.
 DESCRIPTION = (
@@ -128,42 +133,48 @@ class Code:
 class PythonTool:
     """One tool over one pool.
 
-    It keeps nothing of any rollout: a session is replayed from the rollout's own calls.
+    It keeps nothing of any rollout: a session is replayed from the rollout's own calls. So no
+    rollout, and no fault of the machine, can change what another one finds.
     """
 
     def __init__(self, name: str, options: PythonOptions, pool: JailPool) -> None:
         self._name = name
         self._options = options
         self._pool = pool
-        # Histories whose last code ended its process -> the images on which it did.
-        self._fatal: OrderedDict[bytes, bytes] = OrderedDict()
 
     async def run(self, call: ToolCall) -> Output:
         """Run the code of a call, after the codes of its session."""
-        history = self._history(call) if self._options.session == "rollout" else []
+        codes = [*self._history(call), Code(call.arguments.code, len(call.images))]
+        left_s = math.inf if call.deadline_s is None else POLICYS_SHARE * call.deadline_s
+        note = ""
         while True:
-            codes = [*history, Code(call.arguments.code, len(call.images))]
-            texts = [code.text for code in codes]
-            seen = [code.seen for code in codes]
-            finished = await self._pool.call(texts, call.images, seen)
-            if finished.complete and not finished.killed:
-                return observation(finished, self._options, len(codes))
-            if 0 < finished.begun < len(codes):
-                # An earlier code ended its process. Its call was answered so, and it left nothing
-                # behind: run the others without it.
-                self._remember(history[: finished.begun], call.images)
-                del history[finished.begun - 1]
-                continue
-            if finished.begun == len(codes):
-                self._remember(codes, call.images)
-            return observation(finished, self._options, len(codes))
+            wall_s = min(self._options.wall_s * len(codes), left_s)
+            ran = Ran(len(codes), wall_s)
+            finished = await self._run(codes, call.images, wall_s)
+            if _ended_well(finished) or finished.begun in (0, len(codes)):
+                return observation(finished, self._options, ran, note)
+            # An earlier code ended its process, as it did when it was called, if it does that
+            # each time. It left nothing behind: run the others without it.
+            if not _ended_itself(finished):
+                _check_machine(finished)
+                note = f"[{LOST}]"
+            del codes[finished.begun - 1]
+            left_s -= finished.wall_s
+            if left_s <= 0:
+                raise ToolStopped(f"[stopped: the earlier calls took {finished.wall_s:.0f} s]")
+
+    async def _run(
+        self, codes: Sequence[Code], images: Sequence[Pixels], wall_s: float
+    ) -> Finished:
+        texts = [code.text for code in codes]
+        seen = [code.seen for code in codes]
+        return await self._pool.call(texts, images, seen, wall_s)
 
     def _history(self, call: ToolCall) -> list[Code]:
-        """Return the rollout's earlier codes that left something behind.
-
-        Left out are those that could not be parsed and those that ended their process.
-        """
+        """Return the rollout's earlier codes, without those that could not be parsed."""
         codes: list[Code] = []
+        if self._options.session != "rollout":
+            return codes
         for earlier in call.earlier:
             if earlier.name != self._name:
                 continue
@@ -172,83 +183,93 @@ class PythonTool:
             except ToolError:
                 continue
             codes.append(Code(arguments.code, earlier.images))
-            known = self._fatal.get(_digest(codes))
-            if known is not None and known == _pixels_digest(codes, call.images):
-                codes.pop()
         return codes
 
-    def _remember(self, codes: Sequence[Code], images: Sequence[Pixels]) -> None:
-        self._fatal[_digest(codes)] = _pixels_digest(codes, images)
-        while len(self._fatal) > REMEMBERED:
-            self._fatal.popitem(last=False)
+
+@dataclass(frozen=True)
+class Ran:
+    """What a process was given: so many codes, and so many seconds for all of them."""
+
+    codes: int
+    wall_s: float
 
 
-def _digest(codes: Sequence[Code]) -> bytes:
-    history = "\0".join(f"{code.seen} {code.text}" for code in codes)
-    return hashlib.sha256(history.encode()).digest()
+def _ended_well(finished: Finished) -> bool:
+    return finished.complete and not finished.killed
 
 
-def _pixels_digest(codes: Sequence[Code], images: Sequence[Pixels]) -> bytes:
-    """Return the digest of the images that the last code sees.
-
-    Rollouts of another question may hold the same code.
-    """
-    total = hashlib.blake2b(digest_size=32)
-    for image in images[: codes[-1].seen]:
-        total.update(repr(image.shape).encode())
-        total.update(np.ascontiguousarray(image).data)
-    return total.digest()
+def _ended_itself(finished: Finished) -> bool:
+    """Return whether the code ended its process: it exited or crashed."""
+    return not finished.killed and _signal(finished) != signal.SIGKILL
 
 
-def observation(finished: Finished, options: PythonOptions, codes: int = 1) -> Output:
+def _signal(finished: Finished) -> int:
+    """Return the signal that ended the process, from a status of wait(2); 0: none."""
+    return finished.status & 0x7F
+
+
+def _check_machine(finished: Finished) -> None:
+    """Raise ToolUnavailable if there is evidence that the machine ended the process."""
+    if finished.out_of_memory is OutOfMemory.MACHINE:
+        raise ToolUnavailable("the machine is out of memory: the kernel killed a call for it")
+
+
+def observation(finished: Finished, options: PythonOptions, ran: Ran, note: str = "") -> Output:
     """Return what the policy sees.
 
     Args:
         finished: what the server measured of the call.
         options: the sandbox's.
-        codes: how many codes ran: each adds its share to the limits of time.
+        ran: what the process was given.
+        note: shown after the output.
 
     Raises:
-        ToolError: the policy's code failed or was stopped.
+        ToolError: the policy's code failed.
+        ToolStopped: its process ended early.
         ToolUnavailable: the sandbox failed.
     """
     text = cut(finished.output, options.max_text)
     if finished.begun == 0:
         raise ToolUnavailable(f"the sandbox failed before the code ran: {text}")
-    fate = _fate(finished, options, codes)
-    if fate is None and not finished.error:
-        return text, tuple(finished.images)
-    parts = [text, f"[{fate}]" if fate else ""]
-    raise ToolError("\n".join(part for part in parts if part))
+    fate = _fate(finished, options, ran)
+    shown = "\n".join(part for part in (text, note, f"[{fate}]" if fate else "") if part)
+    if fate is not None:
+        raise ToolStopped(shown)
+    if finished.error:
+        raise ToolError(shown)
+    return shown, tuple(finished.images)
 
 
-def _fate(finished: Finished, options: PythonOptions, codes: int) -> str | None:
+def _fate(finished: Finished, options: PythonOptions, ran: Ran) -> str | None:
     """Return why the process ended early, from what the server measured itself.
 
-    None if it did not end early.
+    None if it did not end early. What no evidence lays on the machine is the policy's.
     """
     if finished.killed == "output":
         return f"stopped: more than {MAX_OUTPUT // MIB} MiB of output"
     if finished.killed == "wall":
-        wall_s = options.wall_s * codes
-        return f"stopped after {wall_s:g} s, of which {finished.cpu_s:.1f} s of CPU time"
+        return f"stopped after {ran.wall_s:g} s, of which {finished.cpu_s:.1f} s of CPU time"
     if finished.killed:
         return "stopped: the result was not readable"
     if finished.complete:
         return None
-    number = finished.status & 0x7F  # the signal in a status of wait(2)
+    number = _signal(finished)
     if number == signal.SIGKILL:
-        # Nobody but the kernel kills here: at the limit of CPU time, or for want of memory on the
-        # machine.
-        cpu_s = options.cpu_s * codes
-        if finished.cpu_s >= cpu_s - 0.5:
-            return f"stopped after {cpu_s} s of CPU time"
-        raise ToolUnavailable(
-            "the machine is out of memory: the kernel killed a call within its limits"
-        )
+        return _why_killed(finished, options, ran)
     if number:
         return f"crashed: {_signal_name(number)}"
     return "the process ended before its result: os._exit, or a closed file descriptor"
+
+
+def _why_killed(finished: Finished, options: PythonOptions, ran: Ran) -> str:
+    """Return why the kernel killed the process: at a limit, or for want of memory."""
+    cpu_s = options.cpu_s * ran.codes
+    if finished.cpu_s >= cpu_s - 0.5:
+        return f"stopped after {cpu_s} s of CPU time"
+    _check_machine(finished)
+    if finished.out_of_memory is OutOfMemory.CALL:
+        return f"stopped: more than {options.memory_mib} MiB of memory"
+    return "stopped: the process was killed"
 
 
 def _signal_name(number: int) -> str:

@@ -44,6 +44,7 @@ from tool_server.tool import (
     ToolError,
     ToolResult,
     ToolStatus,
+    ToolStopped,
 )
 
 log = logging.getLogger(__name__)
@@ -182,7 +183,9 @@ class ToolRunner:
         crowded = self._crowded()
         if crowded is not None:
             return self._answer(crowded)
-        result = await self._attempts(ToolCall(request.parsed, pixels, request.earlier))
+        deadline_s = self.limits.deadline_s
+        call = ToolCall(request.parsed, pixels, request.earlier, deadline_s)
+        result = await self._attempts(call)
         self._keep(key, result)
         return self._answer(result, wait)
 
@@ -202,18 +205,21 @@ class ToolRunner:
     async def _attempt(self, call: ToolCall) -> ToolResult:
         started = time.monotonic()
         images: tuple[Pixels, ...] = ()
+        left_nothing = False
         try:
             async with asyncio.timeout(self.limits.deadline_s) as deadline:
                 text, images = await self._capped(await self._invoke(call))
             status = ToolStatus.OK
         except ToolError as error:
             status, text = ToolStatus.TOOL_ERROR, self._cut(str(error))
+            left_nothing = isinstance(error, ToolStopped)
         except Exception as error:
             if not deadline.expired():
                 return self._failure(error, seconds=time.monotonic() - started)
             status = ToolStatus.DEADLINE
             text = f"{self.tool.name} ran longer than {self.limits.deadline_s:g} s"
-        return ToolResult(status, text, images, time.monotonic() - started)
+        seconds = time.monotonic() - started
+        return ToolResult(status, text, images, seconds, left_nothing=left_nothing)
 
     async def _invoke(self, call: ToolCall) -> Output:
         if inspect.iscoroutinefunction(self.tool.run):

@@ -46,6 +46,8 @@ class ToolResult:
         seconds: running time, without the wait for a free slot.
         tool: the tool that the call reached; empty if there is none of that name, or if the call
             was refused unread.
+        left_nothing: the call ended so that it left nothing behind: later calls of its rollout
+            need not be told of it (`ToolCall.earlier`).
     """
 
     status: ToolStatus
@@ -53,10 +55,15 @@ class ToolResult:
     images: tuple[Pixels, ...] = ()
     seconds: float = 0.0
     tool: str = ""
+    left_nothing: bool = False
 
 
 class ToolError(Exception):
     """Raised by a tool for what the policy got wrong. The message is what the policy reads."""
+
+
+class ToolStopped(ToolError):
+    """Raised by a tool with state if the call ended so that it left nothing behind."""
 
 
 class ToolUnavailable(Exception):
@@ -86,12 +93,15 @@ class ToolCall:
         arguments: what `Tool.parse` returned.
         images: all images of the rollout so far: those of the question, then those of earlier
             observations.
-        earlier: the rollout's earlier calls, in order.
+        earlier: the rollout's earlier calls, in order, without those that left nothing.
+        deadline_s: seconds after which the call is given up, which is infrastructure. What takes
+            long because of the policy must end before, as ToolError. None: never.
     """
 
     arguments: Any
     images: Sequence[Pixels] = ()
     earlier: Sequence[EarlierCall] = ()
+    deadline_s: float | None = None
 
 
 def nothing_to_free() -> None:

@@ -21,6 +21,14 @@ INSIDE = Path(__file__).parent / "inside"
 """The code of the zygote, and where the jail has it."""
 JAILED_INSIDE = "/jail/inside"
 
+TO_NAMESPACE = Path(__file__).parent / "user_namespace.py"
+
+# linux/capability.h
+CAP_SETGID = 6
+CAP_SETUID = 7
+CAP_SYS_ADMIN = 21
+CAP_SETFCAP = 31
+
 DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
 
 SYSTEM = (
@@ -48,6 +56,8 @@ ENVIRONMENT = {
     "LANG": "C.UTF-8",
     "PYTHONDONTWRITEBYTECODE": "1",
     "PYTHONHASHSEED": "0",  # a replay must see sets in the same order in every zygote
+    # Each further arena reserves 64 MiB of address space, and there are eight per core.
+    "MALLOC_ARENA_MAX": "2",
     # The zygote forks, so it must have one thread.
     "OPENBLAS_NUM_THREADS": "1",
     "OMP_NUM_THREADS": "1",
@@ -155,12 +165,12 @@ def command(options: PythonOptions, isolation: Isolation, toolbox: Toolbox) -> l
     As root, two bubblewraps are nested. The outer one has root's rights and no user namespace. It
     lays out the tree, as the interpreter may live under a home that only root enters. The inner
     one starts as a user that owns nothing, and is the jail. An ordinary user needs one, with its
-    own user namespace.
+    own user namespace. Root without CAP_SYS_ADMIN goes to a user namespace first.
     """
     if not isolation.namespaces:
         # No tree of its own: Landlock has to keep the code from the host's files.
         environment = [f"{name}={value}" for name, value in ENVIRONMENT.items()]
-        dropped = [] if isolation.bare else drop(options)
+        dropped = [] if isolation.bare else _drop_to_zygote(options)
         return ["env", "-i", *environment, *dropped, *_zygote(toolbox, str(INSIDE))]
     bwrap = bubblewrap()
     if bwrap is None:
@@ -169,6 +179,8 @@ def command(options: PythonOptions, isolation: Isolation, toolbox: Toolbox) -> l
         return _jail(bwrap, toolbox, str(INSIDE))
     setpriv = drop(options)
     outer = _tree_for_jail(bwrap, setpriv[0], toolbox)
+    if not capable(CAP_SYS_ADMIN):
+        outer = [sys.executable, "-I", str(TO_NAMESPACE), str(options.jail_uid), *outer]
     # The inner bubblewrap finds the code where the outer one put it.
     return [*outer, "--", *setpriv, *_jail(bwrap, toolbox, JAILED_INSIDE)]
 
@@ -223,6 +235,23 @@ def drop(options: PythonOptions) -> list[str]:
         raise ToolUnavailable("no setpriv: apt install util-linux")
     user = str(options.jail_uid)
     return [os.path.realpath(found), "--reuid", user, "--regid", user, "--clear-groups"]
+
+
+def _drop_to_zygote(options: PythonOptions) -> list[str]:
+    """Return what starts a zygote as the jail's user, from root, where there are no namespaces.
+
+    It keeps what it takes to make each call another user, and to end it. The calls keep nothing.
+    """
+    kept = "-all,+setuid,+setgid,+kill"
+    sets = [f"--{kind}={kept}" for kind in ("inh-caps", "ambient-caps", "bounding-set")]
+    return [*drop(options), *sets]
+
+
+def capable(*capabilities: int) -> bool:
+    """Return whether this process has all of these capabilities."""
+    status = Path("/proc/self/status").read_text()
+    effective = int(status.split("CapEff:")[1].split()[0], 16)
+    return all(effective >> capability & 1 for capability in capabilities)
 
 
 def _tree(toolbox: Toolbox, inside: str) -> list[str]:

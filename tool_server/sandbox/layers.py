@@ -14,7 +14,20 @@ from pathlib import Path
 from landlockpy import abi_version
 
 from tool_server.sandbox import syscalls
-from tool_server.sandbox.jail import BUBBLEWRAP_ADVICE, DEVICES, Toolbox, bubblewrap, command, drop
+from tool_server.sandbox.cgroups import Groups, NoGroups
+from tool_server.sandbox.jail import (
+    BUBBLEWRAP_ADVICE,
+    CAP_SETFCAP,
+    CAP_SETGID,
+    CAP_SETUID,
+    CAP_SYS_ADMIN,
+    DEVICES,
+    Toolbox,
+    bubblewrap,
+    capable,
+    command,
+    drop,
+)
 from tool_server.sandbox.options import Isolation, Layer, PythonOptions
 from tool_server.tool import ToolUnavailable
 
@@ -33,6 +46,18 @@ USERNS_ADVICE = (
 LANDLOCK_ADVICE = (
     "a kernel from 5.13 on with CONFIG_SECURITY_LANDLOCK and landlock in the boot parameter lsm="
 )
+PLAIN_USER_ADVICE = (
+    "start the server as an ordinary user, who needs no capability at all (docker run --user 1000; "
+    "Kubernetes: runAsUser: 1000, capabilities: {drop: [ALL]}), or keep Docker's default ones"
+)
+CGROUP_ADVICE = (
+    "each call still has RLIMITs and counters of its own. To have its memory of every kind "
+    "counted: as root with /sys/fs/cgroup writable, or as an ordinary user in a delegated group "
+    "(systemd-run --user --scope -p Delegate=yes)"
+)
+MOST_USERS = 1024
+"""User ids from `jail_uid` on that calls may have at once, without namespaces."""
+
 SECCOMP_ADVICE = "a kernel from 4.14 on with CONFIG_SECCOMP_FILTER"
 
 
@@ -43,6 +68,7 @@ class Row:
     layer: str
     present: bool
     detail: str  # version or path; if it is missing: what to do
+    needed: bool = True  # without it the sandbox is not what SECURITY.md promises
 
 
 def check(options: PythonOptions) -> list[Row]:
@@ -56,7 +82,7 @@ def check(options: PythonOptions) -> list[Row]:
         rows.append(_namespaces(options))
     else:
         rows.append(Row(Layer.NAMESPACES, False, "not tried: needs what is missing above"))
-    return [*rows, _landlock(), _seccomp()]
+    return [*rows, _landlock(), _seccomp(), _cgroup()]
 
 
 def isolation(options: PythonOptions) -> tuple[Isolation, Toolbox]:
@@ -67,7 +93,7 @@ def isolation(options: PythonOptions) -> tuple[Isolation, Toolbox]:
             table of all layers.
     """
     rows = check(options)
-    missing = {row.layer for row in rows if not row.present}
+    missing = {row.layer for row in rows if row.needed and not row.present}
     # bubblewrap only makes the namespaces.
     if Layer.NAMESPACES in options.allow_missing:
         missing.discard("bubblewrap")
@@ -81,6 +107,8 @@ def isolation(options: PythonOptions) -> tuple[Isolation, Toolbox]:
             "and root, to run the code as a user of its own; `allow_missing` cannot change that\n"
             f"{table(rows)}"
         )
+    if not namespaces:
+        _refuse_known_users(options)
     toolbox = Toolbox.find(options)
     # There is no outer bubblewrap, which shows the jail's user what only root may enter.
     if not namespaces and Toolbox.find(options, drop(options)) != toolbox:
@@ -90,6 +118,18 @@ def isolation(options: PythonOptions) -> tuple[Isolation, Toolbox]:
             "from the system's Python, and name it in the option `toolbox`"
         )
     return Isolation(namespaces=namespaces, landlock=abi), toolbox
+
+
+def _refuse_known_users(options: PythonOptions) -> None:
+    """Without namespaces each call that runs is a user of its own, from `jail_uid` on."""
+    first = options.jail_uid
+    last = first + MOST_USERS
+    known = [entry.pw_name for entry in pwd.getpwall() if first <= entry.pw_uid <= last]
+    if known:
+        raise ToolUnavailable(
+            f"without namespaces calls run as users {first} to {last}, of which one is {known[0]}: "
+            "set jail_uid to the first of so many ids that nobody has"
+        )
 
 
 def _refuse_unexpected(missing: set[str], options: PythonOptions, rows: Sequence[Row]) -> None:
@@ -108,8 +148,8 @@ def table(rows: Sequence[Row]) -> str:
     width = max(len(row.layer) for row in rows)
     lines = []
     for row in rows:
-        state = "present" if row.present else "MISSING"
-        lines.append(f"  {row.layer:{width}}  {state}  {row.detail}")
+        state = "present" if row.present else "MISSING" if row.needed else "absent"
+        lines.append(f"  {row.layer:{width}}  {state:7}  {row.detail}")
     return "\n".join(lines)
 
 
@@ -140,6 +180,11 @@ def _user(options: PythonOptions) -> Row:
     """
     if os.geteuid() != 0:
         return Row("user", True, f"{os.geteuid()}, in a user namespace of its own")
+    if not capable(CAP_SETUID, CAP_SETGID):
+        return Row("user", False, f"root without CAP_SETUID and CAP_SETGID: {PLAIN_USER_ADVICE}")
+    if not capable(CAP_SYS_ADMIN) and not capable(CAP_SETFCAP):
+        lacking = "root without CAP_SYS_ADMIN needs CAP_SETFCAP"
+        return Row("user", False, f"{lacking}: {PLAIN_USER_ADVICE}")
     user = options.jail_uid
     with contextlib.suppress(KeyError):
         name = pwd.getpwuid(user).pw_name
@@ -182,5 +227,15 @@ def _seccomp() -> Row:
     actions = Path("/proc/sys/kernel/seccomp/actions_avail")
     if not actions.exists() or "kill_process" not in actions.read_text():
         return Row("seccomp", False, f"{os.strerror(errno.ENOSYS)}: {SECCOMP_ADVICE}")
-    allowed, instructions = len(syscalls.ALLOWED.split()), len(program) // 8
+    allowed, instructions = syscalls.COUNT, len(program) // 8
     return Row("seccomp", True, f"{allowed} system calls allowed, {instructions} instructions")
+
+
+def _cgroup() -> Row:
+    """Make groups as a server does, and remove them."""
+    try:
+        groups = Groups.open()
+    except NoGroups as error:
+        return Row("cgroup", False, f"{error}; {CGROUP_ADVICE}", needed=False)
+    groups.close()
+    return Row("cgroup", True, groups.detail)

@@ -17,6 +17,12 @@ MAX_CODE = 64 * 1024
 MAX_OUTPUT = MIB
 """Bytes of output after which a call is killed: draining a flood costs a core."""
 
+MAX_THREADS = 128
+"""Of one call, its first included."""
+
+MAX_TIMERS = 128
+"""POSIX timers and queued signals of one call."""
+
 MAX_HEADER = 64 * 1024
 """Bytes of the JSON in a result."""
 
@@ -62,14 +68,16 @@ class PythonOptions(BaseModel):
         default=10, ge=1, description="CPU seconds of one call, the limit that the policy sees"
     )
     wall_s: float = Field(
-        default=40.0,
+        default=20.0,
         gt=0,
-        description="seconds of one call from its start, a backstop against sleeping",
+        description="seconds of one call from its start: with two calls per core it has time for "
+        "its CPU seconds, and a call that sleeps does not keep its slot for long",
     )
     memory_mib: int = Field(
         default=2048,
         ge=1024,
-        description="address space of one call; the imported packages take 0.6 GiB of it",
+        description="address space of one call, of which the imported packages take 0.6 GiB; and "
+        "where control groups can be had, its memory of every kind",
     )
     disk_mib: int = Field(
         default=64,
@@ -89,6 +97,11 @@ class PythonOptions(BaseModel):
         lt=65_534,
         description="user id of the jail if the server runs as root: one that owns no file",
     )
+
+    @property
+    def memory_bytes(self) -> int:
+        """Return `memory_mib` in bytes."""
+        return self.memory_mib * MIB
 
     def zygote_count(self) -> int:
         """Return the number of warm interpreters, the spare not counted."""
@@ -116,9 +129,12 @@ def limits(options: PythonOptions, codes: int) -> dict[str, int]:
     """Return the RLIMITs of a call that runs `codes` codes: each adds its share of CPU time."""
     return {
         "CPU": options.cpu_s * codes,
-        "AS": options.memory_mib * MIB,
+        "AS": options.memory_bytes,
         "FSIZE": options.disk_mib * MIB // 2,
         "NOFILE": 64,
+        # Both are counted per user and user namespace, of which each call has its own.
+        "NPROC": MAX_THREADS,
+        "SIGPENDING": MAX_TIMERS,
         "STACK": 16 * MIB,
         "CORE": 0,
         "MEMLOCK": 0,

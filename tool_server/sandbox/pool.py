@@ -12,8 +12,10 @@ import threading
 from collections.abc import Coroutine, Sequence
 from typing import Any, TypeVar
 
+from tool_server.sandbox.channels import Work
 from tool_server.sandbox.jail import Toolbox
 from tool_server.sandbox.options import Isolation, PythonOptions
+from tool_server.sandbox.places import Places
 from tool_server.sandbox.process import GRACE_S, START_S, Finished, Jail
 from tool_server.sandbox.self_test import self_test
 from tool_server.tool import Pixels, ToolUnavailable
@@ -44,6 +46,7 @@ class JailPool:
         self._closing = False
         self._changed = asyncio.Event()
         self._refilling: asyncio.Task[None] | None = None
+        self._places = Places(options, isolation)
         self._slots = asyncio.Semaphore(options.slot_count())
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(
@@ -57,7 +60,11 @@ class JailPool:
             raise
 
     async def call(
-        self, codes: Sequence[str], images: Sequence[Pixels] = (), seen: Sequence[int] | None = None
+        self,
+        codes: Sequence[str],
+        images: Sequence[Pixels] = (),
+        seen: Sequence[int] | None = None,
+        wall_s: float | None = None,
     ) -> Finished:
         """Run the last of `codes` after the others, in a process of its own.
 
@@ -67,13 +74,15 @@ class JailPool:
             codes: the codes, in order.
             images: all images that they see.
             seen: the i-th code sees the first `seen[i]` images; None: every code sees all.
+            wall_s: seconds that all codes may take together, once they run; None: what the
+                options say.
 
         Raises:
             ToolUnavailable: the sandbox cannot run the call.
         """
         seen_by_each = [len(images)] * len(codes) if seen is None else seen
-        work = self._call(codes, images, seen_by_each)
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
+        call = self._call(Work(codes, images, seen_by_each), wall_s)
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(call, self._loop))
 
     def pids(self) -> list[int]:
         """Return the pids of the zygotes that are alive, the spare last."""
@@ -88,6 +97,7 @@ class JailPool:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+        self._places.close()
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
@@ -96,13 +106,11 @@ class JailPool:
         """Return the active jails, then the spare. A copy: other threads ask, and jails die."""
         return [jail for jail in (*self._active, self._spare) if jail is not None]
 
-    async def _call(
-        self, codes: Sequence[str], images: Sequence[Pixels], seen: Sequence[int]
-    ) -> Finished:
+    async def _call(self, work: Work, wall_s: float | None) -> Finished:
         # The slot first: a jail that is chosen before the wait may have died after it.
         async with self._slots:
             jail = await self._least_busy()
-            return await jail.call(codes, images, seen)
+            return await jail.call(work, wall_s)
 
     async def _least_busy(self) -> Jail:
         """Return the active jail with the fewest calls; wait for one if there is none."""
@@ -131,7 +139,7 @@ class JailPool:
                 raise error
 
     async def _start(self) -> None:
-        jail = Jail(self._options, self._isolation, self._toolbox, self._died)
+        jail = Jail(self._options, self._isolation, self._toolbox, self._places, self._died)
         await jail.start()
         try:
             if not self._isolation.bare:

@@ -13,13 +13,15 @@ import itertools
 import json
 import os
 import shutil
-import signal
 import socket
 import struct
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from signal import SIGKILL
 from typing import IO, TypeAlias
 
 from tool_server.images import MAX_ASPECT
@@ -28,6 +30,7 @@ from tool_server.sandbox.channels import OutputPipe, ResultPipe, Work, open_inpu
 from tool_server.sandbox.inside import protocol
 from tool_server.sandbox.jail import Toolbox, command, readable
 from tool_server.sandbox.options import MAX_FILES, MIB, Isolation, PythonOptions, limits
+from tool_server.sandbox.places import OutOfMemory, Place, Places
 from tool_server.tool import Pixels, ToolUnavailable
 
 START_S = 120.0
@@ -41,6 +44,9 @@ A zygote that is slower than that is given up, with all its calls.
 
 MAX_SAID = 4096
 """Bytes of what the jail's own programs wrote that an error shows."""
+
+FIRST_TO_GO = "1000"
+"""In oom_score_adj, which children inherit."""
 
 CREDENTIALS = struct.Struct("3i")
 """struct ucred: pid, uid, gid."""
@@ -57,6 +63,8 @@ class Finished:
     status: int  # as of wait(2)
     cpu_s: float
     output: bytes
+    wall_s: float = 0.0
+    out_of_memory: OutOfMemory | None = None  # evidence that the kernel killed it for that
     killed: str = ""  # why the server killed it: wall, output, result; or ""
     complete: bool = False  # the result came, and nothing else
     error: bool = False
@@ -75,9 +83,11 @@ class Jail:
         options: PythonOptions,
         isolation: Isolation,
         toolbox: Toolbox,
+        places: Places,
         on_death: Callable[[Jail], None],
     ) -> None:
         self._options, self._isolation, self._toolbox = options, isolation, toolbox
+        self._places = places
         self._on_death = on_death
         self._loop = asyncio.get_running_loop()
         self._numbers = itertools.count()
@@ -126,21 +136,20 @@ class Jail:
         self.alive = True
         self._loop.add_reader(ours, self._read)
 
-    async def call(
-        self, codes: Sequence[str], images: Sequence[Pixels], seen: Sequence[int]
-    ) -> Finished:
-        """Run the last of `codes` after the others. Cancelling kills the call.
+    async def call(self, work: Work, wall_s: float | None = None) -> Finished:
+        """Run the last code after the others. Cancelling kills the call.
 
         Args:
-            codes: the codes, in order.
-            images: all images that they see.
-            seen: the i-th code sees the first `seen[i]` images.
+            work: the codes and their images.
+            wall_s: seconds that all codes may take together; None: what the options say.
 
         Raises:
             ToolUnavailable: the jail dies, or does not take the call.
         """
         if self._control is None or not self.alive:
             raise ToolUnavailable("the sandbox has ended")
+        if wall_s is None:
+            wall_s = self._options.wall_s * len(work.codes)
         # Numbers are never used again: a late kill must not hit another call.
         number = next(self._numbers)
         killed: list[str] = []
@@ -150,29 +159,34 @@ class Jail:
             self._send({"kill": number})
 
         with contextlib.ExitStack() as held:
+            started = time.monotonic()
             try:
+                place = held.enter_context(self._places.take(_given_bytes(work)))
                 ended = self._ended[number] = self._loop.create_future()
                 held.callback(self._ended.pop, number)
-                output, result = self._hand_over(number, Work(codes, images, seen), stop, held)
+                output, result = self._hand_over(number, work, place, stop, held)
                 everything = asyncio.gather(ended, output.closed, result.closed)
-                end = await self._end(everything, len(codes), stop)
+                end = await self._end(everything, wall_s, stop)
             except TimeoutError as error:
                 self.kill()
                 raise ToolUnavailable("the sandbox does not answer") from error
             except OSError as error:
                 raise ToolUnavailable(f"the sandbox takes no call: {error}") from error
-        if "error" in end:
-            raise ToolUnavailable(f"the sandbox cannot fork: {end['error']}")
-        return Finished(
-            begun=result.begun,
-            status=end["status"],
-            cpu_s=end["cpu_s"],
-            output=bytes(output.data),
-            killed=killed[0] if killed else "",
-            complete=result.complete,
-            error=result.error,
-            images=result.images(),
-        )
+            if "error" in end:
+                raise ToolUnavailable(f"the sandbox cannot fork: {end['error']}")
+            was_killed = os.WIFSIGNALED(end["status"]) and os.WTERMSIG(end["status"]) == SIGKILL
+            return Finished(
+                begun=result.begun,
+                status=end["status"],
+                cpu_s=end["cpu_s"],
+                output=bytes(output.data),
+                wall_s=time.monotonic() - started,
+                out_of_memory=place.out_of_memory() if was_killed else None,
+                killed=killed[0] if killed else "",
+                complete=result.complete,
+                error=result.error,
+                images=result.images(),
+            )
 
     def kill(self) -> None:
         """End the jail and everything in it."""
@@ -180,7 +194,7 @@ class Jail:
         # message there is only the program that starts it.
         if self.pid:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGKILL)
+                os.kill(self.pid, SIGKILL)
         elif self._process is not None:
             self._process.kill()
         # In a jail that lives, the end of the socket is how its death is noticed.
@@ -200,8 +214,9 @@ class Jail:
         if self._isolation.namespaces:
             return
         self._work = tempfile.mkdtemp(prefix="axpo-python-")
+        # Each call is a user of its own: it makes its folder here, and sees no other one.
         if os.geteuid() == 0 and not self._isolation.bare:
-            os.chown(self._work, self._options.jail_uid, self._options.jail_uid)
+            os.chmod(self._work, 0o1733)
 
     def _launch(self, theirs: socket.socket, log: IO[bytes]) -> subprocess.Popen[bytes]:
         control = str(theirs.fileno())
@@ -242,7 +257,12 @@ class Jail:
         }
 
     def _hand_over(
-        self, number: int, work: Work, stop: Callable[[str], None], held: contextlib.ExitStack
+        self,
+        number: int,
+        work: Work,
+        place: Place,
+        stop: Callable[[str], None],
+        held: contextlib.ExitStack,
     ) -> tuple[OutputPipe, ResultPipe]:
         """Send a call to the zygote and return the pipes that its child writes.
 
@@ -260,23 +280,27 @@ class Jail:
             result = held.enter_context(
                 ResultPipe(self._loop, result_fd, stop, codes=codes, options=self._options)
             )
-            # The images that the call is given come on top of its own files.
-            given_bytes = sum(image.nbytes + MIB for image in work.images)
+            groups = []
+            for file in place.group.joining() if place.group else ():
+                groups.append(os.open(file, os.O_WRONLY))
+                given.callback(os.close, groups[-1])
             message: protocol.Call = {
                 "call": number,
+                "user": place.user,
                 "limits": limits(self._options, codes),
-                "disk": self._options.disk_mib * MIB + given_bytes,
+                # The images that the call is given come on top of its own files.
+                "disk": self._options.disk_mib * MIB + _given_bytes(work),
                 "files": MAX_FILES,
             }
             socket.send_fds(
                 self._control,
                 [json.dumps(message).encode()],
-                [inputs, output_write, result_write],
+                [inputs, output_write, result_write, *groups],
             )
         return output, result
 
     async def _end(
-        self, everything: Everything, codes: int, stop: Callable[[str], None]
+        self, everything: Everything, wall_s: float, stop: Callable[[str], None]
     ) -> protocol.Ended:
         """Return how the call ended, once its pipes did, too. Kill it if it takes too long.
 
@@ -288,7 +312,7 @@ class Jail:
         # A kill is an order to the zygote. Its effect is waited for, so that what is reported is
         # how the call really ended. `shield` keeps the futures for that second wait.
         try:
-            async with asyncio.timeout(self._options.wall_s * codes):
+            async with asyncio.timeout(wall_s):
                 return (await asyncio.shield(everything))[0]
         except TimeoutError:
             stop("wall")
@@ -330,6 +354,9 @@ class Jail:
             raise OSError(f"the zygote said {message[:200]!r}")
         _, _, credentials = ancillary[0]
         self.pid, _, _ = CREDENTIALS.unpack(credentials)
+        # If the machine runs out of memory, the kernel takes a jail before engines and ranks.
+        with contextlib.suppress(OSError):
+            Path(f"/proc/{self.pid}/oom_score_adj").write_text(FIRST_TO_GO)
 
     def _read(self) -> None:
         assert self._control is not None
@@ -366,6 +393,11 @@ class Jail:
             self._reaped = self._loop.run_in_executor(None, self._process.wait)
         if self._work is not None:
             shutil.rmtree(self._work, ignore_errors=True)
+
+
+def _given_bytes(work: Work) -> int:
+    """Return what the images that a call is given take, at most, as files."""
+    return sum(image.nbytes + MIB for image in work.images)
 
 
 def _said(log: IO[bytes]) -> str:

@@ -12,9 +12,10 @@ import socket
 import tempfile
 from collections.abc import Iterator
 
+from tool_server.sandbox.channels import Work
 from tool_server.sandbox.inside import escapes
 from tool_server.sandbox.jail import ENVIRONMENT
-from tool_server.sandbox.options import MIB, Isolation, PythonOptions
+from tool_server.sandbox.options import MAX_THREADS, MIB, Isolation, PythonOptions
 from tool_server.sandbox.process import Finished, Jail
 from tool_server.tool import ToolUnavailable
 
@@ -30,7 +31,7 @@ async def self_test(jail: Jail, options: PythonOptions, isolation: Isolation) ->
     """
     with _facts(options, isolation) as facts:
         code = f"from inside import escapes\nescapes.run({facts!r})"
-        finished = await jail.call([code], [], [0])
+        finished = await jail.call(Work([code], [], [0]))
     got_out = through(finished, escapes.names(facts))
     if got_out:
         raise ToolUnavailable("the sandbox does not hold: " + "; ".join(got_out))
@@ -53,7 +54,8 @@ def _facts(options: PythonOptions, isolation: Isolation) -> Iterator[escapes.Fac
             "pid": os.getpid(),
             "environment": GIVEN_ENVIRONMENT,
             "disk": options.disk_mib * MIB,
-            "memory": options.memory_mib * MIB,
+            "memory": options.memory_bytes,
+            "threads": MAX_THREADS,
             "namespaces": isolation.namespaces,
             "landlock": isolation.landlock,
         }

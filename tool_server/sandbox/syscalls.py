@@ -8,18 +8,23 @@ and harmless relatives of those. Absent on purpose:
 - memfd_create and System V shared memory, which both escape RLIMIT_AS
 - chown and extended attributes, which Landlock does not cover
 - kill; raise and abort use tgkill
+- changing limits: RLIMITs can be read, but the server alone knows how a call ended if the call
+  cannot lower its own
+
+Some are allowed with some arguments only: see `_rules`.
 """
 
 from __future__ import annotations
 
 import errno
 import tempfile
+from typing import Any
 
 from tool_server.tool import ToolUnavailable
 
 ALLOWED = """
-read write readv writev pread64 pwrite64 preadv pwritev lseek close close_range dup dup2 dup3
-fcntl flock fsync fdatasync ftruncate truncate fallocate fadvise64 copy_file_range sendfile
+read write readv writev pread64 pwrite64 preadv pwritev lseek close dup dup2 dup3
+flock fsync fdatasync ftruncate truncate fallocate fadvise64 copy_file_range sendfile
 open openat creat stat fstat lstat newfstatat statx statfs fstatfs access faccessat faccessat2
 readlink readlinkat getcwd chdir fchdir mkdir mkdirat rmdir unlink unlinkat
 rename renameat renameat2 link linkat symlink symlinkat
@@ -30,7 +35,7 @@ sched_yield sched_getaffinity sched_getparam sched_getscheduler
 sched_get_priority_max sched_get_priority_min getcpu getpriority
 getpid gettid getppid getuid geteuid getgid getegid getresuid getresgid getgroups
 getpgrp getpgid getsid capget
-getrlimit setrlimit prlimit64 getrusage times sysinfo uname
+getrlimit getrusage times sysinfo uname
 time gettimeofday clock_gettime clock_getres clock_nanosleep nanosleep
 alarm getitimer setitimer timer_create timer_settime timer_gettime timer_getoverrun timer_delete
 timerfd_create timerfd_settime timerfd_gettime eventfd eventfd2
@@ -55,8 +60,52 @@ IOCTLS = {
 PRCTLS = {"PR_SET_NAME": 15, "PR_GET_NAME": 16}
 """Names of threads."""
 
-CLONE_THREAD = 0x10000
+FCNTLS = {
+    "F_DUPFD": 0,
+    "F_GETFD": 1,
+    "F_SETFD": 2,
+    "F_GETFL": 3,
+    "F_SETFL": 4,
+    "F_GETLK": 5,
+    "F_SETLK": 6,
+    "F_SETLKW": 7,
+    "F_OFD_GETLK": 36,
+    "F_OFD_SETLK": 37,
+    "F_OFD_SETLKW": 38,
+    "F_DUPFD_CLOEXEC": 1030,
+    "F_GETPIPE_SZ": 1032,
+}
+"""F_SETPIPE_SZ is not here: large pipes use up what all pipes of a user may have."""
+
+THREAD_FLAGS = {
+    "CLONE_VM": 0x100,
+    "CLONE_FILES": 0x400,  # else each thread has a table of RLIMIT_NOFILE descriptors
+    "CLONE_SIGHAND": 0x800,
+    "CLONE_THREAD": 0x10000,
+}
+"""What every new thread shares with the others."""
+
+FORBIDDEN_FLAGS = {
+    "CLONE_PTRACE": 0x2000,
+    "CLONE_VFORK": 0x4000,
+    "CLONE_NEWNS": 0x20000,
+    "CLONE_UNTRACED": 0x800000,
+    "CLONE_NEWCGROUP": 0x2000000,
+    "CLONE_NEWUTS": 0x4000000,
+    "CLONE_NEWIPC": 0x8000000,
+    "CLONE_NEWUSER": 0x10000000,
+    "CLONE_NEWPID": 0x20000000,
+    "CLONE_NEWNET": 0x40000000,
+    "CLONE_IO": 0x80000000,
+}
+"""What no new thread has."""
+
 LOW_32_BITS = 0xFFFFFFFF
+
+WITH_SOME_ARGUMENTS = ("clone", "prlimit64", "close_range", "fcntl", "ioctl", "prctl")
+
+COUNT = len(ALLOWED.split()) + len(WITH_SOME_ARGUMENTS)
+"""System calls that a call may make."""
 
 LIBSECCOMP_ADVICE = (
     "pyseccomp needs libseccomp.so.2: apt install libseccomp2 (Debian, Ubuntu), "
@@ -77,6 +126,15 @@ def program() -> bytes:
     except (ImportError, RuntimeError) as error:
         raise ToolUnavailable(f"no seccomp filter: {error}; {LIBSECCOMP_ADVICE}") from error
 
+    rules = _rules(seccomp)
+    with tempfile.TemporaryFile() as file:
+        rules.export_bpf(file)
+        file.seek(0)
+        return file.read()
+
+
+def _rules(seccomp: Any) -> Any:
+    """Return the filter; `seccomp` is the module `pyseccomp`."""
     rules = seccomp.SyscallFilter(seccomp.ERRNO(errno.EPERM))
     rules.set_attr(seccomp.Attr.ACT_BADARCH, seccomp.KILL_PROCESS)
     for name in ALLOWED.split():
@@ -86,16 +144,21 @@ def program() -> bytes:
             rules.add_rule(seccomp.ALLOW, number)
     # glibc falls back from clone3, whose flags a filter cannot see, to clone.
     rules.add_rule(seccomp.ERRNO(errno.ENOSYS), "clone3")
-    threads_only = seccomp.Arg(0, seccomp.MASKED_EQ, CLONE_THREAD, CLONE_THREAD)
-    rules.add_rule(seccomp.ALLOW, "clone", threads_only)
-    for request in IOCTLS.values():
-        # The kernel reads 32 bits of the request, so the filter compares as many.
-        same = seccomp.Arg(1, seccomp.MASKED_EQ, LOW_32_BITS, request)
-        rules.add_rule(seccomp.ALLOW, "ioctl", same)
+    required = sum(THREAD_FLAGS.values())
+    looked_at = required + sum(FORBIDDEN_FLAGS.values())
+    a_thread = seccomp.Arg(0, seccomp.MASKED_EQ, looked_at, required)
+    rules.add_rule(seccomp.ALLOW, "clone", a_thread)
+    # No new limit: limits are only read.
+    rules.add_rule(seccomp.ALLOW, "prlimit64", seccomp.Arg(2, seccomp.EQ, 0))
+    # No flags: CLOSE_RANGE_UNSHARE makes a second table of descriptors.
+    no_flags = seccomp.Arg(2, seccomp.MASKED_EQ, LOW_32_BITS, 0)
+    rules.add_rule(seccomp.ALLOW, "close_range", no_flags)
+    for name, allowed in (("fcntl", FCNTLS), ("ioctl", IOCTLS)):
+        for request in allowed.values():
+            # The kernel reads 32 bits of the request, so the filter compares as many.
+            same = seccomp.Arg(1, seccomp.MASKED_EQ, LOW_32_BITS, request)
+            rules.add_rule(seccomp.ALLOW, name, same)
     for operation in PRCTLS.values():
         same = seccomp.Arg(0, seccomp.EQ, operation)
         rules.add_rule(seccomp.ALLOW, "prctl", same)
-    with tempfile.TemporaryFile() as file:
-        rules.export_bpf(file)
-        file.seek(0)
-        return file.read()
+    return rules

@@ -19,6 +19,7 @@ import psutil
 import pytest
 
 from tool_server.python import build
+from tool_server.sandbox import process
 from tool_server.sandbox.attacks import attack_options
 from tool_server.sandbox.options import PythonOptions
 from tool_server.tool import ToolUnavailable
@@ -81,15 +82,16 @@ def test_a_call_that_nobody_waits_for_any_more_is_killed(own):
     assert own.run("1") == ("1", ())
 
 
-def test_a_zygote_that_hangs_is_given_up(own):
+def test_a_zygote_that_hangs_is_given_up(own, monkeypatch):
     """It does not kill a call that ran over its time, so the server gives up the jail.
 
     That is infrastructure.
     """
+    monkeypatch.setattr(process, "GRACE_S", 0.5)
     zygote = own.pool.pids()[0]
     os.kill(zygote, signal.SIGSTOP)
     with pytest.raises(ToolUnavailable, match="does not answer"):
-        own.run(SLEEP)
+        asyncio.run(own.pool.call([SLEEP], wall_s=0.5))
     until(lambda: zygote not in own.pool.pids() and len(own.pool.pids()) == 2, 60)
     assert not psutil.pid_exists(zygote)
     assert own.run("1") == ("1", ())

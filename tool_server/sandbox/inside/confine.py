@@ -5,12 +5,14 @@ from __future__ import annotations
 import ctypes
 import os
 import resource
+from collections.abc import Sequence
 from typing import Any
 
 # sched.h
 CLONE_NEWNS = 0x20000
 CLONE_NEWUTS = 0x4000000
 CLONE_NEWIPC = 0x8000000
+CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
 
@@ -59,6 +61,18 @@ def unshare(flags: int) -> None:
 def setns(fd: int, kind: int) -> None:
     """Join the namespace of `kind` that the process behind the pidfd is in."""
     _call("setns", fd, kind)
+
+
+def become(user: int) -> None:
+    """Change to a user, and to the group of the same number. A later `die_with_parent` counts."""
+    os.setresgid(user, user, user)
+    os.setresuid(user, user, user)
+
+
+def join(groups: Sequence[int]) -> None:
+    """Move this process into control groups, given the descriptors of the files to write to."""
+    for group in groups:
+        os.write(group, b"0")
 
 
 def die_with_parent() -> None:

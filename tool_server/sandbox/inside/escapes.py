@@ -12,6 +12,7 @@ import json
 import os
 import resource
 import socket
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, TypedDict
@@ -21,6 +22,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 PTRACE_ATTACH = 16
 CLONE_NEWUSER = 0x10000000
 IPC_CREAT = 0o1000
+CLOSE_RANGE = 436  # of every architecture
+CLOSE_RANGE_UNSHARE = 2
 CAPABILITY_VERSION_3 = 0x20080522
 
 OWN_DESCRIPTORS = 6
@@ -39,6 +42,7 @@ class Facts(TypedDict):
     environment: list[str]  # variables that a call may have
     disk: int  # bytes
     memory: int  # bytes
+    threads: int
     namespaces: bool  # layers that this jail has
     landlock: int
 
@@ -198,6 +202,28 @@ def a_higher_limit(facts: Facts) -> object:
 
 
 @attempt()
+def a_lower_limit(facts: Facts) -> object:
+    """Lower the limit of CPU time, to end as if the machine had ended the call."""
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    resource.setrlimit(resource.RLIMIT_CPU, (hard, hard))
+    return "RLIMIT_CPU"
+
+
+@attempt()
+def another_table_of_descriptors(facts: Facts) -> object:
+    """Get a table of its own, which has a limit of its own."""
+    # A range in which nothing is open.
+    return None if _libc.syscall(CLOSE_RANGE, 64, 64, CLOSE_RANGE_UNSHARE) else "close_range"
+
+
+@attempt()
+def endless_threads(facts: Facts) -> object:
+    """Find no limit of threads."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NPROC)
+    return None if 0 <= hard <= facts["threads"] else hard
+
+
+@attempt()
 def endless_cpu_time(facts: Facts) -> object:
     """Find no limit of CPU time."""
     return None if resource.getrlimit(resource.RLIMIT_CPU)[1] > 0 else "RLIMIT_CPU"
@@ -219,10 +245,9 @@ def capabilities(facts: Facts) -> object:
 
 @attempt()
 def devices_of_this_user(facts: Facts) -> object:
-    """Find a device of the jail's user: Landlock does not cover chmod."""
-    user = os.getuid()
-    devices = ("null", "zero", "urandom")
-    return [name for name in devices if os.stat(f"/dev/{name}").st_uid == user] or None
+    """Change the rights of a device: Landlock does not cover chmod."""
+    os.chmod("/dev/null", stat.S_IMODE(os.stat("/dev/null").st_mode))
+    return "chmod"
 
 
 @attempt(needs="namespaces")

@@ -5,7 +5,7 @@ The control socket (SOCK_SEQPACKET) carries JSON:
     jail    {"hello": true}
     server  Config, once
     jail    {"ready": seconds that the imports took}
-    server  Call, with three file descriptors: inputs, output, result
+    server  Call, with file descriptors: inputs, output, result, then one for each control group
     server  {"kill": number of a call}
     jail    Ended, for every call
 
@@ -63,6 +63,7 @@ class Call(TypedDict):
     """One call. Its codes and images come in the `inputs` descriptor."""
 
     call: int  # its number
+    user: int  # user id that it changes to; 0: none
     limits: dict[str, int]  # name of the RLIMIT -> value
     disk: int  # bytes
     files: int

@@ -33,6 +33,7 @@ INPUTS_FD = 4
 """In a child, the memfd of the inputs, until they are read."""
 
 FDS_PER_CALL = 3  # inputs, output, result
+GROUPS_PER_CALL = 3  # at most: one for each controller
 MOST_FDS = 1 << 30
 
 
@@ -42,6 +43,7 @@ class Child:
 
     call: int
     pid: int
+    user: int  # whose it is; 0: the zygote's
 
 
 class Zygote:
@@ -71,7 +73,7 @@ class Zygote:
                     self._reap(fd)
                     continue
                 message, fds, _, _ = socket.recv_fds(
-                    self._control, protocol.MESSAGE_BYTES, FDS_PER_CALL
+                    self._control, protocol.MESSAGE_BYTES, FDS_PER_CALL + GROUPS_PER_CALL
                 )
                 if not message:
                     return
@@ -97,7 +99,7 @@ class Zygote:
                 os.close(fd)
         # The pid cannot be another process's by now: only `_reap` frees it.
         pidfd = os.pidfd_open(pid)
-        self._children[pidfd] = Child(request["call"], pid)
+        self._children[pidfd] = Child(request["call"], pid, request["user"])
         self._poll.register(pidfd, select.POLLIN)
 
     def _fork(self, request: protocol.Call, fds: list[int]) -> int:
@@ -122,7 +124,9 @@ class Zygote:
 
     def _child(self, request: protocol.Call, fds: list[int]) -> NoReturn:
         try:
-            _arrange_descriptors(fds)
+            # Before it makes anything that the groups are to count.
+            confine.join(fds[FDS_PER_CALL:])
+            _arrange_descriptors(fds[:FDS_PER_CALL])
             codes, images = execute.read_inputs(INPUTS_FD)
             os.close(INPUTS_FD)
             _, seen = codes[0]
@@ -151,7 +155,10 @@ class Zygote:
             self._seccomp.load()
 
     def _own_place(self, request: protocol.Call) -> str:
-        """Give this child a working directory, and if it can be namespaces of its own."""
+        """Give this child a working directory, and namespaces or a user of its own.
+
+        The kernel counts threads and timers per user and user namespace.
+        """
         work = self._config["work"]
         if self._namespaces:
             confine.unshare(
@@ -161,7 +168,12 @@ class Zygote:
                 | confine.CLONE_NEWUTS
             )
             confine.mount_tmpfs(work, request["disk"], request["files"])
+            # After the mount: in the new one nobody is known, so no files could be made. To the
+            # code, every file is nobody's.
+            confine.unshare(confine.CLONE_NEWUSER)
             return work
+        if request["user"]:
+            confine.become(request["user"])
         confine.die_with_parent()
         work = f"{work}/{request['call']}"
         os.mkdir(work, 0o700)
@@ -174,9 +186,23 @@ class Zygote:
         os.close(pidfd)
         _, status, used = os.wait4(child.pid, 0)
         if not self._namespaces:
-            shutil.rmtree(f"{self._config['work']}/{child.call}", ignore_errors=True)
+            self._remove_folder(child)
         cpu_s = used.ru_utime + used.ru_stime
         self._send({"ended": child.call, "status": status, "cpu_s": cpu_s})
+
+    def _remove_folder(self, child: Child) -> None:
+        """Remove the working directory of a call that has ended, as its user."""
+        folder = f"{self._config['work']}/{child.call}"
+        if not child.user:
+            return shutil.rmtree(folder, ignore_errors=True)
+        remover = os.fork()
+        if remover == 0:
+            try:
+                confine.become(child.user)
+                shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os._exit(0)
+        os.waitpid(remover, 0)
 
     def _send(self, message: protocol.Ended) -> None:
         # If the server is gone, this process goes at the next poll.
