@@ -171,7 +171,8 @@ class _Notes:
             return
         self._file.parent.mkdir(parents=True, exist_ok=True)
         with self._file.open("a", encoding="utf-8") as lines:
-            lines.writelines(json.dumps(note) + "\n" for note in new)
+            # The line break comes first: a line that was cut off spoils no other.
+            lines.writelines("\n" + json.dumps(note) for note in new)
 
 
 def _decoded(rows: Checkable, notes: _Notes, number: int) -> tuple[str, str]:
