@@ -17,6 +17,8 @@ from torch import Tensor
 from learner.tree import Tree
 
 NAME = "axpo_tree"
+GRAPHS = 64
+"""FlexAttention is compiled at most so often. Trees of any length need 6 graphs, torch allows 8."""
 
 
 def register() -> None:
@@ -24,6 +26,20 @@ def register() -> None:
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, tree_attention)
+    if torch.cuda.is_available():
+        limit_graphs()
+
+
+def limit_graphs() -> None:
+    """Let torch compile FlexAttention `GRAPHS` times, and raise if that does not suffice.
+
+    Otherwise torch goes on without a compiled kernel, and without a word: the scores of all pairs
+    of tokens are then held in float32, 64 GiB a layer at 32,768 tokens and 16 heads.
+    """
+    import torch._dynamo.config as dynamo
+
+    dynamo.recompile_limit = GRAPHS
+    dynamo.fail_on_recompile_limit_hit = True
 
 
 def tree_attention(  # noqa: PLR0913  (the signature is that of transformers' attention functions)
