@@ -22,12 +22,13 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from learner import lora
 from learner.weights import Named, gathered, plan_buckets
 
 SHARD_BYTES = 4 << 30
+"""Most bytes of weights in a file, as the learner keeps them."""
 WEIGHT_FILES = (".safetensors", ".bin", ".index.json")
 
 Write: TypeAlias = Callable[[], object]
@@ -96,6 +97,8 @@ class Export:
     folder: Path
     dtype: torch.dtype
     """Of the weights."""
+    bucket_bytes: int
+    """Weights that are whole on a device at a time."""
 
 
 def save_hf(model: nn.Module, export: Export, rank: int, write: Callable[[Write], object]) -> None:
@@ -107,39 +110,63 @@ def save_hf(model: nn.Module, export: Export, rank: int, write: Callable[[Write]
         rank: this rank; the first one writes.
         write: gets a write for each file of weights, and may call it at once or later.
     """
-    shards = len(plan_buckets(lora.exported(model), SHARD_BYTES))
-    weight_map: dict[str, str] = {}
-    # Gathering is collective: the other ranks go through the loop for nothing but that.
-    for i, tensors in enumerate(gathered(model, SHARD_BYTES)):
+    shards = plan_buckets(lora.exported(model), SHARD_BYTES)
+    files = _Files([[name for name, _ in shard] for shard in shards], export, write)
+    # Gathering is collective: the other ranks go through the loop for nothing but that. A bucket is
+    # whole on every rank's device, a file in the first one's host memory.
+    for tensors in gathered(model, export.bucket_bytes):
         if rank == 0:
-            file = _shard_name(i, shards)
-            _save_shard(tensors, export, file, write)
-            for name, _ in tensors:
-                weight_map[name] = file
+            files.add(tensors)
     if rank == 0:
-        if shards > 1:
-            index = json.dumps({"metadata": {}, "weight_map": weight_map}, indent=2)
-            (export.folder / "model.safetensors.index.json").write_text(index)
+        files.finish()
         _copy_other_files(export)
+
+
+class _Files:
+    """Put weights, as they come, into the files of a folder."""
+
+    def __init__(
+        self, shards: list[list[str]], export: Export, write: Callable[[Write], object]
+    ) -> None:
+        """Write each list of names into a file of its own."""
+        self._shards = shards
+        self._export = export
+        self._write = write
+        self._number = 0  # of the file that is being filled
+        self._copies: dict[str, Tensor] = {}
+        self._weight_map: dict[str, str] = {}
+        export.folder.mkdir(parents=True, exist_ok=True)
+
+    def add(self, tensors: Named) -> None:
+        """Take the next weights, and write the file if it is full."""
+        for name, tensor in tensors:
+            # A copy: the gathered tensor is valid until the next bucket only.
+            copy = tensor.to("cpu", self._export.dtype, copy=True)
+            self._copies[name] = copy.contiguous()
+            if len(self._copies) == len(self._shards[self._number]):
+                self._write_file()
+
+    def finish(self) -> None:
+        """Write the index, if there are several files."""
+        if len(self._shards) > 1:
+            index = json.dumps({"metadata": {}, "weight_map": self._weight_map}, indent=2)
+            (self._export.folder / "model.safetensors.index.json").write_text(index)
+
+    def _write_file(self) -> None:
+        from safetensors.torch import save_file
+
+        name = _shard_name(self._number, len(self._shards))
+        self._weight_map |= dict.fromkeys(self._copies, name)
+        file = self._export.folder / name
+        self._write(partial(save_file, self._copies, file, {"format": "pt"}))
+        self._number += 1
+        self._copies = {}
 
 
 def _shard_name(number: int, shards: int) -> str:
     if shards == 1:
         return "model.safetensors"
     return f"model-{number + 1:05d}-of-{shards:05d}.safetensors"
-
-
-def _save_shard(
-    tensors: Named, export: Export, file: str, write: Callable[[Write], object]
-) -> None:
-    from safetensors.torch import save_file
-
-    export.folder.mkdir(parents=True, exist_ok=True)
-    # Copies: the gathered tensors are valid until the next bucket only.
-    copies = {
-        name: tensor.to("cpu", export.dtype, copy=True).contiguous() for name, tensor in tensors
-    }
-    write(partial(save_file, copies, export.folder / file, {"format": "pt"}))
 
 
 def _copy_other_files(export: Export) -> None:

@@ -230,7 +230,9 @@ class LearnerRank:
     ) -> None:
         dtype = getattr(torch, hf_dtype or self.config.dtype)
         self._check_space(target.parent, dtype)
-        export = Export(Path(self._settings.model), manifest.partial(target) / "hf", dtype)
+        folder = manifest.partial(target) / "hf"
+        bucket_bytes = self.config.bucket_mb << 20
+        export = Export(Path(self._settings.model), folder, dtype, bucket_bytes)
         save_hf(self.engine.module.model, export, self.rank, write)
 
     def _save_state(self, target: Path) -> None:
