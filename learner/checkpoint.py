@@ -135,7 +135,6 @@ class _Files:
         self._number = 0  # of the file that is being filled
         self._copies: dict[str, Tensor] = {}
         self._weight_map: dict[str, str] = {}
-        export.folder.mkdir(parents=True, exist_ok=True)
 
     def add(self, tensors: Named) -> None:
         """Take the next weights, and write the file if it is full."""
@@ -157,6 +156,7 @@ class _Files:
 
         name = _shard_name(self._number, len(self._shards))
         self._weight_map |= dict.fromkeys(self._copies, name)
+        self._export.folder.mkdir(parents=True, exist_ok=True)
         file = self._export.folder / name
         self._write(partial(save_file, self._copies, file, {"format": "pt"}))
         self._number += 1

@@ -1,14 +1,17 @@
 """How a checkpoint becomes whole with several ranks and beside the training, without DeepSpeed."""
 
+import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from learner import manifest
+from learner import checkpoint, manifest
 from learner.checkpoint import Saving, in_memory
+from learner.weights import plan_buckets
 
 
 class Gather:
@@ -109,3 +112,39 @@ def test_a_save_beside_the_training_tells_its_error_once() -> None:
     with pytest.raises(OSError, match="no space left"):
         saving.wait(10)
     saving.check()
+
+
+def test_an_export_is_gathered_in_buckets_and_written_in_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, folder = tmp_path / "source", tmp_path / "hf"
+    source.mkdir()
+    (source / "config.json").write_text('{"dtype": "float32"}')
+    model = torch.nn.Sequential(*[torch.nn.Linear(4, 2, bias=False) for _ in range(5)])
+    buckets = []
+
+    def gathered(module: torch.nn.Module, bucket_bytes: int):
+        for bucket in plan_buckets(module.named_parameters(), bucket_bytes):
+            buckets.append(len(bucket))
+            # The tensors are valid until the next bucket.
+            tensors = [(name, parameter.detach().clone()) for name, parameter in bucket]
+            yield tensors
+            for _, tensor in tensors:
+                tensor.fill_(float("nan"))
+
+    monkeypatch.setattr(checkpoint, "gathered", gathered)
+    # Each weight has 32 bytes: two fit a bucket, three a file.
+    monkeypatch.setattr(checkpoint, "SHARD_BYTES", 100)
+    export = checkpoint.Export(source, folder, torch.bfloat16, bucket_bytes=64)
+    checkpoint.save_hf(model, export, 1, lambda write: pytest.fail("only rank 0 writes"))
+    assert not folder.exists()
+    checkpoint.save_hf(model, export, 0, lambda write: write())
+    assert buckets == [2, 2, 1] * 2
+    files = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    expected = {f"{i}.weight": files[i // 3] for i in range(5)}
+    assert index["weight_map"] == expected
+    for name, file in expected.items():
+        written = load_file(folder / file)[name]
+        assert torch.equal(written, model.get_parameter(name).to(torch.bfloat16))
+    assert json.loads((folder / "config.json").read_text()) == {"dtype": "bfloat16"}
