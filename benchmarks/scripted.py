@@ -142,6 +142,7 @@ class Waited:
     text: str = "done."
     images: tuple[Any, ...] = ()
     tool: str = "wait"
+    left_nothing: bool = False
 
 
 class WaitingTools:

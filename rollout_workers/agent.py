@@ -115,6 +115,7 @@ class Unavailable:
     name: str
     status: str = "unavailable"
     tool: str = ""
+    left_nothing: bool = True
     images: tuple[Pixels, ...] = ()
 
     @property
@@ -186,6 +187,9 @@ class Rollout:
         self._scene = scene
         self._seed = seed
         self._tally = _Tally(time.monotonic() if begun is None else begun)
+        # The calls, by their place among all that were run, that left nothing behind in a tool.
+        # A fork does not know of its prefix's: a tool with state finds out again.
+        self._left_nothing: set[int] = set()
 
     async def play(self, first: Generation | None = None) -> Response:
         """Run turns until an end; `first` continues the segments if it was sampled already.
@@ -277,6 +281,9 @@ class Rollout:
         ran = await self._run(runnable_calls(calls, limit), earlier)
         if ran is None:
             return None
+        for place, result in enumerate(ran, start=len(earlier)):
+            if result.left_nothing:
+                self._left_nothing.add(place)
         self._tally.tool_calls += len(calls)
         self._tally.tools += [result.tool for result in ran if result.tool]
         # The whole rollout is run again, with the same seeds.
@@ -303,6 +310,7 @@ class Rollout:
         # Tools get the question's images as they are: pixels or object references.
         images = [*self._scene.question.images, *observed_images(self.segments)]
         called = [(call.name, call.arguments, len(images)) for call in calls]
+        told = [call for place, call in enumerate(earlier) if place not in self._left_nothing]
         started = time.monotonic()
         try:
             return await asyncio.gather(
@@ -310,7 +318,7 @@ class Rollout:
                     # A tool with state must find it as if the calls had run in order: each is
                     # told the calls of the same turn before it.
                     self._scene.call_tool(
-                        call.name, call.arguments, images, (*earlier, *called[:place])
+                        call.name, call.arguments, images, (*told, *called[:place])
                     )
                     for place, call in enumerate(calls)
                 ]

@@ -102,6 +102,10 @@ class ToolAnswer(Observed, Protocol):
     def tool(self) -> str:
         """The tool that the call reached, empty if none: never a name that the policy made up."""
 
+    @property
+    def left_nothing(self) -> bool:
+        """Whether later calls need not be told of this one."""
+
 
 class CallTool(Protocol):
     """A tool call, as the tools of a run answer it."""
@@ -115,7 +119,8 @@ class CallTool(Protocol):
             name: the tool, as the policy wrote it.
             arguments: as the policy wrote them.
             images: all images seen so far, the question's first.
-            earlier: the rollout's calls before this one, in order.
+            earlier: the rollout's calls before this one, in order, without those that are known to
+                have left nothing behind.
         """
 
 

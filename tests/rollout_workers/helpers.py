@@ -25,6 +25,7 @@ class Result:
     text: str
     images: tuple[Pixels, ...] = ()
     tool: str = ""
+    left_nothing: bool = False
 
 
 class MockEngine:

@@ -134,6 +134,17 @@ def test_a_tool_learns_the_calls_before_it(chat):
     assert tools.earlier == [[], first_two[:1], first_two]
 
 
+def test_a_tool_does_not_hear_again_of_a_call_that_left_nothing(chat):
+    calls = [CALL, CALL.replace("[1, 2]", "[3]"), CALL]
+    answers = iter([Result("ok", ""), Result("tool_error", "stopped", left_nothing=True)])
+    _, _, tools = play(
+        chat, [*calls, ANSWER], lambda *_: next(answers, Result("ok", "")), max_turns=4
+    )
+    assert [arguments["box"] for _, arguments, _ in tools.calls] == [[1, 2], [3], [1, 2]]
+    first = ("zoom", {"box": [1, 2]}, 1)
+    assert tools.earlier == [[], [first], [first]]
+
+
 def test_a_tool_error_is_the_policys_to_read(chat):
     response, _, _ = play(chat, [CALL, ANSWER], lambda *_: Result("tool_error", "bbox_2d is empty"))
     assert "bbox_2d is empty" in observation(chat, response)
