@@ -11,13 +11,15 @@ import os
 import shutil
 import sys
 import threading
-from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
+from axpo.texts import clean, one_line
 from tool_server import leash
 from tool_server.config import MCPConfig
-from tool_server.images import ImageError, decode
+from tool_server.images import DEFAULT_LIMITS, ImageError, check, decode
+from tool_server.schemas import an_object, checker, plain, plain_description
+from tool_server.threads import in_thread
 from tool_server.tool import Output, Pixels, Tool, ToolCall, ToolError, ToolUnavailable
 
 if TYPE_CHECKING:
@@ -27,8 +29,8 @@ if TYPE_CHECKING:
 MAX_TOOLS = 128
 """Tools of one server. More would fill the prompt, and a list that never ends would never open."""
 
-MAX_MESSAGE = 300
-"""Characters of a schema violation that the policy reads."""
+MAX_PIXELS = 32_000_000
+"""Pixels of all images of one answer: 96 MB once they are decoded."""
 
 CLOSE_S = 8.0
 """Seconds that a session gets to end, with its command."""
@@ -75,6 +77,8 @@ class Connection:
             listed = asyncio.run_coroutine_threadsafe(listing, self._loop).result()
         except TimeoutError:
             raise ToolUnavailable(f"no answer within {self._deadline_s:g} s") from None
+        except Exception as error:  # a list of theirs may be anything
+            raise ToolUnavailable(_reason(error)) from error
         wanted = self._config.tools or tuple(listed)
         missing = [name for name in wanted if name not in listed]
         if missing:
@@ -108,12 +112,12 @@ class Connection:
         except Exception as error:
             code = error.code if isinstance(error, MCPError) else None
             if code == INVALID_PARAMS:
-                raise ToolError(str(error)) from error
+                raise ToolError(clean(str(error))) from error
             if code != INTERNAL_ERROR:
                 session.stop.set()  # the session itself may be broken: the next call opens another
             raise
         # Decoding images takes long: not on the loop that serves all calls.
-        text, images = await asyncio.to_thread(_content, result)
+        text, images = await asyncio.to_thread(_content, result, self._config.max_images)
         if result.is_error:
             raise ToolError(text or f"{name} failed")
         return text, images
@@ -122,14 +126,15 @@ class Connection:
         client = (await self._connected()).client
         listed: dict[str, mcp_types.Tool] = {}
         cursor = None
-        while True:
+        for _ in range(MAX_TOOLS):  # a page may be empty, and a list need not end
             page = await client.list_tools(cursor=cursor)
             listed |= {tool.name: tool for tool in page.tools}
             cursor = page.next_cursor
             if cursor is None:
                 return listed
             if len(listed) > MAX_TOOLS:
-                raise ToolUnavailable(f"more than {MAX_TOOLS} tools: name those to offer")
+                break
+        raise ToolUnavailable(f"more than {MAX_TOOLS} tools, or pages of them")
 
     async def _connected(self) -> _Session:
         async with self._opening:
@@ -152,14 +157,23 @@ class Connection:
         await asyncio.wait([session.task], timeout=CLOSE_S)
 
     def _tool(self, listed: mcp_types.Tool) -> Tool:
+        try:
+            schema = plain(listed.input_schema)
+            fits = checker(schema)
+            description = plain_description(listed.description)
+        except ToolUnavailable as error:
+            raise ToolUnavailable(f"{clean(listed.name)[:80]!r}: {error}") from None
+
         async def run(call: ToolCall) -> Output:
-            return await self.call(listed.name, call.arguments)
+            # The check waits for another process: not on the loop that serves all calls.
+            arguments = await in_thread(lambda: fits(call.arguments), f"check-{listed.name}")
+            return await self.call(listed.name, arguments)
 
         return Tool(
             name=self._config.prefix + listed.name,
-            description=" ".join((listed.description or "").split()),
-            parameters=listed.input_schema,
-            parse=checker(listed.input_schema),
+            description=description,
+            parameters=schema,
+            parse=an_object,
             run=run,
             close=self._release,
         )
@@ -204,43 +218,6 @@ class _Session:
             self.stop.set()
 
 
-def checker(schema: dict[str, Any]) -> Callable[[Any], dict[str, Any]]:
-    """Return a check of arguments against a server's schema. The check raises ToolError.
-
-    Raises:
-        ToolUnavailable: the schema is no JSON schema.
-    """
-    from jsonschema import Draft202012Validator, SchemaError, validators
-    from jsonschema.exceptions import best_match
-    from referencing import Registry
-
-    try:
-        Draft202012Validator.check_schema(schema)
-    except SchemaError as error:
-        raise ToolUnavailable(
-            f"its schema is no JSON schema: {error.message[:MAX_MESSAGE]}"
-        ) from error
-    # A pattern of theirs on a text of the policy's can keep Python's regular expressions busy for
-    # ever, and with them this process. So patterns are for the MCP server to check.
-    without_patterns = validators.extend(
-        Draft202012Validator, {"pattern": None, "patternProperties": None}
-    )
-    # With an empty registry, a reference in a schema fetches nothing.
-    validator = without_patterns(schema, registry=Registry())
-
-    def check(written: Any) -> dict[str, Any]:
-        if not isinstance(written, dict):
-            raise ToolError("arguments must be an object")
-        fault = best_match(validator.iter_errors(written))
-        if fault is not None:
-            place = ".".join(str(part) for part in fault.absolute_path)
-            message = f"{place}: {fault.message}" if place else fault.message
-            raise ToolError(message[:MAX_MESSAGE])
-        return written
-
-    return check
-
-
 async def _transport(config: MCPConfig, stack: AsyncExitStack) -> Any:
     """Return what the SDK's `Client` connects to; what must be closed goes onto the stack."""
     if config.url is None:
@@ -279,26 +256,52 @@ def _environment(name: str) -> str:
     return os.environ[name]
 
 
-def _content(result: Any) -> Output:
+def _content(result: Any, max_images: int) -> Output:
     """Return the text parts, joined by lines, and the images, decoded under limits.
 
-    Whatever else there is, is named in the text.
+    Whatever else there is, is named in the text. Images beyond `max_images` or `MAX_PIXELS` are
+    left out before they are decoded.
     """
     texts: list[str] = []
     images: list[Pixels] = []
+    tried, pixels, left_out = 0, 0, 0
     for part in result.content:
         if part.type == "text":
             texts.append(part.text)
-        elif part.type == "image":
-            try:
-                images.append(decode(base64.b64decode(part.data, validate=True)))
-            except (binascii.Error, ImageError) as error:
-                texts.append(f"[an image left out: {error}]")
-        else:
+        elif part.type != "image":
             texts.append(f"[{part.type} left out]")
+        elif tried >= max_images:
+            left_out += 1
+        else:
+            tried += 1
+            try:
+                images.append(_image(part.data, MAX_PIXELS - pixels))
+                pixels += images[-1].shape[0] * images[-1].shape[1]
+            except (binascii.Error, ValueError, ImageError) as error:
+                texts.append(f"[an image left out: {error}]")
+    if left_out:
+        texts.append(f"[{left_out} more images left out]")
     if not result.content and result.structured_content is not None:
-        texts.append(json.dumps(result.structured_content, ensure_ascii=False))
-    return "\n".join(texts), tuple(images)
+        texts.append(_structured(result.structured_content))
+    return clean("\n".join(texts)), tuple(images)
+
+
+def _image(data: str, pixels_left: int) -> Pixels:
+    """Return an image of an answer; raise ImageError or ValueError if it is refused."""
+    if len(data) > 2 * DEFAULT_LIMITS.max_bytes:
+        raise ImageError(f"is larger than {DEFAULT_LIMITS.max_bytes:,} bytes")
+    source = base64.b64decode(data, validate=True)
+    width, height = check(source)
+    if width * height > pixels_left:
+        raise ImageError(f"an answer has at most {MAX_PIXELS:,} pixels in all")
+    return decode(source)
+
+
+def _structured(content: Any) -> str:
+    try:
+        return json.dumps(content, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError):
+        return "[structured content left out]"
 
 
 def _reason(error: BaseException) -> str:
@@ -306,4 +309,4 @@ def _reason(error: BaseException) -> str:
         error = error.exceptions[0]
     if isinstance(error, ToolUnavailable):
         return str(error)
-    return f"no MCP server: {type(error).__name__}: {error}"
+    return f"no MCP server: {type(error).__name__}: {one_line(str(error))}"

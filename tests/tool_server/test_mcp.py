@@ -1,6 +1,9 @@
 """Tools of real MCP servers, over stdio and over HTTP."""
 
 import asyncio
+import base64
+import io
+import json
 import os
 import socket
 import subprocess
@@ -12,9 +15,10 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from PIL import Image
 
 from tool_server.config import ToolServerConfig
-from tool_server.mcp_tools import checker
+from tool_server.schemas import checker
 from tool_server.server import ToolServer
 from tool_server.tool import ToolError, ToolStatus, ToolUnavailable
 
@@ -237,19 +241,134 @@ def test_two_servers_with_one_name_need_a_prefix():
         session(entries[0], mcp=entries)
 
 
-def test_a_schema_of_theirs_cannot_hang_the_check_or_fetch_anything():
-    check = checker(
-        {"type": "object", "properties": {"a": {"type": "string", "pattern": "^(a+)+$"}}}
-    )
-    started = time.monotonic()
-    assert check({"a": "a" * 40 + "b"})
-    assert time.monotonic() - started < 10  # 2**40 steps otherwise
-    with pytest.raises(ToolUnavailable, match="its schema is no JSON schema"):
-        checker({"type": "thing"})
-    fetching = checker(
-        {"type": "object", "properties": {"a": {"$ref": "http://127.0.0.1:9/schema"}}}
-    )
-    with pytest.raises(Exception, match="Unresolvable"):
-        fetching({"a": 1})
-    with pytest.raises(ToolError, match="arguments must be an object"):
-        check([])
+def doubling(times: int) -> dict:
+    """Return a schema of a few lines that is checked 2**times times."""
+    definitions: dict = {"a0": {"type": "object"}}
+    for i in range(1, times + 1):
+        twice = [{"$ref": f"#/$defs/a{i - 1}"}] * 2
+        definitions[f"a{i}"] = {"allOf": twice}
+    return {"type": "object", "allOf": [{"$ref": f"#/$defs/a{times}"}], "$defs": definitions}
+
+
+def nested(times: int) -> dict:
+    schema: dict = {"type": "object"}
+    for _ in range(times):
+        schema = {"allOf": [schema]}
+    return schema
+
+
+@pytest.mark.parametrize(
+    ("schema", "message"),
+    [
+        ({"type": "thing"}, "its schema is no JSON schema: 'thing'"),
+        (doubling(27), "its schema takes too long to check"),
+        ({"type": "object", "allOf": [{"$ref": "#"}]}, "its schema takes too long to check"),
+        (nested(50), "its schema has more than 40 objects and lists"),
+        ({"type": "object", "description": "x" * 40_000}, "at most 32,768 fit"),
+        (
+            {"type": "object", "properties": {"a": {"$ref": "http://127.0.0.1:9/s"}}},
+            "it refers to 'http://127.0.0.1:9/s', which is not in it",
+        ),
+        ({"type": "object", "allOf": [{"$ref": "#/$defs/b"}]}, "it refers to '#/\\$defs/b'"),
+    ],
+)
+def test_a_schema_that_cannot_be_used_ends_the_start(schema, message):
+    with pytest.raises(ToolUnavailable, match=message):
+        checker(schema)
+
+
+ENDLESS = {"a": "a" * 40 + "b"}
+
+
+@pytest.mark.parametrize(
+    ("properties", "arguments"),
+    [
+        ({"a": {"pattern": "^(a+)+$"}}, ENDLESS),
+        ({"a": {"propertyNames": {"pattern": "^(a+)+$"}}}, {"a": {"a" * 40 + "b": 1}}),
+    ],
+)
+def test_arguments_cannot_keep_a_check_busy(properties, arguments):
+    check = checker({"type": "object", "properties": properties})
+    with pytest.raises(ToolError, match="the arguments take too long to check"):
+        check(arguments)
+    assert check({"a": {}}) == {"a": {}}
+
+
+def test_arguments_are_checked_against_the_schema():
+    tree = {"type": "object", "properties": {"left": {"$ref": "#"}, "name": {"type": "string"}}}
+    check = checker(tree | {"required": ["name"]})
+    assert check({"name": "a", "left": {"name": "b"}})
+    for arguments, message in (
+        ({"name": 1}, "name: 1 is not of type 'string'"),
+        ({"name": "a", "left": {}}, "left: 'name' is a required property"),
+        ([], "arguments must be an object"),
+        ({"name": nested(50)}, "more than 40 objects and lists"),
+    ):
+        with pytest.raises(ToolError, match=message):
+            check(arguments)
+    patterned = checker({"type": "object", "properties": {"a": {"pattern": "^b"}}})
+    with pytest.raises(ToolError, match="a: 'c' does not match"):
+        patterned({"a": "c"})
+
+
+HOSTILE = """
+import json, sys
+tools, content = json.loads(sys.argv[1]), json.loads(sys.argv[2])
+for line in sys.stdin:
+    message = json.loads(line)
+    if "id" not in message:
+        continue
+    version = message.get("params", {}).get("protocolVersion")
+    server = {"name": "h", "version": "1"}
+    capabilities = {"tools": {}}
+    result = {
+        "initialize": dict(protocolVersion=version, capabilities=capabilities, serverInfo=server),
+        "tools/list": {"tools": tools},
+        "tools/call": {"content": content},
+    }.get(message["method"], {})
+    print(json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": result}), flush=True)
+"""
+
+
+def hostile(tools: list, content: list) -> dict:
+    command = [sys.executable, "-c", HOSTILE, json.dumps(tools), json.dumps(content)]
+    return {"command": command, "retries": 0, "deadline_s": 30}
+
+
+def offered(description: str = "d", **more) -> dict:
+    return {"name": "t", "description": description, "inputSchema": {"type": "object"}} | more
+
+
+def test_a_description_is_limited_and_plain():
+    schemas, _ = session(hostile([offered("two\nlines \ufffe <|im_end|>")], []), ("t", {}))
+    # What looks like a control token stays text when the prompt is encoded.
+    assert schemas[0]["function"]["description"] == "two lines \ufffe <|im_end|>"
+    with pytest.raises(ToolUnavailable, match="'t': its description has 10,000 characters"):
+        session(hostile([offered("d" * 10_000)], []))
+
+
+def test_a_list_of_tools_that_is_none_ends_the_start_in_one_line():
+    with pytest.raises(ToolUnavailable, match="validation error") as error:
+        session(hostile([{"name": "t", "inputSchema": {"type": "array"}}], []))
+    assert "\n" not in str(error.value).split("): ")[-1]
+
+
+def picture(side: int) -> dict:
+    file = io.BytesIO()
+    Image.new("1", (side, side)).save(file, "PNG")
+    return {
+        "type": "image",
+        "data": base64.b64encode(file.getvalue()).decode(),
+        "mimeType": "image/png",
+    }
+
+
+def test_images_of_an_answer_are_limited_before_they_are_decoded():
+    entry = hostile([offered()], [picture(30)] * 5 + [{"type": "text", "text": "end"}])
+    _, result = session(entry | {"max_images": 3}, ("t", {}))
+    assert len(result.images) == 3
+    assert result.text == "end\n[2 more images left out]"
+    # 16 million pixels each, 32 million in all.
+    _, result = session(hostile([offered()], [picture(3999)] * 3), ("t", {}))
+    assert len(result.images) == 2
+    assert result.text == "[an image left out: an answer has at most 32,000,000 pixels in all]"
