@@ -5,11 +5,10 @@ Counted, on the device of one rank of the learner:
     always         weights, gradients, optimizer states, the bucket in which gradients are summed
                    over the ranks; with `offload_*` what stays on the device
     a micro-batch  the layers that ZeRO-3 gathers, activations of language model and vision tower
-                   (with or without checkpointing), FlexAttention's mask, the head's logits and its
-                   gradient
+                   (with or without checkpointing), the head's logits and its gradient
     the optimizer  a copy of the gradients, and AdamW's intermediate results
     sending        the bucket of whole weights, and vLLM's packing buffers
-    saving         the shard of whole weights
+    saving         the bucket of whole weights
 
 The estimate is what is always there and the largest of the others, as they come one after the
 other. A micro-batch is taken to be full, and three in four of its tokens to be an image's
@@ -49,12 +48,8 @@ SUB_GROUP = 1_000_000_000
 """DeepSpeed's sub_group_size: parameters that the optimizer steps at a time."""
 REDUCE_BUCKET = {True: 50_000_000, False: 4_000_000}
 """learner.zero: gradients summed over the ranks at a time, on a GPU or a CPU."""
-SHARD_BYTES = 4 << 30
-"""learner.checkpoint: whole weights of an export at a time."""
 PACKED_BUFFERS = 2
 """vLLM's packing buffers of a transfer by NCCL, of learner.bucket_mb each (learner.senders)."""
-MASK_BYTES = 7.5
-"""Of each pair of tokens while FlexAttention's mask is made (learner.tree), as measured."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +113,7 @@ def rank_memory(
             "its step": 0 if config.offload_optimizer else 8 * min(states, SUB_GROUP)
         },
         "sending": _sending(shape, config, transfer),
-        "saving": {"weights": min(SHARD_BYTES, shape.parameters * BYTES[config.dtype])},
+        "saving": {"bucket": _bucket(shape, config)},
     }
     offloaded = weights if config.offload_parameters else 0
     # With an offloaded optimizer its gradients are kept twice in float32, and pinned; weights and
@@ -150,8 +145,6 @@ def _micro_batch(shape: Shape, config: LearnerConfig, tokens: int) -> dict[str, 
     )
     gathers = config.ranks > 1 or config.offload_parameters
     _, everything = _parameters(shape, config)
-    # On a CPU the tree's attention goes node by node, without a mask of the whole.
-    masked = on_gpu and config.layout != "padded"
     logits = min(HEAD_CHUNK_CUDA if on_gpu else HEAD_CHUNK, tokens * shape.text.vocabulary)
     # The head's gradient is summed in float32, then turned into the type of the weights.
     head = 4 if width == 4 else 4 + width
@@ -159,7 +152,6 @@ def _micro_batch(shape: Shape, config: LearnerConfig, tokens: int) -> dict[str, 
         "gathered layers": min(everything, LIVE_PARAMETERS) * width if gathers else 0,
         "activations": text_bytes(shape.text, load),
         "vision tower": vision_bytes(shape.vision, load),
-        "attention mask": MASK_BYTES * tokens**2 if masked else 0,
         "logits": 4 * logits * 4,
         "head's gradient": 0 if adapters else head * shape.text.embedding,
     }
@@ -170,8 +162,7 @@ def _sending(shape: Shape, config: LearnerConfig, transfer: str) -> dict[str, fl
         return {"bucket": 0, "packing": 0}
     width = BYTES[config.dtype]
     largest, whole = shape.text.embedding * width, shape.parameters * width
-    # A tensor that is larger than the bucket stands alone.
-    bucket = min(whole, max(config.bucket_mb << 20, largest))
+    bucket = _bucket(shape, config)
     packed = 0
     if transfer == "nccl":
         # The buffers in flight, and the tensors that the next one is packed from. A buffer ends
@@ -183,6 +174,14 @@ def _sending(shape: Shape, config: LearnerConfig, transfer: str) -> dict[str, fl
         # At first all elements of a bucket, each with its place (4 bytes): the ranks' and rank 0's.
         packed = 2 * bucket * (width + 4) / width
     return {"bucket": bucket, "packing": packed}
+
+
+def _bucket(shape: Shape, config: LearnerConfig) -> float:
+    """Return the bytes of the weights that are whole at a time."""
+    width = BYTES[config.dtype]
+    # A tensor that is larger than the bucket stands alone.
+    largest = max(config.bucket_mb << 20, shape.text.embedding * width)
+    return min(shape.parameters * width, largest)
 
 
 def engine_bytes(shape: Shape, recipe: Recipe) -> tuple[float, float]:

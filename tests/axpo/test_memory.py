@@ -19,7 +19,6 @@ from axpo.memory.recipe import (
     LIVE_PARAMETERS,
     PACKED_BUFFERS,
     REDUCE_BUCKET,
-    SHARD_BYTES,
     SUB_GROUP,
     rank_memory,
 )
@@ -194,22 +193,21 @@ def test_an_offloaded_optimizer_is_counted_on_the_host():
     assert both.pinned - rank.pinned == pytest.approx(2 * shape.parameters / 8)
 
 
-def test_a_micro_batch_counts_mask_logits_and_the_heads_gradient():
-    parts = rank_memory(
-        shape_of(LARGE), LearnerConfig(**GPU, micro_batch_tokens=16_384), longest_row=8192
-    ).phases["a micro-batch"]
-    assert parts["attention mask"] == 7.5 * 16_384**2
-    assert parts["logits"] == 16 * HEAD_CHUNK_CUDA
-    assert parts["head's gradient"] == 151_936 * 4096 * 6
-    # A longer trajectory stands alone in a larger one.
-    longer = rank_memory(
-        shape_of(LARGE), LearnerConfig(**GPU, micro_batch_tokens=16_384), longest_row=20_000
-    ).phases["a micro-batch"]
-    assert longer["attention mask"] == 7.5 * 20_000**2
-    # On a CPU, and for padded rows, there is no such mask.
-    for change in ({"gpus_per_rank": 0}, {"layout": "padded"}):
-        other = rank_memory(shape_of(LARGE), LearnerConfig(**GPU | change))
-        assert other.phases["a micro-batch"]["attention mask"] == 0
+def test_a_micro_batch_counts_logits_and_the_heads_gradient():
+    config = LearnerConfig(**GPU, micro_batch_tokens=1000)
+    short = rank_memory(shape_of(LARGE), config, longest_row=900).phases["a micro-batch"]
+    assert short["logits"] == 16 * 1000 * 151_936
+    assert short["head's gradient"] == 151_936 * 4096 * 6
+    # A longer trajectory stands alone in a larger one; its logits come in chunks.
+    longer = rank_memory(shape_of(LARGE), config, longest_row=20_000).phases["a micro-batch"]
+    assert longer["logits"] == 16 * HEAD_CHUNK_CUDA
+
+
+def test_saving_counts_the_bucket_and_not_a_file():
+    shape = shape_of(KNOWN["Qwen/Qwen3-VL-8B-Thinking"])
+    for bucket_mb, expected in ((512, 151_936 * 4096 * 2), (2048, 2048 * 2**20)):
+        config = LearnerConfig(**GPU, bucket_mb=bucket_mb)
+        assert rank_memory(shape, config).phases["saving"] == {"bucket": expected}
 
 
 @pytest.mark.parametrize(("size", "megabytes"), [("2B", 622), ("4B", 778), ("8B", 1245)])
@@ -234,7 +232,7 @@ def test_the_numbers_of_other_modules_are_theirs():
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
     from vllm.distributed.weight_transfer import packed_tensor
 
-    from learner import checkpoint, zero
+    from learner import zero
 
     defaults = DeepSpeedZeroConfig()
     assert defaults.max_live_parameters == LIVE_PARAMETERS
@@ -242,7 +240,6 @@ def test_the_numbers_of_other_modules_are_theirs():
     for gpus in (0, 1):
         settings = zero.frozen(LearnerConfig(gpus_per_rank=gpus))["zero_optimization"]
         assert settings["reduce_bucket_size"] == REDUCE_BUCKET[gpus > 0]
-    assert checkpoint.SHARD_BYTES == SHARD_BYTES
     assert packed_tensor.DEFAULT_PACKED_NUM_BUFFERS == PACKED_BUFFERS
 
 
