@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from axpo.errors import AxpoError
 from axpo.tasks.lines import Row, Table, read_json, read_lines, read_table
 from axpo.tasks.tables import Place, read_dataset
-from axpo.texts import shown
+from axpo.texts import check_text, shown
 from tool_server.images import ImageLimits
 
 __all__ = ["MARK", "DataConfig", "DataImages", "Folders", "Row", "Source", "Table"]
@@ -128,6 +128,7 @@ class Folders:
                 f"expected a path, a data: address or base64 of a PNG, JPEG, GIF or WEBP; found "
                 f"{shown(name)} ({len(name):,} characters)"
             )
+        check_text(name)
         if re.match(r"[a-z]{2,10}://", name, re.IGNORECASE):
             raise ValueError(f"{shown(name)} is an address; expected a file, nothing is downloaded")
         # Links are followed here, so what is opened is what was looked at.

@@ -111,7 +111,7 @@ def read_lines(path: Path) -> Table:
         AxpoError: there is no such file, or it is no text in UTF-8.
     """
     file = _opened(path)
-    starts, encoding = array("q"), _Encoding(path)
+    starts, encoding = array("q"), _Encoding(path, "row")
     stop = file.tell()
     for line in _lines(file, path):
         start, stop = stop, stop + len(line)
@@ -154,7 +154,7 @@ def read_table(path: Path, separator: str) -> Table:
     """
     csv.field_size_limit(MAX_LINE)
     file = _opened(path)
-    starts, encoding = array("q"), _Encoding(path)
+    starts, encoding = array("q"), _Encoding(path, "line")
     position = file.tell()
 
     def decoded() -> Iterator[str]:
@@ -205,8 +205,9 @@ def parse_row(raw: bytes) -> Row:
 class _Encoding:
     """Tells a file of another encoding from one with a few bad lines."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, counted: str) -> None:
+        """Begin a file whose rows, or lines, are looked at."""
+        self._path, self._counted = path, counted
         self._rows = self._beyond_ascii = self._bad = 0
         self._first = ""
 
@@ -219,7 +220,7 @@ class _Encoding:
             line.decode()
         except UnicodeDecodeError:
             self._bad += 1
-            self._first = self._first or f"row {self._rows}: {_no_utf8(line)}"
+            self._first = self._first or f"{self._counted} {self._rows}: {_no_utf8(line)}"
 
     def check(self) -> None:
         """Raise AxpoError if most lines that go beyond ASCII are no UTF-8."""

@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -196,8 +197,8 @@ def _stamp(images: Sequence[Path | bytes]) -> str:
         if isinstance(image, bytes):
             digest.update(image)
             continue
-        digest.update(os.fsencode(image))
-        if image.exists():
+        digest.update(str(image).encode("utf-8", "surrogatepass"))
+        with suppress(OSError):  # it is not there, or has a name that no file can have
             status = image.stat()
             digest.update(f"{status.st_size} {status.st_mtime_ns}".encode())
     return digest.hexdigest()
