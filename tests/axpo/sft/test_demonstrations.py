@@ -2,6 +2,7 @@
 
 import io
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from axpo.errors import AxpoError
 from axpo.sft.demonstrations import Demonstrations
 from axpo.tasks.data import DataConfig
 from rollout_workers.chat import Chat
+from rollout_workers.context import Context
 from rollout_workers.trajectory import uses_tools
 
 MODEL = "axpo/models/qwen3-vl-tiny"
@@ -179,6 +181,27 @@ def called(**fields):
     return changed(2, tool_calls=[CALL, {"function": CALL["function"] | fields}])
 
 
+def called_with(**fields):
+    """Return the usual messages with fields beside their call."""
+    return changed(2, tool_calls=[CALL | fields])
+
+
+def part(**fields):
+    """Return the usual messages whose first part of the question is another one."""
+    return changed(1, content=[fields, {"type": "text", "text": "?"}])
+
+
+def tool(**properties):
+    """Return the tool that the usual messages call."""
+    box = {"bbox_2d": {"type": "array"}}
+    schema = {"type": "object", "properties": box | properties}
+    function = {"name": "image_zoom_in", "description": "Zoom.", "parameters": schema}
+    return {"type": "function", "function": function}
+
+
+TOOL = tool()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -223,6 +246,39 @@ def called(**fields):
         ({"tools": '[{"type": "function"}]'}, r"tools\[0\]: expected a function with a name"),
         ({"tools": "[{"}, "tools: not JSON"),
         ({"messages": "[{"}, "messages: not JSON"),
+        # What other programs read, and this one would leave out.
+        ({"videos": ["a.mp4"]}, "videos: .*expected none"),
+        ({"system": "Be careful."}, "system: .*expected none"),
+        (changed(4, loss=False), r"messages\[4\]: unknown field 'loss'; expected content, "),
+        (changed(4, function_call={"name": "zoom"}), r"unknown field 'function_call'"),
+        (changed(4, reasoning="Clear."), r"messages\[4\]: unknown field 'reasoning'"),
+        (changed(1, audio="a.wav"), r"messages\[1\]: unknown field 'audio'"),
+        (called_with(loss=0), r"messages\[2\]\.tool_calls\[0\]: unknown field 'loss'"),
+        # Parts of other types, or of two.
+        (part(type="image_url", image_url={"url": "photo.png"}), "found type='image_url'"),
+        (part(type="input_image", image="photo.png"), "found type='input_image'"),
+        (part(type="input_text", text="?"), "found type='input_text'"),
+        (part(type="text", text="?", image="photo.png"), "found type='text', text"),
+        (part(type="image", text="?"), "found type='image', text"),
+        (part(image_url="photo.png"), "found image_url='photo.png'"),
+        (part(type="image", min_pixels=1), r"\[1\]\.content\[0\]: unknown field 'min_pixels'"),
+        (part(), "expected a text or an image, found nothing"),
+        # Marks in a text, and images.
+        (changed(1, content="Is <image> or <image>?"), "images: fewer than"),
+        (changed(1, content="Which?"), "images: more than"),
+        # What no tokenizer and no policy writes.
+        (changed(1, content=[{"type": "text", "text": "a\ud83d"}]), "half a surrogate pair"),
+        (changed(4, content="\ud83d"), r"half a surrogate pair \(\\ud83d\)"),
+        ({"tools": [TOOL | {"function": {"name": "\ud83d"}}]}, "half a surrogate pair"),
+        (changed(4, content="7<|endoftext|>"), r"messages\[4\]: '<\|endoftext\|>' in its text"),
+        (changed(4, content="a<|vision_start|>"), r"'<\|vision_start\|>' in its text"),
+        (changed(4, content="a<|video_pad|>"), r"'<\|video_pad\|>' in its text"),
+        # Nulls of a table format.
+        ({"tools": [tool(code=None)]}, r"tools\[0\]\.parameters\.properties\.code: null, exp"),
+        (
+            called(arguments={"bbox_2d": [0, 0, 5, 5], "code": None}) | {"tools": [tool()]},
+            r"messages\[2\]\.tool_calls\[1\]\.arguments\.code: null, but the tool has no such",
+        ),
         # What would not be read as it is meant.
         (called(arguments="{'a': 1}"), r"messages\[2\]\.tool_calls\[1\]: malformed call"),
         (called(arguments={"code": "</tool_call>"}), r"tool_calls\[1\]: malformed call"),
@@ -242,3 +298,107 @@ def test_missing_data_is_named(folder, chat):
         Demonstrations(DataConfig(path=str(folder / "none.jsonl")), chat, 0)
     with pytest.raises(AxpoError, match="no rows"):
         Demonstrations(write(folder), chat, 0)
+
+
+def trace(name, arguments, schema):
+    """Return a demonstration of one tool."""
+    function = {"name": name, "description": f"The {name}.", "parameters": schema}
+    call = {"type": "function", "function": {"name": name, "arguments": arguments}}
+    called = {"role": "assistant", "reasoning_content": "I look.", "tool_calls": [call]}
+    return {
+        "messages": [
+            {"role": "user", "content": "Which?"},
+            called,
+            {"role": "tool", "content": "seen"},
+            {"role": "assistant", "content": "Clear.</think>7"},
+        ],
+        "images": [],
+        "tools": [{"type": "function", "function": function}],
+    }
+
+
+def schema(**properties):
+    return {"type": "object", "properties": properties, "required": list(properties)}
+
+
+TRACES = [
+    trace("zoom", {"bbox_2d": [0, 0, 5, 5]}, schema(bbox_2d={"type": "array"})),
+    trace("python", {"code": "print(1)"}, schema(code={"type": "string", "minLength": 1})),
+    trace(
+        "search",
+        {"query": "x", "page": {"from": 1}},
+        schema(query={"type": "string"}, page={"type": "object"}),
+    ),
+    trace("now", {}, schema()),
+]
+
+
+@pytest.mark.parametrize("form", ["saved", "parquet", "text"])
+def test_nulls_that_a_table_invents_reach_no_call_and_no_schema(folder, chat, form):
+    import datasets
+
+    path, rows = str(folder / "saved"), TRACES
+    if form == "text":
+        columns = ("messages", "tools")
+        rows = [row | {name: json.dumps(row[name]) for name in columns} for row in TRACES]
+    data = datasets.Dataset.from_list(rows)
+    if form == "parquet":
+        path += ".parquet"
+        data.to_parquet(path)
+        data = datasets.Dataset.from_parquet(path)
+    else:
+        data.save_to_disk(path)
+    if form != "text":
+        # The table really has nulls: of every tool's arguments at every call.
+        assert data[0]["messages"][1]["tool_calls"][0]["function"]["arguments"]["code"] is None
+    from_table = Demonstrations(DataConfig(path=path), chat, 0)
+    as_written = Demonstrations(write(folder, *TRACES), chat, 0)
+    for number in range(len(TRACES)):
+        (_, found), (_, expected) = from_table.of_row(number), as_written.of_row(number)
+        assert chat.decode(found.response_ids) == chat.decode(expected.response_ids)
+        assert "null" not in chat.decode(found.response_ids)
+        if form == "text":
+            assert found.prompt_ids.tolist() == expected.prompt_ids.tolist()
+        # Arrow orders the keys of a schema in its own way.
+        shown = chat.decode(found.prompt_ids)
+        assert "null" not in shown
+        assert read_tools(shown) == read_tools(chat.decode(expected.prompt_ids))
+
+
+def read_tools(prompt: str) -> list:
+    lines = prompt.partition("<tools>\n")[2].partition("\n</tools>")[0]
+    return [json.loads(line) for line in lines.splitlines()]
+
+
+def test_a_null_that_the_row_itself_wrote_stays(folder, chat):
+    row = trace("zoom", {"bbox_2d": None}, schema(bbox_2d={"type": ["array", "null"]}))
+    _, trajectory = Demonstrations(write(folder, row), chat, 0).of_row(0)
+    assert '"arguments": {"bbox_2d": null}' in chat.decode(trajectory.response_ids)
+
+
+def test_a_bad_row_is_set_aside_and_the_next_one_takes_its_place(folder, chat):
+    rows = [
+        {"messages": [{"role": "user", "content": str(i)}, {"role": "assistant", "content": "x"}]}
+        for i in range(6)
+    ]
+    rows[2]["messages"][0]["content"] = "\ud83d"
+    rows[4]["messages"].append(rows[4]["messages"][1])
+    file = write(folder, *rows)
+    data = Demonstrations(file, chat, 3)
+    asked = [data.example(index)[0].text for index in range(18)]
+    assert set(asked) == {"0", "1", "3", "5"}
+    assert sorted(data.set_aside) == [2, 4]
+    assert "data.jsonl, row 3: " in data.set_aside[2]
+    # An interrupted stage goes on as it would have gone on.
+    assert Demonstrations(file, chat, 3).example(17)[0].text == asked[17]
+
+
+def test_a_row_that_is_too_long_for_the_context_is_named(folder, chat):
+    words = [{"role": "user", "content": "a" * 300}, {"role": "assistant", "content": "x"}]
+    rule = SimpleNamespace(tokens=lambda width, height: 4)
+    file = write(folder, {"messages": words})
+    Demonstrations(file, chat, 0, Context(rule, 4096)).example(0)
+    with pytest.raises(
+        AxpoError, match=r"row 1: 0 tokens of images and \d+ of text, but rollout\.m"
+    ):
+        Demonstrations(file, chat, 0, Context(rule, 64)).example(0)
