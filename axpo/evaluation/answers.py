@@ -1,0 +1,122 @@
+"""Read answers: the final text, the choice that it makes, the number that it is."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+from axpo.tasks.verifiers import boxed, choice
+
+LONGEST = 2000
+"""Characters of a final text that are looked at: its end, where the answer stands."""
+
+_TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+_ARTICLES = re.compile(r"\b(?:a|an|the)\b")
+# A point between digits, a sign before a number and a percent sign are part of what is said.
+_POINTS = re.compile(r"\.(?!\d)|['\u2019]")
+_PUNCTUATION = re.compile(r"(?<=\w)-|-(?!\.?\d)|[^\w\s.%-]|_")
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+_OFFICIAL_PUNCTUATION = re.compile(r"[!-/:-@\[-`{-~]")
+# A small letter without brackets may be the article of "the answer is a red cup".
+_NAMED = re.compile(
+    r"(?i:answer|option|choice)\s*(?:is\b)?\s*:?\s*(?:(?i:option)\s+)?"
+    r"(?:([A-Z])|[(\[]([A-Za-z])[)\]])(?=[\s.,;:!]|$)"
+)
+_EMPHASIS = re.compile(r"\*\*|__|`")
+
+
+def final_text(answer: str) -> str:
+    """Return what an answer says in the end: its last box, else its last <answer>, else all."""
+    box = boxed(answer)
+    if box is not None:
+        return box[-LONGEST:]
+    tagged = _TAGGED.findall(answer)
+    return (tagged[-1] if tagged else answer).strip()[-LONGEST:]
+
+
+def normalised(text: str) -> str:
+    """Return a text without case, articles and punctuation, for exact comparisons.
+
+    Signs, decimal points and % stay: -2 is not 2, and 3.5 is not 35.
+    """
+    text = text.replace("\u2212", "-").casefold()
+    text = _THOUSANDS.sub("", text)
+    text = _PUNCTUATION.sub(" ", _POINTS.sub("", text))
+    # What is nothing but an article is the letter of a choice, or a grade.
+    return " ".join(_ARTICLES.sub(" ", text).split()) or " ".join(text.split())
+
+
+def f1(given: str, truths: Sequence[str]) -> float:
+    """Return the token F1 of a text against the best of several truths, as SQuAD defines it."""
+    return max((_f1(given, truth) for truth in truths), default=0.0)
+
+
+def chosen(text: str, options: Sequence[str]) -> int | None:
+    """Return which option a text chooses, by its letter or its words; None if that is not clear.
+
+    Args:
+        text: a final text.
+        options: the texts of the choices A, B, C ...
+    """
+    plain = _EMPHASIS.sub("", text).strip()
+    letter = choice(plain)
+    if letter is None:
+        named = ["".join(letters) for letters in _NAMED.findall(plain)]
+        letter = named[-1].upper() if named else None
+    if letter is not None and ord(letter) - ord("A") < len(options):
+        return ord(letter) - ord("A")
+    return _by_words(plain, options)
+
+
+def options_in(text: str) -> tuple[str, ...]:
+    """Return the choices that a question writes as `(A) red (B) blue`, or one a line."""
+    found = re.findall(r"\(([A-Z])\)\s*(.*?)(?=\s*\([A-Z]\)\s|\n|$)", text)
+    letters = "".join(letter for letter, _ in found)
+    # Only a complete list, from A on, is one of choices.
+    if letters != "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(letters)]:
+        return ()
+    return tuple(words.strip() for _, words in found)
+
+
+def within(given: float | None, truth: float, absolute: float = 0.0, relative: float = 0.0) -> bool:
+    """Return whether a number is close enough to the truth, by one tolerance or the other."""
+    if given is None or not math.isfinite(given):
+        return False
+    # 1e-9: 6.284 is within 0.001 of 6.283, whatever floats say.
+    allowed = max(absolute, relative * abs(truth)) + 1e-9 * max(1.0, abs(truth))
+    return abs(given - truth) <= allowed
+
+
+def _by_words(text: str, options: Sequence[str]) -> int | None:
+    """Return the option whose words stand in a text, if it is exactly one."""
+    said = normalised(text)
+    words = [normalised(option) for option in options]
+    # Options that are letters of the picture are no words.
+    words = [word if len(word) > 1 or word.isdigit() else "" for word in words]
+    if said and said in words:
+        return words.index(said) if words.count(said) == 1 else None
+    # The longest first, so that "dark red" is not taken for "red" too.
+    parts = sorted({word for word in words if word}, key=len, reverse=True)
+    if not parts:
+        return None
+    pattern = re.compile(r"(?<![\w.-])(?:" + "|".join(map(re.escape, parts)) + r")(?![\w%])")
+    found = set(pattern.findall(said))
+    if len(found) != 1:
+        return None
+    only = found.pop()
+    return words.index(only) if words.count(only) == 1 else None
+
+
+def _f1(given: str, truth: str) -> float:
+    said, wanted = _tokens(given), _tokens(truth)
+    common = sum((Counter(said) & Counter(wanted)).values())
+    if not common:
+        return float(said == wanted)
+    precision, recall = common / len(said), common / len(wanted)
+    return 2 * precision * recall / (precision + recall)
+
+
+def _tokens(text: str) -> list[str]:
+    return _ARTICLES.sub(" ", _OFFICIAL_PUNCTUATION.sub("", text.lower())).split()
