@@ -35,6 +35,12 @@ PERIOD_US = 100_000
 REMOVAL_S = 1.0
 """The kernel empties a group in its own time after its last process has ended."""
 
+MOST_USED = ("memory.max_usage_in_bytes", "memory.memsw.max_usage_in_bytes")
+"""Of version 1: what a group used at most, without swap and with it."""
+
+NEAR_LIMIT = 1 << 20
+"""The kernel takes memory in batches of pages per core."""
+
 JOIN = 'for file; do echo 0 >"$file" || exit 1; done'
 """Shell: move this process into the groups whose files are given."""
 
@@ -47,7 +53,7 @@ class MemoryEvents(NamedTuple):
     """What a group has counted since it was made."""
 
     kills: int  # processes that the kernel killed for want of memory, whoever wanted it
-    refusals: int  # how often the group's own limit was in the way
+    refusals: int  # above what it was before: the group's own limit was in the way
 
 
 class Group(ABC):
@@ -81,6 +87,10 @@ class Group(ABC):
         self._limit_memory(self._folders["memory"], memory, self._memory)
         self._memory = memory
 
+    def begin(self) -> MemoryEvents:
+        """Return what was counted before the next call."""
+        return self.memory_events()
+
     def memory_events(self) -> MemoryEvents:
         """Return what was counted so far."""
         return self._events(self._folders["memory"])
@@ -111,26 +121,29 @@ class GroupV1(Group):
     # 0.1 ms for three controllers, not 7.
     JOIN_FILE = "tasks"
 
+    def begin(self) -> MemoryEvents:
+        """Return what was counted before the next call, and forget how much the last one used."""
+        for most in _there(self._folders["memory"], MOST_USED):
+            most.write_text("0")
+        return self.memory_events()
+
     def _limit_cpu(self, folder: Path) -> None:
         (folder / "cpu.cfs_period_us").write_text(str(PERIOD_US))
         (folder / "cpu.cfs_quota_us").write_text(str(PERIOD_US))
 
     def _limit_memory(self, folder: Path, memory: int, before: int) -> None:
         # With swap must never be below without: the order depends on the direction.
-        files = [folder / "memory.limit_in_bytes", folder / "memory.memsw.limit_in_bytes"]
+        files = _there(folder, ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes"))
         if before and memory > before:
             files.reverse()
         for file in files:
-            if file.exists():  # kernels without swap accounting have only the first
-                file.write_text(str(memory))
+            file.write_text(str(memory))
 
     def _events(self, folder: Path) -> MemoryEvents:
         kills = _table(folder / "memory.oom_control").get("oom_kill", 0)
-        refusals = 0
-        for name in ("memory.failcnt", "memory.memsw.failcnt"):
-            with contextlib.suppress(FileNotFoundError):
-                refusals += int((folder / name).read_text())
-        return MemoryEvents(kills, refusals)
+        # Linux 6.18 does not count in memory.failcnt any more.
+        used = max(int(most.read_text()) for most in _there(folder, MOST_USED))
+        return MemoryEvents(kills, int(used + NEAR_LIMIT > self._memory))
 
 
 class GroupV2(Group):
@@ -375,6 +388,11 @@ def _own(groups: str) -> dict[str, str]:
         for name in controllers.split(","):
             own[name] = group
     return own
+
+
+def _there(folder: Path, names: Sequence[str]) -> list[Path]:
+    """Return the files that the kernel has: those with swap may be missing."""
+    return [folder / name for name in names if (folder / name).exists()]
 
 
 def _table(file: Path) -> dict[str, int]:

@@ -36,7 +36,7 @@ class Place:
 
     def out_of_memory(self) -> OutOfMemory | None:
         """Return what the kernel's counters say of the call, which was killed; None: nothing."""
-        now = _memory_events(self.group)
+        now = _machines_events() if self.group is None else self.group.memory_events()
         if now.kills <= self.before.kills:
             return None
         return OutOfMemory.CALL if now.refusals > self.before.refusals else OutOfMemory.MACHINE
@@ -66,7 +66,8 @@ class Places:
             group = self._group(number)
             if group is not None:
                 group.limit(self._options.memory_bytes + given, MAX_THREADS)
-            yield Place(group, self._user(number), _memory_events(group))
+            before = _machines_events() if group is None else group.begin()
+            yield Place(group, self._user(number), before)
         finally:
             self._taken.discard(number)
 
@@ -91,10 +92,8 @@ class Places:
         return self._options.jail_uid + 1 + number
 
 
-def _memory_events(group: Group | None) -> MemoryEvents:
-    """Return what was counted of the group; without one, what the machine counted."""
-    if group is not None:
-        return group.memory_events()
+def _machines_events() -> MemoryEvents:
+    """Return what the whole machine has counted: evidence if a call has no group of its own."""
     with contextlib.suppress(OSError):
         for line in VMSTAT.read_text().splitlines():
             if line.startswith("oom_kill "):

@@ -103,8 +103,11 @@ def machine_without(
     return done.stdout.strip()
 
 
-ATTACKS = [7, 8, 12, 17, 18, 19, 21, 22, 24, 25, 26, 27, 28, 38, 42, 43, *range(47, 59)]
+ATTACKS = [7, 8, 12, 17, 18, 19, 21, 22, 24, 25, 26, 27, 28, 38, 42, 43, *range(47, 55), 57, 58]
 """The attacks that the layers answer, and those on neighbours; the others run into limits."""
+
+SOME = [17, 18, 20, 22, 49, 53]
+"""One of each layer."""
 
 
 def test_this_machine_has_every_layer():
@@ -157,10 +160,10 @@ def test_without_landlock_a_recipe_that_says_so_still_holds_attacks():
     holds(machine_without(LANDLOCK, {"allow_missing": ["landlock"]}, [*ATTACKS, 16]))
 
 
-def holds(said: str) -> None:
+def holds(said: str, numbers: Sequence[int] = ()) -> None:
     answered, through, tried = json.loads(said.removeprefix("RAN "))
     assert (answered, through) == ("42", [])
-    assert tried >= len(ATTACKS)
+    assert tried >= len(numbers or ATTACKS)
 
 
 @pytest.fixture
@@ -223,6 +226,35 @@ def test_an_ordinary_user_has_every_layer_too(public_toolbox):
         pytest.skip("the checkout or its packages are not readable by everybody")
     options = {"toolbox": str(public_toolbox)}
     holds(machine_without({}, options, [*ATTACKS, 16, 20, 37], python))
+
+
+DOCKERS_DEFAULT = ",".join(
+    ["-all"]
+    + [
+        f"+{name}"
+        for name in (
+            *("chown", "dac_override", "fowner", "fsetid", "kill", "setgid", "setuid", "setpcap"),
+            *("net_bind_service", "net_raw", "sys_chroot", "mknod", "audit_write", "setfcap"),
+        )
+    ]
+)
+"""The capabilities of root in a container; CAP_SYS_ADMIN is not among them."""
+
+
+def with_capabilities(bounding_set: str) -> list[str]:
+    return ["setpriv", "--inh-caps=-all", f"--bounding-set={bounding_set}", sys.executable]
+
+
+@needs_root
+def test_root_in_a_container_has_every_layer_too():
+    holds(machine_without({}, {}, SOME, with_capabilities(DOCKERS_DEFAULT)), SOME)
+
+
+@needs_root
+def test_root_without_any_capability_is_told_to_be_an_ordinary_user():
+    said = machine_without({}, {}, (), with_capabilities("-all"))
+    assert said.startswith("REFUSED the sandbox is not safe here, it lacks: namespaces, user\n")
+    assert "docker run --user 1000" in said
 
 
 def test_a_toolbox_that_is_missing_or_lacks_packages_is_named(tmp_path):

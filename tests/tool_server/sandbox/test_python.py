@@ -6,6 +6,7 @@ It sees text, values, figures, errors and images.
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import axpo
 from rollout_workers.chat import Chat
 from tool_server.python import Python, cut
 from tool_server.sandbox.options import PythonOptions
-from tool_server.tool import EarlierCall, ToolCall, ToolError
+from tool_server.tool import EarlierCall, ToolCall, ToolError, ToolStopped
 
 
 def fails(sandbox, code, **arguments) -> str:
@@ -299,12 +300,36 @@ class TestSession:
         assert session.run("x", earlier=[draw])[0] == first
         assert session.run(draw, earlier=[draw])[0] != first
 
-    def test_a_call_that_was_stopped_left_nothing(self, session):
-        """The second time it is known and not run again."""
+    def test_a_call_that_ended_its_process_left_nothing(self, session):
         earlier = ["x = 1", "x = 2\nimport os\nos._exit(3)", "y = x"]
         assert session.run("x, y", earlier=earlier)[0] == "(1, 1)"
-        assert session.run("x, y", earlier=earlier)[0] == "(1, 1)"
         assert "ended before its result" in fails(session, earlier[1], earlier=earlier[:1])
+
+    def test_a_call_that_lives_on_finds_what_ended_in_another_rollout(self, session):
+        """The end of the one says nothing about the other, who runs the same code."""
+        ends = time.time() + 1.5
+        code = f"import os, time\nx = 7\nif time.time() < {ends}: os._exit(1)"
+        assert "ended before its result" in fails(session, code)
+        time.sleep(max(0.0, ends - time.time()))
+        assert session.run(code) == ("", ())
+        assert session.run("x", earlier=[code])[0] == "7"
+
+    def test_an_earlier_call_that_is_stopped_now_is_told(self, session):
+        """It runs to the limit of two calls, 4 s, then the other runs without it."""
+        text, _ = session.run("print('here')", earlier=["while True: pass"])
+        assert text == (
+            "here\n[an earlier call was stopped when it ran again; what it defined is gone]"
+        )
+
+    def test_time_that_earlier_calls_take_again_is_the_policys(self, session):
+        """Of a deadline of 2 s it has 1.6; three sleeps take 2.7."""
+        sleep = "import time\ntime.sleep(0.9)"
+        earlier = [EarlierCall("python", {"code": sleep}, 0)] * 2
+        call = ToolCall(session.tool.parse({"code": sleep}), (), earlier, deadline_s=2.0)
+        started = time.monotonic()
+        with pytest.raises(ToolStopped, match="stopped"):
+            asyncio.run(session.tool.run(call))
+        assert time.monotonic() - started < 2.0
 
     def test_only_this_tools_readable_calls_are_replayed(self, session):
         calls = [

@@ -1,0 +1,172 @@
+"""Control groups: what they count, who is to blame for memory, and what is left of them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tool_server.sandbox import cgroups
+from tool_server.sandbox.cgroups import Groups, GroupV1, GroupV2, MemoryEvents, NoGroups
+from tool_server.tool import ToolStopped, ToolUnavailable
+
+ALLOCATE = "x = bytearray(200 << 20)\nlen(x)"
+SMALL = 64 << 20
+
+
+@pytest.fixture(scope="module")
+def groups() -> Iterator[Groups]:
+    """Open the groups of this machine, of whichever version they are."""
+    try:
+        opened = Groups.open()
+    except NoGroups as error:
+        pytest.skip(f"no control groups here: {error}")
+    yield opened
+    opened.close()
+
+
+def test_a_call_over_its_own_memory_is_the_policys(sandbox, groups, monkeypatch):
+    places = sandbox.pool._places
+    monkeypatch.setattr(places, "_options", places._options.model_copy(update={"memory_mib": 64}))
+    with pytest.raises(ToolStopped, match=r"^\[stopped: more than 1024 MiB of memory\]$"):
+        sandbox.run(ALLOCATE)
+
+
+def test_memory_that_the_machine_lacks_is_infrastructure(sandbox, groups):
+    """The group around all calls stands for the machine: its limit is nobody's own."""
+    folder = sandbox.pool._places._groups._folders["memory"]
+    names = ("memory.limit_in_bytes", "memory.max")
+    limit = next(folder / name for name in names if (folder / name).exists())
+    before = limit.read_text()
+    limit.write_text(str(SMALL))
+    try:
+        with pytest.raises(ToolUnavailable, match="the machine is out of memory"):
+            sandbox.run(ALLOCATE)
+    finally:
+        limit.write_text(before)
+    assert sandbox.run(ALLOCATE)[0] == str(200 << 20)
+
+
+def test_a_kill_without_evidence_is_the_policys(sandbox):
+    async def scenario() -> None:
+        call = asyncio.ensure_future(sandbox.arun("import time\ntime.sleep(60)"))
+        zygote = psutil.Process(sandbox.pool.pids()[0])
+        while not zygote.children():
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.3)  # until it runs the code
+        os.kill(zygote.children()[0].pid, signal.SIGKILL)
+        await call
+
+    with pytest.raises(ToolStopped, match=r"^\[stopped: the process was killed\]$"):
+        asyncio.run(scenario())
+
+
+def test_the_kernel_takes_a_jail_before_engines_and_ranks(sandbox):
+    for pid in sandbox.pool.pids():
+        assert Path(f"/proc/{pid}/oom_score_adj").read_text() == "1000\n"
+
+
+def test_each_call_has_a_group_of_its_own_with_limits(sandbox, groups):
+    async def scenario() -> list[str]:
+        calls = [asyncio.ensure_future(sandbox.arun("import time\ntime.sleep(1)")) for _ in "ab"]
+        zygote = psutil.Process(sandbox.pool.pids()[0])
+        while len(zygote.children()) < 2:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.3)
+        pids = [child.pid for child in zygote.children()]
+        own = [Path(f"/proc/{pid}/cgroup").read_text() for pid in pids]
+        await asyncio.gather(*calls)
+        return own
+
+    own = asyncio.run(scenario())
+    assert len(set(own)) == 2
+    assert all("/call-" in groups for groups in own)
+
+
+def test_limits_are_written_as_version_2_wants_them(tmp_path):
+    folder = tmp_path / "call-0"
+    group = GroupV2(dict.fromkeys(("memory", "pids", "cpu"), folder))
+    (folder / "memory.swap.max").touch()
+    group.limit(memory=SMALL, pids=9)
+    written = {file.name: file.read_text() for file in folder.iterdir()}
+    assert written == {
+        "memory.max": "67108864",
+        "memory.swap.max": "0",
+        "pids.max": "9",
+        "cpu.max": "100000 100000",
+    }
+    (folder / "memory.events").write_text("low 0\nhigh 0\nmax 7\noom 2\noom_kill 3\n")
+    assert group.memory_events() == MemoryEvents(kills=3, refusals=2)
+    assert group.joining() == [folder / "cgroup.procs"]
+
+
+def test_limits_are_written_as_version_1_wants_them(tmp_path):
+    folders = {name: tmp_path / name for name in ("memory", "pids", "cpu")}
+    group = GroupV1(folders)
+    (folders["memory"] / "memory.limit_in_bytes").touch()
+    group.limit(memory=SMALL, pids=9)
+    assert (folders["memory"] / "memory.limit_in_bytes").read_text() == "67108864"
+    assert (folders["pids"] / "pids.max").read_text() == "9"
+    assert (folders["cpu"] / "cpu.cfs_quota_us").read_text() == "100000"
+    (folders["memory"] / "memory.oom_control").write_text("under_oom 0\noom_kill 3\n")
+    used = folders["memory"] / "memory.max_usage_in_bytes"
+    used.write_text("66000000\n")
+    (folders["memory"] / "memory.memsw.max_usage_in_bytes").write_text("5\n")
+    assert group.memory_events() == MemoryEvents(kills=3, refusals=0)
+    used.write_text("67108864\n")
+    assert group.memory_events() == MemoryEvents(kills=3, refusals=1)
+    assert group.begin() == MemoryEvents(kills=3, refusals=0)
+    assert len(group.joining()) == 3
+
+
+MOUNTS = """\
+30 24 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate
+41 32 0:36 /docker/abc /sys/fs/cgroup/memory rw,nosuid - cgroup cgroup rw,memory
+42 32 0:37 /docker/abc /sys/fs/cgroup/cpu,cpuacct ro,nosuid - cgroup cgroup rw,cpu,cpuacct
+43 32 0:38 / /proc rw - proc proc rw
+"""
+
+
+def test_the_mounted_trees_are_read():
+    unified, memory, cpu = cgroups._mounts(MOUNTS)
+    assert (unified.root, str(unified.point), unified.controllers) == ("/", "/sys/fs/cgroup", None)
+    assert memory.controllers == ("rw", "memory")
+    assert cpu.root == "/docker/abc"
+    # In a container the tree begins at the container's own group.
+    assert memory.folder("/docker/abc") == Path("/sys/fs/cgroup/memory")
+    assert memory.folder("/elsewhere") == Path("/sys/fs/cgroup/memory")
+    own = cgroups._own("4:cpu,cpuacct:/a\n2:memory:/b/c\n0::/user.slice\n")
+    assert own == {"cpu": "/a", "cpuacct": "/a", "memory": "/b/c", "": "/user.slice"}
+
+
+def test_groups_are_made_where_their_controllers_are(tmp_path):
+    """The server's own group has none to give, so they are made beside it."""
+    server = tmp_path / "user.slice" / "server.scope"
+    server.mkdir(parents=True)
+    (server / "cgroup.controllers").write_text("pids\n")
+    (server.parent / "cgroup.controllers").write_text("cpu io memory pids\n")
+    (server.parent / "cgroup.subtree_control").write_text("memory pids\n")
+    mount, reasons = cgroups._Mount("/", tmp_path, None), []
+    ((kind, bases),) = cgroups._candidates_v2(mount, "/user.slice/server.scope", reasons)
+    assert kind is GroupV2
+    assert bases == dict.fromkeys(("memory", "pids", "cpu"), server.parent)
+    assert (server.parent / "cgroup.subtree_control").read_text() == "+cpu"
+    assert reasons == [f"{server} has no memory"]
+
+
+def test_the_groups_of_a_killed_server_are_removed_and_those_of_others_stay(tmp_path):
+    (tmp_path / "axpo-1-dead" / "call-0").mkdir(parents=True)
+    living = cgroups._Home.make(tmp_path)
+    (living.folder / "call-0").mkdir()
+    assert not (tmp_path / "axpo-1-dead").exists()
+    next_server = cgroups._Home.make(tmp_path)
+    assert (living.folder / "call-0").exists()
+    assert next_server.removed()
+    (living.folder / "call-0").rmdir()
+    assert living.removed()
+    assert list(tmp_path.iterdir()) == []
