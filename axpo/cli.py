@@ -22,6 +22,7 @@ from axpo.tools_cli import app as tools_app
 if TYPE_CHECKING:
     from axpo.config import Recipe
     from axpo.record.run import RunDirectory
+    from axpo.tasks.task import Fits
 
 app = typer.Typer(
     help="Train vision-language agents to use tools, by reinforcement learning (AXPO) on Ray, vLLM "
@@ -59,6 +60,13 @@ def check(
     gpu_memory: Annotated[
         float, typer.Option(metavar="GIB", help="memory of one GPU, for the estimate's warnings")
     ] = 80,
+    nodes: Annotated[
+        tuple[int, int, float] | None,
+        typer.Option(
+            metavar="NODES GPUS CPUS",
+            help="place the run on NODES nodes, each with GPUS and CPUS. Default: what it needs",
+        ),
+    ] = None,
     images: Annotated[
         bool,
         typer.Option(
@@ -77,9 +85,11 @@ def check(
     from axpo.config import load_recipe
     from axpo.memory import estimate, read_config, shape_of
     from axpo.model_folder import check_models
+    from axpo.placement import placement_lines
     from axpo.sft.check import check_stages
 
     loaded = load_recipe(recipe, overrides or ())
+    placement = placement_lines(loaded, nodes)
     report = check_models(loaded)
     set_aside = [*loaded.check_inputs(report.fits), *check_stages(loaded)]
     if images:
@@ -89,6 +99,7 @@ def check(
     console.print(Syntax(resolved, "yaml", background_color="default"))
     console.print(f"[green]ok[/] {escape(loaded.describe())}", highlight=False)
     _print_lines(report.lines)
+    _print_lines(placement)
     _print_warnings(report.warnings)
     _print_set_aside(set_aside)
     # Without a network and without the model on disk its size is not known.
@@ -112,7 +123,7 @@ def list_variants(
         typer.Argument(
             metavar="[CONCEPT]",
             help="objectives, baselines, rankings, fork_places, triggers, budgets, schedules, "
-            "verifiers, tools or tasks. Default: all of them",
+            "verifiers, judges, tools, tasks or benchmarks. Default: all of them",
         ),
     ] = None,
 ) -> None:
@@ -121,6 +132,9 @@ def list_variants(
     Instead of one of these names a recipe may give the import path of your own class or function,
     package.module:name.
     """
+    # Importing them registers the benchmarks and the local judge.
+    import axpo.evaluation.local_judge
+    import axpo.evaluation.paper  # noqa: F401
     from axpo.config import variants
 
     for name, described in variants(concept).items():
@@ -206,20 +220,72 @@ def _train(recipe: Recipe, directory: RunDirectory, first: int) -> None:
 @app.command(name="eval")
 def evaluate(
     target: Annotated[
-        Path,
+        Path | None,
         typer.Argument(
-            metavar="RECIPE|RUN",
-            help="a recipe (its model) or a run directory (its last checkpoint)",
+            metavar="TARGET",
+            help="a recipe (its model), a run directory (its last checkpoint), or a model",
         ),
-    ],
+    ] = None,
     overrides: Overrides = None,
+    suite: Annotated[str | None, typer.Option(help="paper: its nine benchmarks")] = None,
+    benchmark: Annotated[
+        str | None,
+        typer.Option(help="names with commas (axpo list benchmarks), or package.module:Name"),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="the benchmarks' files, as downloaded")
+    ] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(help="exact (no judge), or a YAML file or mapping: axpo list judges"),
+    ] = None,
+    samples: Annotated[int | None, typer.Option(min=1, help="answers a question")] = None,
+    temperature: Annotated[float | None, typer.Option(min=0)] = None,
+    tools: Annotated[
+        str | None, typer.Option(help="only these of the recipe's tools, with commas; or none")
+    ] = None,
+    rotations: Annotated[str | None, typer.Option(help="of HR-Bench: one or all")] = None,
+    variants: Annotated[str | None, typer.Option(help="of DynaMath: one or all")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="only the first questions of each benchmark")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="instead of the recipe's")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="folder of the results; goes on in it")
+    ] = None,
+    compare: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(metavar="A B", help="compare the results in two folders"),
+    ] = None,
 ) -> None:
-    """Measure a model on the held-out questions: Pass@1, Pass@4 and tool use."""
-    from axpo.evaluation.held_out import evaluate_model, load_target
+    """Measure a model: Pass@1, Pass@k and tool use, on the held-out questions or on benchmarks.
+
+    Results of benchmarks are files (docs/evaluation.md). If an evaluation was interrupted, the same
+    command goes on where it stopped.
+    """
+    from axpo.eval_cli import print_comparison, run_benchmarks
+    from axpo.evaluation.held_out import load_target
+
+    if compare is not None:
+        return print_comparison(*compare, console)
+    if target is None:
+        raise AxpoError("eval: expected a TARGET, or --compare A B")
+    recipe, model = load_target(target, overrides or ())
+    if suite is None and benchmark is None:
+        return _held_out(recipe, model)
+    options = {"suite": suite, "benchmark": benchmark, "data": data, "judge": judge}
+    options |= {"samples": samples, "temperature": temperature, "tools": tools, "limit": limit}
+    options |= {"rotations": rotations, "variants": variants, "seed": seed, "out": out}
+    _check_model(recipe, model)
+    run_benchmarks(target, recipe, model, options, console)
+
+
+def _held_out(recipe: Recipe, model: str) -> None:
+    """Measure a model on the held-out questions of its recipe, and print the numbers."""
+    from axpo.evaluation.held_out import evaluate_model
     from axpo.record.summary import label
     from axpo.session import ray_session
 
-    recipe, model = load_target(target, overrides or ())
     _check_inputs(recipe, model)
     with ray_session(recipe, learner=False), console.status("evaluating"):
         found = evaluate_model(recipe, model)
@@ -286,6 +352,15 @@ def _check_inputs(recipe: Recipe, model: str | None = None) -> None:
 
     What is doubtful about them is printed, and which questions a run sets aside.
     """
+    _print_set_aside(recipe.check_inputs(_check_model(recipe, model)))
+
+
+def _check_model(recipe: Recipe, model: str | None = None) -> Fits | None:
+    """Check the model that will be used, or that of the recipe; print what is doubtful about it.
+
+    Returns:
+        What checks that a question fits the context, if that can be known.
+    """
     from axpo.config import looks_local
     from axpo.model_folder import check_models
     from axpo.session import local_path
@@ -296,7 +371,7 @@ def _check_inputs(recipe: Recipe, model: str | None = None) -> None:
         local_path(used)
     report = check_models(recipe, model)
     _print_warnings(report.warnings)
-    _print_set_aside(recipe.check_inputs(report.fits))
+    return report.fits
 
 
 def _decode_images(recipe: Recipe) -> list[str]:

@@ -9,8 +9,8 @@ and search results). Start reading in `task.py`.
 
 from __future__ import annotations
 
-# Importing a module registers its kind of task.
-from axpo.tasks import custom, dataset, mixed  # noqa: F401
+# Importing a module registers its kind of task, of judge or of verifier.
+from axpo.tasks import custom, dataset, judge_endpoint, mixed  # noqa: F401
 from axpo.tasks.embedded import small_digit, small_fact, small_product  # noqa: F401
 from axpo.tasks.task import Example, Task, TaskConfig, Turns
 

@@ -16,8 +16,8 @@ DEMO = "deploy/recipes/demo.yaml"
 OWN = "tests.axpo.user_variants"
 DATASET = {"kind": "dataset", "train": "a.jsonl", "held_out": "b.jsonl"}
 CONCEPTS = (
-    *("baselines", "budgets", "fork_places", "objectives", "rankings", "schedules", "tasks"),
-    *("tools", "triggers", "verifiers"),
+    *("baselines", "benchmarks", "budgets", "fork_places", "judges", "objectives", "rankings"),
+    *("schedules", "tasks", "tools", "triggers", "verifiers"),
 )
 
 

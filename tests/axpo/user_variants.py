@@ -2,6 +2,7 @@
 
 from pydantic import Field
 
+from axpo.evaluation.benchmark import Benchmark, Item
 from axpo.registry import Registry, Variant
 from learner.baselines import Baseline
 from resampler.rankings import Ranking
@@ -82,3 +83,11 @@ class Unrelated:
 def surrogate(logprobs, ratio, advantages):
     """Weigh log-probabilities by advantages."""
     return logprobs * advantages
+
+
+class ThreeMaps(Benchmark):
+    """Three questions about maps."""
+
+    def items(self, data):
+        for number, answer in enumerate(["north", "south", "east"]):
+            yield Item(str(number), f"Where is map {number}?", (), (answer,))

@@ -1,0 +1,173 @@
+"""What `axpo eval` does with benchmarks: read its options, and print tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from axpo.config import Recipe
+from axpo.errors import AxpoError
+
+SHOWN_REASONS = 5
+
+
+def run_benchmarks(
+    target: Path, recipe: Recipe, model: str, options: Mapping[str, Any], console: Console
+) -> None:
+    """Measure benchmarks, print the table, and write the page.
+
+    Args:
+        target: what the command names.
+        recipe: how engines and tools are started.
+        model: folder or hub name of the model.
+        options: those of the command, as typed.
+        console: where things are printed.
+    """
+    from axpo.evaluation.suite import evaluate, prepare
+    from axpo.report.evaluation import render_evaluation
+
+    evaluation = prepare(target, recipe, model, _options(options))
+    for doubt in evaluation.doubts:
+        console.print(f"[yellow]warning[/] {doubt}", highlight=False, soft_wrap=True)
+    console.print(f"results {evaluation.out}", highlight=False, soft_wrap=True)
+    with console.status("evaluating") as status:
+
+        def progress(what: str, done: int, total: int) -> None:
+            status.update(f"{what}: {done} of {total}")
+
+        summary = evaluate(evaluation, progress)
+    print_summary(summary, console)
+    page = render_evaluation(evaluation.out)
+    console.print(f"report {page}", highlight=False, soft_wrap=True)
+
+
+def print_summary(summary: Mapping[str, Any], console: Console) -> None:
+    """Print the table of an evaluation, and what was set aside."""
+    most = f"pass{summary['samples']}"
+    table = Table(title=f"{summary['model']} · judge: {summary['judge']}", title_justify="left")
+    columns = (
+        "benchmark",
+        "questions",
+        "Pass@1",
+        f"Pass@{summary['samples']}",
+        "tool use",
+        "paper*",
+    )
+    for name in columns:
+        table.add_column(name, justify="left" if name == "benchmark" else "right")
+    for part in summary["benchmarks"].values():
+        table.add_row(
+            part["title"],
+            str(part["measured"]),
+            shown(part.get("pass1")),
+            shown(part.get(most)),
+            shown(part["tool_use"]),
+            paper(part),
+        )
+    average = summary["average"]
+    table.add_row("average", "", shown(average.get("pass1")), shown(average.get(most)), "", "")
+    console.print(table)
+    console.print("95 % intervals over questions", highlight=False)
+    console.print(
+        "* quoted from arXiv 2605.28774, 8B SFT+AXPO, Pass@1; prompts and judge differ",
+        highlight=False,
+        soft_wrap=True,
+    )
+    for name, part in summary["benchmarks"].items():
+        _print_set_aside(name, part["set_aside"], console)
+
+
+def print_comparison(first: Path, second: Path, console: Console) -> None:
+    """Print what the second evaluation does better than the first, question by question."""
+    from axpo.evaluation.compare import compare
+
+    found = compare(first, second)
+    table = Table(title=f"B = {second} against A = {first}", title_justify="left")
+    columns = ("questions", "A", "B", "B - A, 95 % interval", "better", "worse", "McNemar p")
+    table.add_column("benchmark")
+    for name in columns:
+        table.add_column(name, justify="right")
+    for one in found.differences:
+        table.add_row(
+            one.benchmark,
+            str(one.questions),
+            f"{one.first:.1%}",
+            f"{one.second:.1%}",
+            points(one.difference.to_json()),
+            str(one.better),
+            str(one.worse),
+            f"{one.p_value:.3g}",
+        )
+    if found.average is not None:
+        table.add_row("average", "", "", "", points(found.average.to_json()), "", "", "")
+    console.print(table)
+    for one in found.differences:
+        if one.only_one:
+            line = f"{one.benchmark}: {one.only_one} questions are measured in one of them only"
+            console.print(line, highlight=False)
+    for warning in found.warnings:
+        console.print(f"[yellow]warning[/] they differ in {warning}", highlight=False)
+
+
+def shown(estimate: Mapping[str, float] | None) -> str:
+    """Return a rate with its interval, in percent; a dash if it is not defined."""
+    if estimate is None:
+        return "–"
+    value, low, high = (100 * estimate[name] for name in ("value", "low", "high"))
+    return f"{value:.1f} ({low:.1f}–{high:.1f})"
+
+
+def points(estimate: Mapping[str, float]) -> str:
+    """Return a difference with its interval, in points."""
+    value, low, high = (100 * estimate[name] for name in ("value", "low", "high"))
+    return f"{value:+.1f} ({low:+.1f} to {high:+.1f})"
+
+
+def paper(part: Mapping[str, Any]) -> str:
+    """Return what the paper reports for its best 8B model."""
+    quoted = part["quoted_from_the_paper"].get("8B SFT+AXPO")
+    return f"{100 * quoted['pass1']:.1f}" if quoted else "–"
+
+
+def _print_set_aside(name: str, set_aside: Mapping[str, Any], console: Console) -> None:
+    if not set_aside["counts"]:
+        return
+    counts = ", ".join(f"{count} {word}" for word, count in set_aside["counts"].items())
+    console.print(f"[yellow]set aside[/] {name}: {counts}", highlight=False)
+    reasons = list(set_aside["reasons"].items())
+    for key, reason in reasons[:SHOWN_REASONS]:
+        console.print(f"   {key}: {reason}", highlight=False, markup=False, soft_wrap=True)
+    if len(reasons) > SHOWN_REASONS:
+        console.print(f"   and {len(reasons) - SHOWN_REASONS} more, see summary.json")
+
+
+def _options(given: Mapping[str, Any]) -> Any:
+    """Return the options of the command, read."""
+    from axpo.evaluation.suite import Options, names_of, parse_judge
+
+    if given["data"] is None:
+        raise AxpoError("--data: expected the folder with the benchmarks' files")
+    return Options(
+        names=names_of(given["suite"], given["benchmark"]),
+        data=given["data"],
+        judge=parse_judge(given["judge"]),
+        samples=given["samples"],
+        temperature=given["temperature"],
+        tools=_names(given["tools"]),
+        rotations=given["rotations"],
+        variants=given["variants"],
+        limit=given["limit"],
+        seed=given["seed"],
+        out=given["out"],
+    )
+
+
+def _names(text: str | None) -> Sequence[str] | None:
+    """Return the names in a list with commas; `none` is an empty one."""
+    if text is None:
+        return None
+    return [name.strip() for name in text.split(",") if name.strip() not in ("", "none")]
