@@ -15,6 +15,7 @@ MAX_CHARACTERS = 4_000_000
 """Of one text. The longest contexts are a million tokens, of about four characters each."""
 MAX_DEPTH = 64
 """Lists and objects inside each other. Deeper ones cannot be pickled or written as JSON again."""
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -33,8 +34,17 @@ def one_line(text: str, limit: int = 400) -> str:
         text: it may repeat what somebody's file holds.
         limit: characters.
     """
-    line = clean(" ".join(text[: 4 * limit].split()))
+    line = printable(" ".join(text[: 4 * limit].split()))
     return line if len(line) <= limit else f"{line[:limit]} ..."
+
+
+def printable(text: str) -> str:
+    """Return a text that a terminal shows and does not obey, as Python writes control characters.
+
+    Escape sequences can rename a window, write the clipboard or hide lines; marks of direction can
+    show a name backwards. Tabs and line breaks stay.
+    """
+    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], clean(text))
 
 
 def clean(text: str) -> str:

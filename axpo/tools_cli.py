@@ -137,8 +137,15 @@ def _offers(recipe: Path) -> Table:
             field if field in required else f"[{field}]"
             for field in parameters.get("properties", {})
         ]
-        table.add_row(name, Text(" ".join(arguments)), Text(function["description"]))
+        table.add_row(name, _text(" ".join(arguments)), _text(function["description"]))
     return table
+
+
+def _text(text: str) -> Text:
+    """Return what a tool or a server says, for a terminal that must not obey it."""
+    from axpo.texts import printable
+
+    return Text(printable(text))
 
 
 def _layers(rows: Sequence[Row]) -> Table:
@@ -239,7 +246,7 @@ def _print_result(result: ToolResult, name: str, out: Path) -> None:
     from tool_server.tool import ToolStatus
 
     if result.text:
-        console.print(Text(result.text), soft_wrap=True)
+        console.print(_text(result.text), soft_wrap=True)
     out.mkdir(parents=True, exist_ok=True)
     for index, pixels in enumerate(result.images):
         file = out / f"{name}_{index}.png"
@@ -302,5 +309,5 @@ async def _attack(options: PythonOptions) -> int:
 
 def _attack_line(result: AttackResult) -> Text:
     verdict = Text("held", "green") if result.held else Text("FAILED", "red")
-    outcome = (result.outcome, "dim")
+    outcome = (_text(result.outcome).plain, "dim")
     return Text.assemble(f"{result.number:>3}  ", verdict, f"  {result.name}: ", outcome)

@@ -163,6 +163,18 @@ def observation(returned: Any) -> Output:
         return json.dumps(to_jsonable_python(returned)), ()
 
 
+def checked(output: Any) -> Output:
+    """Return the output of a tool of any kind if it is one.
+
+    Raises:
+        TypeError: it is no pair of a text and images. That is the tool's fault, not the policy's.
+    """
+    match output:
+        case (str(text), list() | tuple() as images) if _all_arrays(images):
+            return text, tuple(_image(image) for image in images)
+    raise TypeError(f"a tool returns (text, images), this is {type(output).__name__}")
+
+
 def _all_arrays(values: list[Any] | tuple[Any, ...]) -> bool:
     return all(isinstance(value, np.ndarray) for value in values)
 

@@ -8,6 +8,7 @@ import binascii
 import errno
 import json
 import os
+import re
 import shutil
 import sys
 import threading
@@ -19,6 +20,7 @@ from tool_server import leash
 from tool_server.config import MCPConfig
 from tool_server.images import DEFAULT_LIMITS, ImageError, check, decode
 from tool_server.schemas import an_object, checker, plain, plain_description
+from tool_server.secrets import Secrets
 from tool_server.threads import in_thread
 from tool_server.tool import Output, Pixels, Tool, ToolCall, ToolError, ToolUnavailable
 
@@ -31,6 +33,8 @@ MAX_TOOLS = 128
 
 MAX_PIXELS = 32_000_000
 """Pixels of all images of one answer: 96 MB once they are decoded."""
+
+_SECRET_NAME = re.compile("key|token|secret|pass|cred|auth", re.IGNORECASE)
 
 CLOSE_S = 8.0
 """Seconds that a session gets to end, with its command."""
@@ -55,6 +59,7 @@ class Connection:
 
     def __init__(self, config: MCPConfig, deadline_s: float) -> None:
         self._config = config
+        self._secrets = Secrets(os.environ.get(name, "") for name in _secret_names(config))
         self._deadline_s = deadline_s
         self._session: _Session | None = None
         self._users = 0  # tools that are not closed yet
@@ -111,13 +116,15 @@ class Connection:
             result = await session.client.call_tool(name, arguments)
         except Exception as error:
             code = error.code if isinstance(error, MCPError) else None
+            said = self._secrets.hide(clean(str(error)))
             if code == INVALID_PARAMS:
-                raise ToolError(clean(str(error))) from error
+                raise ToolError(said) from None
             if code != INTERNAL_ERROR:
                 session.stop.set()  # the session itself may be broken: the next call opens another
-            raise
+            raise ToolUnavailable(f"{type(error).__name__}: {said}") from None
         # Decoding images takes long: not on the loop that serves all calls.
         text, images = await asyncio.to_thread(_content, result, self._config.max_images)
+        text = self._secrets.hide(text)
         if result.is_error:
             raise ToolError(text or f"{name} failed")
         return text, images
@@ -158,9 +165,9 @@ class Connection:
 
     def _tool(self, listed: mcp_types.Tool) -> Tool:
         try:
-            schema = plain(listed.input_schema)
+            schema = plain(listed.input_schema, self._secrets.hide)
             fits = checker(schema)
-            description = plain_description(listed.description)
+            description = self._secrets.hide(plain_description(listed.description))
         except ToolUnavailable as error:
             raise ToolUnavailable(f"{clean(listed.name)[:80]!r}: {error}") from None
 
@@ -248,6 +255,12 @@ def _command(config: MCPConfig) -> StdioServerParameters:
     # parent's death, so the command lives as long as the connection.
     arguments = ["-IS", leash.__file__, str(os.getpid()), *config.command]
     return StdioServerParameters(command=sys.executable, args=arguments, env=environment)
+
+
+def _secret_names(config: MCPConfig) -> tuple[str, ...]:
+    """Return the environment variables that the server gets and must not repeat."""
+    secret = [name for name in config.env if _SECRET_NAME.search(name)]
+    return (*secret, *([] if config.token_env is None else [config.token_env]))
 
 
 def _environment(name: str) -> str:

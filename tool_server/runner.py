@@ -32,6 +32,7 @@ from cachetools import LRUCache
 
 from axpo.texts import clean
 from tool_server.config import Breaker, Limits
+from tool_server.functions import checked
 from tool_server.images import MAX_ASPECT, fit
 from tool_server.stats import ToolStats
 from tool_server.threads import in_thread
@@ -261,7 +262,7 @@ class ToolRunner:
         return ToolResult(ToolStatus.INFRASTRUCTURE, text)
 
     async def _capped(self, output: Output) -> Output:
-        text, images = output
+        text, images = checked(output)
         over = len(images) - self.limits.max_images
         if over > 0:
             text += f"\n[{over} more images left out]"

@@ -65,14 +65,18 @@ def an_object(written: Any) -> dict[str, Any]:
     return written
 
 
-def plain(schema: Any) -> Any:
+def plain(schema: Any, hide: Callable[[str], str]) -> Any:
     """Return a schema whose texts any file and any tokenizer can hold.
+
+    Args:
+        schema: as the server sent it.
+        hide: takes secrets out of a text.
 
     Raises:
         ToolUnavailable: it is too large.
     """
     _check_size(schema)
-    return json.loads(clean(json.dumps(schema, ensure_ascii=False)))
+    return json.loads(hide(clean(json.dumps(schema, ensure_ascii=False))))
 
 
 def plain_description(text: str | None) -> str:

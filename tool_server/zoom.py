@@ -17,6 +17,11 @@ from tool_server.tool import Output, Shown, Tool, ToolCall, ToolError, ToolKind,
 SCALE = 1000
 """Qwen3-VL's boxes are relative to the image: 0 to 1000 on both axes."""
 
+BEYOND = 50
+"""Above `SCALE`; numbers up to there are taken for its end, larger ones for pixels."""
+
+EXPECTED = "expected 0 to 1000 relative to the image: [0, 0, 1000, 1000] is all of it"
+
 # Part of the prompt.
 DESCRIPTION = (
     "Zoom in on a region of an image by cropping it, given a bounding box and the label of an "
@@ -27,11 +32,16 @@ DESCRIPTION = (
 def _box(value: Any) -> list[float]:
     """Return four finite numbers, clamped to 0-1000.
 
-    Strings, booleans and NaN are no coordinates. Integers may be of any size.
+    Strings, booleans and NaN are no coordinates. Integers may be of any size. Numbers of another
+    scale are refused: a crop of the wrong place would not tell the policy what is wrong.
     """
     is_box = isinstance(value, list | tuple) and len(value) == 4 and all(map(_is_finite, value))
     if not is_box:
         raise PydanticCustomError("box", "expected 4 numbers [x1, y1, x2, y2] from 0 to 1000")
+    if 0 < max(value) <= 1:
+        raise PydanticCustomError("box", f"these numbers are fractions of 1; {EXPECTED}")
+    if max(value) > SCALE + BEYOND:
+        raise PydanticCustomError("box", f"these numbers are pixels; {EXPECTED}")
     return [float(min(max(number, 0), SCALE)) for number in value]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import re
 import subprocess
 import sys
@@ -91,11 +92,22 @@ def test_call_opens_only_the_tool_that_it_calls(recipe):
     assert answer == (0, "[hi]\n")
 
 
+def test_nothing_that_a_tool_says_is_obeyed_by_the_terminal(recipe):
+    echo = recipe({"tools": {"say": {"function": "tests.tool_server.user_tools:echo"}}})
+    bad = "\x1b]0;title\x07\x1b[2Jhidden\x9b31m\u202egnp.exe\r"
+    answer = axpo("call", "say", json.dumps({"text": bad}), echo)
+    assert answer == (0, "\\x1b]0;title\\x07\\x1b[2Jhidden\\x9b31m\\u202egnp.exe\\r\n")
+    code, printed = axpo("call", bad, "{}", echo)
+    assert code == 2
+    assert "\x1b" not in printed
+    assert "\u202e" not in printed
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
         (
-            ("call", "image_zoom_in", '{"bbox_2d": [0, 0, 1, 1], "img_idx": 3}'),
+            ("call", "image_zoom_in", '{"bbox_2d": [0, 0, 9, 9], "img_idx": 3}'),
             1,
             "img_idx: there are no images",
         ),

@@ -372,3 +372,12 @@ def test_images_of_an_answer_are_limited_before_they_are_decoded():
     _, result = session(hostile([offered()], [picture(3999)] * 3), ("t", {}))
     assert len(result.images) == 2
     assert result.text == "[an image left out: an answer has at most 32,000,000 pixels in all]"
+
+
+def test_a_key_that_a_server_repeats_is_hidden(monkeypatch):
+    monkeypatch.setenv("SEARCH_KEY", "sk-12345678")
+    said = "your key is SK-12345678"
+    entry = hostile([offered(said)], [{"type": "text", "text": said}]) | {"env": ["SEARCH_KEY"]}
+    schemas, result = session(entry, ("t", {}))
+    assert schemas[0]["function"]["description"] == "your key is [secret]"
+    assert result.text == "your key is [secret]"

@@ -106,6 +106,28 @@ def test_a_broken_tool_is_infrastructure(own_kinds):
     assert (result.status, result.text) == (INFRASTRUCTURE, "probe failed: RuntimeError: no disk")
 
 
+@pytest.mark.parametrize(
+    "returned",
+    [
+        None,
+        "a text alone",
+        ("a", "b"),
+        (b"bytes", ()),
+        ("a", [np.zeros((4, 4, 3))]),  # floats
+        ("a", [np.zeros((4, 4), np.uint8)]),
+        ("a", [np.zeros((0, 4, 3), np.uint8)]),
+        ("a", [None]),
+        ("a", (), "b"),
+    ],
+)
+def test_what_is_no_text_with_images_is_the_tools_fault(own_kinds, returned):
+    server = server_with(own_kinds, lambda call: returned, retries=0)
+    result = asyncio.run(server.call("probe", {}, []))
+    assert result.status is INFRASTRUCTURE
+    assert "TypeError" in result.text
+    assert result.images == ()
+
+
 def test_infrastructure_is_tried_again_and_the_policys_faults_are_not(own_kinds):
     calls = []
 

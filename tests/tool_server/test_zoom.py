@@ -80,7 +80,7 @@ def test_second_image_and_integral_floats():
 
 def test_coordinates_are_clamped():
     image = coordinates(10, 10)
-    assert zoom({"bbox_2d": [-5, -1e300, 10**400, 2000]}, [image]).shape == (10, 10, 3)
+    assert zoom({"bbox_2d": [-5, -1e300, 1000.5, 1050]}, [image]).shape == (10, 10, 3)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,19 @@ def test_coordinates_are_clamped():
         ({"bbox_2d": None}, "bbox_2d: expected 4 numbers"),
         ({"bbox_2d": [500, 100, 500, 200]}, "bbox_2d is empty: needs x1 < x2 and y1 < y2"),
         ({"bbox_2d": [600, 100, 500, 200]}, "bbox_2d is empty"),
-        ({"bbox_2d": [1000, 0, 1200, 100]}, "bbox_2d is empty"),  # after clamping
+        ({"bbox_2d": [1000, 0, 1040, 100]}, "bbox_2d is empty"),  # after clamping
+        (
+            {"bbox_2d": [0.1, 0.2, 0.6, 0.9]},
+            "bbox_2d: these numbers are fractions of 1; expected 0",
+        ),
+        ({"bbox_2d": [0, 0, 1, 1]}, "bbox_2d: these numbers are fractions of 1"),
+        ({"bbox_2d": [-0.5, 0, 1e-300, 0]}, "bbox_2d: these numbers are fractions of 1"),
+        (
+            {"bbox_2d": [1200, 300, 1800, 900]},
+            "bbox_2d: these numbers are pixels; expected 0 to 1000",
+        ),
+        ({"bbox_2d": [200, 300, 1800, 900]}, "bbox_2d: these numbers are pixels"),
+        ({"bbox_2d": [0, 0, 10**400, 1000]}, "bbox_2d: these numbers are pixels"),
         ({"bbox_2d": [0, 0, 9, 9], "img_idx": 1}, "img_idx: no such image, expected 0"),
         ({"bbox_2d": [0, 0, 9, 9], "img_idx": -1}, "img_idx: expected an integer from 0"),
         ({"bbox_2d": [0, 0, 9, 9], "img_idx": 0.5}, "img_idx: expected an integer from 0"),

@@ -26,10 +26,12 @@ from tenacity import (
     wait_random_exponential,
 )
 
+from axpo.texts import one_line
 from tool_server.search.cache import DiskCache
 from tool_server.search.corpus import clean
 from tool_server.search.options import MAX_RETRY_AFTER_S, TavilyOptions
 from tool_server.search.results import Result
+from tool_server.secrets import Secrets
 from tool_server.tool import ToolError, ToolUnavailable
 
 log = logging.getLogger(__name__)
@@ -110,6 +112,7 @@ class Tavily:
         self._options = options
         self._clock = clock
         key = _key(name)
+        self._secrets = Secrets([key])
         # The key is no part of the shape: it must not be written to the cache.
         shape = options.model_dump(mode="json", include=SHAPE)
         self._cache = DiskCache(
@@ -195,10 +198,17 @@ class Tavily:
                     response = await self._post(query, max_results)
             except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
                 raise Transient(f"tavily: {type(error).__name__}") from None
-        _check_status(response)
+        # A service may repeat the key that it was sent, in an error or in an answer.
+        hide = self._secrets.hide
+        _check_status(response, hide)
         hits = _hits(response.body)
         return [
-            Result(hit.title or "", hit.url or "", hit.content or "", hit.score or 0.0)
+            Result(
+                title=hide(hit.title or ""),
+                url=hide(hit.url or ""),
+                snippet=hide(hit.content or ""),
+                score=hit.score or 0.0,
+            )
             for hit in hits[:max_results]
         ]
 
@@ -254,15 +264,15 @@ def _key(name: str) -> str:
     return key
 
 
-def _check_status(response: _Response) -> None:
-    """Raise what an HTTP status means."""
+def _check_status(response: _Response, hide: Callable[[str], str]) -> None:
+    """Raise what an HTTP status means; `hide` takes secrets out of what the service says."""
     status = response.status
     if status == 400:
-        raise ToolError(f"the search service refused the query: {_detail(response.body)}")
+        raise ToolError(f"the search service refused the query: {_detail(response.body, hide)}")
     if status in (408, 429) or status >= 500:
         raise Transient(f"tavily: HTTP {status}", response.retry_after)
     if status != 200:
-        raise Failure(f"tavily: HTTP {status}: {_detail(response.body)}")
+        raise Failure(f"tavily: HTTP {status}: {_detail(response.body, hide)}")
 
 
 def _hits(body: bytes) -> list[_Hit]:
@@ -297,7 +307,7 @@ def _retry_after(header: str | None) -> float | None:
     return max(seconds, 0.0) if math.isfinite(seconds) else None
 
 
-def _detail(body: bytes) -> str:
+def _detail(body: bytes, hide: Callable[[str], str]) -> str:
     """Return Tavily's {"detail": {"error": ...}} in one line."""
     try:
         answer = json.loads(body)
@@ -305,4 +315,4 @@ def _detail(body: bytes) -> str:
         text = detail["error"] if isinstance(detail, dict) else detail
     except (ValueError, KeyError, TypeError, RecursionError):
         text = "no reason given"
-    return " ".join(clean(str(text)).split())[:200]
+    return one_line(hide(str(text)), 200)

@@ -321,6 +321,20 @@ def test_retry_after_as_a_date():
     assert _retry_after("2.5") == 2.5
 
 
+@pytest.mark.parametrize("status", [200, 400, 401, 500])
+def test_a_key_that_the_service_repeats_reaches_nobody(provider, tmp_path, status, caplog):
+    said = f"bad key Bearer {KEY.upper()} \x1b[2J"
+    reply = {"results": [{"title": said, "url": said, "content": said}]}
+    provider.script((status, {}, reply if status == 200 else {"detail": {"error": said}}))
+    with caplog.at_level(logging.DEBUG):
+        answer = ask(client(provider, tmp_path, attempts=1), "q")
+    files = [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
+    for text in (str(answer), caplog.text, *files):
+        assert KEY not in text.lower()
+    if status in (400, 401):
+        assert "bad key Bearer [secret] \\x1b[2J" in str(answer[0])
+
+
 @pytest.mark.parametrize("status", [401, 403, 404, 432, 433, 302])
 def test_a_bad_key_or_plan_is_not_retried_and_parks_at_once(provider, tmp_path, status, caplog):
     provider.script(
