@@ -235,8 +235,13 @@ def architecture_of(config: Mapping[str, Any], where: str = "config.json") -> Ar
         where: what a message names.
 
     Raises:
-        UnknownFamily: its `model_type` is none that works, or it attends to a sliding window.
+        UnknownFamily: its `model_type` is none that works, a section of it is no object, or it
+            attends to a sliding window.
     """
+    for name in ("text_config", "vision_config"):
+        section = config.get(name, {})
+        if not isinstance(section, Mapping):
+            raise UnknownFamily(f"{where}: {name} is {section!r}; expected an object")
     model_type = config.get("model_type")
     for family in FAMILIES:
         if family.architecture.model_type == model_type:
