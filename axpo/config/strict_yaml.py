@@ -28,8 +28,8 @@ def read_yaml(text: str) -> Any:
 
     if len(text) > MAX_BYTES:
         raise ValueError(f"{len(text):,} characters; expected at most {MAX_BYTES:,}")
-    loader = yaml.SafeLoader(text)
     try:
+        loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         if node is None:
             return None
@@ -39,8 +39,6 @@ def read_yaml(text: str) -> Any:
         raise ValueError(f"not YAML: {' '.join(str(error).split())}") from None
     except RecursionError:
         raise ValueError(f"more than {MAX_DEPTH} lists and sections inside each other") from None
-    finally:
-        loader.dispose()
 
 
 class _Walk:
