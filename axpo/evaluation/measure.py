@@ -211,18 +211,21 @@ def _ask(
         outcomes = driver.pool.outcomes(
             task.held_out(), 0, plan.samples, temperature=plan.temperature, evaluating=True
         )
-        for outcome in outcomes:
-            if isinstance(outcome, UnusableQuestion):
-                keeper.unusable.append(str(outcome))
-            else:
-                one = by_key[outcome.question.id]
-                answered.add(one.key)
-                waiting[scorers.submit(keeper.scored, one, outcome)] = one.key
-            for future in [future for future in waiting if future.done()]:
+        try:
+            for outcome in outcomes:
+                if isinstance(outcome, UnusableQuestion):
+                    keeper.unusable.append(str(outcome))
+                else:
+                    one = by_key[outcome.question.id]
+                    answered.add(one.key)
+                    waiting[scorers.submit(keeper.scored, one, outcome)] = one.key
+                for future in [future for future in waiting if future.done()]:
+                    set_aside |= keeper.kept(future, waiting.pop(future))
+                driver.progress("questions", len(answered) + len(keeper.unusable), len(left))
+        finally:
+            # If it is interrupted, what is answered is kept, too.
+            for future in as_completed(list(waiting)):
                 set_aside |= keeper.kept(future, waiting.pop(future))
-            driver.progress("questions", len(left) - len(waiting), len(left))
-        for future in as_completed(list(waiting)):
-            set_aside |= keeper.kept(future, waiting.pop(future))
     return _unusable(left, answered, keeper.unusable) | set_aside
 
 

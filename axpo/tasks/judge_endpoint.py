@@ -204,9 +204,16 @@ class _Cache:
             raise AxpoError(f"judge: {self._file.parent}: {error.strerror}") from None
 
 
-@functools.lru_cache(maxsize=8)
+_clients: dict[Endpoint, _Client] = {}
+_clients_lock = threading.Lock()
+
+
 def _client(settings: Endpoint) -> _Client:
-    return _Client(settings)
+    """Return the client of these settings; its limits are those of all threads together."""
+    with _clients_lock:
+        if settings not in _clients:
+            _clients[settings] = _Client(settings)
+        return _clients[settings]
 
 
 def _headers(settings: Endpoint) -> dict[str, str]:
