@@ -134,8 +134,7 @@ class Demonstrations:
         """
         with self._faults_of(number):
             row = self._row(number)
-            images = [self._image(image, read) for image in listed(row.get("images") or [])]
-            return self._trajectory(name, row, _Images(images))
+            return self._trajectory(name, row, _Images(self._images(row, read)))
 
     @property
     def digest(self) -> str:
@@ -156,8 +155,7 @@ class Demonstrations:
     def decode(self, number: int) -> None:
         """Decode the images of a row; raise BadRow if one cannot be read."""
         with self._faults_of(number):
-            for image in listed(self._row(number).get("images") or []):
-                self._image(image, decode)
+            self._images(self._row(number), decode)
 
     @contextmanager
     def _faults_of(self, number: int) -> Iterator[None]:
@@ -180,11 +178,19 @@ class Demonstrations:
         check_text([row.get(name) for name in ("messages", "tools")])
         return row
 
-    def _image(self, image: Any, read: Read) -> Pixels:
-        try:
-            return read(image_source(image, self._folders), self._config.images)
-        except (ValueError, ImageError) as error:
-            raise ValueError(f"images: {error}") from None
+    def _images(self, row: Row, read: Read) -> list[Pixels]:
+        """Return the images of a row; raise ValueError, which names the image."""
+        found = []
+        for number, image in enumerate(listed(row.get("images") or []), 1):
+            try:
+                source = image_source(image, self._folders)
+                found.append(read(source, self._config.images))
+            except ImageError as error:
+                name = source if isinstance(source, Path) else f"image {number}"
+                raise ValueError(f"images: {name} {error}") from None
+            except ValueError as error:
+                raise ValueError(f"images: {error}") from None
+        return found
 
     def _trajectory(self, name: str, row: Row, images: _Images) -> tuple[Question, Trajectory]:
         conversation = conversation_of(row, self._chat.family)
