@@ -8,6 +8,7 @@ import html
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -129,7 +130,7 @@ def test_the_command_trains_over_bad_rows_to_its_end_and_resumes(tmp_path):
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen([*command, "--run=run", *chosen], stdout=log, stderr=log)
         while process.poll() is None and not (run / "checkpoints" / "step_0010").exists():
-            pass
+            time.sleep(0.2)
         process.kill()
         process.wait()
     said = (tmp_path / "log").read_text()
