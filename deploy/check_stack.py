@@ -1,11 +1,20 @@
 """Prove that the parts of the stack import and run in this environment.
 
-Each part runs in a process of its own, side by side. The exit code is 1 if one of them fails.
+Each part runs in a process of its own, side by side. The exit code is 1 if one of them fails. On a
+machine without a GPU the parts that need one are skipped, and the reason is said. The sandbox may
+fail: without it only the `python` tool does not work.
 """
 
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
+from pathlib import Path
+
+# Started as a script, Python looks beside it only.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from deploy.host import Host, this_host
 
 TIMEOUT_S = 600
 """The imports take half a minute on two idle cores.
@@ -73,49 +82,119 @@ assert features["image_grid_thw"].shape == (1, 3), features
 print(f"Qwen3-VL processor of transformers {transformers.__version__}")
 """
 
-SCRIPTS = {"vLLM": VLLM, "Ray": RAY, "DeepSpeed": DEEPSPEED, "Qwen3-VL processor": PROCESSOR}
 
-# What helps if a part fails.
-ADVICE = {
-    "vLLM": "the build must fit the machine: `make setup` installs the CPU one, "
-    "`AXPO_EXTRA=gpu make setup` the CUDA one",
-    "Ray": "Ray needs free ports, a writable temporary directory and some /dev/shm; "
-    "`ray stop` ends an old cluster",
-    "DeepSpeed": "DeepSpeed needs gcc and, on a GPU machine, a torch build that matches the driver",
-    "Qwen3-VL processor": "torchvision must fit torch: on CPU `make setup` installs a small "
-    "import hook, deploy/torchvision_cpu.py",
-}
+@dataclass(frozen=True)
+class Part:
+    """One part of the stack, and how it is tried."""
+
+    name: str
+    command: tuple[str, ...]
+    """Arguments of the interpreter."""
+    advice: str
+    """What helps if it fails."""
+    needs_gpu: bool = False
+    optional: bool = False
+    """Everything else works without it."""
+
+
+_HERE = Path(__file__).resolve().parent
+PARTS = (
+    Part(
+        "vLLM",
+        ("-c", VLLM),
+        "the build must fit the machine: `make setup` installs the CPU one, "
+        "`AXPO_EXTRA=gpu make setup` the CUDA one",
+    ),
+    Part(
+        "Ray",
+        ("-c", RAY),
+        "Ray needs free ports, a writable temporary directory and some /dev/shm; "
+        "`ray stop` ends an old cluster",
+    ),
+    Part(
+        "DeepSpeed",
+        ("-c", DEEPSPEED),
+        "DeepSpeed needs gcc and, on a GPU machine, a torch build that matches the driver",
+    ),
+    Part(
+        "Qwen3-VL processor",
+        ("-c", PROCESSOR),
+        "torchvision must fit torch: on CPU `make setup` installs a small import hook, "
+        "deploy/torchvision_cpu.py",
+    ),
+    Part(
+        "Triton",
+        (str(_HERE / "check_triton.py"),),
+        "Triton needs gcc, Python.h and a driver that fits torch's CUDA",
+        needs_gpu=True,
+    ),
+    Part(
+        "FlexAttention",
+        (str(_HERE / "check_gpu.py"), "flex"),
+        "the learner's attention: it needs Triton. Until it works, learner.layout=padded does "
+        "without it",
+        needs_gpu=True,
+    ),
+    Part(
+        "NCCL",
+        (str(_HERE / "check_gpu.py"), "nccl"),
+        "NCCL needs a network interface (NCCL_SOCKET_IFNAME names one) and, in a container, "
+        "shared memory",
+        needs_gpu=True,
+    ),
+    Part(
+        "sandbox",
+        (str(_HERE / "check_sandbox.py"),),
+        "only the python tool needs it; SECURITY.md says what each layer is for",
+        optional=True,
+    ),
+)
 
 
 def main() -> int:
     """Check every part and return the exit code."""
-    print(
-        f"setup: checking {', '.join(SCRIPTS)}, one process each (a minute or two)",
-        flush=True,
-    )
-    started = {name: _start(script) for name, script in SCRIPTS.items()}
+    return check(PARTS, this_host())
+
+
+def check(parts: tuple[Part, ...], host: Host) -> int:
+    """Try the parts on a machine, print what came of it, and return the exit code."""
+    tried = [part for part in parts if not (part.needs_gpu and host.no_gpu)]
+    names = ", ".join(part.name for part in tried)
+    print(f"setup: checking {names}, one process each (a minute or two)", flush=True)
+    for line in host.missing():
+        print(f"  lacks {line}")
+    skipped = ", ".join(part.name for part in parts if part not in tried)
+    if skipped:
+        print(f"  skip  {skipped}: {host.no_gpu}")
+    started = [(part, _start(part.command)) for part in tried]
     deadline = time.monotonic() + TIMEOUT_S
     failed = False
-    for name, process in started.items():
-        lines = _output(process, deadline).strip().splitlines()
-        if process.returncode == 0:
-            # The last line names the version; libraries may warn before it.
-            print(f"  ok    {lines[-1]}")
-            continue
-        failed = True
-        print(f"  FAIL  {name}")
-        for line in lines[-SHOWN_LINES:]:
-            print(f"        {line}")
-        print(f"        -> {ADVICE[name]}")
+    for part, process in started:
+        output = _output(process, deadline)
+        _tell(part, process.returncode, output)
+        failed |= process.returncode != 0 and not part.optional
     if failed:
         print("setup: the stack is not usable. If its packages were changed by hand, remove .venv")
         print("       and run `make setup` again.")
     return int(failed)
 
 
-def _start(script: str) -> subprocess.Popen[str]:
+def _tell(part: Part, code: int, output: str) -> None:
+    """Print what came of a part."""
+    lines = output.strip().splitlines() or ["nothing was printed"]
+    if code == 0:
+        # The last line names the version; libraries may warn before it.
+        print(f"  ok    {lines[-1].removeprefix('  ok    ')}")
+        return
+    print(f"  {'lacks' if part.optional else 'FAIL '} {part.name}")
+    for line in lines[-SHOWN_LINES:]:
+        print(f"        {line}")
+    print(f"        -> {part.advice}")
+
+
+def _start(command: tuple[str, ...]) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", script],
+        [sys.executable, *command],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
