@@ -1,0 +1,115 @@
+"""What `axpo eval` on benchmarks refuses, in one line and before anything starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from axpo import cli
+from axpo.config import load_recipe
+from axpo.errors import AxpoError
+from axpo.evaluation.suite import Options, names_of, parse_judge, prepare
+from axpo.tasks.judge import judges
+from tests.axpo.evaluation import invented
+
+DEBUG = Path("deploy/recipes/debug.yaml")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    data = tmp_path_factory.mktemp("data")
+    for make in (invented.vstar, invented.hr_bench, invented.dynamath, invented.visual_probe):
+        make(data)
+    return data
+
+
+def ready(data, *names, **options):
+    recipe = load_recipe(DEBUG)
+    return prepare(DEBUG, recipe, recipe.model, Options(names, data, **options))
+
+
+def test_the_same_command_finds_the_same_folder_and_another_one_does_not(data):
+    first = ready(data, "vstar")
+    assert ready(data, "vstar").out == first.out
+    assert first.out.parent == Path("runs")
+    assert first.out.name.startswith("eval-debug-")
+    others = [
+        ready(data, "vstar", seed=5),
+        ready(data, "vstar", samples=2),
+        ready(data, "vstar", temperature=0.0),
+        ready(data, "vstar", tools=[]),
+        ready(data, "vstar", limit=1),
+        ready(data, "hrbench-4k"),
+        ready(data, "hrbench-4k", rotations="all"),
+        ready(data, "vstar", "hrbench-4k"),
+    ]
+    assert len({one.out for one in [first, *others]}) == 9
+    assert (len(others[4].asked), len(others[6].asked)) == (1, 8)
+    assert others[2].plan.temperature == 0.0
+    assert others[3].recipe.all_tools.tools == {}
+
+
+def test_options_reach_the_benchmarks_that_have_them(data):
+    found = ready(data, "vstar", "hrbench-4k", "dynamath", rotations="all", variants="all")
+    assert [one.settings for one in found.plan.benchmarks] == [
+        {},
+        {"rotations": "all"},
+        {"variants": "all"},
+    ]
+    assert found.doubts[0] == "vstar: 191 questions expected, 2 found"
+
+
+def test_what_cannot_be_measured_is_named_before_anything_starts(data, tmp_path):
+    refused = [
+        (["nothing"], {}, "--benchmark 'nothing': expected one of"),
+        (["hrbench-4k"], {"rotations": "two"}, "rotations='two'"),
+        (["vstar"], {"tools": ["crystal_ball"]}, "--tools crystal_ball: the recipe has image_zoom"),
+        (["visualprobe-hard"], {}, "visualprobe-hard: needs a judge. --judge exact compares"),
+        (["tests.axpo.user_variants:NUMBER"], {}, "expected a function of"),
+    ]
+    for names, options, message in refused:
+        with pytest.raises(AxpoError) as error:
+            ready(data, *names, **options)
+        assert message in str(error.value)
+    assert ready(data, "visualprobe-hard", judge=judges.parse("exact")).asked
+    # Every benchmark without files has a line of its own.
+    with pytest.raises(AxpoError) as error:
+        ready(tmp_path, "vstar", "mathvision")
+    assert [line.split(":")[0] for line in str(error.value).splitlines()] == ["vstar", "mathvision"]
+
+
+def test_names_and_judges_are_read_as_typed(tmp_path):
+    assert len(names_of("paper", None)) == 9
+    assert names_of(None, "vstar, mmsearch") == ["vstar", "mmsearch"]
+    with pytest.raises(AxpoError, match="vstar: named twice"):
+        names_of("paper", "vstar")
+    with pytest.raises(AxpoError, match="--suite all: expected one of paper"):
+        names_of("all", None)
+    spec = "{name: endpoint, base_url: http://localhost:8000/v1, model: m}"
+    file = tmp_path / "judge.yaml"
+    file.write_text(spec)
+    assert parse_judge(spec) == parse_judge(str(file))
+    assert parse_judge("exact").name == "exact"
+    assert (
+        parse_judge("{name: local, model: some/model}").describe().startswith("some/model (local)")
+    )
+    for text in ("nobody", "{name: endpoint}", "{a: [", str(tmp_path / "none.yaml")):
+        with pytest.raises(AxpoError, match="--judge"):
+            parse_judge(text)
+
+
+def test_the_command_says_what_it_lacks_in_one_line(monkeypatch, capsys, tmp_path, data):
+    wrong = [
+        ([], "expected a TARGET, or --compare A B"),
+        ([str(DEBUG), "--suite", "paper"], "--data: expected the folder"),
+        (["--compare", str(tmp_path), str(tmp_path)], "no evaluation"),
+        ([str(DEBUG), "--benchmark", "vstar", "--data", str(tmp_path)], "vstar_bench is not there"),
+    ]
+    for arguments, message in wrong:
+        monkeypatch.setattr("sys.argv", ["axpo", "eval", *arguments])
+        with pytest.raises(SystemExit):
+            cli.main()
+        error = capsys.readouterr().err.strip()
+        assert message in error
+        assert "\n" not in error
