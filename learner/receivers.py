@@ -12,8 +12,6 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import ray
-
 SETTLE_S = 10.0
 """Seconds that receivers get to end a call after another one's has failed."""
 
@@ -92,6 +90,9 @@ class Receivers:
 
     def wait(self, references: list[Any]) -> list[Any]:
         """Return the results; raise what the first failed call raised."""
+        # Here, so that ranks alone need no Ray.
+        import ray
+
         try:
             return ray.get(references, timeout=max(self._until - time.monotonic(), 0))
         except BaseException:

@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import ray
 from torch import Tensor, nn
 
 from learner import lora
@@ -82,6 +81,8 @@ class Adapters:
 
     def send_weights(self) -> None:
         """See `Sender`."""
+        import ray
+
         payload = lora.payload(self._model, self._settings)
         if self._receivers is not None:
             # Once into the object store, not once for each engine.

@@ -18,7 +18,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
-import ray
 import torch
 from torch import Tensor, nn
 
@@ -132,6 +131,8 @@ def stream_bytes(
     model: nn.Module, receivers: Receivers | None, method: str, bucket_bytes: int
 ) -> list[list[Any]]:
     """Do as `stream_shared_memory` does, through Ray's object store: to engines on any machine."""
+    import ray
+
     buckets = gathered(model, bucket_bytes)
     answers: list[list[Any]] = []
     try:
