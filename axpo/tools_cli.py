@@ -100,7 +100,7 @@ def check(recipe: RecipeFile = None) -> None:
     layers = check_layers(options)
     console.print(_layers(layers))
     failed = asyncio.run(_attack(options))
-    if failed or not all(layer.present for layer in layers):
+    if failed or any(layer.needed and not layer.present for layer in layers):
         raise typer.Exit(1)
 
 
@@ -148,12 +148,15 @@ def _text(text: str) -> Text:
     return Text(printable(text))
 
 
+STYLES = {"present": "green", "absent": "yellow", "MISSING": "red"}
+
+
 def _layers(rows: Sequence[Row]) -> Table:
     """Return a table of the sandbox's layers: present or missing, and why."""
     table = Table("layer", "", box=None, pad_edge=False, header_style="dim")
     table.add_column("", overflow="fold")
     for row in rows:
-        state = Text("present", "green") if row.present else Text("MISSING", "red")
+        state = Text(row.state, STYLES[row.state])
         table.add_row(row.layer, state, Text(row.detail))
     return table
 

@@ -70,6 +70,13 @@ class Row:
     detail: str  # version or path; if it is missing: what to do
     needed: bool = True  # without it the sandbox is not what SECURITY.md promises
 
+    @property
+    def state(self) -> str:
+        """Return one word for whether it is there."""
+        if self.present:
+            return "present"
+        return "MISSING" if self.needed else "absent"
+
 
 def check(options: PythonOptions) -> list[Row]:
     """Return every layer, and what this machine has of it.
@@ -146,11 +153,7 @@ def _refuse_unexpected(missing: set[str], options: PythonOptions, rows: Sequence
 def table(rows: Sequence[Row]) -> str:
     """Return the rows as text, one a line."""
     width = max(len(row.layer) for row in rows)
-    lines = []
-    for row in rows:
-        state = "present" if row.present else "MISSING" if row.needed else "absent"
-        lines.append(f"  {row.layer:{width}}  {state:7}  {row.detail}")
-    return "\n".join(lines)
+    return "\n".join(f"  {row.layer:{width}}  {row.state:7}  {row.detail}" for row in rows)
 
 
 def _toolbox(options: PythonOptions) -> Row:

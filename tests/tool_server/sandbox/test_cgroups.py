@@ -11,8 +11,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tool_server.sandbox import cgroups
+from tool_server.sandbox import cgroups, layers, places
 from tool_server.sandbox.cgroups import Groups, GroupV1, GroupV2, MemoryEvents, NoGroups
+from tool_server.sandbox.options import Isolation, PythonOptions
+from tool_server.sandbox.places import OutOfMemory
 from tool_server.tool import ToolStopped, ToolUnavailable
 
 ALLOCATE = "x = bytearray(200 << 20)\nlen(x)"
@@ -31,8 +33,9 @@ def groups() -> Iterator[Groups]:
 
 
 def test_a_call_over_its_own_memory_is_the_policys(sandbox, groups, monkeypatch):
-    places = sandbox.pool._places
-    monkeypatch.setattr(places, "_options", places._options.model_copy(update={"memory_mib": 64}))
+    own = sandbox.pool._places
+    small = own._options.model_copy(update={"memory_mib": 64})
+    monkeypatch.setattr(own, "_options", small)
     with pytest.raises(ToolStopped, match=r"^\[stopped: more than 1024 MiB of memory\]$"):
         sandbox.run(ALLOCATE)
 
@@ -170,3 +173,31 @@ def test_the_groups_of_a_killed_server_are_removed_and_those_of_others_stay(tmp_
     (living.folder / "call-0").rmdir()
     assert living.removed()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_without_groups_the_check_says_so_and_the_machines_count_is_the_evidence(
+    monkeypatch, tmp_path
+):
+    def refuse() -> Groups:
+        raise NoGroups("read-only")
+
+    monkeypatch.setattr(Groups, "open", refuse)
+    row = layers._cgroup()
+    assert (row.state, row.needed) == ("absent", False)
+    assert row.detail.startswith("read-only; each call still has RLIMITs and counters of its own")
+    monkeypatch.setattr(places, "VMSTAT", tmp_path / "vmstat")
+    own = places.Places(PythonOptions(), Isolation())
+    (tmp_path / "vmstat").write_text("pgfault 7\noom_kill 3\n")
+    with own.take(0) as place:
+        assert place.out_of_memory() is None
+        (tmp_path / "vmstat").write_text("pgfault 8\noom_kill 4\n")
+        assert place.out_of_memory() is OutOfMemory.MACHINE
+
+
+def test_calls_at_once_are_different_users_without_namespaces():
+    own = places.Places(PythonOptions(jail_uid=50_000), Isolation(namespaces=False, landlock=7))
+    with own.take(0) as first, own.take(0) as second:
+        assert (first.user, second.user) == (50_001, 50_002)
+    with own.take(0) as third:
+        assert third.user == 50_001
+    own.close()

@@ -55,6 +55,27 @@ HOSTILE = [
     ("import socket\nsocket.create_connection(('127.0.0.1', 80))", "PermissionError"),
     ("for n in range(9999): open(str(n), 'w').close()", "No space left"),
     ("x = 1\0", "NUL"),
+    ("import resource\nresource.setrlimit(resource.RLIMIT_CPU, (1, 1))", "maximum limit"),
+    (
+        "import threading, time\n"
+        "threading.stack_size(32768)\n"
+        "while True: threading.Thread(target=time.sleep, args=(99,), daemon=True).start()",
+        "can't start new thread",
+    ),
+    (
+        "import ctypes, os\nctypes.CDLL(None).syscall(436, 5, 2**32 - 1, 2)\nwhile True: os.dup(0)",
+        "Too many open files",
+    ),
+    ("import fcntl, os\nfcntl.fcntl(os.pipe()[1], 1031, 1 << 20)", "PermissionError"),
+    (
+        "import ctypes\n"
+        "libc, timer = ctypes.CDLL(None), ctypes.c_int()\n"
+        "event = (ctypes.c_int * 16)(0, 0, 10)\n"
+        "while libc.syscall(222, 1, event, ctypes.byref(timer)) == 0: pass\n"
+        "raise RuntimeError('timers ended')",
+        "timers ended",
+    ),
+    ("import ctypes, os\nctypes.CDLL(None).syscall(200, os.getpid(), 9)\n1 / 0", "ZeroDivision"),
 ]
 
 
