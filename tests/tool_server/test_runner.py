@@ -16,7 +16,7 @@ from tool_server.config import Breaker, ToolServerConfig
 from tool_server.runner import Circuit
 from tool_server.server import ToolServer
 from tool_server.stats import summarize
-from tool_server.tool import ToolError, ToolStatus, ToolUnavailable
+from tool_server.tool import ToolError, ToolStatus, ToolStopped, ToolUnavailable
 
 OK, TOOL_ERROR, INFRASTRUCTURE = ToolStatus.OK, ToolStatus.TOOL_ERROR, ToolStatus.INFRASTRUCTURE
 
@@ -335,3 +335,24 @@ def test_numbers_of_several_servers_are_merged_and_taken_once(own_kinds):
     assert (numbers["calls"], numbers["ok"], numbers["tool_error"]) == (8, 6, 2)
     assert 0 <= numbers["p50_s"] <= numbers["p95_s"] <= numbers["p99_s"] < 1
     assert summarize([second]) == {}
+
+
+def test_a_call_that_was_stopped_is_the_policys_and_left_nothing(own_kinds):
+    """However many there are, the circuit stays closed for the others."""
+
+    def run(call):
+        assert call.deadline_s == 9
+        if call.arguments.model_extra["burns"]:
+            raise ToolStopped("[stopped after 1 s]")
+        raise ToolError("1 / 0")
+
+    async def calls() -> list:
+        server = server_with(own_kinds, run, deadline_s=9, breaker={"failures": 2})
+        return [
+            *(await many(server, 5, burns=True)),
+            *(await many(server, 1, burns=False)),
+        ]
+
+    *stopped, other = asyncio.run(calls())
+    assert [(r.status, r.left_nothing) for r in stopped] == [(TOOL_ERROR, True)] * 5
+    assert (other.status, other.text, other.left_nothing) == (TOOL_ERROR, "1 / 0", False)
