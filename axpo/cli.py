@@ -263,15 +263,15 @@ def evaluate(
     Results of benchmarks are files (docs/evaluation.md). If an evaluation was interrupted, the same
     command goes on where it stopped.
     """
-    from axpo.eval_cli import print_comparison, run_benchmarks
-    from axpo.evaluation.held_out import load_target
+    from axpo.eval_cli import load_any, print_comparison, run_benchmarks
 
     if compare is not None:
         return print_comparison(*compare, console)
     if target is None:
         raise AxpoError("eval: expected a TARGET, or --compare A B")
-    recipe, model = load_target(target, overrides or ())
-    if suite is None and benchmark is None:
+    asks_benchmarks = suite is not None or benchmark is not None
+    recipe, model = load_any(target, overrides or (), benchmarks=asks_benchmarks)
+    if not asks_benchmarks:
         return _held_out(recipe, model)
     options = {"suite": suite, "benchmark": benchmark, "data": data, "judge": judge}
     options |= {"samples": samples, "temperature": temperature, "tools": tools, "limit": limit}

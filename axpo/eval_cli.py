@@ -15,6 +15,25 @@ from axpo.errors import AxpoError
 SHOWN_REASONS = 5
 
 
+def load_any(target: Path, overrides: Sequence[str], *, benchmarks: bool) -> tuple[Recipe, str]:
+    """Return recipe and model of a target: a run, a recipe, or a model without one.
+
+    Raises:
+        AxpoError: it is none of them, or a model without a recipe has no questions.
+    """
+    from axpo.evaluation.bare import is_model, model_recipe
+    from axpo.evaluation.held_out import load_target
+
+    if not is_model(str(target)):
+        return load_target(target, overrides)
+    if not benchmarks:
+        raise AxpoError(
+            f"{target} is a model without held-out questions: give --suite or --benchmark, or a "
+            f"recipe with --set model={target}"
+        )
+    return model_recipe(str(target), overrides), str(target)
+
+
 def run_benchmarks(
     target: Path, recipe: Recipe, model: str, options: Mapping[str, Any], console: Console
 ) -> None:

@@ -9,6 +9,8 @@ import pytest
 from axpo import cli
 from axpo.config import load_recipe
 from axpo.errors import AxpoError
+from axpo.eval_cli import load_any
+from axpo.evaluation.bare import is_model, model_recipe
 from axpo.evaluation.suite import Options, names_of, parse_judge, prepare
 from axpo.tasks.judge import judges
 from tests.axpo.evaluation import invented
@@ -113,3 +115,18 @@ def test_the_command_says_what_it_lacks_in_one_line(monkeypatch, capsys, tmp_pat
         error = capsys.readouterr().err.strip()
         assert message in error
         assert "\n" not in error
+
+
+def test_a_model_needs_no_recipe(tmp_path):
+    folder = "axpo/models/qwen3-vl-tiny"
+    assert [is_model(name) for name in (folder, "Qwen/Qwen3-VL-8B-Thinking")] == [True, True]
+    others = [str(DEBUG), "deploy/recipes/none.yaml", "deploy/recipes", str(tmp_path), "none.yaml"]
+    assert not any(map(is_model, others))
+    recipe = model_recipe(folder, ["rollout.max_turns=2"])
+    assert (recipe.model, recipe.rollout.max_turns) == (folder, 2)
+    assert recipe.rollout.max_context_tokens == 2048  # what the model has
+    assert model_recipe("owner/name").rollout.max_context_tokens == 32_768
+    assert load_any(Path(folder), [], benchmarks=True)[1] == folder
+    with pytest.raises(AxpoError, match="is a model without held-out questions: give --suite or"):
+        load_any(Path(folder), [], benchmarks=False)
+    assert load_any(DEBUG, [], benchmarks=False)[0].name == "debug"
