@@ -358,10 +358,18 @@ def pixels(image: QuestionImage) -> Pixels:
     if isinstance(image, np.ndarray):
         return image
     if isinstance(image, LazyImage):
-        return image.read()
+        return _read(image)
     import ray
 
     return ray.get(image, timeout=60)
+
+
+def _read(image: LazyImage) -> Pixels:
+    """Read a lazy image; raise UnusableQuestion if the disk or the file is at fault."""
+    try:
+        return image.read()
+    except OSError as error:
+        raise UnusableQuestion(f"{type(error).__name__}: {error}") from error
 
 
 def _first_tokens(segment: PolicySegment, length: int) -> PolicySegment:

@@ -65,8 +65,9 @@ def check_calls(messages: Sequence[Any], tools: Sequence[Mapping[str, Any]]) -> 
     for place, message in enumerate(messages):
         for number, call in enumerate(message.get("tool_calls") or ()):
             function = call.get("function") or call
-            arguments, expected = function.get("arguments"), known.get(function.get("name"))
-            if not isinstance(arguments, Mapping) or expected is None:
+            arguments = _arguments(function.get("arguments"))
+            expected = known.get(function.get("name"))
+            if expected is None:
                 continue
             for name, value in arguments.items():
                 if value is None and name not in expected:
@@ -74,6 +75,16 @@ def check_calls(messages: Sequence[Any], tools: Sequence[Mapping[str, Any]]) -> 
                         f"messages[{place}].tool_calls[{number}].arguments.{name}: null, but the "
                         f"tool has no such argument; {_INVENTED}"
                     )
+
+
+def _arguments(written: Any) -> Mapping[str, Any]:
+    """Return the arguments of a call; none if they are no object, which is refused elsewhere."""
+    if isinstance(written, str):
+        try:
+            written = parse_json(written)
+        except ValueError:
+            return {}
+    return written if isinstance(written, Mapping) else {}
 
 
 def _properties(schema: Any) -> Mapping[str, Any] | None:

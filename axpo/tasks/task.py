@@ -15,6 +15,7 @@ from axpo.errors import AxpoError
 from axpo.registry import Registry, Variant
 from rollout_workers.image_rule import ImageRule
 from rollout_workers.trajectory import Pixels, Question, UnusableQuestion, unusable
+from tool_server.images import MAX_ASPECT
 
 SYSTEM = "You are a careful visual assistant. Give the final answer in \\boxed{}."
 
@@ -134,7 +135,9 @@ class TaskConfig(Variant):
         check_methods(task, self.label)
         # A verifier that cannot take a wrong or a missing answer would fail in the first batch.
         try:
-            question = task.train(0)
+            question = question_of(task, 0)
+            if question.fault:
+                return [f"{self.label}: its first question: {question.fault}"]
             rewards = [float(task.verify(question, answer)) for answer in ("none", None)]
         except Exception as error:
             raise AxpoError(f"{self.label}: its first question: {one_line(error)}") from error
@@ -195,14 +198,28 @@ def question_of(task: Task, index: int) -> Question:
 
 
 def checked(question: Question) -> Question:
-    """Return a task's question, with a `fault` if its texts are none that a tokenizer takes."""
+    """Return a task's question, with a `fault` if no tokenizer or image processor takes it."""
     if question.fault:
         return question
     try:
         texts.check_text([question.text, question.answer])
+        for image in question.images:
+            if isinstance(image, np.ndarray):
+                _check_pixels(image)
     except ValueError as error:
         return unusable(question.id, f"question {question.id}: {error}")
     return question
+
+
+def _check_pixels(image: Pixels) -> None:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        found = f"{image.dtype} {list(image.shape)}"
+        raise ValueError(f"expected an image of uint8 [height, width, 3], found {found}")
+    height, width = image.shape[:2]
+    if max(height, width) > MAX_ASPECT * min(height, width):
+        raise ValueError(
+            f"an image of {width}x{height} pixels; the limit of long to short side is {MAX_ASPECT}"
+        )
 
 
 def one_line(error: Exception) -> str:

@@ -31,6 +31,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 
 from axpo.config import Recipe
+from axpo.errors import AxpoError
 from axpo.tasks import Task
 from axpo.training.asking import Asking
 from axpo.training.cursor import Cursor, Kept
@@ -40,6 +41,9 @@ from resampler.client import ResamplerClient
 from rollout_workers.fleet import Log, no_log
 from rollout_workers.pool import RolloutPool
 from rollout_workers.trajectory import Group
+
+MOST_UNUSABLE = 64
+"""Questions in a row that turn out to be unusable. A data set with so many has lost its disk."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,7 @@ class Flow:
         self._following = Following(recipe, pool, resampler, log)
         self._asking = Asking(task, recipe.questions_per_step, self._following, log)
         self._in_flight: list[QuestionInFlight] = []
+        self._unusable_in_a_row = 0
         self._something_finished = threading.Condition()
 
     def resume(self, cursor: Cursor) -> None:
@@ -237,6 +242,7 @@ class Flow:
             assert asked.unusable is not None
             self._asking.remember(asked.question.id, asked.unusable)
             reasons.append(asked.unusable)
+        self._check_usable(batch, unusable)
         faults = self._following.faults.take()
         return Taken(
             groups=[asked.finished_group for asked in trained],
@@ -249,6 +255,18 @@ class Flow:
             verifier_failures=faults["verifier failed"],
             staleness={asked.question.id: step - asked.version for asked in trained},
         )
+
+    def _check_usable(
+        self, batch: Sequence[QuestionInFlight], unusable: Sequence[QuestionInFlight]
+    ) -> None:
+        """Raise AxpoError if nothing could be asked for a while: the data is gone, not a row."""
+        usable = len(unusable) < len(batch)
+        self._unusable_in_a_row = 0 if usable else self._unusable_in_a_row + len(unusable)
+        if self._unusable_in_a_row >= MOST_UNUSABLE:
+            raise AxpoError(
+                f"{self._unusable_in_a_row} questions in a row cannot be asked; the last one: "
+                f"{unusable[-1].unusable}. If the data is there again, continue with --resume"
+            )
 
     def _log_dropped(self, dropped: Sequence[QuestionInFlight], step: int, reason: str) -> None:
         for asked in dropped:

@@ -279,6 +279,10 @@ TOOL = tool()
             called(arguments={"bbox_2d": [0, 0, 5, 5], "code": None}) | {"tools": [tool()]},
             r"messages\[2\]\.tool_calls\[1\]\.arguments\.code: null, but the tool has no such",
         ),
+        (
+            called(arguments='{"bbox_2d": [0, 0, 5, 5], "code": null}') | {"tools": [tool()]},
+            r"messages\[2\]\.tool_calls\[1\]\.arguments\.code: null, but the tool has no such",
+        ),
         # What would not be read as it is meant.
         (called(arguments="{'a': 1}"), r"messages\[2\]\.tool_calls\[1\]: malformed call"),
         (called(arguments={"code": "</tool_call>"}), r"tool_calls\[1\]: malformed call"),

@@ -7,11 +7,13 @@ import time
 import numpy as np
 import pytest
 
+from axpo.errors import AxpoError
 from axpo.record.ledger import Balance, balance
 from axpo.training.following import FaultCounts
 from axpo.training.metrics import batch_metrics
 from resampler.config import ResamplerConfig
-from rollout_workers.trajectory import Question
+from rollout_workers.trajectory import LazyImage, Question, UnusableQuestion
+from tests.axpo.helpers import QUESTION_IMAGE
 from tests.axpo.training.local import Pool, ids, recipe, resampling, start, step_of
 
 
@@ -97,6 +99,39 @@ def test_a_question_that_cannot_be_asked_is_set_aside_and_the_budget_does_not_wa
     assert {"event": "dropped", "question": "2", "step": 0, "reason": "unusable"} in events
     # Nobody is asked in its place, and the next step goes on behind it.
     assert ids(step_of(flow, 1)) == [4, 5, 6, 7]
+
+
+def test_a_run_whose_data_is_gone_stops_and_says_so():
+    flow, _, _ = start(Pool(unusable=range(8, 1000)), questions_per_step=8, steps=99)
+    for step in range(8):  # the first batch is usable, seven are not
+        taken = step_of(flow, step)
+    assert (ids(taken), len(taken.unusable)) == ([], 8)
+    with pytest.raises(AxpoError, match=r"^64 questions in a row cannot be asked; the last one: a"):
+        step_of(flow, 8)
+
+
+def test_what_a_custom_task_cannot_ask_is_passed_over():
+    class Odd:
+        def train(self, index):
+            if index == 1:
+                raise UnusableQuestion("b.jsonl, row 2: no such file")
+            pixels = np.zeros((4, 4), np.uint8) if index == 3 else QUESTION_IMAGE
+            text = "?\ud83d" if index == 2 else "?"
+            images = (LazyImage(lambda: pixels),) if index != 3 else (pixels,)
+            return Question(str(index), text, images, "7")
+
+    flow, _, events = start()
+    flow._asking._task = Odd()
+    taken = step_of(flow, 0)
+    assert ids(taken) == [0, 4, 5, 6]
+    assert taken.unusable == (
+        "b.jsonl, row 2: no such file",
+        "question 2: half a surrogate pair (\\ud83d) at character 2",
+        "question 3: expected an image of uint8 [height, width, 3], found uint8 [4, 4]",
+    )
+    assert balance(events) == Balance(4, 4, 0, 0)
+    assert flow.cursor.set_aside == dict(zip("123", taken.unusable, strict=True))
+    assert ids(step_of(flow, 1)) == [7, 8, 9, 10]
 
 
 def test_a_question_starts_before_the_next_one_is_made():
