@@ -7,9 +7,6 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
-MAX_MANIFEST = 16 << 20
-"""Bytes of an index's manifest; one of a thousand files takes 0.1 MB."""
-
 
 class NotPlain(Exception):
     """A path that is not a regular file inside its folder; one line that says what it is."""

@@ -6,9 +6,18 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+from axpo.errors import AxpoError
+from axpo.plain_files import NotPlain, open_plain, read_plain
 
 STEP_PREFIX = "step_"
+MAX_DIGITS = 9
+"""Of a step. Python refuses to read numbers of thousands of digits."""
+MAX_LINE = 1 << 30
+"""Bytes of a row: a group of long rollouts takes a few million."""
+MAX_TEXT = 64 << 20
+"""Bytes of a file that is read in one piece."""
 
 
 def step_name(step: int) -> str:
@@ -21,7 +30,7 @@ def by_step(folder: Path, ending: str = "") -> list[tuple[int, Path]]:
     found = []
     for path in folder.glob(f"{STEP_PREFIX}*{ending}"):
         digits = path.name.removesuffix(ending).removeprefix(STEP_PREFIX)
-        if digits.isdigit():
+        if digits.isdecimal() and len(digits) <= MAX_DIGITS:
             found.append((int(digits), path))
     # By number, not by name: step_10000 comes after step_9999.
     return sorted(found)
@@ -34,21 +43,52 @@ def append_row(file: Path, row: Mapping[str, Any]) -> None:
 
 
 def read_rows(file: Path) -> Iterator[dict[str, Any]]:
-    """Yield the JSON objects of a file, one a line; none if the file does not exist."""
+    """Yield the JSON objects of a file, one a line; none if the file does not exist.
+
+    Raises:
+        AxpoError: it is no regular file.
+    """
     if not file.exists():
         return
-    with file.open(encoding="utf-8", errors="replace") as lines:
-        yield from parse_rows(lines)
+    with open_record(file) as lines:
+        yield from parse_rows(_lines(lines))
+
+
+def open_record(file: Path) -> BinaryIO:
+    """Open a file of a run for reading; raise AxpoError if it is no regular file."""
+    try:
+        return open_plain(file)
+    except NotPlain as error:
+        raise AxpoError(f"{file}: {error}") from None
+
+
+def read_text(file: Path) -> str:
+    """Return the text of a file of a run.
+
+    Raises:
+        AxpoError: it is no regular file, or too large to be one of ours.
+    """
+    try:
+        return read_plain(file, MAX_TEXT).decode(errors="replace")
+    except NotPlain as error:
+        raise AxpoError(f"{file}: {error}") from None
+
+
+def _lines(file: BinaryIO) -> Iterator[str]:
+    while line := file.readline(MAX_LINE):
+        yield line.decode(errors="replace")
 
 
 def parse_rows(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """Yield the JSON object of each line; lines that are not JSON are left out."""
+    """Yield the JSON object of each line; lines that are no JSON object are left out."""
     for line in lines:
         try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
             # A kill may have cut off the last line.
             continue
+        if isinstance(row, dict):
+            yield row
 
 
 def replace_file(file: Path, text: str) -> None:

@@ -19,6 +19,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from axpo.plain_files import NotPlain, inside
+from axpo.record.forms import check_group
+from axpo.texts import one_line
 from rollout_workers.trajectory import (
     EndReason,
     ForkPoint,
@@ -33,12 +36,16 @@ from rollout_workers.trajectory import (
     Trajectory,
     pixels,
 )
+from tool_server.images import ImageError, ImageLimits, decode
 
 LOGPROB_DIGITS = 4
 PNG_PIXELS = 256 * 256
 """Larger images are kept as JPEG: a PNG of one photograph takes about 0.3 s to write."""
 CHARACTER_BYTES = 4
 """The longest UTF-8 character: no more tokens than this can share one."""
+
+LIMITS = ImageLimits(formats=("PNG", "JPEG"), max_pixels=89_478_485, max_side=65_535)
+"""Of the images of a run. They were within the recipe's limits when they were written."""
 
 Decode = Callable[[Sequence[int]], str]
 
@@ -57,8 +64,16 @@ class Credited(Protocol):
 class ImageFolder:
     """Image files named by their content: saving the same pixels twice keeps one file."""
 
-    def __init__(self, folder: Path, *, exact: bool = False) -> None:
+    def __init__(self, folder: Path, *, exact: bool = False, root: Path | None = None) -> None:
+        """Make the folder's keeper; nothing is written yet.
+
+        Args:
+            folder: of the files.
+            exact: keep every image as PNG.
+            root: no image is read from outside of it, whatever links there are. Default: `folder`.
+        """
         self.folder, self.exact = folder, exact
+        self._root = root or folder
 
     def save(self, image: Pixels) -> str:
         """Write an image unless it is there already, and return the file's name.
@@ -83,11 +98,17 @@ class ImageFolder:
         return name
 
     def load(self, name: str) -> Pixels:
-        """Return the RGB pixels [H, W, 3] of a file: exact from PNG, close from JPEG."""
-        from PIL import Image
+        """Return the RGB pixels [H, W, 3] of a file: exact from PNG, close from JPEG.
 
-        with Image.open(self.folder / name) as image:
-            return np.asarray(image.convert("RGB"))
+        Raises:
+            ValueError: it is no image of this folder.
+        """
+        try:
+            file = inside(self.folder, name)
+            inside(self._root, str(file))
+            return decode(file, LIMITS)
+        except (ImageError, NotPlain) as error:
+            raise ValueError(f"image {one_line(name, 80)} {error}") from None
 
 
 def group_to_json(
@@ -138,9 +159,9 @@ def group_from_json(record: Mapping[str, Any], images: ImageFolder) -> Group:
     """Return the group of a record, without `question.info`: only the verifier reads it.
 
     Raises:
-        KeyError: the record has another format.
-        ValueError: the record has another format.
+        ValueError: the record has another format, or an image of it cannot be read.
     """
+    check_group(record)
     asked = record["question"]
     question_images = tuple(images.load(name) for name in asked["images"])
     question = Question(asked["id"], asked["text"], question_images, asked["answer"])

@@ -23,6 +23,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,15 +32,28 @@ import yaml
 
 from axpo.errors import AxpoError
 from axpo.record.checkpoints import Checkpoints
-from axpo.record.files import append_row, by_step, read_rows, replace_file, step_name
+from axpo.record.files import (
+    MAX_DIGITS,
+    append_row,
+    by_step,
+    read_rows,
+    read_text,
+    replace_file,
+    step_name,
+)
+from axpo.record.forms import check_bar, check_group
 from axpo.record.lock import RunLock
 from axpo.record.records import Credited, Decode, ImageFolder, group_from_json, group_to_json
 from axpo.record.summary import read_summary
 from axpo.record.timeline import bars
+from axpo.texts import one_line
 from rollout_workers.trajectory import Group
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
+
+LARGEST = 1e30
+"""Of a metric. Larger numbers overflow when a curve is drawn."""
 
 
 class RunDirectory:
@@ -51,11 +65,13 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.images = ImageFolder(path / "trajectories" / "images")
+        self.images = ImageFolder(path / "trajectories" / "images", root=path)
         self.checkpoints = Checkpoints(path / "checkpoints")
         self.damaged: list[str] = []
         """What was wrong with newer checkpoints than the one that a resume goes back to."""
-        self._exact_images = ImageFolder(path / "rollouts" / "images", exact=True)
+        self.unreadable: list[str] = []
+        """Which records were left out, and why."""
+        self._exact_images = ImageFolder(path / "rollouts" / "images", exact=True, root=path)
         self._lock: RunLock | None = None
         self._tensorboard: SummaryWriter | None = None
 
@@ -145,9 +161,13 @@ class RunDirectory:
 
     def recipe(self) -> dict[str, Any]:
         """Return the resolved recipe as it was written."""
-        recipe: dict[str, Any] = yaml.safe_load(
-            (self.path / "recipe.yaml").read_text(encoding="utf-8")
-        )
+        file = self.path / "recipe.yaml"
+        try:
+            recipe = yaml.safe_load(read_text(file))
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            raise AxpoError(f"{file}: not readable: {one_line(str(error))}") from None
+        if not isinstance(recipe, dict):
+            raise AxpoError(f"{file}: expected a recipe")
         return recipe
 
     def log_metrics(self, step: int, values: Mapping[str, float]) -> None:
@@ -163,10 +183,15 @@ class RunDirectory:
             self._tensorboard.flush()
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Return one row a step, in order of steps. Later lines of a step add to earlier ones."""
+        """Return one row a step, in order of steps. Later lines of a step add to earlier ones.
+
+        What is no number of a step is left out.
+        """
         rows: dict[int, dict[str, Any]] = {}
         for row in read_rows(self.path / "metrics.jsonl"):
-            rows.setdefault(row["step"], {}).update(row)
+            step = row.get("step")
+            if isinstance(step, int) and 0 <= step < 10**MAX_DIGITS:
+                rows.setdefault(step, {}).update(_numbers_of(row))
         return [rows[step] for step in sorted(rows)]
 
     def log_held_out(self, step: int, counts: Mapping[str, Sequence[Sequence[int]]]) -> None:
@@ -218,8 +243,17 @@ class RunDirectory:
         return [step for step, _ in by_step(self.path / "trajectories", ".jsonl")]
 
     def groups(self, step: int) -> list[dict[str, Any]]:
-        """Return the kept groups of a step as records (`axpo.record.records.group_to_json`)."""
-        return list(read_rows(self._groups_file(step)))
+        """Return the kept groups of a step as records (`axpo.record.records.group_to_json`).
+
+        Records that are no groups are left out, and noted in `unreadable`.
+        """
+        file = self._groups_file(step)
+        groups = []
+        for number, record in enumerate(read_rows(file), 1):
+            with self._noted(f"{file}, record {number}"):
+                check_group(record)
+                groups.append(record)
+        return groups
 
     def save_rollouts(self, step: int, groups: Sequence[Group], decode: Decode) -> None:
         """Keep all of a step's groups, exactly, for `replay`."""
@@ -229,9 +263,16 @@ class RunDirectory:
         replace_file(path, "".join(json.dumps(record) + "\n" for record in records))
 
     def rollouts(self) -> Iterator[tuple[int, list[Group]]]:
-        """Yield the step and the groups of all that `save_rollouts` kept, in order of steps."""
+        """Yield the step and the groups of all that `save_rollouts` kept, in order of steps.
+
+        Records that are no groups are left out, and noted in `unreadable`.
+        """
         for step, file in by_step(self.path / "rollouts", ".jsonl"):
-            yield step, [group_from_json(record, self._exact_images) for record in read_rows(file)]
+            groups = []
+            for number, record in enumerate(read_rows(file), 1):
+                with self._noted(f"{file}, record {number}"):
+                    groups.append(group_from_json(record, self._exact_images))
+            yield step, groups
 
     def save_timeline(self, step: int, groups: Sequence[Group]) -> None:
         """Keep when each rollout and continuation of a step ran (see `axpo.report.timeline`)."""
@@ -244,7 +285,12 @@ class RunDirectory:
         file = self._timeline_file(step)
         if not file.exists():
             return []
-        timeline: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
+        timeline: list[dict[str, Any]] = []
+        with self._noted(str(file)):
+            written = json.loads(read_text(file))
+            for bar in written:
+                check_bar(bar)
+            timeline = written
         return timeline
 
     def prune_checkpoints(self, keep: int) -> None:
@@ -269,6 +315,14 @@ class RunDirectory:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+    @contextmanager
+    def _noted(self, where: str) -> Iterator[None]:
+        """Leave out a record that cannot be read, and note why."""
+        try:
+            yield
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            self.unreadable.append(f"{where}: {one_line(str(error))}")
 
     def _groups_file(self, step: int) -> Path:
         return self.path / "trajectories" / f"{step_name(step)}.jsonl"
@@ -298,6 +352,16 @@ class RunDirectory:
         for later in self.group_steps():
             if later > step:
                 self._groups_file(later).unlink()
+
+
+def _numbers_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entries of a row of metrics that can be drawn, or that were not finite."""
+    kept: dict[str, Any] = {}
+    for name, value in row.items():
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if value is None or (is_number and abs(value) <= LARGEST):
+            kept[name] = value
+    return kept
 
 
 def _summary_writer() -> type[SummaryWriter]:

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from axpo.record.files import replace_file
+from axpo.errors import AxpoError
+from axpo.record.files import read_text, replace_file
 
 FILE = "summary.json"
 
@@ -48,12 +49,37 @@ def write_summary(run: Path, numbers: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_summary(run: Path) -> dict[str, Any] | None:
-    """Return the summary of a run directory; None if the run has not ended."""
+    """Return the summary of a run directory; None if the run has not ended.
+
+    Raises:
+        AxpoError: the file is no summary.
+    """
     file = run / FILE
     if not file.exists():
         return None
-    summary: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return summary
+    try:
+        summary = json.loads(read_text(file))
+    except (ValueError, RecursionError):
+        summary = None
+    if not isinstance(summary, dict):
+        raise AxpoError(f"{file}: expected a summary")
+    missing = [name for name in ("steps", "seconds", "tokens") if not _is_number(summary.get(name))]
+    if missing:
+        raise AxpoError(f"{file}: {', '.join(missing)}: expected numbers")
+    # The held-out rates; what is no number was not measured.
+    return {
+        name: value for name, value in summary.items() if value is None or not _odd(name, value)
+    }
+
+
+def _odd(name: str, value: Any) -> bool:
+    """Return whether a value has the name of a rate and is none."""
+    return name.endswith(("_start", "_end")) and not _is_number(value)
+
+
+def _is_number(value: Any) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and abs(value) < 1e15  # false for NaN, too
 
 
 def before_after(summary: Mapping[str, Any]) -> list[tuple[str, float | None, float]]:

@@ -36,9 +36,21 @@ class Chart:
         return self.draw(self.title, self.note, series)
 
 
-def charts(metrics: Metrics) -> list[str]:
-    """Return the markup of every chart that has something to draw."""
-    drawn = [chart.markup(metrics) for chart in CHARTS]
+def charts(metrics: Metrics, undrawn: list[str] | None = None) -> list[str]:
+    """Return the markup of every chart that has something to draw.
+
+    Args:
+        metrics: of the run.
+        undrawn: gets a line for each chart whose numbers cannot be drawn.
+    """
+    drawn = []
+    for chart in CHARTS:
+        try:
+            drawn.append(chart.markup(metrics))
+        except (ArithmeticError, TypeError, ValueError) as error:
+            if undrawn is None:
+                raise
+            undrawn.append(f"chart {chart.title}: {type(error).__name__}: {error}")
     return [markup for markup in drawn if markup]
 
 
@@ -98,8 +110,8 @@ def tool_failures(metrics: Metrics) -> list[Series]:
             calls = row.get(f"tool/{tool}/calls")
             # A step without a call has no share.
             if calls:
-                failed = row.get(f"tool/{tool}/infrastructure", 0)
-                late = row.get(f"tool/{tool}/deadline", 0)
+                failed = row.get(f"tool/{tool}/infrastructure") or 0
+                late = row.get(f"tool/{tool}/deadline") or 0
                 shares.append((row["step"], (failed + late) / calls))
         series.append(Series(tool, shares, _color(index)))
     return series

@@ -10,6 +10,7 @@ from typing import Any
 from axpo.evaluation.answers import final_text
 from axpo.evaluation.results import IMAGES, TRAJECTORIES, Row, read_evaluation
 from axpo.record.files import read_rows
+from axpo.record.records import ImageFolder
 from axpo.report.images import Images
 from axpo.report.rollout_view import SURE, GroupView, group_view
 
@@ -44,7 +45,7 @@ def render_evaluation(folder: Path) -> Path:
         how=json.dumps(
             {name: summary[name] for name in ("command", "commit", "versions")}, indent=2
         ),
-        images=Images(folder / IMAGES),
+        images=Images(ImageFolder(folder / IMAGES)),
         SURE=SURE,
     )
     out = folder / "report.html"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
-from pathlib import Path
 from typing import NamedTuple
+
+from axpo.record.records import ImageFolder
 
 IMAGE_SIDE = 640
 """Longer sides are scaled down for the page, pixels."""
@@ -28,26 +29,25 @@ class Images:
         used: by file name, in the order in which the page asked for them.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: ImageFolder) -> None:
         self.folder = folder
         self.used: dict[str, Embedded] = {}
 
     def size(self, name: str) -> tuple[int, int]:
         """Return (width, height) in pixels as embedded; (0, 0) if the file cannot be read."""
         if name not in self.used:
-            self.used[name] = _embed(self.folder / name)
+            self.used[name] = _embed(self.folder, name)
         image = self.used[name]
         return image.width, image.height
 
 
-def _embed(file: Path) -> Embedded:
+def _embed(folder: ImageFolder, name: str) -> Embedded:
     # PIL is slow to import, and only a page that is rendered needs it.
     from PIL import Image
 
     try:
-        with Image.open(file) as source:
-            image = source.convert("RGB")
-    except OSError:
+        image = Image.fromarray(folder.load(name))
+    except ValueError:
         return Embedded()
     image.thumbnail((IMAGE_SIDE, IMAGE_SIDE))
     kind = "png" if max(image.size) <= PNG_SIDE else "jpeg"

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from axpo.record.files import read_text
 from axpo.record.run import RunDirectory
 from axpo.record.set_aside import read_set_aside
 from axpo.record.summary import before_after, duration, label, read_summary
@@ -17,6 +18,7 @@ from axpo.report.curves import charts, points
 from axpo.report.images import Images
 from axpo.report.rollout_view import SURE, Record, group_view
 from axpo.report.timeline import picture
+from axpo.texts import clean
 
 GROUPS_SHOWN = 6
 SET_ASIDE_SHOWN = 50
@@ -49,23 +51,26 @@ def render(run_dir: str | Path) -> Path:
         undefined=StrictUndefined,
         trim_blocks=True,
     )
+    groups = [group_view(record) for record in _chosen_groups(run)]
     html = templates.get_template("page.html.jinja").render(
         name=recipe.get("name") or run.path.resolve().name,
         run=run.path.resolve().name,
         algorithm=str(recipe.get("algorithm", "")).upper(),
         facts=_facts(metrics, summary),
-        recipe=(run.path / "recipe.yaml").read_text(encoding="utf-8"),
+        recipe=read_text(run.path / "recipe.yaml"),
         tiles=[_tile(rate) for rate in _rates(metrics, summary)],
-        charts=charts(metrics),
+        charts=charts(metrics, run.unreadable),
         timeline=_timeline(run, metrics),
         set_aside=read_set_aside(run.path),
         SET_ASIDE_SHOWN=SET_ASIDE_SHOWN,
-        groups=[group_view(record) for record in _chosen_groups(run)],
-        images=Images(run.images.folder),
+        groups=groups,
+        unreadable=run.unreadable,
+        images=Images(run.images),
         SURE=SURE,
     )
     out = run.path / "report.html"
-    out.write_text(html, encoding="utf-8")
+    # Half a surrogate pair, in a reason or the name of a metric, is no UTF-8.
+    out.write_text(clean(html), encoding="utf-8")
     return out
 
 

@@ -6,6 +6,7 @@ was written, without an engine.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from axpo.config import Recipe
@@ -18,7 +19,7 @@ from axpo.training.progress import Progress
 from learner.credit import credit
 from learner.learner import Learner
 from rollout_workers.pool import RolloutPool
-from rollout_workers.trajectory import Group, SpecialTokens
+from rollout_workers.trajectory import Group, ObservationSegment, SpecialTokens, Trajectory
 from tool_server.pool import ToolPool
 
 
@@ -83,7 +84,11 @@ def replay(run: Replaying, source: RunDirectory) -> int:
         The number of steps made.
     """
     done = 0
-    for done, groups in source.rollouts():
+    noted = 0
+    for done, recorded in source.rollouts():
+        groups, strange = _of_this_model(recorded, run.tokens)
+        run.progress.set_aside("record", source.unreadable[noted:] + strange)
+        noted = len(source.unreadable)
         with run.progress.phase("learn"):
             items = credit(groups, run.tokens, run.recipe.learner)
             update = run.learner.update(items) if items else {}
@@ -93,6 +98,37 @@ def replay(run: Replaying, source: RunDirectory) -> int:
     if done:
         run.learner.save(str(run.directory.checkpoints.path(done)))
     return done
+
+
+def _of_this_model(groups: Sequence[Group], tokens: SpecialTokens) -> tuple[list[Group], list[str]]:
+    """Return the groups that the model can compute, and why the others are left out."""
+    fitting, strange = [], []
+    for group in groups:
+        trajectories = list(group.rollouts)
+        for resample in group.resamples:
+            trajectories += resample.continuations
+        faults = [_fault(trajectory, group, tokens) for trajectory in trajectories]
+        fault = next((fault for fault in faults if fault), None)
+        if fault is None:
+            fitting.append(group)
+        else:
+            strange.append(f"question {group.question.id}: {fault}")
+    return fitting, strange
+
+
+def _fault(trajectory: Trajectory, group: Group, tokens: SpecialTokens) -> str | None:
+    """Return why a model cannot compute a trajectory; None if it can."""
+    vocabulary = tokens.unused[1]
+    parts = [(trajectory.prompt_ids, len(group.question.images))]
+    for segment in trajectory.segments:
+        images = segment.images if isinstance(segment, ObservationSegment) else ()
+        parts.append((segment.token_ids, len(images)))
+    for ids, images in parts:
+        if vocabulary and ids.size and int(ids.max()) >= vocabulary:
+            return f"token {int(ids.max())}, the model has {vocabulary}"
+        if int((ids == tokens.image_pad).sum()) != images:
+            return "another number of images than of their tokens"
+    return None
 
 
 def _diagnose(recipe: Recipe, groups: list[Group], tokens: SpecialTokens) -> dict[str, float]:

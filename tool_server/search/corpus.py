@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from axpo.plain_files import NotPlain, inside, open_plain
 from tool_server.images import ImageError, check
-from tool_server.search.files import NotPlain, inside, open_plain
 
 if TYPE_CHECKING:
     from hashlib import _Hash

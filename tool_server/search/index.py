@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
+from axpo.plain_files import NotPlain, open_plain, read_plain
 from tool_server.search.corpus import Corpus, CorpusError, Document, clean
-from tool_server.search.files import MAX_MANIFEST, NotPlain, open_plain, read_plain
 from tool_server.search.results import Result
 from tool_server.tool import ToolUnavailable
 
@@ -33,6 +33,9 @@ FORMAT = 1
 """Version of the folder, the schema and the analyser. Raise it with any change of them."""
 
 MANIFEST = "manifest.json"
+
+MAX_MANIFEST = 16 << 20
+"""Bytes; the manifest of a thousand files takes 0.1 MB."""
 
 Kind: TypeAlias = Literal["texts", "images"]
 

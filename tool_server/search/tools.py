@@ -8,9 +8,9 @@ from typing import Any
 
 from pydantic import Field
 
+from axpo.plain_files import NotPlain, inside
 from tool_server.arguments import define
 from tool_server.images import ImageError, ImageLimits, decode, fit
-from tool_server.search.files import NotPlain, inside
 from tool_server.search.options import MAX_RETRY_AFTER_S, LocalOptions, TavilyOptions
 from tool_server.search.results import Caps, Result, SearchArguments, render
 from tool_server.tool import (

@@ -6,6 +6,7 @@ Flow, policy, credit and resampler are real; engines and learner are mocks witho
 import asyncio
 import io
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -268,7 +269,11 @@ def test_a_replay_gives_credit_as_the_learners_objective_wants_it(tmp_path):
         RunDirectory.create("a", {}, tmp_path) as run,
         Progress(1, console=Console(file=io.StringIO())) as progress,
     ):
-        run.save_rollouts(1, [group([direct(0, 1.0), direct(1, 0.0)])], decode)
+        made = group([direct(0, 1.0), direct(1, 0.0)])
+        of_text = replace(made, question=replace(made.question, images=()))
+        # The prompt has no token for an image, so no model could compute a group with one.
+        run.save_rollouts(1, [made, of_text], decode)
         assert replay(Replaying(recipe, learner, TOKENS, run, progress), run) == 1
+    assert len(learner.items) == 2
     advantages = [set(item.advantages[item.mask].tolist()) for item in learner.items]
     assert advantages == [{0.5}, {-0.5}]  # r - mean, not divided by the std
