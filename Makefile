@@ -1,4 +1,4 @@
-.PHONY: setup demo test test-all lint model bench-tools bench-learner bench-rollouts study
+.PHONY: setup demo test test-all test-gpu lint model bench-tools bench-learner bench-rollouts study
 
 setup:  ## environment in .venv; seconds when nothing changed
 	@deploy/setup
@@ -11,6 +11,9 @@ test: lint  ## lint and the tests, the real stack included
 
 test-all: lint  ## the slow ones too: runs killed and resumed at every moment, storms of faults, the attack list from the command line
 	.venv/bin/pytest --durations=15 -m "not gpu"
+
+test-gpu:  ## the GPU paths, on a machine with a GPU, into benchmarks/results/gpu.json; AXPO_GPU_DRY_RUN=1 tries the tests on a CPU
+	$(or $(PYTHON),.venv/bin/python) -m pytest tests/gpu -m gpu -s -rs --durations=0
 
 lint: setup
 	.venv/bin/ruff check .

@@ -5,6 +5,8 @@ The model is a real tiny Qwen3-VL.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 
@@ -159,24 +161,47 @@ def plain_torch_loss(model: str, items: list[TrainItem]):
 
     It uses Hugging Face's own processor and forward, one item at a time, and autograd.
     """
+    network = plain_model(model, torch.float32)
+    total = torch.zeros(())
+    for item, logprobs in zip(items, _plain_logprobs(network, model, items), strict=True):
+        ratio = (logprobs - torch.from_numpy(item.trajectory.logprobs[item.mask])).exp()
+        a = torch.from_numpy(item.advantages[item.mask])
+        total = total - item.weight * torch.minimum(ratio * a, ratio.clamp(0.8, 1.4) * a).mean()
+    return network, total
+
+
+def plain_torch_logprobs(
+    model: str, items: list[TrainItem], dtype: torch.dtype, device: torch.device
+) -> list[np.ndarray]:
+    """Return each item's log-probabilities of its trained tokens, by an independent learner."""
+    network = plain_model(model, dtype).to(device)
+    with torch.no_grad():
+        return [logprobs.cpu().numpy() for logprobs in _plain_logprobs(network, model, items)]
+
+
+def plain_model(model: str, dtype: torch.dtype):
+    from transformers import Qwen3VLForConditionalGeneration
+
+    return Qwen3VLForConditionalGeneration.from_pretrained(
+        model, dtype=dtype, attn_implementation="eager"
+    )
+
+
+def _plain_logprobs(network, model: str, items: list[TrainItem]) -> Iterator[torch.Tensor]:
     from PIL import Image
-    from transformers import AutoProcessor, AutoTokenizer, Qwen3VLForConditionalGeneration
+    from transformers import AutoProcessor, AutoTokenizer
 
     ids = ids_of(model)
-    network = Qwen3VLForConditionalGeneration.from_pretrained(
-        model, dtype=torch.float32, attn_implementation="eager"
-    )
     processor = AutoProcessor.from_pretrained(model).image_processor
     # The vision placeholders, and the ids that the tokenizer has no token for.
     placeholders = [ids["start"], ids["image"], ids["end"], network.config.video_token_id]
     known, rows = len(AutoTokenizer.from_pretrained(model)), network.config.text_config.vocab_size
     banned = [*placeholders, *range(known, rows)]
-    total = torch.zeros(())
     for item in items:
         t = item.trajectory
         images = processor(
             [Image.fromarray(i) for i in (*item.question.images, *t.images)], return_tensors="pt"
-        )
+        ).to(network.device)
         features = iter((images["image_grid_thw"].prod(-1) // 4).tolist())
         tokens, trained = [], []
         for token, mask in zip(
@@ -187,15 +212,11 @@ def plain_torch_loss(model: str, items: list[TrainItem]):
             n = next(features) if token == ids["image"] else 1
             tokens += [int(token)] * n
             trained += [bool(mask)] * n
-        input_ids = torch.tensor([tokens])
+        input_ids = torch.tensor([tokens], device=network.device)
         logits = network(
             input_ids=input_ids, mm_token_type_ids=(input_ids == ids["image"]).long(), **images
         ).logits[0, :-1]
+        logits = logits.float()
         logits[:, banned] = float("-inf")
-        logprobs = logits.log_softmax(-1).gather(-1, input_ids[0, 1:, None])[:, 0][
-            torch.tensor(trained[1:])
-        ]
-        ratio = (logprobs - torch.from_numpy(t.logprobs[item.mask])).exp()
-        a = torch.from_numpy(item.advantages[item.mask])
-        total = total - item.weight * torch.minimum(ratio * a, ratio.clamp(0.8, 1.4) * a).mean()
-    return network, total
+        chosen = logits.log_softmax(-1).gather(-1, input_ids[0, 1:, None])[:, 0]
+        yield chosen[torch.tensor(trained[1:], device=network.device)]
