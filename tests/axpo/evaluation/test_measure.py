@@ -216,6 +216,20 @@ def test_an_answer_without_a_verdict_is_never_a_zero_and_is_judged_again(tmp_pat
     assert (part["measured"], part["set_aside"]["counts"]) == (20, {})
 
 
+def test_a_judge_that_refuses_stops_the_evaluation_and_no_answer_is_lost(tmp_path):
+    class Refusing(YesMan):
+        name = "yes-man"
+
+        def judge(self, question, accepted, answer):
+            raise AxpoError("judge: refuses the key in JUDGE_KEY")
+
+    answers = {f"doubles/{number}": "that?" for number in range(9)}
+    with pytest.raises(AxpoError, match="refuses the key"):
+        run(plan(tmp_path, Refusing()), tmp_path / "out", Pool(answers))
+    assert not (tmp_path / "out" / "summary.json").exists()
+    assert run(plan(tmp_path, YesMan()), tmp_path / "out", None)["measured"] == 20
+
+
 def test_an_empty_answer_is_wrong_without_a_judge(tmp_path):
     answers = {f"doubles/{number}": text for number, text in enumerate(["", "  ", None])}
     part = run(plan(tmp_path, YesMan()), tmp_path / "out", Pool(answers))

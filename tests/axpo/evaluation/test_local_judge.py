@@ -1,0 +1,50 @@
+"""A judge that is served while answers are judged."""
+
+from __future__ import annotations
+
+import psutil
+import pytest
+
+from axpo.errors import AxpoError
+from axpo.evaluation import local_judge
+from axpo.tasks.judge import judges
+
+SERVER = "tests.axpo.evaluation.judge_server"
+
+
+def children():
+    return [child for child in psutil.Process().children() if SERVER in " ".join(child.cmdline())]
+
+
+def test_a_local_judge_serves_while_it_is_open_and_is_gone_afterwards(monkeypatch, tmp_path):
+    monkeypatch.setattr(local_judge, "_SERVER", SERVER)
+    spec = {"name": "local", "model": "models/mine", "start_s": 30, "cache": str(tmp_path)}
+    local = judges.parse(spec)
+    assert local.describe().startswith("models/mine (local), prompt ")
+    with local.opened() as judge:
+        assert len(children()) == 1
+        assert judge.concurrency_limit == 32
+        assert judge.judge("How many?", ["seven"], "it is 7").right is True
+        assert judge.judge("How many?", ["seven"], "it is 8").right is False
+    assert children() == []
+    # Kept apart from other models, all of which are called "judge" by their server.
+    assert len(list((tmp_path / "mine").rglob("*.json"))) == 2
+    with pytest.raises(RuntimeError, match="must be opened first"):
+        local.judge("?", ["x"], "y")
+
+
+def test_a_local_judge_that_cannot_start_is_one_line(monkeypatch):
+    monkeypatch.setattr(local_judge, "_SERVER", SERVER)
+    local = judges.parse({"name": "local", "model": "broken", "start_s": 30})
+    message = "judge: broken: its server ended with status 1: ValueError: no such model"
+    with pytest.raises(AxpoError, match=message), local.opened():
+        pass
+    assert children() == []
+
+
+def test_a_server_ends_if_judging_fails(monkeypatch):
+    monkeypatch.setattr(local_judge, "_SERVER", SERVER)
+    local = judges.parse({"name": "local", "model": "mine", "start_s": 30})
+    with pytest.raises(KeyboardInterrupt), local.opened():
+        raise KeyboardInterrupt
+    assert children() == []
