@@ -31,7 +31,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError
 from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, core_schema
 
-from axpo.texts import shown
+from axpo.texts import one_line, shown
 
 
 def find(path: str) -> Any:
@@ -50,12 +50,10 @@ def find(path: str) -> Any:
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # the module is the user's: anything may happen in it
-        reason = " ".join(str(error).split())
-        raise ValueError(
-            f"cannot import {module_name}: {type(error).__name__}: {reason}"
-        ) from error
+        reason = one_line(f"{type(error).__name__}: {error}")
+        raise ValueError(f"cannot import {one_line(module_name, 80)}: {reason}") from error
     if not hasattr(module, name):
-        raise ValueError(f"{module_name} has no {name}")
+        raise ValueError(f"{module_name} has no {one_line(name, 80)}")
     return getattr(module, name)
 
 

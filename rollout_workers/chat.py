@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
+from axpo.texts import clean
 from rollout_workers.families import (
     IMAGE,
     TURN_END,
@@ -296,7 +297,9 @@ class Chat:
         """Return the ids of a rendered text; what is marked is text, not an added token.
 
         Plain text between two added tokens is tokenized in one piece, as the full tokenizer does,
-        whoever wrote it: a tool's "done." and the template's newline may share a token.
+        whoever wrote it: a tool's "done." and the template's newline may share a token. Half a
+        surrogate pair becomes U+FFFD: questions and rows with one are refused before, but the
+        tokenizer must not raise whatever else holds one, the description of a tool for example.
         """
         vocabulary, pattern = self._added
         ids: list[int] = []
@@ -304,7 +307,8 @@ class Chat:
             if piece in vocabulary:
                 ids.append(vocabulary[piece])
             else:
-                ids += self.plain.encode(piece.replace(mark, ""), add_special_tokens=False).ids
+                text = clean(piece.replace(mark, ""))
+                ids += self.plain.encode(text, add_special_tokens=False).ids
         return np.asarray(ids, dtype=np.int32)
 
 

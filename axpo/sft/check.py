@@ -8,7 +8,7 @@ from pathlib import Path
 from axpo.config import Recipe
 from axpo.model_folder.check import folder_of
 from axpo.model_folder.files import check_processor, load_chat
-from axpo.sft.demonstrations import Demonstrations
+from axpo.sft.demonstrations import COLUMNS, Demonstrations
 from axpo.tasks.data import DataConfig
 from axpo.tasks.row_check import Tell, check_images, check_rows
 from rollout_workers.chat import Chat
@@ -64,6 +64,9 @@ def _sources(recipe: Recipe) -> Iterator[tuple[DataConfig, Demonstrations]]:
     sources = [stage.data for stage in recipe.sft.stages if stage.data] if recipe.sft else []
     folder = folder_of(recipe.model) if sources else None
     if folder is None:
+        # What cannot be read as a turn is known only with the model; that there is data, now.
+        for data in sources:
+            data.rows(COLUMNS)
         return
     chat = load_chat(folder)
     for data in dict.fromkeys(sources):

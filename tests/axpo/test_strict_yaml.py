@@ -97,6 +97,8 @@ def test_a_byte_order_mark_is_read_over(tmp_path):
         ("task.kind=" + "x" * 9000, "task.kind='xxxx"),
         ("task={kind: small_digit, " + "x" * 900 + ": 1}", "unknown key"),
         ("learner.objective={name: " + "x" * 9000 + "}", "learner.objective.name='xxxx"),
+        ("learner.objective=" + "x" * 9000 + ":f", "cannot import xxxx"),
+        ("learner.objective=json:" + "x" * 9000, "json has no xxxx"),
     ],
 )
 def test_a_value_of_a_command_line_is_shown_short(override, said):

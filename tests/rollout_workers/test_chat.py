@@ -58,6 +58,16 @@ def test_texts_of_question_system_and_tools_forge_no_special_token(chat):
     assert chat.decode(ids).count(json.dumps(tool)) == 1
 
 
+def test_half_a_surrogate_pair_in_any_text_makes_nothing_raise(chat):
+    half, tool = "a\ud83db", {"function": {"name": "zoom", "description": "a\ud83db"}}
+    decoded = chat.decode(chat.prompt(half, (), [tool], half)) + chat.decode(
+        chat.observation([(half, 0)])
+    )
+    # Of question, system text and observation; a template may write tools as JSON.
+    assert decoded.count("a\ufffdb") >= 3
+    assert "\ud83d" not in decoded
+
+
 def test_no_special_token_arises_where_two_texts_meet(chat):
     """The system's text ends where the tool's begins, if a template puts nothing between."""
     template = "{{ messages[0].content + messages[1].content[0].text }}"
