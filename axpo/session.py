@@ -6,13 +6,17 @@ import functools
 import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import ray
 
+from axpo import private
 from axpo.config import Recipe, hub_name
 from axpo.errors import AxpoError
+from axpo.placement import Parts, Placed, check_fits, inspect_nodes, reserved
 from axpo.tasks import Task
-from learner.learner import Learner
+from learner.learner import Learner, Start
 from rollout_workers.fleet import Log, no_log
 from rollout_workers.pool import RolloutPool
 from rollout_workers.settings import WorkerSettings
@@ -37,23 +41,48 @@ def ray_session(recipe: Recipe, *, learner: bool = True, workers: bool = True) -
     """
     # A caller may have joined a cluster already.
     if not ray.is_initialized():
-        address = os.environ.get("RAY_ADDRESS")
-        local = {} if address else {"include_dashboard": False}
-        ray.init(
-            address=address,
-            log_to_driver=False,
-            logging_level="warning",
-            runtime_env={"env_vars": _actor_environment()},
-            **local,
-        )
+        _join_or_start()
     try:
-        have = ray.cluster_resources()
-        recipe.check_resources(
-            have.get("CPU", 0), have.get("GPU", 0), learner=learner, workers=workers
-        )
+        check_fits(recipe, Parts(learner, workers))
         yield
     finally:
         ray.shutdown()
+
+
+def _join_or_start() -> None:
+    variables = _actor_environment()
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        ray.init(address, runtime_env={"env_vars": variables}, **quiet)
+        return
+    with private.files() as workers:
+        workers["env_vars"] |= variables
+        folder = private.session_folder()
+        ray.init(include_dashboard=False, _temp_dir=folder, runtime_env=workers, **quiet)
+
+
+@contextmanager
+def places(
+    recipe: Recipe, parts: Parts, model: str | None = None, run: Path | None = None
+) -> Iterator[Placed]:
+    """Reserve places for the actors of a recipe, on nodes that can hold them.
+
+    Args:
+        recipe: what is placed.
+        parts: which actors.
+        model: the model that the engines load, if it is not the recipe's.
+        run: the folder that the learner's ranks will write into, if they will.
+
+    Raises:
+        AxpoError: the cluster has no room, or a node lacks something; the node is named.
+    """
+    models = {local_path(model or recipe.model)}
+    if parts.learner and recipe.reference is not None:
+        models.add(local_path(recipe.reference))
+    with reserved(recipe, parts) as placed:
+        inspect_nodes(placed.plan, recipe, sorted(models), None if run is None else str(run))
+        yield placed
 
 
 def _actor_environment() -> dict[str, str]:
@@ -68,15 +97,16 @@ def _actor_environment() -> dict[str, str]:
 
 @contextmanager
 def tool_servers(
-    config: ToolServerConfig, evaluation_only: Collection[str] = ()
+    config: ToolServerConfig, evaluation_only: Collection[str] = (), placed: Placed | None = None
 ) -> Iterator[ToolPool]:
     """Start tool servers, without waiting for them, and close them at the end.
 
     Args:
         config: the tools, and how many servers.
         evaluation_only: names of the tools that only evaluations see.
+        placed: where they stand; None: where Ray puts them.
     """
-    tools = start_tool_servers(config, evaluation_only)
+    tools = start_tool_servers(config, evaluation_only, placed.servers if placed else ())
     try:
         yield tools
     finally:
@@ -97,7 +127,7 @@ def await_tools(tools: ToolPool) -> None:
 
 @contextmanager
 def rollout_actors(
-    recipe: Recipe, task: Task, model: str, log: Log = no_log
+    recipe: Recipe, task: Task, model: str, log: Log = no_log, placed: Placed | None = None
 ) -> Iterator[tuple[RolloutPool, ToolPool]]:
     """Start tool servers and rollout workers. The tools serve; the engines may still be loading.
 
@@ -106,10 +136,18 @@ def rollout_actors(
         task: gives the system text and verifies answers.
         model: folder or hub name of the model that the engines load.
         log: takes what happens to the workers.
+        placed: where they stand; None: their places are reserved here, and no learner's.
     """
+    if placed is None:
+        with (
+            places(recipe, Parts(learner=False), model) as alone,
+            rollout_actors(recipe, task, model, log, alone) as actors,
+        ):
+            yield actors
+        return
     # Engines report entropies only if asked: they come from top-k log-probabilities.
     resamples = recipe.algorithm == "axpo"
-    with tool_servers(recipe.all_tools, recipe.evaluation.tools) as tools:
+    with tool_servers(recipe.all_tools, recipe.evaluation.tools, placed) as tools:
         settings = WorkerSettings(
             model=local_path(model),
             config=recipe.rollout,
@@ -120,9 +158,10 @@ def rollout_actors(
             run_seed=recipe.seed,
             want_entropies=resamples and recipe.resampler.ranking.needs_entropies,
             lora_rank=recipe.lora_rank,
+            deterministic=recipe.deterministic,
         )
         # Engines and tools start side by side. A tool that cannot start is found first.
-        pool = RolloutPool(settings, log=log)
+        pool = RolloutPool(settings, log=log, places=placed.engines)
         try:
             await_tools(tools)
             yield pool, tools
@@ -131,15 +170,28 @@ def rollout_actors(
 
 
 @contextmanager
-def learner_ranks(recipe: Recipe) -> Iterator[Learner]:
-    """Start the recipe's ZeRO-3 ranks with the model loaded."""
-    learner = Learner(
-        local_path(recipe.model),
-        recipe.learner,
+def learner_ranks(recipe: Recipe, placed: Placed | None = None) -> Iterator[Learner]:
+    """Start the recipe's ZeRO-3 ranks with the model loaded.
+
+    Args:
+        recipe: which ranks.
+        placed: where they stand; None: their places are reserved here, and no engine's.
+    """
+    if placed is None:
+        with (
+            places(recipe, Parts(workers=False)) as alone,
+            learner_ranks(recipe, alone) as learner,
+        ):
+            yield learner
+        return
+    start = Start(
         seed=recipe.seed,
         reference=local_path(recipe.reference or recipe.model),
         serving=recipe.serving,
+        places=placed.ranks,
+        network=recipe.network,
     )
+    learner = Learner(local_path(recipe.model), recipe.learner, start)
     try:
         yield learner
     finally:

@@ -7,38 +7,52 @@ Nothing heavy is imported here: torch and DeepSpeed load in the ranks' own proce
 from __future__ import annotations
 
 import os
-import socket
 import threading
-import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from learner import manifest
 from learner.config import LearnerConfig, RankSettings, Serving, adapters_alone
 from learner.credit import TrainItem
+from learner.network import NetworkConfig, free_port
 from learner.receivers import Receivers
+from rollout_workers.places import Options, Places, Wanted
 from rollout_workers.trajectory import Floats
+
+PLACEMENT_S = 60.0
+"""Seconds for Ray to place ranks that stand alone."""
 
 
 class RanksLost(Exception):
     """The ranks have ended: the policy is what the last checkpoint says."""
 
 
+@dataclass(frozen=True)
+class Start:
+    """How a learner starts, beside its model and its settings."""
+
+    seed: int = 0
+    """Of torch, and of how questions are dealt to mini-batches."""
+    reference: str | None = None
+    """Folder of the KL's reference policy; None: the model."""
+    serving: Serving = field(default_factory=Serving)
+    """The engines that will receive the weights."""
+    places: Places | None = None
+    """Of the ranks; None: they reserve their own."""
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    """How the ranks find rank 0."""
+
+
 class _RankActor:
     """Run one rank in a process of its own."""
 
-    def address(self) -> tuple[str, int]:
-        """Return this node's address and a port that is free now."""
-        # Asked for port 0, the kernel gives one that is free.
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            return ray.util.get_node_ip_address(), probe.getsockname()[1]
+    def address(self, network: NetworkConfig) -> tuple[str, int]:
+        """Return the address of this node for the other processes, and a port that is free."""
+        return network.host(ray.util.get_node_ip_address()), free_port()
 
     def start(self, settings: RankSettings) -> None:
         """Load the policy."""
@@ -66,42 +80,37 @@ class Learner:
         self,
         model: str,
         config: LearnerConfig,
-        *,
-        seed: int = 0,
-        reference: str | None = None,
-        serving: Serving = Serving(),
+        start: Start = Start(),
     ) -> None:
         """Start the ranks, each with the policy loaded.
 
         Args:
             model: a Hugging Face folder.
             config: the learner's settings.
-            seed: of torch, and of how questions are dealt to mini-batches.
-            reference: folder of the KL's reference policy; None: `model`.
-            serving: the engines that will receive the weights.
+            start: what else it starts with.
 
         Raises:
             ValueError: Ray cannot place the ranks.
             TimeoutError: they did not start within `config.deadline_s`.
         """
         self.config = config
-        self._serving = serving
+        self._serving = start.serving
+        self._network = start.network
         self._order = threading.Lock()
         self._lost = ""  # why the ranks were ended
-        # All ranks or none: some of them alone would hold their CPUs and wait for the others.
-        self._group = _reserve(config)
-        self._ranks = [_rank_actor(config, self._group, i) for i in range(config.ranks)]
+        self._places = start.places or _reserve(config)
+        self._ranks = [_rank_actor(options) for options in self._places.options]
         try:
-            address, port = self._wait("start", [self._ranks[0].address.remote()])[0]
+            address, port = self._address("start")
             first = RankSettings(
                 model=os.path.abspath(model),
-                reference=os.path.abspath(reference or model),
+                reference=os.path.abspath(start.reference or model),
                 config=config,
-                serving=serving,
-                seed=seed,
+                serving=start.serving,
+                seed=start.seed,
                 rank=0,
                 address=address,
-                port=port,
+                port=start.network.port or port,
             )
             starts = [
                 rank.start.remote(replace(first, rank=i)) for i, rank in enumerate(self._ranks)
@@ -189,7 +198,7 @@ class Learner:
         engines.within(self.config.deadline_s)
         engines.hold()
         try:
-            address = self._wait("send_weights", [self._ranks[0].address.remote()])[0]
+            address = self._address("send_weights")
             self._all("send_weights", engines.handles, version, address, within="sync_s")
         except (ray.exceptions.RayError, TimeoutError) as error:
             if self._stuck_after(error):
@@ -267,7 +276,13 @@ class Learner:
         """End the ranks and give their resources back."""
         for rank in self._ranks:
             ray.kill(rank)
-        remove_placement_group(self._group)
+        self._places.release()
+
+    def _address(self, what: str) -> tuple[str, int]:
+        """Return the address of rank 0 and a port that is free there."""
+        call = self._ranks[0].address.remote(self._network)
+        address: tuple[str, int] = self._wait(what, [call])[0]
+        return address
 
     def _of_tokens(self, method: str, items: Sequence[TrainItem]) -> list[Floats]:
         if not all(item.mask.any() for item in items):
@@ -332,33 +347,15 @@ def _trainable(items: Sequence[TrainItem]) -> list[TrainItem]:
     return trainable
 
 
-def _rank_actor(config: LearnerConfig, group: PlacementGroup, rank: int) -> Any:
-    """Return the Ray handle of a new actor in its own bundle of the group."""
-    bundle = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank)
-    options = ray.remote(_RankActor).options(
-        num_cpus=config.cpus_per_rank,
-        num_gpus=config.gpus_per_rank,
-        scheduling_strategy=bundle,
-    )
-    return options.remote()
+def _rank_actor(options: Options) -> Any:
+    """Return the Ray handle of a new actor."""
+    return ray.remote(_RankActor).options(**options).remote()
 
 
-def _reserve(config: LearnerConfig) -> PlacementGroup:
-    """Return a placement group with one bundle a rank.
+def _reserve(config: LearnerConfig) -> Places:
+    """Return places of the ranks' own.
 
-    Raises:
-        ValueError: it cannot be had in time; the message says what there is.
+    All ranks or none: some of them alone would hold their CPUs and wait for the others.
     """
-    bundle = {"CPU": config.cpus_per_rank}
-    if config.gpus_per_rank:
-        bundle["GPU"] = config.gpus_per_rank
-    group = placement_group(
-        [bundle] * config.ranks, strategy="PACK", name=f"learner-{uuid.uuid4().hex[:8]}"
-    )
-    if not group.wait(min(config.deadline_s, 60)):
-        remove_placement_group(group)
-        raise ValueError(
-            f"learner.ranks={config.ranks} of {bundle} do not fit into Ray's "
-            f"{ray.cluster_resources()}, free {ray.available_resources()}"
-        )
-    return group
+    wanted = Wanted("learner.ranks", config.ranks, config.cpus_per_rank, config.gpus_per_rank)
+    return wanted.reserve(min(config.deadline_s, PLACEMENT_S))

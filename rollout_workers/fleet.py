@@ -13,18 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rollout_workers.client import START_DEADLINE_S, Process, WorkerClient, end_process
 from rollout_workers.config import RolloutConfig
+from rollout_workers.places import Places, Wanted
 from rollout_workers.trajectory import SpecialTokens
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
 
 PLACEMENT_S = 60.0
-"""Seconds for Ray to place the workers."""
+"""Seconds for Ray to place workers that stand alone."""
 
 Log = Callable[..., None]
 """Takes an event's name and its fields."""
@@ -64,13 +63,15 @@ class Fleet:
         make: Callable[[dict[str, Any], int], ActorHandle],
         config: RolloutConfig,
         log: Log = no_log,
+        places: Places | None = None,
     ) -> None:
-        """Reserve the places.
+        """Take the places.
 
         Args:
             make: creates an actor from Ray's options and the worker's id.
             config: the recipe's `rollout`.
             log: takes what happens to the workers.
+            places: of the workers; None: they reserve their own.
 
         Raises:
             ValueError: if Ray cannot place the workers.
@@ -90,7 +91,7 @@ class Fleet:
         self._config = config
         self._log = log
         self._ids = itertools.count()
-        self._group = _reserve(config)
+        self._places = places or _reserve(config)
         self._session = _ray_session()
         self._keepers: list[asyncio.Task[None]] = []
         self._first: list[asyncio.Future[SpecialTokens]] = []  # of each place: its first worker
@@ -140,7 +141,7 @@ class Fleet:
         await asyncio.gather(*ended, *self._keepers, return_exceptions=True)
         for worker in workers:
             worker.client.kill()
-        remove_placement_group(self._group)
+        self._places.release()
 
     async def _keep(self, place: int) -> None:
         """Keep a worker in this place: start another one when it is lost, until all has failed."""
@@ -215,18 +216,10 @@ class Fleet:
         self.on_change()
 
     def _create(self, place: int) -> Worker:
-        config = self._config
-        options = {
-            "num_cpus": config.cpus_per_worker,
-            "num_gpus": config.gpus_per_worker,
-            # Ray must not queue: the worker's own slots decide what runs.
-            "max_concurrency": 10_000,
-            "scheduling_strategy": PlacementGroupSchedulingStrategy(
-                self._group, placement_group_bundle_index=place
-            ),
-        }
+        # Ray must not queue: the worker's own slots decide what runs.
+        options = {**self._places.options[place], "max_concurrency": 10_000}
         worker_id = next(self._ids)
-        client = WorkerClient(self._make(options, worker_id), config.health_s)
+        client = WorkerClient(self._make(options, worker_id), self._config.health_s)
         return Worker(worker_id, place, client, asyncio.get_running_loop().create_future())
 
     async def _kill(self, worker: Worker) -> None:
@@ -272,16 +265,12 @@ def _ray_session() -> tuple[str, str] | None:
     return context.get_node_id(), context.get_job_id()
 
 
-def _reserve(config: RolloutConfig) -> PlacementGroup:
-    # Ray refuses an empty bundle.
-    bundle = {"CPU": max(config.cpus_per_worker, 0.001)}
-    if config.gpus_per_worker:
-        bundle["GPU"] = config.gpus_per_worker
-    group = placement_group([bundle] * config.workers, strategy=config.placement)
-    if not group.wait(PLACEMENT_S):
-        remove_placement_group(group)
-        raise ValueError(
-            f"rollout.workers={config.workers} of {bundle} do not fit into Ray's"
-            f" {ray.available_resources()}"
-        )
-    return group
+def _reserve(config: RolloutConfig) -> Places:
+    wanted = Wanted(
+        "rollout.workers",
+        config.workers,
+        config.cpus_per_worker,
+        config.gpus_per_worker,
+        config.placement,
+    )
+    return wanted.reserve(PLACEMENT_S)

@@ -23,6 +23,7 @@ from ray.exceptions import RayActorError, RayError
 
 from rollout_workers.client import START_DEADLINE_S, WorkerClient, as_future, cancel
 from rollout_workers.fleet import Fleet, Log, Worker, no_log
+from rollout_workers.places import Places
 from rollout_workers.routing import Router
 from rollout_workers.settings import ForkRequest, WorkerSettings
 from rollout_workers.soundness import is_sound
@@ -65,6 +66,7 @@ class RolloutPool:
         settings: WorkerSettings,
         actor_class: type = RolloutWorker,
         log: Log = no_log,
+        places: Places | None = None,
     ) -> None:
         """Start the workers; nothing waits for them yet.
 
@@ -72,6 +74,7 @@ class RolloutPool:
             settings: what all workers share.
             actor_class: stands in for RolloutWorker in tests without an engine.
             log: takes what happens to workers and questions.
+            places: of the workers; None: they reserve their own.
 
         Raises:
             ValueError: if Ray cannot place the workers.
@@ -84,7 +87,7 @@ class RolloutPool:
         self._readers = ThreadPoolExecutor(READERS, "image-reader")
         self._config = settings.config
         self._log = log
-        self._fleet = Fleet(make, settings.config, log)
+        self._fleet = Fleet(make, settings.config, log, places)
         self._router = Router(self._fleet, settings.config.concurrency)
         self._tokens: SpecialTokens | None = None
         self._counts: Counter[str] = Counter()

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -50,7 +50,11 @@ PAUSES_S = (0.02, 2.0)
 """First and longest pause before a full server is asked again; doubled each time, with jitter."""
 
 
-def start_tool_servers(config: ToolServerConfig, evaluation_only: Collection[str] = ()) -> ToolPool:
+def start_tool_servers(
+    config: ToolServerConfig,
+    evaluation_only: Collection[str] = (),
+    places: Sequence[Mapping[str, Any]] = (),
+) -> ToolPool:
     """Start the actors and return at once. `ToolPool.ready` waits for them.
 
     This needs a Ray session.
@@ -58,17 +62,18 @@ def start_tool_servers(config: ToolServerConfig, evaluation_only: Collection[str
     Args:
         config: the tools and their limits.
         evaluation_only: names of tools that only `ToolPool.evaluating` offers.
+        places: Ray's options of each server, what it takes and where; none: spread over the nodes.
     """
+    spread = {"num_cpus": config.cpus_per_server, "scheduling_strategy": "SPREAD"}
     # max_task_retries stays 0: the recipe says whether a call may run twice (`retries`), and the
     # pool runs it again. max_concurrency is out of the way: calls wait in the queues of their
     # tools, which have limits of their own.
-    actor = ray.remote(ToolServer).options(
-        num_cpus=config.cpus_per_server,
-        max_concurrency=100_000,
-        max_restarts=-1,
-        scheduling_strategy="SPREAD",
-    )
-    servers = [actor.remote(config) for _ in range(config.servers)]
+    lasting = {"max_concurrency": 100_000, "max_restarts": -1}
+    actor = ray.remote(ToolServer)
+    servers = [
+        actor.options(**options, **lasting).remote(config)
+        for options in places or [spread] * config.servers
+    ]
     return ToolPool(servers, config.start_deadline_s, evaluation_only)
 
 

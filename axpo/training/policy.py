@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ray.exceptions import RayError
@@ -28,7 +29,8 @@ class Policy:
         self._learner = learner
         self._pool = pool
         self._colocated = colocated
-        self._asleep = False
+        # Colocated engines have loaded, and gave their memory to the ranks.
+        self._asleep = colocated
         self._lock = threading.Lock()
         pool.join_with(self._welcome)
 
@@ -38,10 +40,7 @@ class Policy:
         The engines go on with the version that they have.
         """
         with self._lock:
-            # Colocated engines give their memory to the update.
-            if self._colocated:
-                self._pool.sleep()
-                self._asleep = True
+            self._give_to_learner()
             try:
                 return self._learner.update(items) if items else {}
             finally:
@@ -63,13 +62,40 @@ class Policy:
         with self._lock:
             if version is not None:
                 self.version = version
-            # Sleeping engines take back first what the weights need, then the rest for their cache.
-            if self._asleep:
-                self._pool.wake("weights")
+            self._give_to_engines()
+
+    @contextmanager
+    def learner_alone(self) -> Iterator[Learner]:
+        """Lend the learner for a call that needs its memory, such as a checkpoint.
+
+        Colocated engines sleep meanwhile; nothing may be in flight.
+        """
+        with self._lock:
+            was_asleep = self._asleep
+            self._give_to_learner()
+            yield self._learner
+            if self._asleep and not was_asleep:
+                self._give_to_engines()
+
+    def _give_to_learner(self) -> None:
+        """Let colocated engines sleep, and give their memory to the ranks."""
+        if not self._colocated or self._asleep:
+            return
+        self._pool.sleep()
+        self._learner.reclaim_memory()
+        self._asleep = True
+
+    def _give_to_engines(self) -> None:
+        """Bring all engines to the learner's weights; if they sleep, give them their memory."""
+        if not self._asleep:
             self._send_to_all()
-            if self._asleep:
-                self._pool.wake("kv_cache")
-                self._asleep = False
+            return
+        # The weights go from the ranks' memory to the engines'. The cache needs the ranks' share.
+        self._pool.wake("weights")
+        self._send_to_all()
+        self._learner.release_memory()
+        self._pool.wake("kv_cache")
+        self._asleep = False
 
     def _send_to_all(self) -> None:
         while True:

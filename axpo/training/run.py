@@ -12,10 +12,11 @@ from rich.console import Console
 
 from axpo.config import Recipe
 from axpo.errors import AxpoError
+from axpo.placement import Parts
 from axpo.record.ledger import Ledger
 from axpo.record.records import Decode
 from axpo.record.run import RunDirectory
-from axpo.session import learner_ranks, local_path, ray_session, rollout_actors
+from axpo.session import learner_ranks, local_path, places, ray_session, rollout_actors
 from axpo.training.actors import training_actors
 from axpo.training.cursor import Cursor, load_cursor
 from axpo.training.flow import Flow
@@ -83,7 +84,8 @@ def _train_run(
         progress.say(f"run {directory.path}{resumed}")
         with ExitStack() as stack:
             with progress.phase("start"):
-                actors = stack.enter_context(training_actors(recipe, task, ledger.log))
+                started = training_actors(recipe, task, ledger.log, directory.path)
+                actors = stack.enter_context(started)
                 decode = _decode(recipe)
                 if first:
                     actors.learner.load(str(directory.checkpoints.path(first)))
@@ -140,7 +142,9 @@ def replay_run(
         ExitStack() as stack,
     ):
         with progress.phase("start"):
-            learner = stack.enter_context(learner_ranks(recipe))
+            parts = Parts(workers=False)
+            placed = stack.enter_context(places(recipe, parts, run=directory.path))
+            learner = stack.enter_context(learner_ranks(recipe, placed))
         steps = replay(Replaying(recipe, learner, tokens, directory, progress), source)
     if not steps:
         raise AxpoError(f"{source.path}: no rollouts to replay (write them with --rollouts-only)")

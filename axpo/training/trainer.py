@@ -176,13 +176,14 @@ def checkpoint(run: TrainingRun, done: int, cursor: Cursor, *, wait: bool = True
         cursor: the state of the questions.
         wait: return only when the checkpoint is complete; otherwise it appears later.
     """
-    learner, path = run.actors.learner, run.directory.checkpoints.path(done)
+    path = run.directory.checkpoints.path(done)
     with run.progress.phase("checkpoint"):
-        learner.finish_save()
+        run.actors.learner.finish_save()
         if path.exists():
             return
         run.directory.log_event("checkpoint", step=done)
-        learner.save(str(path), add=cursor.save, wait=wait)
+        with run.actors.policy.learner_alone() as learner:
+            learner.save(str(path), add=cursor.save, wait=wait)
 
 
 def evaluation(run: TrainingRun, done: int) -> None:

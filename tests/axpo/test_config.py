@@ -243,7 +243,7 @@ def test_every_new_place_of_a_moved_key_is_a_key():
 
 def test_what_the_learner_must_know_of_the_engines_is_derived():
     large = load_recipe(
-        "deploy/recipes/qwen3-vl-8b-thinking.yaml",
+        "deploy/recipes/qwen3-vl-8b-thinking-two-nodes.yaml",
         ["rollout.gpus_per_worker=2", "rollout.engine.tensor_parallel_size=2"],
     )
     assert large.serving == Serving(
@@ -301,17 +301,6 @@ def test_missing_field_and_missing_file():
         )
     with pytest.raises(AxpoError, match="no such file"):
         load_recipe("no.yaml")
-
-
-def test_more_ranks_than_the_cluster_holds():
-    recipe = load_recipe(DEMO, ["learner.ranks=64"])
-    with pytest.raises(
-        AxpoError,
-        match=r"learner.ranks=64 with 0.4 CPUs each.* need 26.1 CPUs; the Ray cluster has 2",
-    ):
-        recipe.check_resources(cpus=2, gpus=0)
-    with pytest.raises(AxpoError, match=r"need 8 GPUs; the Ray cluster has 0"):
-        load_recipe("deploy/recipes/qwen3-vl-2b-thinking.yaml").check_resources(cpus=999, gpus=0)
 
 
 def test_the_printed_recipe_is_a_recipe_again():

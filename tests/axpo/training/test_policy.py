@@ -33,6 +33,12 @@ class Calls(list):
         self.append("check")
         self.workers = [worker for worker in self.workers if worker not in self.dead]
 
+    def reclaim_memory(self):
+        self.append("reclaim")
+
+    def release_memory(self):
+        self.append("release")
+
     def sleep(self):
         self.append("sleep")
 
@@ -103,17 +109,39 @@ def test_with_no_engine_left_the_replacements_bring_the_weights_themselves():
     assert calls == []
 
 
-def test_colocated_engines_sleep_during_the_update_and_get_weights_before_their_cache():
+def test_colocated_engines_and_ranks_never_have_all_of_their_memory_at_once():
+    calls = Calls()
+    made = policy(calls, colocated=True)  # the engines sleep, the ranks have loaded
+    made.publish(0)
+    served = ["wake weights", (("a", "b"), 0), "release", "wake kv_cache"]
+    assert calls == served
+    made.update(["item"])
+    made.publish()
+    learned = ["sleep", "reclaim", "update"]
+    assert calls[4:] == [*learned, "wake weights", (("a", "b"), 1), "release", "wake kv_cache"]
+
+
+def test_colocated_engines_sleep_during_a_checkpoint():
     calls = Calls()
     made = policy(calls, colocated=True)
     made.publish(0)
-    made.update(["item"])
-    made.publish()
-    assert calls == [
-        (("a", "b"), 0),
-        "sleep",
-        "update",
-        "wake weights",
-        (("a", "b"), 1),
-        "wake kv_cache",
-    ]
+    calls.clear()
+    with made.learner_alone() as learner:
+        learner.append("save")
+    awake = ["wake weights", (("a", "b"), 0), "release", "wake kv_cache"]
+    assert calls == ["sleep", "reclaim", "save", *awake]
+
+
+def test_a_checkpoint_before_the_engines_serve_leaves_them_asleep():
+    calls = Calls()
+    made = policy(calls, colocated=True)
+    with made.learner_alone() as learner:
+        learner.append("save")
+    assert calls == ["save"]
+
+
+def test_engines_on_devices_of_their_own_go_on_during_a_checkpoint():
+    calls = Calls()
+    with policy(calls).learner_alone() as learner:
+        learner.append("save")
+    assert calls == ["save"]
