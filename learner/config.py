@@ -94,8 +94,9 @@ class LearnerConfig(BaseModel):
     # Ranks
     ranks: int = Field(2, ge=1, description="ZeRO-3 ranks, one process each")
     gpus_per_rank: int = Field(0, ge=0, le=1, description="0: CPU with gloo; 1: one GPU with NCCL")
-    cpus_per_rank: float = Field(1, gt=0, description="CPUs that Ray reserves for a rank")
-    threads: int = Field(1, ge=1, description="torch threads of a rank")
+    cpus_per_rank: float = Field(
+        1, gt=0, description="CPUs that Ray reserves for a rank; it computes with as many threads"
+    )
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="of forward and backward; the optimizer keeps float32"
     )
@@ -180,6 +181,11 @@ class LearnerConfig(BaseModel):
     deadline_s: float = Field(
         1800, gt=0, description="seconds until start, update, save or load is given up"
     )
+
+    @property
+    def threads(self) -> int:
+        """Return the torch threads of a rank."""
+        return max(1, int(self.cpus_per_rank))
 
     @model_validator(mode="after")
     def _consistent(self) -> LearnerConfig:
