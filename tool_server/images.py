@@ -106,7 +106,8 @@ def decode(source: Path | bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Pixels
 def check(source: Path | bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Size:
     """Do the checks of `decode` without the decoding.
 
-    A PNG's checksums are verified. A JPEG, WEBP or GIF that seems to be cut short is decoded.
+    A PNG's checksums are verified. A JPEG or WEBP that seems to be cut short is decoded, and so is
+    every GIF, whose bytes do not tell.
 
     Returns:
         Width and height that the pixels would have, before EXIF puts them upright.
@@ -199,13 +200,13 @@ def _open(source: Path | bytes, limits: ImageLimits) -> Image.Image:
 
 
 def _seems_cut(form: str | None, data: bytes) -> bool:
-    """Return whether the end of an image is not there, by a look at its bytes."""
+    """Return whether the end of an image may be missing, by a look at its bytes."""
     if form in ("JPEG", "MPO"):
         # Previews inside of it have an end of their own, before the last scan.
         return data.rfind(END_OF_JPEG) < data.rfind(START_OF_SCAN)
     if form == "WEBP":
         return int.from_bytes(data[4:8], "little") + 8 > len(data)
-    return form == "GIF" and not data.rstrip(b"\0").endswith(b";")
+    return form == "GIF"
 
 
 def _check_size(width: int, height: int, limits: ImageLimits) -> None:

@@ -308,3 +308,24 @@ def test_a_larger_image_is_scaled_down_upright(format, orientation):
 def test_an_image_within_the_limit_is_decoded_as_ever():
     assert np.array_equal(decode(encode(PHOTO), ImageLimits(scale_above=2400)), np.asarray(PHOTO))
     assert check(encode(PHOTO)) == (60, 40)
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "GIF"])
+def test_a_check_finds_every_cut_that_decoding_finds(form):
+    pixels = np.random.default_rng(1).integers(0, 255, (40, 50, 3), dtype=np.uint8)
+    preview, file = io.BytesIO(), io.BytesIO()
+    Image.fromarray(pixels[:8, :8]).save(preview, "JPEG")
+    # A preview, as cameras write it, has an end of its own.
+    extra = {"exif": b"Exif\0\0" + preview.getvalue()} if form == "JPEG" else {}
+    Image.fromarray(pixels).save(file, form, **extra)
+    whole, found = file.getvalue(), 0
+    for length in range(len(whole) // 2, len(whole)):
+        try:
+            decode(whole[:length])
+        except ImageError:
+            found += 1
+            with pytest.raises(ImageError):
+                check(whole[:length])
+    assert found > len(whole) // 4
+    assert check(whole) == (50, 40)
+    assert check(whole + b"\0" * 9) == (50, 40)
