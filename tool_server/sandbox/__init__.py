@@ -7,6 +7,7 @@ Of AXPO it imports `tool_server.tool` and `tool_server.images`. It knows nothing
 `tool_server.python`, which is built on it.
 
 Start reading at `pool.py` (the jails of a server), then `process.py` (one jail and its calls),
-`jail.py` (what a jail sees of the machine), `layers.py` (whether this machine has what it takes).
+`jail.py` (what a jail sees of the machine), `places.py` and `cgroups.py` (what each call has to
+itself), `layers.py` (whether this machine has what it takes).
 What runs inside a jail is in `inside/`. `attacks.py` runs the attack list of `attacks_*.md`.
 """

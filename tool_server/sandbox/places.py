@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from tool_server.sandbox.cgroups import Group, Groups, MemoryEvents, NoGroups
+from tool_server.sandbox.cgroup import Group, MemoryEvents
+from tool_server.sandbox.cgroups import Groups, NoGroups
 from tool_server.sandbox.options import MAX_THREADS, Isolation, PythonOptions
 
 VMSTAT = Path("/proc/vmstat")

@@ -174,19 +174,12 @@ class Jail:
                 raise ToolUnavailable(f"the sandbox takes no call: {error}") from error
             if "error" in end:
                 raise ToolUnavailable(f"the sandbox cannot fork: {end['error']}")
-            was_killed = os.WIFSIGNALED(end["status"]) and os.WTERMSIG(end["status"]) == SIGKILL
-            return Finished(
-                begun=result.begun,
-                status=end["status"],
-                cpu_s=end["cpu_s"],
-                output=bytes(output.data),
-                wall_s=time.monotonic() - started,
-                out_of_memory=place.out_of_memory() if was_killed else None,
-                killed=killed[0] if killed else "",
-                complete=result.complete,
-                error=result.error,
-                images=result.images(),
-            )
+            finished = _finished(end, output, result)
+            finished.wall_s = time.monotonic() - started
+            finished.killed = killed[0] if killed else ""
+            if os.WIFSIGNALED(finished.status) and os.WTERMSIG(finished.status) == SIGKILL:
+                finished.out_of_memory = place.out_of_memory()
+            return finished
 
     def kill(self) -> None:
         """End the jail and everything in it."""
@@ -393,6 +386,18 @@ class Jail:
             self._reaped = self._loop.run_in_executor(None, self._process.wait)
         if self._work is not None:
             shutil.rmtree(self._work, ignore_errors=True)
+
+
+def _finished(end: protocol.Ended, output: OutputPipe, result: ResultPipe) -> Finished:
+    return Finished(
+        begun=result.begun,
+        status=end["status"],
+        cpu_s=end["cpu_s"],
+        output=bytes(output.data),
+        complete=result.complete,
+        error=result.error,
+        images=result.images(),
+    )
 
 
 def _given_bytes(work: Work) -> int:

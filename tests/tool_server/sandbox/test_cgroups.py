@@ -11,8 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tool_server.sandbox import cgroups, layers, places
-from tool_server.sandbox.cgroups import Groups, GroupV1, GroupV2, MemoryEvents, NoGroups
+from tool_server.sandbox import cgroup_trees, cgroups, layers, places
+from tool_server.sandbox.cgroup import GroupV1, GroupV2, MemoryEvents
+from tool_server.sandbox.cgroups import Groups, NoGroups
 from tool_server.sandbox.options import Isolation, PythonOptions
 from tool_server.sandbox.places import OutOfMemory
 from tool_server.tool import ToolStopped, ToolUnavailable
@@ -136,14 +137,14 @@ MOUNTS = """\
 
 
 def test_the_mounted_trees_are_read():
-    unified, memory, cpu = cgroups._mounts(MOUNTS)
+    unified, memory, cpu = cgroup_trees._mounts(MOUNTS)
     assert (unified.root, str(unified.point), unified.controllers) == ("/", "/sys/fs/cgroup", None)
     assert memory.controllers == ("rw", "memory")
     assert cpu.root == "/docker/abc"
     # In a container the tree begins at the container's own group.
     assert memory.folder("/docker/abc") == Path("/sys/fs/cgroup/memory")
     assert memory.folder("/elsewhere") == Path("/sys/fs/cgroup/memory")
-    own = cgroups._own("4:cpu,cpuacct:/a\n2:memory:/b/c\n0::/user.slice\n")
+    own = cgroup_trees._own("4:cpu,cpuacct:/a\n2:memory:/b/c\n0::/user.slice\n")
     assert own == {"cpu": "/a", "cpuacct": "/a", "memory": "/b/c", "": "/user.slice"}
 
 
@@ -154,9 +155,9 @@ def test_groups_are_made_where_their_controllers_are(tmp_path):
     (server / "cgroup.controllers").write_text("pids\n")
     (server.parent / "cgroup.controllers").write_text("cpu io memory pids\n")
     (server.parent / "cgroup.subtree_control").write_text("memory pids\n")
-    mount, reasons = cgroups._Mount("/", tmp_path, None), []
-    ((kind, bases),) = cgroups._candidates_v2(mount, "/user.slice/server.scope", reasons)
-    assert kind is GroupV2
+    mount, reasons = cgroup_trees.Mount("/", tmp_path, None), []
+    ((version, bases),) = cgroup_trees._candidates_v2(mount, "/user.slice/server.scope", reasons)
+    assert version == 2
     assert bases == dict.fromkeys(("memory", "pids", "cpu"), server.parent)
     assert (server.parent / "cgroup.subtree_control").read_text() == "+cpu"
     assert reasons == [f"{server} has no memory"]
