@@ -222,6 +222,8 @@ class Serving:
     """Processes of one engine (its tensor parallel size); sizes the nccl group."""
     images: ImagesConfig = field(default_factory=ImagesConfig)
     """How large the engines see images."""
+    deterministic: bool = False
+    """The engines' kernels repeat to the bit, and so shall the learner's."""
 
     @property
     def in_one_group(self) -> bool:

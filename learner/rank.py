@@ -32,6 +32,7 @@ from learner.checkpoint import (
 )
 from learner.config import LearnerConfig, RankSettings
 from learner.credit import TrainItem
+from learner.determinism import repeat_kernels
 from learner.images import image_processor
 from learner.parking import Memory, needs_memory
 from learner.passes import Passes
@@ -176,6 +177,8 @@ class LearnerRank:
             "WORLD_SIZE": str(config.ranks),
             "LOCAL_RANK": "0",
         }
+        if self._settings.serving.deterministic:
+            repeat_kernels()
         torch.set_num_threads(config.threads)
         torch.manual_seed(self._settings.seed)
         # First: DeepSpeed's process group would compile what this switches off.

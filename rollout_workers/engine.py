@@ -47,7 +47,7 @@ class VLLMEngine:
             tokens: the tokenizer's special tokens.
         """
         config = settings.config
-        set_environment(config.engine)
+        set_environment(settings)
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 

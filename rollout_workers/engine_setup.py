@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, get_args
 
-from rollout_workers.config import EngineConfig
 from rollout_workers.image_rule import image_rule
 from rollout_workers.settings import WorkerSettings
 
@@ -24,11 +23,12 @@ to cores, does not apply: they are not bound here.
 """
 
 
-def set_environment(engine: EngineConfig) -> None:
+def set_environment(settings: WorkerSettings) -> None:
     """Set vLLM's environment variables for this process and its children.
 
     Call it before vLLM is imported.
     """
+    engine = settings.config.engine
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     # The threads of several engines must not be pinned to the same cores.
@@ -36,6 +36,10 @@ def set_environment(engine: EngineConfig) -> None:
     os.environ["OMP_NUM_THREADS"] = str(engine.threads)
     # vLLM does this in a Ray actor anyway: a fork would copy running threads.
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
+    if settings.deterministic:
+        # Kernels whose sums have one order, whatever the batch. vLLM itself sets what cuBLAS and
+        # NCCL need for it.
+        os.environ["VLLM_BATCH_INVARIANT"] = "1"
 
 
 def engine_arguments(settings: WorkerSettings) -> dict[str, Any]:
@@ -73,7 +77,8 @@ def engine_arguments(settings: WorkerSettings) -> dict[str, Any]:
         "logprobs_mode": "processed_logprobs",
         "max_logprobs": TOP_LOGPROBS,
         "disable_log_stats": True,
-        "enable_sleep_mode": config.colocated,
+        # On a CPU vLLM has no sleep mode, and its engines keep their memory.
+        "enable_sleep_mode": config.colocated and not current_platform.is_cpu(),
         "weight_transfer_config": WeightTransferConfig(backend=engine.weight_transfer),
         "worker_extension_cls": f"{extension.__module__}.{extension.__name__}",
         **_lora_options(settings.lora_rank),

@@ -25,6 +25,7 @@ class WorkerSettings:
     want_entropies: bool = False  # keep the entropy of every sampled token
     # Of the adapters that the learner sends alone; None: it sends whole weights.
     lora_rank: int | None = None
+    deterministic: bool = False  # the engine's results do not depend on what it computes beside
     faults: FaultPlan = field(default_factory=FaultPlan)  # what breaks on purpose, in tests
 
 

@@ -40,6 +40,11 @@ class Recipe(Section):
         description="run directories are named <name>-<algorithm>, unless --run says otherwise"
     )
     seed: int = Field(0, ge=0, description="all seeds of the run derive from it")
+    deterministic: bool = Field(
+        False,
+        description="GPUs: kernels of engines and learner that give the same bits whatever else "
+        "is computed beside; slower. CPUs repeat without it",
+    )
     algorithm: Literal["axpo", "grpo"] = Field(
         "axpo", description="grpo: the same code path without resampling"
     )
@@ -107,6 +112,7 @@ class Recipe(Section):
             weight_transfer=self.rollout.engine.weight_transfer,
             ranks_per_engine=self.rollout.engine.tensor_parallel_size,
             images=self.images,
+            deterministic=self.deterministic,
         )
 
     @property
@@ -197,6 +203,11 @@ class Recipe(Section):
             raise ValueError(
                 "rollout.sleep_level=2: drops the base weights, and learner.lora.sync='adapters' "
                 "does not send them again; choose rollout.sleep_level=1"
+            )
+        if self.deterministic and not (self.learner.gpus_per_rank and self.rollout.gpus_per_worker):
+            raise ValueError(
+                "deterministic=True: chooses kernels of GPUs, and here ranks or engines are on "
+                "CPUs (learner.gpus_per_rank, rollout.gpus_per_worker); CPUs repeat without it"
             )
         if self.rollout.colocated and self.max_staleness:
             raise ValueError(

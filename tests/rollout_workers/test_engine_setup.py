@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rollout_workers.config import EngineConfig, RolloutConfig
-from rollout_workers.engine_setup import engine_arguments
+from rollout_workers.engine_setup import engine_arguments, set_environment
 from rollout_workers.settings import WorkerSettings
 
 pytestmark = [pytest.mark.engine]
@@ -31,3 +31,16 @@ def test_options_of_the_recipe_come_last():
     told = arguments(options={"max_logprobs": 7, "hf_overrides": {"head_dtype": "model"}})
     assert (told["max_logprobs"], told["hf_overrides"]) == (7, {"head_dtype": "model"})
     assert arguments()["hf_overrides"] == {"head_dtype": "float32"}
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_the_recipes_switch_makes_vllm_invariant_to_its_batch(deterministic, monkeypatch):
+    from vllm import envs
+
+    # Whatever is set here, pytest takes back.
+    for name in ("VLLM_BATCH_INVARIANT", "OMP_NUM_THREADS", "VLLM_WORKER_MULTIPROC_METHOD"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    settings = WorkerSettings(MODEL, RolloutConfig(), None, None, 0, deterministic=deterministic)
+    set_environment(settings)
+    assert envs.environment_variables["VLLM_BATCH_INVARIANT"]() is deterministic
