@@ -13,7 +13,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from axpo.errors import AxpoError
 from axpo.tasks.lines import Row, Table, read_json, read_lines, read_table
@@ -51,6 +51,18 @@ class Source(BaseModel):
         (),
         description="folders outside that of the rows which paths of images may lead into",
     )
+
+    @model_validator(mode="after")
+    def _of_a_data_set(self) -> Source:
+        """Refuse what means nothing for a file."""
+        ending = _ending(self.path)
+        given = {"name": self.name, "revision": self.revision}
+        if ending != ".parquet" and self.split != "train":
+            given["split"] = self.split
+        for field, value in given.items():
+            if ending is not None and value is not None:
+                raise ValueError(f"{field}={value!r}: means nothing for a {ending} file")
+        return self
 
     @property
     def is_file(self) -> bool:

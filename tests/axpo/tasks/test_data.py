@@ -183,6 +183,21 @@ def test_a_configuration_is_read_by_its_name(tmp_path):
         rows_of(tmp_path, name="none")
 
 
+@pytest.mark.parametrize("field", ["name", "revision", "split"])
+def test_what_means_nothing_for_a_file_is_refused(field):
+    with pytest.raises(ValueError, match=rf"{field}='x': means nothing for a \.jsonl file"):
+        Source(path="a.jsonl", **{field: "x"})
+    Source(path="owner/data", **{field: "x"})
+
+
+def test_a_part_of_a_parquet_file_is_a_split(tmp_path):
+    import datasets
+
+    file = str(tmp_path / "a.parquet")
+    datasets.Dataset.from_list([{"question": str(i)} for i in range(5)]).to_parquet(file)
+    assert rows_of(file, split="test[1:3]") == [{"question": "1"}, {"question": "2"}]
+
+
 def test_a_data_set_of_the_hub_can_be_pinned(monkeypatch):
     import datasets
 
