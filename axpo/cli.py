@@ -309,7 +309,7 @@ def sft(recipe: RecipeFile, overrides: Overrides = None) -> None:
 
     loaded = _load(recipe, overrides)
     _print_set_aside(check_stages(loaded))
-    with ray_session(loaded):
+    with ray_session(loaded, workers=False):
         folder = fine_tune(loaded, console)
     console.print(f"model {folder}")
 

@@ -115,7 +115,9 @@ def finish(
     temporary = partial(folder)
     # Each of these waits for all ranks: what is hashed is written, and what is sealed is hashed.
     ranks = len(_together(write_all, gather))
-    shares = _together(lambda: digests(temporary, files(temporary)[rank::ranks]), gather)
+    # One rank lists the files: the others, on other nodes, may have older lists in their caches.
+    names = _together(lambda: files(temporary) if rank == 0 else [], gather)[0]
+    shares = _together(lambda: digests(temporary, names[rank::ranks]), gather)
     entries: Entries = {}
     for share in shares:
         entries |= share

@@ -106,6 +106,6 @@ def start_resampler(
     """
     import ray
 
-    # It computes for milliseconds a group, so it needs no CPU of its own.
-    actor_class = ray.remote(Resampler).options(num_cpus=0.1)
+    # It computes for milliseconds a group, so it takes no CPU from what a plan has placed.
+    actor_class = ray.remote(Resampler).options(num_cpus=0)
     return ResamplerClient(actor_class.remote(config, tokens, n, seed))

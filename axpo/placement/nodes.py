@@ -173,12 +173,27 @@ def _model_fault(here: Files | str, there: Files | str) -> str | None:
 
 def _interface_faults(name: str | None) -> list[str]:
     if name is None:
-        return []
+        # The recipe says nothing, so what the node's environment says counts.
+        return [*_variable_faults("GLOO_SOCKET_IFNAME"), *_variable_faults("NCCL_SOCKET_IFNAME")]
     try:
         interface_address(name)
     except OSError as error:
         return [_no_interface(name, error)]
     return []
+
+
+def _variable_faults(variable: str) -> list[str]:
+    """Return what is wrong with the interfaces that an environment variable names."""
+    value = os.environ.get(variable, "")
+    # NCCL takes prefixes, with "=" exact names, and with "^" names that it shall not use.
+    if not value or value.startswith("^"):
+        return []
+    wanted = value.removeprefix("=").split(",")
+    exact = value.startswith("=") or variable.startswith("GLOO")
+    for name in interfaces():
+        if name in wanted or (not exact and name.startswith(tuple(wanted))):
+            return []
+    return [f"{variable}={value}: no such interface; there are {', '.join(interfaces())}"]
 
 
 def _no_interface(name: str, error: OSError) -> str:

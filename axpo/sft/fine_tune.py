@@ -20,7 +20,8 @@ from rich.progress import Progress
 
 from axpo.config import Recipe, SFTStage
 from axpo.errors import AxpoError
-from axpo.session import await_tools, local_path, tool_servers
+from axpo.placement import Parts
+from axpo.session import await_tools, local_path, places, tool_servers
 from axpo.sft.batches import Batches, Examples, RowExamples, TaskExamples
 from axpo.sft.check import demonstrations
 from axpo.tasks import Task
@@ -134,15 +135,23 @@ def _run(
     """Train one stage and save its model."""
     config = _learner_config(recipe.learner, stage.settings)
     # Each stage has a learner of its own, so its optimizer starts afresh.
-    start = Start(seed=recipe.seed, serving=recipe.serving, network=recipe.network)
-    learner = Learner(model, config, start)
-    try:
-        batches = _batches(recipe, stage, model, schemas)
-        _train(learner, batches, stage, console)
-        _print_set_aside(stage, batches, console)
-        learner.save(str(stage.folder), hf_dtype="bfloat16" if stage.last else None)
-    finally:
-        learner.shutdown()
+    stage.folder.parent.mkdir(parents=True, exist_ok=True)
+    parts = Parts(workers=False)
+    with places(recipe, parts, model, run=stage.folder.parent) as placed:
+        start = Start(
+            seed=recipe.seed,
+            serving=recipe.serving,
+            places=placed.ranks,
+            network=recipe.network,
+        )
+        learner = Learner(model, config, start)
+        try:
+            batches = _batches(recipe, stage, model, schemas)
+            _train(learner, batches, stage, console)
+            _print_set_aside(stage, batches, console)
+            learner.save(str(stage.folder), hf_dtype="bfloat16" if stage.last else None)
+        finally:
+            learner.shutdown()
 
 
 def _learner_config(config: LearnerConfig, stage: SFTStage) -> LearnerConfig:

@@ -51,6 +51,29 @@ def test_a_wrong_interface_is_named_with_those_that_there_are():
     assert "lo" in fault
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "fault"),
+    [
+        ("GLOO_SOCKET_IFNAME", "eht0", True),
+        ("GLOO_SOCKET_IFNAME", "lo", False),
+        ("GLOO_SOCKET_IFNAME", "l", True),  # gloo takes whole names
+        ("NCCL_SOCKET_IFNAME", "eht", True),
+        ("NCCL_SOCKET_IFNAME", "eht,l", False),  # NCCL takes prefixes
+        ("NCCL_SOCKET_IFNAME", "=l", True),
+        ("NCCL_SOCKET_IFNAME", "=lo", False),
+        ("NCCL_SOCKET_IFNAME", "^eht", False),
+        ("NCCL_SOCKET_IFNAME", "", False),
+    ],
+)
+def test_a_wrong_interface_of_the_environment_is_named(variable, value, fault, monkeypatch):
+    monkeypatch.setenv(variable, value)
+    faults = look(Request()).faults
+    assert [text.startswith(f"{variable}={value}: no such interface") for text in faults] == (
+        [True] if fault else []
+    )
+    assert look(Request(interface="lo")).faults == []  # the recipe's counts
+
+
 def test_a_token_that_is_not_seen_is_a_folder_that_is_not_shared(tmp_path, monkeypatch):
     monkeypatch.setattr(nodes, "SHARED_S", 0.3)
     home = Home(str(tmp_path))
