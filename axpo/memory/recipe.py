@@ -14,8 +14,9 @@ The estimate is what is always there and the largest of the others, as they come
 other. A micro-batch is taken to be full, and three in four of its tokens to be an image's
 (`activations.IMAGE_SHARE`).
 
-Counted in host memory: what `offload_optimizer` and `offload_parameters` put there, and how much of
-it is pinned. Of an engine: its weights, and the keys and values of a sequence.
+Counted in host memory: what `offload_optimizer` and `offload_parameters` put there, how much of it
+is pinned, and what colocated ranks and engines put there while the others run. Of an engine: its
+weights, and the keys and values of a sequence.
 
 Not counted: CUDA's context (about 0.5 GiB) and NCCL's buffers, or on a CPU the program itself
 (about 0.5 GiB with torch and DeepSpeed); fragmentation; gradients of a layer before they are
@@ -70,6 +71,11 @@ class RankMemory:
     def device(self) -> float:
         """Return the bytes on the device at the peak."""
         return sum(self.always.values()) + sum(self.phases[self.largest_phase].values())
+
+    @property
+    def lent(self) -> float:
+        """Return the bytes that a colocated rank moves to host memory while engines run."""
+        return self.always["weights"] + self.always["optimizer"]
 
 
 def rank_memory(
@@ -228,6 +234,11 @@ def estimate(recipe: Recipe, shape: Shape, device_gib: float) -> tuple[list[str]
         f"engine, each of {rollout.workers}: weights {_size(weights)}, KV cache {_size(sequence)} "
         f"for a sequence of {rollout.max_context_tokens} tokens; room for {fits} of them at once",
     ]
+    if rollout.colocated and learner.gpus_per_rank:
+        lines.append(
+            f"learner, host memory of each rank while engines run: {_size(rank.lent)}, all pinned; "
+            f"of all ranks {_size(learner.ranks * rank.lent)}"
+        )
     if rollout.colocated and rollout.sleep_level == 1:
         asleep = weights * rollout.engine.tensor_parallel_size
         lines.append(
