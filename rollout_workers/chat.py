@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
+from axpo.limited.interrupt import TooSlow, interrupted_after
 from axpo.texts import clean
 from rollout_workers.families import (
     IMAGE,
@@ -52,6 +53,8 @@ One thread: Hugging Face's tokenizers are not to be shared.
 """
 # A private-use character: it marks where a tool's text stands in the rendered template.
 _PROBE = "\ue000"
+RENDER_S = 20.0
+"""Seconds in which a template must have made a prompt; usual ones take milliseconds."""
 _PRIVATE_USE = [chr(code) for code in range(0xE000, 0xF900)]
 
 
@@ -337,9 +340,18 @@ def _rendered(
     messages: list[dict[str, Any]],
     tools: Sequence[Mapping[str, Any]] = (),
 ) -> str:
-    text = tokenizer.apply_chat_template(
-        messages, tools=list(tools) or None, add_generation_prompt=True, tokenize=False
-    )
+    """Return what the template makes of messages.
+
+    Raises:
+        UnknownFamily: it takes too long: a template is a program of whoever made the folder.
+    """
+    try:
+        with interrupted_after(RENDER_S):
+            text = tokenizer.apply_chat_template(
+                messages, tools=list(tools) or None, add_generation_prompt=True, tokenize=False
+            )
+    except TooSlow:
+        raise UnknownFamily(f"the chat template takes longer than {RENDER_S:g} s") from None
     return str(text)
 
 

@@ -7,6 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from rollout_workers import chat as chat_module
+from rollout_workers.families import UnknownFamily
 from rollout_workers.trajectory import EndReason, ObservationSegment, tool_call_spans
 from tests.rollout_workers.helpers import ZOOM, Result, picture, question
 
@@ -109,6 +111,17 @@ def test_a_tools_text_forges_no_special_token(chat):
     added = list(chat.tokenizer.get_added_vocab().values())
     assert ids[np.isin(ids, added)].tolist() == honest[np.isin(honest, added)].tolist()
     assert forged in chat.decode(ids)
+
+
+def test_a_template_that_does_not_end_is_refused(chat, monkeypatch):
+    monkeypatch.setattr(chat_module, "RENDER_S", 0.5)
+    tokenizer = copy.deepcopy(chat.tokenizer)
+    loops = "{% for i in range(99999) %}" * 3 + "{% endfor %}" * 3
+    tokenizer.chat_template = tokenizer.chat_template + loops
+    with pytest.raises(UnknownFamily, match=r"the chat template takes longer than 0\.5 s"):
+        replace(chat, tokenizer=tokenizer).prompt("which digit?", (0,), TOOLS, None)
+    # Nothing of it reaches what comes after.
+    assert len(chat.prompt("which digit?", (0,), TOOLS, None)) > 10
 
 
 def test_a_scripted_trajectory(chat):
