@@ -122,7 +122,7 @@ class AdapterUpdates:
         adapter = LoRARequest(f"policy-{version}-{number}", number, folder.name)
         await self._llm.add_lora(adapter)
         # Loaded now, not with the first request. There is room for one, so the last one is gone.
-        if await self._llm.list_loras() != {number}:
+        if set(await self._llm.list_loras()) != {number}:
             raise RuntimeError(f"the engine did not take the adapters of weight update {version}")
         self.adapter, self._payload = adapter, None
         if self._folder is not None:

@@ -95,7 +95,7 @@ def install(gpu: str) -> None:
 
     torch.empty = empty
     torch.cuda.stream = lambda stream: contextlib.nullcontext()
-    torch.cuda.current_stream = lambda *device: _Stream()
+    torch.cuda.current_stream = lambda device=None: _Stream()
     torch.cuda.synchronize = torch.cuda.ipc_collect = lambda: None
     torch.cuda.get_device_properties = lambda device: SimpleNamespace(uuid=gpu)
     torch.accelerator.current_device_index = lambda: 0

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -228,9 +229,12 @@ def test_one_wrong_element_is_found(worker, new_weights, tmp_path):
     name = "model.language_model.layers.2.self_attn.k_proj.weight"
     changed = new_weights[name].clone()
     changed[5, 7] = torch.nextafter(changed[5, 7], torch.tensor(torch.inf))
-    assert get(worker.differing_weights.remote(payload({name: changed}, tmp_path))) == [
-        "language_model.model.layers.2.self_attn.qkv_proj.weight"
-    ]
+    bucket = payload({name: changed}, tmp_path)
+    fused = ["language_model.model.layers.2.self_attn.qkv_proj.weight"]
+    assert get(worker.differing_weights.remote(bucket)) == fused
+    # To an engine on another machine it comes as bytes.
+    sent = {"bytes": Path(bucket["file"]).read_bytes(), "tensors": bucket["tensors"]}
+    assert get(worker.differing_weights.remote(sent)) == fused
 
 
 def test_logprobs_are_those_of_hugging_face(worker, new_weights, model, chat):
