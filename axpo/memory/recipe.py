@@ -256,6 +256,11 @@ def estimate(recipe: Recipe, shape: Shape, device_gib: float) -> tuple[list[str]
             f"rollout: weights ({weights / GIB:.0f} GiB a GPU) leave no room for one sequence in "
             f"{memory / GIB:.0f} GiB: raise tensor_parallel_size or lower max_context_tokens"
         )
+    elif rollout.gpus_per_worker and weights + cache > device_gib * GIB:
+        warnings.append(
+            f"rollout: weights ({weights / GIB:.0f} GiB a GPU) and kv_cache_gb ({kv_cache_gb:g}) "
+            f"are more than a GPU has ({device_gib:g}): lower it, or raise tensor_parallel_size"
+        )
     return lines, warnings
 
 

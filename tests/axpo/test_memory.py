@@ -262,6 +262,7 @@ def test_a_recipe_that_cannot_fit_is_warned_about():
     assert not warnings, lines
     _, warnings = estimate(recipe, shape, 16)
     assert [w.split(":")[0] for w in warnings] == ["learner", "rollout"]
+    assert "weights (16 GiB a GPU) and kv_cache_gb" in warnings[1]
     # 2 x 36 layers x 1,024 wide x 2 bytes x 16,384 tokens = 2.25 GiB
     assert "KV cache 2.2 GiB for a sequence of 16384 tokens" in lines[3]
 
