@@ -22,7 +22,7 @@ import psutil
 import pytest
 import ray
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 
 import learner.learner
 from axpo.sft.embedded import build
@@ -63,6 +63,12 @@ class Rank(RankActor):
         sync._bucket_bytes = BUFFER
         sync._sender = None  # connect anew, though the engines are the same
         return largest_tensor(sync._model)
+
+    def adapters(self) -> dict[str, Any]:
+        from learner import lora
+
+        assert self.rank.config.lora is not None
+        return lora.payload(self.rank._sync._model, self.rank.config.lora)
 
 
 class Engine:
@@ -262,8 +268,10 @@ def check_received(
             assert all(np.array_equal(received[name], expected[name]) for name in expected)
 
 
-def check_two_rounds(ranks: Learner, engines: list[Any], model: str, folder: Path) -> None:
-    """Send, train and send again; compare with what the learner exports."""
+def check_two_rounds(
+    ranks: Learner, engines: list[Any], model: str, folder: Path
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Send, train and send again; compare with what the learner exports, and return both."""
     for version in (1, 2):
         ranks.send_weights(engines, version)
         expected = exported(ranks, folder / str(version))
@@ -275,6 +283,7 @@ def check_two_rounds(ranks: Learner, engines: list[Any], model: str, folder: Pat
     assert changed == {
         n for n in before if "language_model" in n and ("q_proj" in n or "down_proj" in n)
     }
+    return before, expected
 
 
 def test_nccl_brings_merged_weights_to_every_process_of_every_engine(
@@ -282,8 +291,30 @@ def test_nccl_brings_merged_weights_to_every_process_of_every_engine(
 ) -> None:
     assert use(ranks, "nccl") > BUFFER
     engines = [become(pair[0], "nccl", "GPU-2", "GPU-3"), become(pair[1], "nccl", "GPU-4", "GPU-5")]
-    check_two_rounds(ranks, engines, model, tmp_path)
+    base, merged = check_two_rounds(ranks, engines, model, tmp_path)
+    check_adapters_alone_are_the_same_policy(ranks, base, merged)
     check_sync_names_the_parameter_that_differs(ranks, engines)
+
+
+def check_adapters_alone_are_the_same_policy(
+    ranks: Learner, base: dict[str, Any], merged: dict[str, Any]
+) -> None:
+    """What `sync: adapters` would send, over the base, is what the engines got merged."""
+    payload, _ = ray.get([rank.adapters.remote() for rank in ranks._ranks], timeout=60)
+    assert (payload["config"]["r"], payload["config"]["lora_alpha"]) == (4, 8)
+    factors = load(payload["tensors"])
+    changed = 0
+    for name in base:
+        layer = f"base_model.model.{name.removesuffix('.weight')}"
+        if f"{layer}.lora_A.weight" not in factors:
+            continue
+        a, b = factors.pop(f"{layer}.lora_A.weight"), factors.pop(f"{layer}.lora_B.weight")
+        weight = torch.from_numpy(base[name]).view(torch.bfloat16).float()
+        policy = (weight + 8 / 4 * (b.float() @ a.float())).to(torch.bfloat16)
+        assert np.array_equal(policy.view(torch.int16).numpy(), merged[name])
+        changed += 1
+    assert not factors
+    assert changed == 2 * 4  # two targets in each layer
 
 
 def check_sync_names_the_parameter_that_differs(ranks: Learner, engines: list[Any]) -> None:
