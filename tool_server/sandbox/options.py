@@ -125,11 +125,17 @@ class Isolation:
     bare: bool = False
 
 
-def limits(options: PythonOptions, codes: int) -> dict[str, int]:
-    """Return the RLIMITs of a call that runs `codes` codes: each adds its share of CPU time."""
+def limits(options: PythonOptions, codes: int, given: int = 0) -> dict[str, int]:
+    """Return the RLIMITs of a call.
+
+    Args:
+        options: the sandbox's.
+        codes: how many codes it runs: each adds its share of CPU time.
+        given: bytes of the images that it is given, on top of its own memory.
+    """
     return {
         "CPU": options.cpu_s * codes,
-        "AS": options.memory_bytes,
+        "AS": options.memory_bytes + given,
         "FSIZE": options.disk_mib * MIB // 2,
         "NOFILE": 64,
         # Both are counted per user and user namespace, of which each call has its own.

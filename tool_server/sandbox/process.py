@@ -280,7 +280,7 @@ class Jail:
             message: protocol.Call = {
                 "call": number,
                 "user": place.user,
-                "limits": limits(self._options, codes),
+                "limits": limits(self._options, codes, _given_bytes(work)),
                 # The images that the call is given come on top of its own files.
                 "disk": self._options.disk_mib * MIB + _given_bytes(work),
                 "files": MAX_FILES,

@@ -46,6 +46,10 @@ class Child:
     user: int  # whose it is; 0: the zygote's
 
 
+REMOVER = -1
+"""In place of the number of a call: a process that removes the folder of one that has ended."""
+
+
 class Zygote:
     """Fork a child for each call that the server sends, until the server is gone."""
 
@@ -97,9 +101,12 @@ class Zygote:
         finally:
             for fd in fds:
                 os.close(fd)
+        self._watch(Child(request["call"], pid, request["user"]))
+
+    def _watch(self, child: Child) -> None:
         # The pid cannot be another process's by now: only `_reap` frees it.
-        pidfd = os.pidfd_open(pid)
-        self._children[pidfd] = Child(request["call"], pid, request["user"])
+        pidfd = os.pidfd_open(child.pid)
+        self._children[pidfd] = child
         self._poll.register(pidfd, select.POLLIN)
 
     def _fork(self, request: protocol.Call, fds: list[int]) -> int:
@@ -185,24 +192,29 @@ class Zygote:
         self._poll.unregister(pidfd)
         os.close(pidfd)
         _, status, used = os.wait4(child.pid, 0)
+        if child.call == REMOVER:
+            return
         if not self._namespaces:
             self._remove_folder(child)
         cpu_s = used.ru_utime + used.ru_stime
         self._send({"ended": child.call, "status": status, "cpu_s": cpu_s})
 
     def _remove_folder(self, child: Child) -> None:
-        """Remove the working directory of a call that has ended, as its user."""
+        """Remove the working directory of a call that has ended, as its user.
+
+        Nobody waits for it: there may be very many files.
+        """
         folder = f"{self._config['work']}/{child.call}"
         if not child.user:
             return shutil.rmtree(folder, ignore_errors=True)
         remover = os.fork()
-        if remover == 0:
-            try:
-                confine.become(child.user)
-                shutil.rmtree(folder, ignore_errors=True)
-            finally:
-                os._exit(0)
-        os.waitpid(remover, 0)
+        if remover:
+            return self._watch(Child(REMOVER, remover, 0))
+        try:
+            confine.become(child.user)
+            shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            os._exit(0)
 
     def _send(self, message: protocol.Ended) -> None:
         # If the server is gone, this process goes at the next poll.
