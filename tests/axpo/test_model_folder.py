@@ -222,7 +222,7 @@ def test_a_tokenizer_without_a_token_of_the_family_is_refused(qwen2_5, broken):
 
 def test_a_tokenizer_longer_than_the_vocabulary_is_refused(broken):
     change(broken / "config.json", {"text_config/vocab_size": 151668})
-    shape = ("BF16", [151668, 256])
+    shape = ("BF16", [151668, 128])
     rewrite(broken, lambda tensors: tensors.update({EMBEDDING: shape, HEAD: shape}))
     assert refused(broken) == (
         "DIR: the tokenizer has 151669 ids, but vocab_size of config.json is 151668; expected as "
@@ -266,6 +266,13 @@ def test_a_file_that_is_no_json_object_is_refused(name, broken):
     assert refused(broken) == f"DIR/{name}: expected an object, found list"
 
 
+@pytest.mark.parametrize("section", ["text_config", "vision_config"])
+@pytest.mark.parametrize("value", [None, "x", 1, [1]])
+def test_a_section_of_the_configuration_that_is_no_object_is_refused(section, value, broken):
+    change(broken / "config.json", {section: value})
+    assert refused(broken) == f"DIR/config.json: {section} is {value!r}; expected an object"
+
+
 def test_sizes_of_images_that_are_no_numbers_are_refused(broken):
     change(broken / "preprocessor_config.json", {"size": [1, 2]})
     assert refused(broken).startswith("DIR: the image processor's sizes: TypeError: ")
@@ -290,7 +297,7 @@ def test_an_index_that_names_missing_files_is_refused(broken):
 
 
 def test_a_tensor_in_two_files_is_refused(broken):
-    write_zeros(broken / "part.safetensors", {NORM: ("BF16", [256])})
+    write_zeros(broken / "part.safetensors", {NORM: ("BF16", [128])})
     assert refused(broken) == f"DIR/part.safetensors: holds {NORM}, as model.safetensors does"
 
 
@@ -327,8 +334,8 @@ def test_a_pointer_of_git_lfs_is_refused(broken):
 
 
 def test_a_tensor_of_another_shape_is_refused(broken):
-    rewrite(broken, lambda tensors: tensors.update({NORM: ("BF16", [128])}))
-    expected = f"DIR/model.safetensors: {NORM} has shape [128]; expected [256] by config.json"
+    rewrite(broken, lambda tensors: tensors.update({NORM: ("BF16", [64])}))
+    expected = f"DIR/model.safetensors: {NORM} has shape [64]; expected [128] by config.json"
     assert refused(broken) == expected
 
 
@@ -336,7 +343,7 @@ def test_weights_of_another_shape_than_the_configuration_says_are_refused(broken
     change(broken / "config.json", {"text_config/intermediate_size": 512})
     assert re.fullmatch(
         r"DIR/model.safetensors: model.language_model.layers.0.mlp.\w+.weight has shape "
-        r"\[(768, 256|256, 768)\]; expected \[(512, 256|256, 512)\] by config.json",
+        r"\[(384, 128|128, 384)\]; expected \[(512, 128|128, 512)\] by config.json",
         refused(broken),
     )
 
@@ -372,7 +379,7 @@ def test_quantized_weights_are_refused(broken):
 
 
 def test_weights_of_another_type_are_refused(broken):
-    rewrite(broken, lambda tensors: tensors.update({NORM: ("I32", [256])}))
+    rewrite(broken, lambda tensors: tensors.update({NORM: ("I32", [128])}))
     expected = f"DIR/model.safetensors: {NORM} has type I32; expected F32 or BF16 or F16"
     assert refused(broken) == expected
 

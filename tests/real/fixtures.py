@@ -1,6 +1,7 @@
 """Real-shaped model folders, one of each family, made once a session: see `folder.py`.
 
-`tests/conftest.py` gives them to the tests of all rooms.
+`tests/conftest.py` gives them to the tests of all rooms. They have an untied head and write
+well-formed turns.
 """
 
 from __future__ import annotations
@@ -9,26 +10,29 @@ from pathlib import Path
 
 import pytest
 
-from tests.real.folder import Spec, build, speaking
+from tests.real.folder import Family, Spec, build, speaking
 
 
 @pytest.fixture(scope="session")
 def thinking(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build a Qwen3-VL Thinking with an untied head that writes well-formed turns."""
-    return speaking(
-        build(tmp_path_factory.mktemp("real") / "thinking", Spec("thinking", tied=False))
-    )
+    """Build a Qwen3-VL Thinking."""
+    return made("thinking", tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
 def instruct(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build a Qwen3-VL Instruct with an untied head that writes well-formed turns."""
-    return speaking(
-        build(tmp_path_factory.mktemp("real") / "instruct", Spec("instruct", tied=False))
-    )
+    """Build a Qwen3-VL Instruct."""
+    return made("instruct", tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
 def qwen2_5(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build a Qwen2.5-VL with an untied head that writes well-formed turns."""
-    return speaking(build(tmp_path_factory.mktemp("real") / "qwen2_5", Spec("qwen2_5", tied=False)))
+    """Build a Qwen2.5-VL."""
+    return made("qwen2_5", tmp_path_factory)
+
+
+def made(family: Family, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build a folder of a family."""
+    # Narrow: with 151,936 ids the width is most of what an engine and a rank compute.
+    spec = Spec(family, tied=False, hidden=128)
+    return speaking(build(tmp_path_factory.mktemp("real") / family, spec))

@@ -81,9 +81,9 @@ def write_tokenizer(folder: Path, spec: Spec) -> None:
 def speaking(folder: Path, scale: float = 16.8) -> Path:
     """Make the weights of an untied folder a bigram model that writes well-formed turns.
 
-    Embeddings become unit normals, and the head's row of a token the embeddings of the tokens that
-    come before it. Attention, MLPs and the vision tower stay random, so images move the logits a
-    little.
+    Embeddings become normals of mean square 1, as the last norm leaves them, and the head's row of
+    a token the embeddings of the tokens that come before it: a token that may follow has a logit
+    of `scale`. Attention, MLPs and the vision tower stay random: images move the logits a little.
     """
     import torch
     from safetensors.torch import load_file, save_file
@@ -97,7 +97,8 @@ def speaking(folder: Path, scale: float = 16.8) -> Path:
     head = next(name for name in weights if name.endswith("lm_head.weight"))
     generator = torch.Generator().manual_seed(1)
     shape = weights[embedding].shape
-    weights[embedding] = torch.randn(shape, generator=generator)
+    normals = torch.randn(shape, generator=generator)
+    weights[embedding] = normals / normals.square().mean(-1, keepdim=True).sqrt()
     rows = torch.randn(shape, generator=generator) * 0.01
     for before, after in _bigrams(tokenizer, thinks=thinks):
         rows[after] += scale / shape[1] * weights[embedding][before]

@@ -7,6 +7,7 @@ processor, a photo of 1,200 tokens.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,12 +66,7 @@ def thought(thinking: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained
 
 
 def test_engine_and_learner_agree_on_a_real_folder(thought: Trained) -> None:
-    # The recipe's check_sync compares all weights after the update; a difference ends the run.
-    gap, largest = thought.metrics["logprob_gap_mean"], thought.metrics["logprob_gap_max"]
-    print(f"\ngap of engine and learner: mean {gap:.1e}, max {largest:.1e}")
-    assert gap < 3e-4
-    assert abs(thought.metrics["ratio_mean"] - 1) < 1e-3
-    assert thought.metrics["skipped"] == 0
+    check_gap(thought)
 
 
 def test_the_photo_takes_1200_tokens_and_a_small_picture_64(thought: Trained) -> None:
@@ -106,21 +102,42 @@ def test_plain_transformers_loads_the_export_and_generates(thought: Trained) -> 
     check_export(thought.exported)
 
 
-def test_eval_measures_the_export(thought: Trained) -> None:
+def test_a_model_tuned_on_chat_rows_is_exported_and_measured(
+    instruct: Path, tmp_path: Path
+) -> None:
+    """Fine-tune Instruct, and let real engines answer held-out questions with the export."""
+    stage = {"steps": 3, "batch_size": 3, "lr": 1e-4, "warmup_steps": 1}
+    stage["data"] = {"path": str(chats(tmp_path))}
+    output = tmp_path / "tuned"
+    given = {"logging.root": tmp_path} | questions(tmp_path)
+    tuning = {"model": instruct, "sft.output": output, "sft.stages": json.dumps([stage])}
+    axpo("sft", str(RECIPES / "sft.yaml"), *settings(given | tuning))
+    check_export(output)
+    assert not torch.equal(head_of(instruct), head_of(output))
+    printed = axpo("eval", str(RECIPES / "step.yaml"), *settings(given | {"model": output}))
+    print(printed)
+    assert percent(printed, "Pass@1") > 0
+    assert percent(printed, "Tool use") > 0
+
+
+@pytest.mark.slow
+def test_eval_measures_the_checkpoint_of_a_run(thought: Trained) -> None:
     printed = axpo("eval", str(thought.folder))
-    assert "Pass@1" in printed
-    assert "Tool use" in printed
+    assert percent(printed, "Pass@1") > 0
 
 
-def test_instruct_trains_calls_and_answers(instruct: Path, tmp_path: Path) -> None:
-    """Train with limits for images. The learner compares its tokens with the engine's."""
+@pytest.mark.slow
+def test_instruct_trains_calls_and_answers_with_limits_for_images(
+    instruct: Path, tmp_path: Path
+) -> None:
+    """The learner compares its tokens with the engine's."""
     limits = {"images.min_pixels": 20_000, "images.max_pixels": 300_000}
     run = trained(instruct, tmp_path, **limits)
     check_rollouts(run)
     # 1280x960 is 2.02 times too large: 19x14; 20x20 is scaled up to 142x142: 5x5. 200x100 has
     # 20,000 pixels, but 6x3 tokens have fewer: 7x4.
     assert image_tokens(run) == {("8", 1): 266, ("7", 1): 25, ("8", 2): 2 * 28}
-    assert run.metrics["logprob_gap_mean"] < 3e-4
+    check_gap(run)
     check_export(run.exported)
 
 
@@ -128,19 +145,25 @@ def test_instruct_trains_calls_and_answers(instruct: Path, tmp_path: Path) -> No
 def test_qwen2_5_trains_calls_and_answers(qwen2_5: Path, tmp_path: Path) -> None:
     run = trained(qwen2_5, tmp_path)
     check_rollouts(run)
-    assert run.metrics["logprob_gap_mean"] < 3e-4
+    check_gap(run)
     check_export(run.exported)
 
 
-def test_sft_takes_chat_rows_and_exports(instruct: Path, tmp_path: Path) -> None:
-    stage = {"steps": 3, "batch_size": 3, "lr": 1e-3, "warmup_steps": 1}
-    stage["data"] = {"path": str(chats(tmp_path))}
-    output = tmp_path / "tuned"
-    given = {"model": instruct, "logging.root": tmp_path, "sft.output": output}
-    given |= questions(tmp_path) | {"sft.stages": json.dumps([stage])}
-    axpo("sft", str(RECIPES / "sft.yaml"), *settings(given))
-    check_export(output)
-    assert not torch.equal(head_of(instruct), head_of(output))
+def percent(printed: str, name: str) -> float:
+    """Return a number that `axpo eval` prints."""
+    found = re.search(rf"^{re.escape(name)} +([\d.]+)%$", printed, re.MULTILINE)
+    assert found is not None, printed
+    return float(found[1])
+
+
+def check_gap(run: Trained) -> None:
+    """Engine and learner agree on what was sampled, and the update was taken."""
+    # The recipe's check_sync compares all weights after the update; a difference ends the run.
+    gap, largest = run.metrics["logprob_gap_mean"], run.metrics["logprob_gap_max"]
+    print(f"\ngap of engine and learner: mean {gap:.1e}, max {largest:.1e}")
+    assert gap < 3e-4
+    assert abs(run.metrics["ratio_mean"] - 1) < 1e-3
+    assert run.metrics["skipped"] == 0
 
 
 def head_of(folder: Path) -> torch.Tensor:

@@ -48,7 +48,8 @@ async def played(settings):
         await worker.shutdown()
 
 
-@pytest.mark.parametrize("family", ["instruct", "qwen2_5"])
+# `tests/real/test_end_to_end.py` starts an Instruct too.
+@pytest.mark.parametrize("family", [pytest.param("instruct", marks=pytest.mark.slow), "qwen2_5"])
 def test_calls_and_answers_are_read(family, request):
     model = str(request.getfixturevalue(family))
     chat, tools = Chat.load(model), MockTools(zoomed, ("image_zoom_in",))
