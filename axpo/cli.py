@@ -416,11 +416,11 @@ def _new_run(recipe: Recipe, name: str | None) -> RunDirectory:
 
 def _resumed(path: Path) -> tuple[Recipe, RunDirectory, int]:
     """Return a run's own recipe, its directory, and the step of its last checkpoint."""
-    from axpo.config import parse_recipe
+    from axpo.config import load_recipe
     from axpo.record.run import RunDirectory
 
     run = RunDirectory.open(path)
-    recipe = parse_recipe(run.recipe(), (), str(run.path / "recipe.yaml"))
+    recipe = load_recipe(run.path / "recipe.yaml")
     _check_inputs(recipe)
     directory, first = RunDirectory.resume(path, tensorboard=recipe.logging.tensorboard)
     return recipe, directory, first

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from axpo.config import EvaluationConfig, Recipe, load_recipe, parse_recipe
+from axpo.config import EvaluationConfig, Recipe, load_recipe
 from axpo.errors import AxpoError
 from axpo.evaluation.diagnostics import by_family, by_kind, evaluate_groups, question_counts
 from axpo.record.run import RunDirectory
@@ -105,7 +105,7 @@ def load_target(target: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, st
     if latest is None:
         raise AxpoError(f"{target}: no complete checkpoint to evaluate")
     # A run is measured with the recipe it was started with.
-    recipe = parse_recipe(run.recipe(), overrides, str(run.path / "recipe.yaml"))
+    recipe = load_recipe(run.path / "recipe.yaml", overrides)
     return recipe, str(latest.folder / "hf")
 
 

@@ -21,6 +21,8 @@ from axpo.report.timeline import picture
 from axpo.texts import clean
 
 GROUPS_SHOWN = 6
+MAX_WORD = 200
+"""Characters of a field of the recipe."""
 SET_ASIDE_SHOWN = 50
 """Questions that could not be asked, of which the page says why."""
 TILES = ("pass1", "pass4", "tool_use", "tool_all_wrong_rate")
@@ -53,9 +55,9 @@ def render(run_dir: str | Path) -> Path:
     )
     groups = [group_view(record) for record in _chosen_groups(run)]
     html = templates.get_template("page.html.jinja").render(
-        name=recipe.get("name") or run.path.resolve().name,
+        name=_word(recipe, "name") or run.path.resolve().name,
         run=run.path.resolve().name,
-        algorithm=str(recipe.get("algorithm", "")).upper(),
+        algorithm=_word(recipe, "algorithm").upper(),
         facts=_facts(metrics, summary),
         recipe=read_text(run.path / "recipe.yaml"),
         tiles=[_tile(rate) for rate in _rates(metrics, summary)],
@@ -72,6 +74,12 @@ def render(run_dir: str | Path) -> Path:
     # Half a surrogate pair, in a reason or the name of a metric, is no UTF-8.
     out.write_text(clean(html), encoding="utf-8")
     return out
+
+
+def _word(recipe: Record, field: str) -> str:
+    """Return a field that is a short text; "" if it is something else."""
+    value = recipe.get(field)
+    return value[:MAX_WORD] if isinstance(value, str) else ""
 
 
 def _facts(metrics: Sequence[Record], summary: Record | None) -> list[str]:

@@ -138,6 +138,14 @@ def test_a_recipe_that_is_none_is_an_error_in_one_line(run, text):
         render(run)
 
 
+def test_a_recipe_of_aliases_is_not_written_out(run):
+    lines = ["a: &a [x, x, x, x, x, x, x, x, x]"]
+    for name, before in zip("bcdefgh", "abcdefg", strict=True):
+        lines.append(f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]")
+    (run / "recipe.yaml").write_text("\n".join([*lines, "name: *h", "algorithm: *h"]))
+    assert len(render(run).read_text()) < 1_000_000
+
+
 @pytest.mark.parametrize(
     "file", ["metrics.jsonl", STEP, "summary.json", "timeline/step_0001.json", "events.jsonl"]
 )
