@@ -18,7 +18,7 @@ from typing import Any
 from axpo.errors import AxpoError
 from axpo.evaluation.answers import final_text
 from axpo.evaluation.benchmark import Benchmark, Item, Score
-from axpo.evaluation.results import IMAGES, Results, Row
+from axpo.evaluation.results import IMAGES, Results, Row, disk_error
 from axpo.evaluation.summarize import summarize
 from axpo.record.records import Decode, ImageFolder, group_to_json
 from axpo.tasks import Task
@@ -144,6 +144,9 @@ def load_questions(plan: Plan) -> tuple[list[Asked], list[str]]:
         except AxpoError as error:
             faults.append(f"{benchmark.name}: {str(error).removeprefix(f'{benchmark.name}: ')}")
             continue
+        except Exception as error:  # the class may be the user's: anything may happen in it
+            faults.append(f"{benchmark.name}: {one_line(error)}")
+            continue
         doubt = benchmark.wrong_count(len(items))
         doubts += [doubt] if doubt else []
         asked += [Asked(benchmark, item, number) for number, item in enumerate(items[: plan.limit])]
@@ -245,7 +248,10 @@ class _Keeper:
                 raise _Lost(rollout.stats.fault or rollout.end.value)
         rows = [_row(one, rollout, self._tokens) for rollout in group.rollouts]
         if one.number < SHOWN:
-            self._shown[one.key] = self._record(one, group)
+            try:
+                self._shown[one.key] = self._record(one, group)
+            except OSError as error:
+                raise disk_error(self._results.path, error) from None
         return rows
 
     def kept(self, future: Future[list[Row]], key: str) -> dict[str, tuple[str, str]]:

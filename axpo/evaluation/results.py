@@ -15,17 +15,20 @@ replaced by the same lines in the order of the questions, with the judge's verdi
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from axpo.errors import AxpoError
-from axpo.record.files import parse_rows, read_rows, replace_file
+from axpo.record.files import read_rows, replace_file
 from axpo.record.lock import RunLock
 
 Row = dict[str, Any]
 RESULTS, QUESTIONS, SUMMARY = "results.jsonl", "questions.jsonl", "summary.json"
 SETTINGS, TRAJECTORIES, IMAGES = "settings.json", "trajectories.jsonl", "images"
+
+_HALF = re.compile("[\ud800-\udfff]")
 
 
 class Results:
@@ -46,8 +49,7 @@ class Results:
         self.path = path
         self._start(settings)
         try:
-            lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in questions]
-            replace_file(path / QUESTIONS, "".join(lines))
+            replace_file(path / QUESTIONS, "".join(map(_line, questions)))
             self.rows = self._complete_rows(int(settings["samples"]))
             # A kill may have left half a line, to which nothing may be appended.
             self._replace(RESULTS, self.rows)
@@ -56,7 +58,7 @@ class Results:
             self._shown = set(kept)
         except OSError as error:
             self.close()
-            raise _disk(path, error) from None
+            raise disk_error(path, error) from None
 
     @property
     def done(self) -> set[str]:
@@ -75,7 +77,7 @@ class Results:
                 self._shown.add(trajectories["question_id"])
             self._append(RESULTS, rows)
         except OSError as error:
-            raise _disk(self.path, error) from None
+            raise disk_error(self.path, error) from None
         self.rows += rows
 
     def finish(self, rows: Sequence[Row], summary: Mapping[str, Any]) -> None:
@@ -88,7 +90,7 @@ class Results:
             self._replace(RESULTS, rows)
             replace_file(self.path / SUMMARY, json.dumps(summary, indent=2) + "\n")
         except OSError as error:
-            raise _disk(self.path, error) from None
+            raise disk_error(self.path, error) from None
         self.rows = list(rows)
 
     def close(self) -> None:
@@ -112,15 +114,15 @@ class Results:
             path.mkdir(parents=True, exist_ok=True)
             self._lock = RunLock(path)
         except OSError as error:
-            raise _disk(path, error) from None
+            raise disk_error(path, error) from None
         try:
             if file.exists():
-                _check_same(path, json.loads(file.read_text(encoding="utf-8")), settings)
+                _check_same(path, _object(file), settings)
             else:
                 replace_file(file, json.dumps(settings, indent=2) + "\n")
         except OSError as error:
             self.close()
-            raise _disk(path, error) from None
+            raise disk_error(path, error) from None
         except AxpoError:
             self.close()
             raise
@@ -135,12 +137,12 @@ class Results:
         return rows
 
     def _append(self, name: str, rows: Sequence[Row]) -> None:
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        lines = "".join(map(_line, rows))
         with (self.path / name).open("a", encoding="utf-8") as file:
             file.write(lines)
 
     def _replace(self, name: str, rows: Iterable[Row]) -> None:
-        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+        lines = list(map(_line, rows))
         if lines or (self.path / name).exists():
             replace_file(self.path / name, "".join(lines))
 
@@ -155,12 +157,28 @@ def read_evaluation(path: Path) -> tuple[dict[str, Any], list[Row], list[Row]]:
         raise AxpoError(f"{path}: no evaluation (expected a {SETTINGS} in it)")
     if not (path / SUMMARY).is_file():
         raise AxpoError(f"{path}: the evaluation has not come to its end; run its command again")
-    summary = json.loads((path / SUMMARY).read_text(encoding="utf-8"))
-    return summary, _rows(path / QUESTIONS), _rows(path / RESULTS)
+    return (
+        _object(path / SUMMARY),
+        list(read_rows(path / QUESTIONS)),
+        list(read_rows(path / RESULTS)),
+    )
 
 
-def _rows(file: Path) -> list[Row]:
-    return list(parse_rows(file.read_text(encoding="utf-8").split("\n"))) if file.exists() else []
+def _object(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise AxpoError(f"{file}: not the JSON of an evaluation")
+    return found
+
+
+def _line(row: Row) -> str:
+    """Return a row as a line of JSON, readable if UTF-8 can write it."""
+    text = json.dumps(row, ensure_ascii=False)
+    # Half a character of UTF-16, which JSON may hold, cannot be written.
+    return (json.dumps(row) if _HALF.search(text) else text) + "\n"
 
 
 def _by_question(rows: Iterable[Row], name: str) -> dict[tuple[str, str], list[Row]]:
@@ -186,6 +204,7 @@ def _strangers(path: Path) -> Iterable[Path]:
     return (found for found in path.iterdir() if found.name != "lock")
 
 
-def _disk(path: Path, error: OSError) -> AxpoError:
+def disk_error(path: Path, error: OSError) -> AxpoError:
+    """Return what to tell if a file of an evaluation cannot be written."""
     reason = error.strerror or str(error)
     return AxpoError(f"{path}: {reason}; nothing is lost, the same command goes on from here")

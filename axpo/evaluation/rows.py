@@ -162,7 +162,7 @@ def parquet_rows(files: Sequence[Path], pictures: Sequence[str]) -> Iterator[Row
             reason = error.strerror or error
             raise AxpoError(f"{file}: cannot be unpacked into {cache}: {reason}") from None
         for number, values in enumerate(_json_lines(folder / ROWS), 1):
-            yield Row(values, f"{file}, row {number}", [folder])
+            yield Row(values, f"{file}, row {number}", [folder, file.parent, file.parent.parent])
 
 
 def json_rows(file: Path) -> Iterator[Row]:

@@ -16,6 +16,7 @@ import binascii
 import hashlib
 import json
 import multiprocessing
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -25,6 +26,9 @@ from typing import Any
 ROWS = "rows.jsonl"
 SMALL = 32 << 20
 """Bytes of a file that is unpacked in this process."""
+
+SHORTEST = 100
+"""Characters of a picture in base64; a path may be base64 by accident: `images/1`."""
 
 
 def unpacked(file: Path, pictures: Sequence[str], cache: Path) -> Path:
@@ -59,7 +63,8 @@ def unpack(file: Path, pictures: Sequence[str], folder: Path) -> None:
     import pyarrow
     import pyarrow.parquet
 
-    partial = folder.with_name(folder.name + ".partial")
+    # Another evaluation may unpack the same file at the same time.
+    partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
@@ -74,9 +79,13 @@ def unpack(file: Path, pictures: Sequence[str], folder: Path) -> None:
             for row in _rows(source):
                 files = {name: _save(row[name], partial) for name in pictures}
                 rows.write(json.dumps({**row, **files}, ensure_ascii=False, default=str) + "\n")
+        if not folder.exists():
+            partial.rename(folder)
     except pyarrow.ArrowException as error:
         raise ValueError(f"cannot be read: {' '.join(str(error).split())[:200]}") from None
-    partial.rename(folder)
+    finally:
+        # Also if the disk is full: what is there of it would take room for nothing.
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _rows(source: Any) -> Iterator[dict[str, Any]]:
@@ -84,18 +93,31 @@ def _rows(source: Any) -> Iterator[dict[str, Any]]:
         yield from batch.to_pylist()
 
 
-def _save(picture: Any, folder: Path) -> str | None:
-    """Write a picture as it is encoded, once; return its file's name, or None if there is none."""
+def _save(picture: Any, folder: Path) -> Any:
+    """Write a picture as it is encoded, once.
+
+    Returns:
+        Its file's name; a path as it is; None if there is no picture; of a list a list.
+    """
+    if isinstance(picture, list):
+        return [_save(one, folder) for one in picture if one]
     if isinstance(picture, Mapping):
-        picture = picture.get("bytes")
+        picture = picture.get("bytes") or picture.get("path")
     if isinstance(picture, str):
-        try:
-            picture = base64.b64decode(picture.rpartition("base64,")[2], validate=True)
-        except binascii.Error:
-            picture = picture.encode()  # no picture: whoever decodes it says so
-    if not picture:
-        return None
+        picture = _decoded(picture)
+    if not picture or isinstance(picture, str):
+        return picture or None
     file = folder / f"{hashlib.sha1(picture).hexdigest()[:20]}.img"
     if not file.exists():
         file.write_bytes(picture)
     return file.name
+
+
+def _decoded(text: str) -> bytes | str:
+    """Return the bytes of base64; any other text is a path, and stays."""
+    if len(text) < SHORTEST:
+        return text
+    try:
+        return base64.b64decode(text.rpartition("base64,")[2], validate=True)
+    except binascii.Error:
+        return text

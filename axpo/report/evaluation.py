@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from axpo.evaluation.answers import final_text
-from axpo.evaluation.results import IMAGES, TRAJECTORIES, Row, read_evaluation
+from axpo.evaluation.results import IMAGES, TRAJECTORIES, Row, disk_error, read_evaluation
 from axpo.record.files import read_rows
 from axpo.record.records import ImageFolder
 from axpo.report.images import Images
@@ -49,7 +49,10 @@ def render_evaluation(folder: Path) -> Path:
         SURE=SURE,
     )
     out = folder / "report.html"
-    out.write_text(html, encoding="utf-8")
+    try:
+        out.write_text(html, encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise disk_error(folder, error) from None
     return out
 
 
@@ -86,7 +89,10 @@ def _parts(
         samples.setdefault(f"{row['benchmark']}/{row['question']}", []).append(row)
     groups: dict[str, list[GroupView]] = {}
     accepted = {f"{one['benchmark']}/{one['question']}": one["accepted"] for one in questions}
-    for record in read_rows(folder / TRAJECTORIES):
+    place = {key: number for number, key in enumerate(accepted)}
+    records = list(read_rows(folder / TRAJECTORIES))
+    # They were written as they finished.
+    for record in sorted(records, key=lambda record: place.get(record["question_id"], 0)):
         key = record["question_id"]
         if key in samples:
             view = _view(record, samples[key], accepted[key])

@@ -127,6 +127,8 @@ def messages(question: str, accepted: Sequence[str], answer: str) -> list[dict[s
         # What a policy wrote cannot end the part that is its own.
         answer=_CLOSING.sub("< /", answer.strip()[-LONGEST:]),
     )
+    # Half a character of UTF-16 cannot be sent.
+    user = user.encode(errors="replace").decode()
     return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": user}]
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from axpo.errors import AxpoError
 from axpo.evaluation.answers import f1, final_text
 from axpo.evaluation.benchmark import Benchmark, Item, Score, benchmarks
-from axpo.evaluation.rows import Row, find_files, parquet_rows
+from axpo.evaluation.rows import Row, download, find_files, parquet_rows
 
 
 @benchmarks.register("mmsearch")
@@ -25,7 +26,11 @@ class MMSearch(Benchmark):
 
     def items(self, data: Path) -> Iterator[Item]:
         """Yield the rows of `end2end`."""
-        files = find_files(data, self.hub, "*end2end*.parquet", self.also)
+        files = find_files(data, self.hub, "*.parquet", self.also)
+        # The other parts, rerank and summarization, lie beside it.
+        files = [file for file in files if "end2end" in f"{file.parent.name}/{file.name}"]
+        if not files:
+            raise AxpoError(f"{data}: no end2end*.parquet; {download(data, self.hub)}")
         for row in parquet_rows(files, ["query_image", "image_search_result"]):
             yield _item(row)
 

@@ -277,6 +277,30 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path, monkeypatch):
     assert run(plan(tmp_path), tmp_path / "out", Pool())["measured"] == 20
 
 
+def test_half_a_character_is_written_and_read_back(tmp_path):
+    answers = {"doubles/0": "half \ud800?", "doubles/1": "nächste"}
+    run(plan(tmp_path), tmp_path / "out", Pool(answers))
+    rows = read_evaluation(tmp_path / "out")[2]
+    assert (rows[0]["answer"], rows[4]["answer"]) == ("half \ud800?", "nächste")
+    assert "nächste" in (tmp_path / "out" / "results.jsonl").read_text()
+    assert render_evaluation(tmp_path / "out").exists()
+
+
+def test_a_benchmark_that_cannot_be_read_is_one_line_beside_the_others(tmp_path):
+    class Broken(Doubles):
+        def items(self, data):
+            raise KeyError("column")
+
+    class Typed(Doubles):
+        def items(self, data):
+            return ["no item"]
+
+    for benchmark, message in ((Broken(), "KeyError: 'column'"), (Typed(), "AttributeError: ")):
+        with pytest.raises(AxpoError, match=message) as refused:
+            load_questions(replace(plan(tmp_path), benchmarks=(benchmark, Doubles())))
+        assert "\n" not in str(refused.value)
+
+
 def test_two_questions_of_one_id_are_refused(tmp_path):
     class Twice(Doubles):
         def items(self, data):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import json
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from axpo.errors import AxpoError
+from axpo.evaluation import unpack
 from axpo.evaluation.benchmark import benchmarks
 from axpo.evaluation.paper import SUITE
 from axpo.evaluation.paper.math_vr import all_boxes, parts
@@ -398,6 +402,47 @@ def test_rows_of_another_schema_are_refused_by_file_row_and_column(tmp_path):
     file.write_text("no JSON\n")
     with pytest.raises(AxpoError, match="line 1: not JSON"):
         benchmarks.parse("vstar").load(tmp_path)
+
+
+def test_pictures_in_parquet_are_bytes_base64_lists_of_them_or_paths(tmp_path):
+    encoded = invented._jpeg(invented.picture("x", (30, 20)))
+    text = base64.b64encode(encoded).decode()
+    forms = [encoded, text, f"data:image/jpeg;base64,{text}", [encoded], "images/1.jpg"]
+    for number, form in enumerate(forms):
+        folder = tmp_path / str(number) / "HR-MMSearch"
+        (folder / "images").mkdir(parents=True)
+        (folder / "images" / "1.jpg").write_bytes(encoded)
+        row = {"query": ["Who?"], "query_image": [form], "ground_truth": [["x", "y"]]}
+        pq.write_table(pa.table(row), folder / "test.parquet")
+        (item,) = benchmarks.parse("hr-mmsearch").load(folder.parent)
+        assert item.accepted == ("x", "y")
+        assert [image.read().shape for image in item.images] == [(20, 30, 3)]
+
+
+def test_a_file_is_unpacked_once_and_all_or_nothing(tmp_path, monkeypatch):
+    invented.mathvision(tmp_path)
+    saved = []
+
+    def full(picture, folder):
+        saved.append(picture)
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(unpack, "_save", full)
+        with pytest.raises(AxpoError, match=r"cannot be unpacked into .*: No space left on device"):
+            benchmarks.parse("mathvision").load(tmp_path)
+    (cache,) = tmp_path.rglob(".axpo")
+    assert list(cache.iterdir()) == []
+    assert len(benchmarks.parse("mathvision").load(tmp_path)) == 3
+    monkeypatch.setattr(unpack, "_save", full)
+    assert len(benchmarks.parse("mathvision").load(tmp_path)) == 3
+
+
+def test_a_large_file_is_unpacked_in_a_process_of_its_own(tmp_path, monkeypatch):
+    invented.mathvision(tmp_path)
+    monkeypatch.setattr(unpack, "SMALL", 0)
+    items = benchmarks.parse("mathvision").load(tmp_path)
+    assert [item.images[0].read().shape for item in items] == [(48, 64, 3)] * 3
 
 
 def test_a_damaged_parquet_file_is_one_line(tmp_path):

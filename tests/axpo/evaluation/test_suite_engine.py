@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -57,13 +58,14 @@ def test_the_suite_goes_on_where_it_was_interrupted_and_ends_alike(tmp_path):
     ):
         decode = Chat.load(recipe.model).decode
 
-        def run(name, used):
+        def run(name, used, found=found):
             @contextmanager
             def engines(_):
                 yield used, decode
 
             lines = [one.to_json() for one in found.asked]
-            with Results(tmp_path / name, found.settings, lines) as results:
+            settings = {**found.settings, "temperature": found.plan.temperature}
+            with Results(tmp_path / name, settings, lines) as results:
                 rows, summary = measure(found.plan, found.asked, results, engines, print)
                 results.finish(rows, summary)
             return summary
@@ -74,6 +76,11 @@ def test_the_suite_goes_on_where_it_was_interrupted_and_ends_alike(tmp_path):
         kept = (tmp_path / "cut" / "results.jsonl").read_text().splitlines()
         assert len(kept) == 2 * STOP_AFTER
         assert run("cut", pool) == whole
+        # Greedy samples are alike, whatever their seeds are.
+        greedy = replace(found, plan=replace(found.plan, temperature=0.0), asked=found.asked[:1])
+        run("greedy", pool, greedy)
+        first, second = (tmp_path / "greedy" / "results.jsonl").read_text().splitlines()
+        assert json.loads(first)["answer"] == json.loads(second)["answer"]
     questions = {name: part["questions"] for name, part in whole["benchmarks"].items()}
     assert questions == dict(zip(SUITE, (3, 3, 2, 2, 2, 2, 2, 2, 2), strict=True))
     for name, part in whole["benchmarks"].items():
@@ -109,6 +116,7 @@ def test_an_evaluation_that_is_killed_goes_on_with_the_same_command(tmp_path):
     first, second = (json.loads((out / "summary.json").read_text()) for out in (whole, cut))
     # The command names its folder; all else is the same to the last digit.
     assert first.pop("command") != second.pop("command")
+    del first["commit"], second["commit"]
     assert first == second
     assert (whole / "results.jsonl").read_text() == (cut / "results.jsonl").read_text()
     assert (cut / "report.html").stat().st_size > 10_000
