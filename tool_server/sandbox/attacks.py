@@ -192,7 +192,7 @@ def _of_the_sandbox(descriptor: str) -> bool:
 def attack_options(options: PythonOptions) -> PythonOptions:
     """Return the same sandbox with shorter limits: the attacks run into them some twenty times."""
     return options.model_copy(
-        update={"cpu_s": 2, "wall_s": 20.0, "memory_mib": 1024, "zygotes": 1, "session": "call"}
+        update={"cpu_s": 2, "wall_s": 14.0, "memory_mib": 1024, "zygotes": 1, "session": "call"}
     )
 
 

@@ -39,7 +39,7 @@ def until(condition: Callable[[], bool], seconds: float) -> float:
 @pytest.fixture
 def own(opened):
     """Open a sandbox that no other file of tests shares, with both jails alive."""
-    sandbox = opened(wall_s=14.0)
+    sandbox = opened(wall_s=15.0)
     until(lambda: len(sandbox.pool.pids()) == 2, 60)
     return sandbox
 
