@@ -20,7 +20,7 @@ if not CUDA:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if "tests/gpu/" in str(item.path) and not CUDA and not DRY_RUN:
+        if item.get_closest_marker("gpu") and not CUDA and not DRY_RUN:
             item.add_marker(pytest.mark.skip(reason="no GPU; AXPO_GPU_DRY_RUN=1 tries the tests"))
 
 
