@@ -113,8 +113,8 @@ class Compiled:
 
     counter: Any
 
-    def __call__(self, given: list[Tensor], mask: Any) -> Tensor:
-        module = torch.nn.Module()
+    def __call__(self, given: list[Tensor], mask: Any, *, training: bool = True) -> Tensor:
+        module = torch.nn.Module().train(training)
         out, _ = attention.tree_attention(
             module, *given, None, scaling=0.2, tree=Tree(np.ones(1)), block_mask=mask
         )
@@ -154,7 +154,7 @@ def test_twelve_lengths_compile_few_graphs_and_equal_attention_node_by_node(
         size = len(tree.ends)
         # The pass of the reference, then that of the policy, computed again in the backward pass.
         with torch.no_grad():
-            reference = compiled(inputs(size), mask)
+            reference = compiled(inputs(size), mask, training=False)
         found, right = inputs(size), inputs(size)
         out = checkpoint(compiled, found, mask, use_reentrant=False)
         expected, _ = attention.tree_attention(None, *right, None, scaling=0.2, tree=tree)
