@@ -99,6 +99,10 @@ class Python(ToolKind, PythonOptions):
         """Return limits behind those of the pool, which has a queue and deadlines of its own."""
         return {"concurrency": self.slot_count(), "deadline_s": 60 + 4 * self.wall_s}
 
+    def most_at_once(self) -> int:
+        """Return the slots of the pool."""
+        return self.slot_count()
+
 
 def build(name: str, options: PythonOptions) -> tuple[Tool, JailPool]:
     """Return the tool and its pool.

@@ -214,7 +214,7 @@ def _tool_entry(name: str, tool: ToolConfig) -> _Entry:
 
     try:
         kind = tool.kind_as(name)
-        suggested = kind.default_limits()
+        suggested, most = kind.default_limits(), kind.most_at_once()
     except Exception as error:  # a kind of the user's may be broken on this node alone
         raise _unavailable(where, error) from error
 
@@ -228,6 +228,8 @@ def _tool_entry(name: str, tool: ToolConfig) -> _Entry:
     # The kind's own limits count if the recipe leaves one open.
     left_open = suggested.keys() - tool.model_fields_set
     limits = tool.model_copy(update={field: suggested[field] for field in left_open})
+    if most is not None and limits.concurrency > most:
+        limits = limits.model_copy(update={"concurrency": most})
     return _Entry(where, limits, open_kind)
 
 

@@ -170,5 +170,12 @@ class ToolKind(Variant):
         """Return values of `tool_server.config.Limits` for those that the recipe leaves open."""
         return {}
 
+    def most_at_once(self) -> int | None:
+        """Return how many calls the tool itself runs at once, None: as many as it gets.
+
+        Further ones wait before their deadline counts: else slow calls would end those of others.
+        """
+        return None
+
 
 tool_kinds = Registry("tools", ToolKind, core="open", key="kind")

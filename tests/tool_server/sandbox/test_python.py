@@ -14,8 +14,10 @@ import pytest
 
 import axpo
 from rollout_workers.chat import Chat
+from tool_server.config import ToolConfig
 from tool_server.python import Python, cut
 from tool_server.sandbox.options import PythonOptions
+from tool_server.server import _tool_entry
 from tool_server.tool import EarlierCall, ToolCall, ToolError, ToolStopped
 
 
@@ -409,3 +411,10 @@ def test_options_that_cannot_be_are_refused():
         with pytest.raises(ValueError, match="validation error"):
             PythonOptions.model_validate(wrong)
     assert Python(wall_s=10, slots=3).default_limits() == {"concurrency": 3, "deadline_s": 100}
+
+
+def test_calls_wait_for_the_slots_of_the_sandbox_before_their_deadline_counts():
+    """Whatever the recipe says: in the pool, a wait for sleepers would end as a deadline."""
+    for wanted, given in ((64, 2), (1, 1)):
+        config = ToolConfig(concurrency=wanted, options={"slots": 2})
+        assert _tool_entry("python", config).limits.concurrency == given
