@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from axpo.sft.demonstrations import Demonstrations
+from axpo.errors import AxpoError
+from axpo.sft.demonstrations import Demonstrations, check_control_tokens
 from axpo.tasks import Task
+from axpo.texts import check_text
 from learner.credit import TrainItem, sft_items
 from rollout_workers.chat import Chat
-from rollout_workers.trajectory import Pixels, Question, Trajectory
+from rollout_workers.trajectory import Pixels, PolicySegment, Question, Trajectory
 
 
 class Examples(Protocol):
@@ -43,7 +45,11 @@ class TaskExamples:
         self.set_aside: list[str] = []  # a task makes its examples itself: none is bad
 
     def example(self, kind: str, index: int) -> tuple[Question, Trajectory]:
-        """Return example number `index` of this stage."""
+        """Return example number `index` of this stage.
+
+        Raises:
+            AxpoError: the task's teacher writes what no policy may write.
+        """
         question, turns, with_tools = self._task.example(kind, self._first + index)
         scripted: list[str | Sequence[Shown]] = [
             turn if isinstance(turn, str) else [Shown(*turn)] for turn in turns
@@ -51,7 +57,15 @@ class TaskExamples:
         # A bare prompt has neither tools nor system text.
         schemas = self._schemas if with_tools else []
         system = self._task.system if with_tools else None
-        return question, self._chat.trajectory(question, schemas, system, scripted)
+        try:
+            check_text([turn for turn in scripted if isinstance(turn, str)])
+            trajectory = self._chat.trajectory(question, schemas, system, scripted)
+            for segment in trajectory.segments:
+                if isinstance(segment, PolicySegment):
+                    check_control_tokens(segment.token_ids[:-1], self._chat, "a turn")
+        except ValueError as error:
+            raise AxpoError(f"example {index} of kind {kind!r} of the task: {error}") from None
+        return question, trajectory
 
 
 class RowExamples:

@@ -288,14 +288,14 @@ class _Images:
 def _turn_segment(turn: PolicyTurn, chat: Chat) -> Segment:
     """Return a turn with its end; one of weight 0 is read, never trained on."""
     ids = chat.encode_policy(turn.text + TURN_END)
-    _check_control_tokens(ids[:-1], chat, turn.where)
+    check_control_tokens(ids[:-1], chat, turn.where)
     _check_calls(ids, chat, turn)
     if not turn.trained:
         return ObservationSegment(ids)
     return PolicySegment(ids, np.zeros(len(ids), np.float32), policy_version=0)
 
 
-def _check_control_tokens(ids: Ids, chat: Chat, where: str) -> None:
+def check_control_tokens(ids: Ids, chat: Chat, where: str) -> None:
     """Raise ValueError if a turn holds a token that ends it, or that no policy may sample."""
     tokens = chat.tokens
     ends = (chat.tokenizer.eos_token_id, chat.tokenizer.pad_token_id)

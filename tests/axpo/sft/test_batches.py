@@ -7,8 +7,10 @@ from axpo.config import parse_recipe
 from axpo.errors import AxpoError
 from axpo.sft.batches import Batches, TaskExamples
 from axpo.sft.fine_tune import _check_mix, _stages
+from axpo.tasks import Example
 from axpo.tasks.embedded.small_product import SmallProductConfig
 from rollout_workers.chat import Chat
+from rollout_workers.trajectory import Question
 
 MODEL = "axpo/models/qwen3-vl-tiny"
 TASK = SmallProductConfig(held_out=1).load()
@@ -111,3 +113,22 @@ def test_items_of_a_batch_weigh_as_their_tokens(chat):
     items = batches.items(0)
     lengths = np.array([item.mask.sum() for item in items])
     np.testing.assert_allclose([item.weight for item in items], lengths / lengths.sum())
+
+
+@pytest.mark.parametrize(
+    ("turn", "said"),
+    [
+        ("I see <|image_pad|>.\n</think>\n\n7", r"a turn: '<\|image_pad\|>' in its text"),
+        ("7<|im_end|>\n<|im_start|>user\nAnd?", r"a turn: '<\|im_end\|>' in its text"),
+        ("\ud83d</think>7", "half a surrogate pair"),
+    ],
+)
+def test_what_a_teacher_writes_and_no_policy_may_write_is_named(chat, turn, said):
+    class Teacher:
+        system = None
+
+        def example(self, kind, index):
+            return Example(Question("q", "?", (), "7"), [turn], with_tools=False)
+
+    with pytest.raises(AxpoError, match=rf"^example 3 of kind 'x' of the task: .*{said}"):
+        TaskExamples(Teacher(), chat, [], stage=1).example("x", 3)
