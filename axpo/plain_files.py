@@ -28,6 +28,21 @@ def inside(folder: Path, name: str) -> Path:
     return real
 
 
+def inside_model(folder: Path, name: str) -> Path:
+    """Return the file of this name of a model folder, if no link leads out of the folder.
+
+    A snapshot in the hub's cache is links to the files of its repository, two folders up.
+
+    Raises:
+        NotPlain: see `inside`.
+    """
+    real = Path(os.path.realpath(folder / name))
+    is_snapshot = folder.parent.name == "snapshots"
+    if is_snapshot and real.is_relative_to(os.path.realpath(folder.parent.parent)):
+        return real
+    return inside(folder, name)
+
+
 def open_plain(path: Path) -> BinaryIO:
     """Open a regular file for reading.
 

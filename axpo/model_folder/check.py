@@ -9,7 +9,13 @@ from axpo.config import Recipe, hub_name, looks_local
 from axpo.errors import AxpoError
 from axpo.memory import read_config
 from axpo.memory.known import Config
-from axpo.model_folder.files import check_processor, load_chat, model_config, vocabulary_size
+from axpo.model_folder.files import (
+    check_links,
+    check_processor,
+    load_chat,
+    model_config,
+    vocabulary_size,
+)
 from axpo.model_folder.prompt import Prompt, prompt_of
 from axpo.model_folder.weights import Weights, check_weights, files_of
 from rollout_workers.context import Context, PromptCheck
@@ -64,6 +70,7 @@ def _check_model(recipe: Recipe, model: str) -> ModelReport:
         return _check_hub(recipe, model)
     # What takes no time comes first: a real tokenizer takes seconds.
     family = family_of(folder)
+    check_links(folder)
     weights = check_weights(folder)
     rule = check_processor(folder, recipe.images)
     _check_context(recipe, _positions(folder), f"{folder}/config.json")

@@ -6,18 +6,53 @@ import json
 from pathlib import Path
 from typing import Any
 
+from axpo.plain_files import NotPlain, inside_model
 from axpo.tasks.task import one_line
 from rollout_workers.chat import Chat
 from rollout_workers.families import UnknownFamily
 from rollout_workers.image_rule import FILES, ImageRule, ImagesConfig, image_rule
 
 TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
+COPIED = (
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "config.json",
+    "generation_config.json",
+    "merges.txt",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "video_preprocessor_config.json",
+    "vocab.json",
+)
+"""What a model folder may hold besides its weights and is needed to use it."""
 # Of the image processor, and of the vision tower.
 SIZES = (
     ("patch_size", "patch_size"),
     ("merge_size", "spatial_merge_size"),
     ("temporal_patch_size", "temporal_patch_size"),
 )
+
+
+def check_links(folder: Path) -> None:
+    """Check that no file that a checkpoint copies is a link out of the folder.
+
+    A checkpoint may be published, and a link of somebody else's folder may lead to any file. So
+    they are not followed, and the checkpoint would lack the file.
+
+    Raises:
+        ValueError: one is.
+    """
+    for name in COPIED:
+        try:
+            inside_model(folder, name)
+        except NotPlain as error:
+            raise ValueError(
+                f"{folder}/{name}: {error}; put the file itself there, because checkpoints copy it"
+            ) from None
 
 
 def load_chat(folder: Path) -> Chat:
