@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 MAX_CHARACTERS = 4_000_000
@@ -52,6 +52,11 @@ def clean(text: str) -> str:
     return _SURROGATE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
+def has_surrogate(value: Any) -> bool:
+    """Return whether a text inside of a value has half a surrogate pair."""
+    return any(_SURROGATE.search(text) for text, _ in _texts(value))
+
+
 def check_text(value: Any) -> None:
     """Check the texts of a value, however deep they are inside of it.
 
@@ -59,18 +64,29 @@ def check_text(value: Any) -> None:
         ValueError: a text has half a surrogate pair or is too long, or there are too many lists and
             objects inside each other.
     """
+    for text, depth in _texts(value):
+        if depth > MAX_DEPTH:
+            raise ValueError(f"more than {MAX_DEPTH} lists and objects inside each other")
+        _check_one(text)
+
+
+def _texts(value: Any) -> Iterator[tuple[str, int]]:
+    """Yield every text inside of a value, keys included, and how deep it is.
+
+    An empty text stands for what is too deep without any.
+    """
     # With a list instead of recursion: the depth is not ours.
     waiting = [(value, 0)]
     while waiting:
         found, depth = waiting.pop()
-        if depth > MAX_DEPTH:
-            raise ValueError(f"more than {MAX_DEPTH} lists and objects inside each other")
         if isinstance(found, str):
-            _check_one(found)
+            yield found, depth
         elif isinstance(found, Mapping):
             waiting += [(part, depth + 1) for pair in found.items() for part in pair]
         elif isinstance(found, Sequence) and not isinstance(found, bytes | bytearray):
             waiting += [(part, depth + 1) for part in found]
+        if depth > MAX_DEPTH and not isinstance(found, str):
+            yield "", depth
 
 
 def _check_one(text: str) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from axpo.texts import has_surrogate
 from tool_server.arguments import MAX_SIZE, echo, too_large
 from tool_server.config import NAME, Limits, MCPConfig, ToolConfig, ToolServerConfig
 from tool_server.functions import open_function
@@ -106,6 +107,8 @@ class ToolServer:
             return oversized()
         if not isinstance(name, str) or name not in runners:
             return unknown(name, runners)
+        if has_surrogate(arguments):
+            return unreadable()
         earlier_calls = [EarlierCall(*call) for call in earlier]
         result = await runners[name].run(arguments, images, earlier_calls)
         return replace(result, tool=name)
@@ -193,6 +196,15 @@ def unknown(name: Any, known: Iterable[str]) -> ToolResult:
 def oversized() -> ToolResult:
     """Return the answer to arguments that are `too_large`."""
     text = f"arguments are too large, at most {MAX_SIZE} characters are allowed"
+    return ToolResult(ToolStatus.TOOL_ERROR, text)
+
+
+def unreadable() -> ToolResult:
+    """Return the answer to arguments that no tool could write to a file or send.
+
+    A tool that tried would fail, and that would look like a failure of the machine.
+    """
+    text = "arguments: half a surrogate pair in a text; write whole characters"
     return ToolResult(ToolStatus.TOOL_ERROR, text)
 
 

@@ -161,3 +161,13 @@ def test_half_a_surrogate_pair_of_a_function_is_read_by_any_tokenizer(form, stat
     result = call("page", {"form": form})
     assert (result.status, result.text) == (status, text)
     result.text.encode()
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"text": "a\ud83d"}, {"a\udc00": 1}, {"text": [{"b": "\ud83d"}]}]
+)
+def test_half_a_surrogate_pair_of_a_policy_is_the_policys_to_read(arguments):
+    result = call("echo", arguments)
+    assert result.status is ToolStatus.TOOL_ERROR
+    assert result.text.startswith("arguments: half a surrogate pair")
+    assert call("echo", {"text": "\U0001f600"}).text == "\U0001f600"
