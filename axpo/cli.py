@@ -244,6 +244,10 @@ def evaluate(
     tools: Annotated[
         str | None, typer.Option(help="only these of the recipe's tools, with commas; or none")
     ] = None,
+    image_search: Annotated[
+        bool,
+        typer.Option("--image-search", help="offer a search over results that benchmarks bring"),
+    ] = False,
     rotations: Annotated[str | None, typer.Option(help="of HR-Bench: one or all")] = None,
     variants: Annotated[str | None, typer.Option(help="of DynaMath: one or all")] = None,
     limit: Annotated[
@@ -275,6 +279,7 @@ def evaluate(
         return _held_out(recipe, model)
     options = {"suite": suite, "benchmark": benchmark, "data": data, "judge": judge}
     options |= {"samples": samples, "temperature": temperature, "tools": tools, "limit": limit}
+    options |= {"image_search": image_search}
     options |= {"rotations": rotations, "variants": variants, "seed": seed, "out": out}
     _check_model(recipe, model)
     run_benchmarks(target, recipe, model, options, console)

@@ -177,6 +177,7 @@ def _options(given: Mapping[str, Any]) -> Any:
         samples=given["samples"],
         temperature=given["temperature"],
         tools=_names(given["tools"]),
+        image_search=given["image_search"],
         rotations=given["rotations"],
         variants=given["variants"],
         limit=given["limit"],

@@ -23,6 +23,7 @@ from typing import Any, ClassVar
 
 from axpo.errors import AxpoError
 from axpo.evaluation.answers import final_text, normalised
+from axpo.evaluation.given import Result, keep
 from axpo.registry import Registry, Variant
 from rollout_workers.trajectory import LazyImage, Pixels, Question, UnusableQuestion
 
@@ -45,17 +46,30 @@ class Item:
     cluster: str = ""
     """Rotations or variants of one question share it; "": the question stands alone."""
     image_places: tuple[int, ...] = ()
+    found_by_image: tuple[Result, ...] = ()
+    """What a search by the first image had found, for the tool `image_search`."""
 
-    def question(self, benchmark: str) -> Question:
-        """Return what the policy is asked; its id is unique among all benchmarks."""
+    def question(self, benchmark: str, given: Path | None = None) -> Question:
+        """Return what the policy is asked; its id is unique among all benchmarks.
+
+        Args:
+            benchmark: its name.
+            given: where `found_by_image` is written when the first image is read; None: nowhere.
+        """
         key = f"{benchmark}/{self.id}"
         return Question(
             id=key,
             text=self.text,
-            images=tuple(LazyImage(partial(_read, key, image)) for image in self.images),
+            images=self._lazy(key, given),
             answer=self.accepted[0],
             image_places=self.image_places,
         )
+
+    def _lazy(self, key: str, given: Path | None) -> tuple[LazyImage, ...]:
+        images = [LazyImage(partial(_read, key, image)) for image in self.images]
+        if given is not None and images and self.found_by_image:
+            images[0] = LazyImage(partial(_read_and_keep, images[0], given, self.found_by_image))
+        return tuple(images)
 
     def truths(self) -> tuple[str, ...]:
         """Return the accepted answers as a judge reads them: of a choice with the option's text."""
@@ -160,6 +174,12 @@ def _read(key: str, image: LazyImage) -> Pixels:
         return image.read()
     except UnusableQuestion as error:
         raise UnusableQuestion(f"question {key}: {error}") from None
+
+
+def _read_and_keep(image: LazyImage, folder: Path, results: Sequence[Result]) -> Pixels:
+    pixels = image.read()
+    keep(folder, pixels, results)
+    return pixels
 
 
 benchmarks: Registry[Benchmark] = Registry("benchmarks", Benchmark, "items")

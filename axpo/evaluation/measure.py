@@ -18,7 +18,7 @@ from typing import Any
 from axpo.errors import AxpoError
 from axpo.evaluation.answers import final_text
 from axpo.evaluation.benchmark import Benchmark, Item, Score
-from axpo.evaluation.results import IMAGES, Results, Row, disk_error
+from axpo.evaluation.results import GIVEN, IMAGES, Results, Row, disk_error
 from axpo.evaluation.summarize import summarize
 from axpo.record.records import Decode, ImageFolder, group_to_json
 from axpo.tasks import Task
@@ -109,8 +109,9 @@ class SuiteTask(Task):
 
     system = SYSTEM
 
-    def __init__(self, asked: Sequence[Asked]) -> None:
-        self._asked = asked
+    def __init__(self, asked: Sequence[Asked], given: Path | None = None) -> None:
+        """Take the questions, and where what an image search had found is written."""
+        self._asked, self._given = asked, given
 
     def train(self, index: int) -> Question:
         """Raise: benchmarks are not trained on."""
@@ -118,7 +119,7 @@ class SuiteTask(Task):
 
     def held_out(self) -> list[Question]:
         """Return all questions."""
-        return [one.item.question(one.benchmark.name) for one in self._asked]
+        return [one.item.question(one.benchmark.name, self._given) for one in self._asked]
 
     def verify(self, question: Question, answer: str | None) -> float:
         """Return 0: the driver scores."""
@@ -176,7 +177,7 @@ def measure(
     set_aside: dict[str, tuple[str, str]] = {}
     left = [one for one in asked if one.key not in results.done]
     if left:
-        task = SuiteTask(left)
+        task = SuiteTask(left, results.path / GIVEN)
         with engines(task) as (pool, decode):
             set_aside = _ask(plan, left, task, results, _Driver(pool, decode, progress))
     rows = _in_order(results.rows, asked)

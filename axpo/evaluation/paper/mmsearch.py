@@ -42,6 +42,7 @@ class MMSearch(Benchmark):
 
 def _item(row: Row) -> Item:
     image = row.picture("query_image")
+    found = row.picture("image_search_result")
     others = row.texts("alternative_gt_answers") if row.has("alternative_gt_answers") else ()
     return Item(
         id=row.text("sample_id"),
@@ -49,4 +50,6 @@ def _item(row: Row) -> Item:
         images=() if image is None else (image,),
         accepted=(row.text("gt_answer"), *others),
         categories={"area": row.text("area"), "subfield": row.text("subfield")},
+        # One picture: the page of results.
+        found_by_image=() if found is None else (("Results of the image search", found),),
     )

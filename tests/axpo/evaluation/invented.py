@@ -208,7 +208,8 @@ def hr_mmsearch(data: Path) -> None:
         "prompt": [{"role": "user", "content": "<image>Who won the race on the banner?"}],
         "image": ["images/0.jpg"],
         "reward_model": {"style": "rule", "ground_truth": ["Jane Example", "J. Example"]},
-        "image_search_title_list": ["Race banner"],
+        "image_search_title_list": ["Race banner", "Another race"],
+        "image_search_thumbnail_list": ["images/0.jpg"],
     }
     hub = {
         "query": "In which city has the company its head office?",
@@ -224,13 +225,14 @@ def mmsearch(data: Path) -> None:
     features = dict.fromkeys(names, TEXT)
     features |= {"query_image": Image(), "image_search_result": Image()}
     features |= {"alternative_gt_answers": List(TEXT)}
-    of_all = {"timestamp": "2024-08-01", "gt_requery": "made up", "image_search_result": None}
+    of_all = {"timestamp": "2024-08-01", "gt_requery": "made up"}
     rows = [
         {
             **of_all,
             "sample_id": "news_1",
             "query": "When does this film open?",
             "query_image": picture("poster"),
+            "image_search_result": picture("page of results", (90, 60)),
             "area": "news",
             "subfield": "entertainment",
             "gt_answer": "October 4, 2024",
@@ -241,6 +243,7 @@ def mmsearch(data: Path) -> None:
             "sample_id": "knowledge_1",
             "query": "Which university published Made-Up Nets?",
             "query_image": None,
+            "image_search_result": None,
             "area": "knowledge",
             "subfield": "research",
             "gt_answer": "Example University",
