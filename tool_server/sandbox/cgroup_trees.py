@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -46,12 +47,16 @@ def _candidates_v2(mount: Mount, own: str, reasons: list[str]) -> Iterator[Candi
         if lacking:
             reasons.append(f"{base} has no {', '.join(lacking)}")
             continue
-        controllers = [name for name in CONTROLLERS if name in there]
         try:
-            enable(base, controllers)
+            enable(base, NEEDED)
         except OSError as error:
             reasons.append(str(error))
             continue
+        controllers = list(NEEDED)
+        if "cpu" in there:
+            with contextlib.suppress(OSError):
+                enable(base, ["cpu"])
+                controllers.append("cpu")
         yield 2, dict.fromkeys(controllers, base)
 
 
