@@ -72,17 +72,28 @@ class Groups:
             NoGroups: neither version lets this process make any.
         """
         reasons: list[str] = []
-        for version, bases in candidates(reasons):
-            groups = None
-            try:
-                groups = cls(version, bases)
-                groups.try_out()
-                return groups
-            except (OSError, subprocess.SubprocessError) as error:
-                reasons.append(str(error))
+        try:
+            for version, bases in candidates(reasons):
+                groups = cls._tried(version, bases, reasons)
                 if groups is not None:
-                    groups.close()
+                    return groups
+        except OSError as error:  # what is mounted cannot be read
+            reasons.append(str(error))
         raise NoGroups("; ".join(dict.fromkeys(reasons)) or "no control groups are mounted")
+
+    @classmethod
+    def _tried(cls, version: int, bases: Mapping[str, Path], reasons: list[str]) -> Groups | None:
+        """Return groups that work; None, and a reason more, if they do not."""
+        groups = None
+        try:
+            groups = cls(version, bases)
+            groups.try_out()
+            return groups
+        except (OSError, subprocess.SubprocessError) as error:
+            reasons.append(str(error))
+            if groups is not None:
+                groups.close()
+            return None
 
     @property
     def detail(self) -> str:

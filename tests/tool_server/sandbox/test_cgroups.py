@@ -202,3 +202,14 @@ def test_calls_at_once_are_different_users_without_namespaces():
     with own.take(0) as third:
         assert third.user == 50_001
     own.close()
+
+
+def test_trees_that_cannot_be_read_are_no_groups(monkeypatch):
+    def broken(reasons):
+        reasons.append("/sys/fs/cgroup has no memory")
+        raise PermissionError("cgroup.controllers")
+        yield
+
+    monkeypatch.setattr(cgroups, "candidates", broken)
+    with pytest.raises(NoGroups, match=r"^/sys/fs/cgroup has no memory; cgroup.controllers$"):
+        Groups.open()
