@@ -19,7 +19,7 @@ from typing import Annotated
 from pydantic import Field
 
 from axpo.registry import Registered, Registry, Variant
-from axpo.tasks.verifiers import Verifier, boxed, exact_match, verifiers
+from axpo.tasks.verifiers import Verifier, accepted, boxed, exact_match, verifiers
 from rollout_workers.trajectory import Question
 
 LONGEST = 2000
@@ -91,7 +91,7 @@ class Exact(Judge):
     """Nobody: what the rules cannot tell is wrong. For machines without a judge."""
 
     def judge(self, question: str, accepted: Sequence[str], answer: str) -> Judgement:
-        """Return that the answer is wrong."""
+        """Return that the answer is wrong; the rules have compared the texts."""
         return Judgement(False)
 
 
@@ -111,9 +111,10 @@ class JudgeVerifier(Verifier):
         given = (answer or "").strip() if given is None else given
         if not given:
             return 0.0
-        if exact_match(answer, question.answer):
+        truths = accepted(question.answer)
+        if any(exact_match(answer, truth) for truth in truths):
             return 1.0
-        found = self.judge.judge(question.text, [question.answer], given)
+        found = self.judge.judge(question.text, truths, given)
         if found.right is None:
             raise RuntimeError(f"judge: {found.fault}")
         return float(found.right)

@@ -263,6 +263,11 @@ def test_the_judge_is_a_verifier_of_training_too():
         assert server.requests == 0  # nobody is asked what is plain
         assert verifier.reward(question, "So \\boxed{it is 4}") == 1.0
         assert verifier.reward(question, "it is 5") == 0.0
+        several = Question("q", "How many?", (), '["four", "4"]')
+        assert verifier.reward(several, "\\boxed{4}") == 1.0
+        assert server.requests == 2
+        verifier.reward(several, "it is 6")
+        assert "- four\n- 4\n" in server.bodies[-1]["messages"][1]["content"]
         # What a recipe says of it comes back.
         assert verifiers.parse(verifier.spec()) == verifier
     with serving(lambda number: 503) as server:
