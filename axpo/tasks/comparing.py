@@ -32,13 +32,19 @@ class Verdict(StrEnum):
     UNREADABLE = "unreadable"  # a truth is no expression
 
 
-def compare(truths: list[str], answer: str) -> Verdict:
-    """Return whether the answer equals one of the truths; all of them share one budget."""
+def compare(truths: list[str], answer: str | None) -> Verdict:
+    """Return whether the answer equals one of the truths; all of them share one budget.
+
+    Without an answer: whether each truth is a formula, and not a text that nothing reads.
+    """
     from math_verify import verify
 
     expected = [_parsed(truth) for truth in truths]
     if not all(expected):
         return Verdict.UNREADABLE
+    if answer is None:
+        are_formulas = all(any(not isinstance(part, str) for part in one) for one in expected)
+        return Verdict.EQUAL if are_formulas else Verdict.UNREADABLE
     given = _parsed(answer)
     for truth in expected:
         # No time limit of math-verify's own: it needs signals in a main thread.

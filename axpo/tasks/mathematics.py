@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from axpo.limited.client import Limited, OverLimits
 from axpo.tasks import comparing
 from axpo.tasks.comparing import Verdict
+from axpo.tasks.quantities import typeset
 
 LONGEST = 2000
 """Characters of an expression."""
@@ -21,6 +22,8 @@ DEEPEST = 40
 """Brackets inside each other."""
 
 _BRACKETS = re.compile(r"[(\[{]|([)\]}])")
+# math-verify reads `3 4` as a mixed number, 3 + 4.
+_NUMBERS = re.compile(r"[\s$]*[+-]?[0-9.,]+(?:\s+[0-9.,]+)+[\s$]*")
 _comparer = Limited("math", comparing.__file__)
 
 
@@ -38,10 +41,10 @@ def equal(truth: str | Sequence[str], answer: str) -> bool:
         RuntimeError: the machine was too busy or ended the comparison, or a truth is no expression.
     """
     truths = [truth] if isinstance(truth, str) else list(truth)
-    if not within_limits(answer):
+    if not within_limits(answer) or _NUMBERS.fullmatch(answer):
         return False
     try:
-        verdict = _comparer.ask([truths, answer])
+        verdict = _comparer.ask([list(map(typeset, truths)), typeset(answer)])
     except OverLimits:
         return False
     if verdict == Verdict.UNREADABLE:
@@ -53,24 +56,24 @@ def equal(truth: str | Sequence[str], answer: str) -> bool:
 def check(truth: str) -> None:
     """Raise ValueError if no answer can equal this truth.
 
-    It must be an expression, and equal to itself within the limits.
+    It must be an expression that can be read within the limits.
     """
     shown = truth[:80]
     if not truth.strip(" $"):
         raise ValueError("expected a formula, found none")
+    if _NUMBERS.fullmatch(truth):
+        raise ValueError(f"expected a formula, found numbers side by side: {shown!r}")
     if not within_limits(truth):
         raise ValueError(
             f"expected a formula of at most {LONGEST} characters and {DEEPEST} brackets inside "
             f"each other, found {shown!r}"
         )
     try:
-        verdict = _comparer.ask([[truth], truth])
+        verdict = _comparer.ask([[typeset(truth)], None])
     except OverLimits:
-        verdict = Verdict.DIFFERENT
-    if verdict == Verdict.UNREADABLE:
-        raise ValueError(f"expected a formula, found {shown!r}")
+        raise ValueError(f"no answer can match: {shown!r} takes too long to read") from None
     if verdict != Verdict.EQUAL:
-        raise ValueError(f"no answer can match: {shown!r} cannot be compared with itself")
+        raise ValueError(f"expected a formula, found {shown!r}; verifier exact compares texts")
 
 
 def within_limits(text: str) -> bool:

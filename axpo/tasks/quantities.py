@@ -100,9 +100,14 @@ def number(text: str) -> Fraction | None:
     return found.value if found is not None and not found.unit else None
 
 
+def typeset(text: str) -> str:
+    """Return a text with the signs that a keyboard has for those of a typesetter."""
+    return text.translate(_TYPESET)
+
+
 def _plain(text: str) -> str:
     """Return a text with one spelling for each thing, so that one pattern reads it."""
-    plain = _THOUSANDS.sub(",", text.translate(_TYPESET))
+    plain = _THOUSANDS.sub(",", typeset(text))
     plain = _POWER_OF_TEN.sub(lambda power: f"e{power[1] or power[2]}", plain)
     plain = _DEGREES.sub("\u00b0", _TEXT.sub(r" \1", plain))
     plain = _IGNORED.sub("", plain)

@@ -173,7 +173,8 @@ class Math(Verifier):
         of_given = number(given)
         if of_given is not None and of_given in [number(truth) for truth in truths]:
             return 1.0
-        return float(mathematics.equal(truths, given))
+        truths = [truth for truth in truths if not _other_unit(truth, given)]
+        return float(bool(truths) and mathematics.equal(truths, given))
 
     def check_truth(self, truth: str) -> None:
         """Raise ValueError if the truth is no expression, or cannot be compared in time."""
@@ -216,6 +217,14 @@ def boxed(text: str | None) -> str | None:
             if is_box and content_start > start:
                 start, end = content_start, token.start()
     return text[start:end].strip() if start >= 0 else None
+
+
+def _other_unit(truth: str, given: str) -> bool:
+    """Return whether both have units, and different ones; math-verify leaves units out."""
+    expected, found = quantity(truth), quantity(given)
+    if expected is None or found is None:
+        return False
+    return "" not in (expected.unit, found.unit) and expected.unit != found.unit
 
 
 def _true_quantity(truth: str) -> Quantity:

@@ -84,10 +84,11 @@ def test_what_is_too_long_or_too_deep_is_not_even_compared(monkeypatch):
 
 
 def test_a_truth_that_no_answer_can_match_is_told():
-    for truth in ("$$", "", "(" * 50, "x" * 2001):
+    for truth in ("$$", "", "(" * 50, "x" * 2001, "?", "\\frac{", "x =", "3 4"):
         with pytest.raises(ValueError, match="expected a formula"):
             mathematics.check(truth)
-    mathematics.check("\\frac{\\sqrt{3}}{2}")
+    for truth in ("\\frac{\\sqrt{3}}{2}", "\\text{yes}", "\\infty", "12\\text{ cm}", "(1, 2]"):
+        mathematics.check(truth)
     with pytest.raises(RuntimeError, match="no expression"):
         mathematics.equal("$$", "4")
 

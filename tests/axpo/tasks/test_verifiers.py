@@ -225,4 +225,8 @@ def test_math():
     assert verify("math", "1\\frac{1}{2}", "\\boxed{1.5}") == 1
     assert verify("math", "x+1", "\\boxed{9^{9^{9^9}}}") == 0
     assert verify("math", "x+1", "\\boxed{" + "(" * 500 + "}") == 0
+    assert verify("math", "7", "\\boxed{3 4}") == 0  # no mixed number
+    assert verify("math", "x-1", "\\boxed{x\u20131}") == 1
+    assert verify("math", "12\\text{ cm}", "\\boxed{12}") == 1
+    assert verify("math", "12\\text{ cm}", "\\boxed{12\\text{ m}}") == 0
     assert verify("math", '["x", "x+1"]', "\\boxed{1+x}") == 1
