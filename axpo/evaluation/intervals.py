@@ -18,12 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 DRAWS = 10_000
+CHUNK = 1000
+"""Draws that are computed at once."""
 SEED = 20
 LEVEL = 0.95
 DIGITS = 6
 """Of the ends of an interval: further ones would be those of the draws."""
 
 Numbers = NDArray[np.float64]
+_STARTS = range(0, DRAWS, CHUNK)
 
 
 @dataclass(frozen=True)
@@ -89,9 +92,15 @@ def draws(ratio: Ratio, seed: int = SEED) -> Numbers:
         above[place[cluster]] += one
         below[place[cluster]] += other
     weights = _weights(len(names), seed)
-    total = weights @ below
+    parts = [_rates(weights[start : start + CHUNK], above, below) for start in _STARTS]
+    return np.concatenate(parts)
+
+
+def _rates(weights: NDArray[np.uint16], above: Numbers, below: Numbers) -> Numbers:
+    counts = weights.astype(np.float64)
+    total = counts @ below
     with np.errstate(invalid="ignore", divide="ignore"):
-        drawn: Numbers = np.where(total > 0, (weights @ above) / total, np.nan)
+        drawn: Numbers = np.where(total > 0, (counts @ above) / total, np.nan)
     return drawn
 
 
@@ -117,12 +126,17 @@ def as_json(found: Estimate | None) -> Any:
     return None if found is None else found.to_json()
 
 
-@functools.lru_cache(maxsize=8)
-def _weights(clusters: int, seed: int) -> Numbers:
-    """Return how often each cluster is drawn, shape [DRAWS, clusters]."""
+# The rates of one benchmark use the same draws.
+@functools.lru_cache(maxsize=2)
+def _weights(clusters: int, seed: int) -> NDArray[np.uint16]:
+    """Return how often each cluster is drawn, shape [DRAWS, clusters].
+
+    Of 2,500 questions that is 50 MB, and in float64 it would be 200 MB.
+    """
     generator = np.random.default_rng(seed)
     shares = np.full(clusters, 1 / clusters)
-    return generator.multinomial(clusters, shares, size=DRAWS).astype(np.float64)
+    parts = [generator.multinomial(clusters, shares, size=CHUNK) for _ in _STARTS]
+    return np.concatenate([part.astype(np.uint16) for part in parts])
 
 
 def _ends(drawn: Numbers) -> tuple[float, float]:
