@@ -91,10 +91,14 @@ def set_limits(limits: dict[str, int]) -> None:
     """Set resource limits: name of the RLIMIT -> value.
 
     The soft and the hard limit are equal, so a call that uses up its CPU time gets SIGKILL, which
-    it cannot catch, and not SIGXCPU.
+    it cannot catch, and not SIGXCPU. Where the server itself may have less, a call has no more.
     """
     for name, value in limits.items():
-        resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
+        limit = getattr(resource, f"RLIMIT_{name}")
+        _, most = resource.getrlimit(limit)
+        if most != resource.RLIM_INFINITY:
+            value = min(value, most)
+        resource.setrlimit(limit, (value, value))
 
 
 def drop_capabilities() -> None:
