@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import cast
 
 from axpo.evaluation.benchmark import Benchmark, Item
-from axpo.evaluation.measure import Plan, SuiteTask, load_questions
 from axpo.evaluation.measure import measure as evaluate
+from axpo.evaluation.plan import Plan, SuiteTask, load_questions
 from axpo.evaluation.results import Results
 from axpo.record.records import Decode
 from axpo.tasks.embedded.small_digit import SmallDigitConfig

@@ -8,27 +8,24 @@ an evaluation that was interrupted goes on where it stopped.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from axpo.errors import AxpoError
-from axpo.evaluation.answers import final_text
-from axpo.evaluation.benchmark import Benchmark, Item, Score
+from axpo.evaluation.benchmark import Score
+from axpo.evaluation.judging import Progress, judged
+from axpo.evaluation.plan import Asked, Plan, SuiteTask
 from axpo.evaluation.results import GIVEN, IMAGES, Results, Row, disk_error
 from axpo.evaluation.summarize import summarize
 from axpo.record.records import Decode, ImageFolder, group_to_json
-from axpo.tasks import Task
-from axpo.tasks.judge import Judge, Judgement
-from axpo.tasks.task import SYSTEM, one_line
+from axpo.tasks.task import one_line
 from rollout_workers.pool import RolloutPool
 from rollout_workers.trajectory import (
     Group,
     ObservationSegment,
-    Question,
     Segment,
     SpecialTokens,
     Trajectory,
@@ -48,112 +45,8 @@ SHOWN = 6
 SHOWN_SIDE = 1280
 """Pixels; larger pictures of these are scaled down."""
 
-Progress = Callable[[str, int, int], None]
-"""Takes what is done, how much of it, and of how much."""
-
-Engines = Callable[["SuiteTask"], AbstractContextManager[tuple[RolloutPool, Decode]]]
+Engines = Callable[[SuiteTask], AbstractContextManager[tuple[RolloutPool, Decode]]]
 """Starts engines for the questions."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is measured."""
-
-    benchmarks: tuple[Benchmark, ...]
-    data: Path
-    samples: int
-    temperature: float
-    judge: Judge
-    limit: int | None = None  # questions of each benchmark; None: all
-
-    def to_json(self) -> dict[str, Any]:
-        """Return what decides about the numbers."""
-        return {
-            "benchmarks": {one.name: one.settings for one in self.benchmarks},
-            "samples": self.samples,
-            "temperature": self.temperature,
-            "limit": self.limit,
-            "judge": self.judge.describe(),
-        }
-
-
-@dataclass(frozen=True)
-class Asked:
-    """One question of one benchmark."""
-
-    benchmark: Benchmark
-    item: Item
-    number: int  # in its benchmark
-
-    @property
-    def key(self) -> str:
-        """Return the id of the question among all benchmarks."""
-        return f"{self.benchmark.name}/{self.item.id}"
-
-    def to_json(self) -> Row:
-        """Return the line of questions.jsonl."""
-        item = self.item
-        return {
-            "benchmark": self.benchmark.name,
-            "question": item.id,
-            "text": item.text,
-            "accepted": list(item.accepted),
-            "kind": item.kind,
-            "categories": dict(item.categories),
-            "cluster": item.cluster or item.id,
-        }
-
-
-class SuiteTask(Task):
-    """Stand for the benchmarks where the engines expect a task. Answers are scored elsewhere."""
-
-    system = SYSTEM
-
-    def __init__(self, asked: Sequence[Asked], given: Path | None = None) -> None:
-        """Take the questions, and where what an image search had found is written."""
-        self._asked, self._given = asked, given
-
-    def train(self, index: int) -> Question:
-        """Raise: benchmarks are not trained on."""
-        raise NotImplementedError
-
-    def held_out(self) -> list[Question]:
-        """Return all questions."""
-        return [one.item.question(one.benchmark.name, self._given) for one in self._asked]
-
-    def verify(self, question: Question, answer: str | None) -> float:
-        """Return 0: the driver scores."""
-        return 0.0
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Only `verify` goes to the rollout workers: the questions stay here.
-        return {}
-
-
-def load_questions(plan: Plan) -> tuple[list[Asked], list[str]]:
-    """Return the questions of all benchmarks, in order, and what is doubtful about their number.
-
-    Raises:
-        AxpoError: files are missing or not what they should be; a line for each benchmark.
-    """
-    asked: list[Asked] = []
-    doubts: list[str] = []
-    faults: list[str] = []
-    for benchmark in plan.benchmarks:
-        try:
-            items = benchmark.load(plan.data)
-        except AxpoError as error:
-            faults.append(f"{benchmark.name}: {str(error).removeprefix(f'{benchmark.name}: ')}")
-            continue
-        except Exception as error:  # the class may be the user's: anything may happen in it
-            faults.append(f"{benchmark.name}: {one_line(error)}")
-            continue
-        doubt = benchmark.wrong_count(len(items))
-        doubts += [doubt] if doubt else []
-        asked += [Asked(benchmark, item, number) for number, item in enumerate(items[: plan.limit])]
-    if faults:
-        raise AxpoError("\n".join(faults))
-    return asked, doubts
 
 
 def measure(
@@ -181,7 +74,7 @@ def measure(
         with engines(task) as (pool, decode):
             set_aside = _ask(plan, left, task, results, _Driver(pool, decode, progress))
     rows = _in_order(results.rows, asked)
-    rows = _judged(plan, asked, rows, progress)
+    rows = judged(plan, asked, rows, progress)
     for row in rows:
         if row["right"] is None:
             set_aside[f"{row['benchmark']}/{row['question']}"] = ("unjudged", row["fault"])
@@ -322,58 +215,6 @@ def _unusable(
             if text.startswith(start):
                 found[key] = ("unusable", text.removeprefix(start))
     return found
-
-
-def _judged(
-    plan: Plan, asked: Sequence[Asked], rows: Sequence[Row], progress: Progress
-) -> list[Row]:
-    """Return the rows with the judge's verdicts about what the rules left open."""
-    items = {one.key: one.item for one in asked}
-    # Equal answers to one question are judged once.
-    cases = list(dict.fromkeys(_case(row) for row in rows if row["right"] is None))
-    if not cases:
-        return list(rows)
-    found: dict[tuple[str, str], Judgement] = {}
-    with plan.judge.opened() as judge:
-        for case, judgement in _judgements(judge, items, cases):
-            found[case] = judgement
-            progress("judged", len(found), len(cases))
-    return [_with_verdict(row, found, plan.judge) for row in rows]
-
-
-def _judgements(
-    judge: Judge, items: Mapping[str, Item], cases: Sequence[tuple[str, str]]
-) -> Iterator[tuple[tuple[str, str], Judgement]]:
-    threads = ThreadPoolExecutor(judge.concurrency_limit, "judge")
-    try:
-        waiting: dict[Future[Judgement], tuple[str, str]] = {}
-        for key, given in cases:
-            item = items[key]
-            future = threads.submit(judge.judge, item.text, item.truths(), given)
-            waiting[future] = (key, given)
-        for future in as_completed(waiting):
-            yield waiting[future], future.result()
-    finally:
-        # If the key is refused, the others need not be asked.
-        threads.shutdown(cancel_futures=True)
-
-
-def _with_verdict(row: Row, found: Mapping[tuple[str, str], Judgement], judge: Judge) -> Row:
-    if row["right"] is not None:
-        return row
-    judgement = found[_case(row)]
-    return {
-        **row,
-        "right": judgement.right,
-        "by": judge.describe(),
-        "reply": judgement.reply,
-        "fault": judgement.fault,
-    }
-
-
-def _case(row: Row) -> tuple[str, str]:
-    """Return the question and the answer that a judge reads."""
-    return f"{row['benchmark']}/{row['question']}", final_text(row["answer"])
 
 
 def _in_order(rows: Sequence[Row], asked: Sequence[Asked]) -> list[Row]:

@@ -20,8 +20,10 @@ from axpo.config import Recipe
 from axpo.errors import AxpoError
 from axpo.evaluation import given
 from axpo.evaluation.benchmark import Benchmark, benchmarks
-from axpo.evaluation.measure import Asked, Plan, Progress, SuiteTask, load_questions, measure
+from axpo.evaluation.judging import Progress
+from axpo.evaluation.measure import measure
 from axpo.evaluation.paper import SUITE
+from axpo.evaluation.plan import Asked, Plan, SuiteTask, load_questions
 from axpo.evaluation.results import GIVEN, Results
 from axpo.record.records import Decode
 from axpo.session import local_path, ray_session, rollout_actors

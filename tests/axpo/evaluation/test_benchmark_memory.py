@@ -69,7 +69,8 @@ def main(data: Path) -> None:
 
     from axpo.evaluation import rows
     from axpo.evaluation.benchmark import benchmarks
-    from axpo.evaluation.measure import Plan, load_questions, measure
+    from axpo.evaluation.measure import measure
+    from axpo.evaluation.plan import Plan, load_questions
     from axpo.evaluation.results import Results
     from axpo.tasks.judge import judges
     from rollout_workers.config import RolloutConfig

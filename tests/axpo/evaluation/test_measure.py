@@ -10,7 +10,8 @@ import pytest
 
 from axpo.errors import AxpoError
 from axpo.evaluation.benchmark import Benchmark, Item, Score, benchmarks
-from axpo.evaluation.measure import Asked, Plan, load_questions, measure
+from axpo.evaluation.measure import measure
+from axpo.evaluation.plan import Asked, Plan, load_questions
 from axpo.evaluation.results import Results, read_evaluation
 from axpo.report.evaluation import render_evaluation
 from axpo.tasks.judge import Judge, Judgement, judges

@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from axpo.config import load_recipe
-from axpo.evaluation.measure import SuiteTask, measure
+from axpo.evaluation.measure import measure
 from axpo.evaluation.paper import SUITE
+from axpo.evaluation.plan import SuiteTask
 from axpo.evaluation.results import Results
 from axpo.evaluation.suite import Options, prepare
 from axpo.session import ray_session, rollout_actors
