@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -139,10 +140,21 @@ def limits(options: PythonOptions, codes: int, given: int = 0) -> dict[str, int]
         "FSIZE": options.disk_mib * MIB // 2,
         "NOFILE": 64,
         # Both are counted per user and user namespace, of which each call has its own.
-        "NPROC": MAX_THREADS,
-        "SIGPENDING": MAX_TIMERS,
+        "NPROC": _share(resource.RLIMIT_NPROC, MAX_THREADS, options),
+        "SIGPENDING": _share(resource.RLIMIT_SIGPENDING, MAX_TIMERS, options),
         "STACK": 16 * MIB,
         "CORE": 0,
         "MEMLOCK": 0,
         "MSGQUEUE": 0,
     }
+
+
+def _share(limit: int, most: int, options: PythonOptions) -> int:
+    """Return `most`, or less if all calls together could take half of what the server itself has.
+
+    What a call has counts for its server's user, too, without whose threads no call can be forked.
+    """
+    own, _ = resource.getrlimit(limit)
+    if own == resource.RLIM_INFINITY:
+        return most
+    return max(1, min(most, own // (2 * options.slot_count())))

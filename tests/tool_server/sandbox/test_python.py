@@ -6,6 +6,7 @@ It sees text, values, figures, errors and images.
 from __future__ import annotations
 
 import asyncio
+import resource
 import time
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import axpo
 from rollout_workers.chat import Chat
 from tool_server.config import ToolConfig
 from tool_server.python import Python, cut
-from tool_server.sandbox.options import PythonOptions
+from tool_server.sandbox.options import PythonOptions, limits
 from tool_server.server import _tool_entry
 from tool_server.tool import EarlierCall, ToolCall, ToolError, ToolStopped
 
@@ -418,3 +419,9 @@ def test_calls_wait_for_the_slots_of_the_sandbox_before_their_deadline_counts():
     for wanted, given in ((64, 2), (1, 1)):
         config = ToolConfig(concurrency=wanted, options={"slots": 2})
         assert _tool_entry("python", config).limits.concurrency == given
+
+
+def test_all_calls_together_take_half_of_the_servers_own_threads_at_most(monkeypatch):
+    for own, each in ((resource.RLIM_INFINITY, 128), (100_000, 128), (1500, 93), (8, 1)):
+        monkeypatch.setattr(resource, "getrlimit", lambda limit, own=own: (own, own))
+        assert limits(PythonOptions(slots=8), codes=1)["NPROC"] == each
