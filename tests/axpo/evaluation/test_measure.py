@@ -14,9 +14,10 @@ from axpo.evaluation.measure import measure
 from axpo.evaluation.plan import Asked, Plan, load_questions
 from axpo.evaluation.results import Results, read_evaluation
 from axpo.report.evaluation import render_evaluation
-from axpo.tasks.judge import Judge, Judgement, judges
+from axpo.tasks.judge import PROMPT_HASH, Judge, Judgement, judges
 from rollout_workers.trajectory import EndReason, Group, LazyImage, UnusableQuestion
 from tests.axpo.helpers import QUESTION_IMAGE, TOKENS, decode, direct, zooming
+from tests.axpo.tasks.faulty_judge import FAULTS, endpoint, random_faults, serving
 
 SAMPLES = 4
 
@@ -229,6 +230,24 @@ def test_a_judge_that_refuses_stops_the_evaluation_and_no_answer_is_lost(tmp_pat
         run(plan(tmp_path, Refusing()), tmp_path / "out", Pool(answers))
     assert not (tmp_path / "out" / "summary.json").exists()
     assert run(plan(tmp_path, YesMan()), tmp_path / "out", None)["measured"] == 20
+
+
+def test_no_score_depends_on_how_the_judge_fails(tmp_path):
+    # The server says yes to even numbers; every other question is left to it.
+    answers = {f"doubles/{number}": f"is it {number}? {number}" for number in range(0, 20, 2)}
+    answers |= {f"doubles/{number}": f"is it {number}? {number}" for number in (1, 5)}
+    parts, rows = [], []
+    for seed in range(3):
+        with serving(random_faults(seed, FAULTS) if seed else lambda number: None) as server:
+            out = tmp_path / str(seed)
+            judge = endpoint(server, cache=str(tmp_path / f"cache {seed}"))
+            parts.append(run(plan(tmp_path, judge), out, Pool(answers)))
+            rows.append((out / "results.jsonl").read_text())
+            # Four equal samples of each of 12 questions.
+            assert sorted(server.verdicts.values()) == [1] * 12
+    assert parts[0] == parts[1] == parts[2]
+    assert rows[0] == rows[1] == rows[2]
+    assert parts[0]["judged_by"] == {f"m, prompt {PROMPT_HASH}": 48, "rule": 32}
 
 
 def test_an_empty_answer_is_wrong_without_a_judge(tmp_path):
