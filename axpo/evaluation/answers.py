@@ -70,16 +70,6 @@ def chosen(text: str, options: Sequence[str]) -> int | None:
     return _by_words(plain, options)
 
 
-def options_in(text: str) -> tuple[str, ...]:
-    """Return the choices that a question writes as `(A) red (B) blue`, or one a line."""
-    found = re.findall(r"\(([A-Z])\)\s*(.*?)(?=\s*\([A-Z]\)\s|\n|$)", text)
-    letters = "".join(letter for letter, _ in found)
-    # Only a complete list, from A on, is one of choices.
-    if letters != "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(letters)]:
-        return ()
-    return tuple(words.strip() for _, words in found)
-
-
 def within(given: float | None, truth: float, absolute: float = 0.0, relative: float = 0.0) -> bool:
     """Return whether a number is close enough to the truth, by one tolerance or the other."""
     if given is None or not math.isfinite(given):

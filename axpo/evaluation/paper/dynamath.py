@@ -11,10 +11,11 @@ from typing import Literal
 from pydantic import Field
 
 from axpo.errors import AxpoError
-from axpo.evaluation.answers import chosen, final_text, normalised, options_in, within
+from axpo.evaluation.answers import chosen, final_text, normalised, within
 from axpo.evaluation.benchmark import Benchmark, Item, Score, benchmarks
 from axpo.evaluation.rows import Row, find_files, parquet_rows
 from axpo.evaluation.values import value
+from axpo.tasks import choices
 from axpo.tasks.verifiers import choice
 
 SEEDS, VARIANTS = 501, 10
@@ -91,6 +92,7 @@ def _item(row: Row, variant: int) -> Item:
     text, image = row.text("question"), row.picture("decoded_image")
     if image is None:
         raise row.fault("decoded_image", "a picture", None)
+    listed = choices.options(text)
     if kind in _HINTS:
         text += f"\n{_HINTS[kind]}"
     return Item(
@@ -98,7 +100,7 @@ def _item(row: Row, variant: int) -> Item:
         text=text,
         images=(image,),
         accepted=(row.text("ground_truth"),),
-        options=options_in(row.text("question")) if kind == "multiple choice" else (),
+        options=tuple(listed.values()) if kind == "multiple choice" else (),
         kind=kind,
         categories={
             # One row spells "analytic     geometry".

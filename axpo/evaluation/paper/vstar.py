@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from axpo.evaluation.answers import chosen, final_text, options_in
+from axpo.evaluation.answers import chosen, final_text
 from axpo.evaluation.benchmark import Benchmark, Item, Score, benchmarks
 from axpo.evaluation.rows import Row, find_files, json_rows
+from axpo.tasks import choices
 
 _DIRECTLY = "Answer with the option's letter from the given choices directly."
 
@@ -45,7 +46,7 @@ class VStar(Benchmark):
 def _item(row: Row) -> Item:
     # The sentence forbids thinking.
     text = row.text("text").replace(_DIRECTLY, "").strip()
-    options = options_in(text)
+    options = tuple(choices.options(text).values())
     if not options:
         raise row.fault("text", "options, (A) ... (B) ...", text)
     image = row.picture("image")

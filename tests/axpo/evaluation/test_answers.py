@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from axpo.evaluation.answers import chosen, f1, final_text, normalised, options_in, within
+from axpo.evaluation.answers import chosen, f1, final_text, normalised, within
 from axpo.evaluation.values import value
 
 
@@ -45,13 +45,6 @@ def test_a_choice_is_named_by_letter_or_words():
     # Options of the same words cannot be told apart by them.
     assert chosen("4", ("4", "4", "5")) is None
     assert chosen("B", ("4", "4", "5")) == 1
-
-
-def test_options_are_read_from_a_question():
-    assert options_in("Is it? (A) odd (B) even (C) neither") == ("odd", "even", "neither")
-    assert options_in("Which?\n(A) a red cup\n(B) two cups\nAnswer.") == ("a red cup", "two cups")
-    assert options_in("f(X) (B) without a first one") == ()
-    assert options_in("no options") == ()
 
 
 @pytest.mark.parametrize(
