@@ -3,8 +3,11 @@
 A task is a small class with the methods of `Task`. Its configuration is the recipe's `task`
 section; each kind is registered where it is defined.
 
-May import `axpo.registry`, `axpo.errors`, `rollout_workers.trajectory` and `tool_server` (images
-and search results). Start reading in `task.py`.
+Rows of a user's own go through `data.py` (where they are), `lines.py` and `tables.py` (how they are
+read), `rows.py` (what they mean, and what is wrong with one) and `row_check.py` (before a run).
+
+May import `axpo.registry`, `axpo.errors`, `axpo.texts`, `rollout_workers.trajectory` and
+`tool_server` (images and search results). Start reading in `task.py`.
 """
 
 from __future__ import annotations
