@@ -49,7 +49,9 @@ def run_benchmarks(
     from axpo.evaluation.suite import evaluate, prepare
     from axpo.report.evaluation import render_evaluation
 
-    evaluation = prepare(target, recipe, model, _options(options))
+    # Files of gigabytes are unpacked the first time.
+    with console.status("reading the benchmarks"):
+        evaluation = prepare(target, recipe, model, _options(options))
     for doubt in evaluation.doubts:
         console.print(f"[yellow]warning[/] {doubt}", highlight=False, soft_wrap=True)
     console.print(f"results {evaluation.out}", highlight=False, soft_wrap=True)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from axpo.errors import AxpoError
-from axpo.record.files import read_rows, replace_file
+from axpo.record.files import read_rows, read_text, replace_file
 from axpo.record.lock import RunLock
 
 Row = dict[str, Any]
@@ -168,8 +168,8 @@ def read_evaluation(path: Path) -> tuple[dict[str, Any], list[Row], list[Row]]:
 
 def _object(file: Path) -> dict[str, Any]:
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
+        found = json.loads(read_text(file))
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
         raise AxpoError(f"{file}: not the JSON of an evaluation")

@@ -11,12 +11,16 @@ from typing import Any
 
 from axpo.errors import AxpoError
 from axpo.evaluation.unpack import ROWS, unpacked
+from axpo.plain_files import NotPlain, read_plain
 from rollout_workers.trajectory import LazyImage, Pixels, UnusableQuestion
 from tool_server.images import ImageError, ImageLimits, decode
 
 LIMITS = ImageLimits(max_pixels=89_478_485, max_bytes=200_000_000)
 """Of a benchmark's pictures. None is scaled down: a crop is cut from the original. One of 7680x4320
 takes 100 MB while it is asked."""
+
+LARGEST = 1 << 30
+"""Bytes of a JSON file."""
 
 CACHE = ".axpo"
 """The folder, beside the files of a benchmark, of what was unpacked."""
@@ -171,11 +175,14 @@ def json_rows(file: Path) -> Iterator[Row]:
     Raises:
         AxpoError: the file is something else.
     """
-    text = file.read_text(encoding="utf-8", errors="replace")
+    try:
+        text = read_plain(file, LARGEST).decode(errors="replace")
+    except (NotPlain, OSError) as error:
+        raise AxpoError(f"{file}: {error}") from None
     if text.lstrip().startswith("["):
         try:
             rows = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise AxpoError(f"{file}: not JSON: {error}") from None
     else:
         rows = _json_lines(file)
@@ -195,7 +202,7 @@ def _json_lines(file: Path) -> Iterator[Any]:
                 continue
             try:
                 yield json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise AxpoError(f"{file}, line {number}: not JSON: {error}") from None
 
 

@@ -82,6 +82,9 @@ def test_what_else_differs_is_told_and_what_cannot_be_compared_is_one_line(tmp_p
     c = evaluation(tmp_path / "c", {"9": [True]})
     with pytest.raises(AxpoError, match="have no question in common"):
         compare(a, c)
+    (c / "summary.json").write_text("[" * 100_000)
+    with pytest.raises(AxpoError, match=r"summary.json: not the JSON of an evaluation"):
+        compare(a, c)
     (c / "summary.json").unlink()
     with pytest.raises(AxpoError, match="has not come to its end; run its command again"):
         compare(a, c)

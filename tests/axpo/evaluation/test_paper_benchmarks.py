@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 
 import numpy as np
 import pyarrow as pa
@@ -399,6 +400,15 @@ def test_rows_of_another_schema_are_refused_by_file_row_and_column(tmp_path):
     file.write_text(json.dumps({"question": "?"}) + "\n")
     with pytest.raises(AxpoError, match="row 1: no column text; the row has question"):
         benchmarks.parse("vstar").load(tmp_path)
+    for text in ("no JSON\n", "[" * 100_000):
+        file.write_text(text)
+        with pytest.raises(AxpoError, match="not JSON"):
+            benchmarks.parse("vstar").load(tmp_path)
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(AxpoError, match="is no regular file"):
+        benchmarks.parse("vstar").load(tmp_path)
+    file.unlink()
     file.write_text("no JSON\n")
     with pytest.raises(AxpoError, match="line 1: not JSON"):
         benchmarks.parse("vstar").load(tmp_path)
