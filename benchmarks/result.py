@@ -81,7 +81,7 @@ def run(
     """
     console = Console()
     file = RESULTS / f"{name}.json"
-    about = {"machine": machine(), "versions": versions(packages)}
+    about: dict[str, Any] = {"machine": machine(), "versions": versions(packages)}
     earlier: list[Entry] = []
     if keep_others:
         result = json.loads(file.read_text(encoding="utf-8"))

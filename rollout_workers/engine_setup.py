@@ -52,7 +52,7 @@ def engine_arguments(settings: WorkerSettings) -> dict[str, Any]:
     config, engine = settings.config, settings.config.engine
     cache_bytes = None if engine.kv_cache_gb is None else int(engine.kv_cache_gb * 2**30)
     extension = weight_transfer.EngineProcess
-    arguments = {
+    arguments: dict[str, Any] = {
         "model": settings.model,
         "dtype": engine.dtype,
         # Each request has a seed of its own.
