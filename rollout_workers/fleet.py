@@ -87,6 +87,9 @@ class Fleet:
 
         It blocks, so it is called in a thread.
         """
+        self.has_room = asyncio.Event()
+        """Whether a worker can start: not while the learner has the GPUs that it shares."""
+        self.has_room.set()
         self._make = make
         self._config = config
         self._log = log
@@ -146,6 +149,7 @@ class Fleet:
     async def _keep(self, place: int) -> None:
         """Keep a worker in this place: start another one when it is lost, until all has failed."""
         while self.failed is None:
+            await self.has_room.wait()
             worker = self._create(place)
             try:
                 why = await self._live(worker)

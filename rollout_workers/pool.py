@@ -287,16 +287,19 @@ class RolloutPool:
     def sleep(self) -> None:
         """Give the engines' memory to the learner (`rollout.colocated`).
 
-        The weights are dropped. Nothing may be in flight.
+        Nothing may be in flight. A worker that is lost is replaced when the others have woken.
         """
-        ray.get([client.sleep() for client in self._clients], timeout=START_DEADLINE_S)
+        self.loop.call_soon_threadsafe(self._fleet.has_room.clear)
+        self._wait_for_all([client.sleep() for client in self._clients])
 
     def wake(self, tag: str) -> None:
         """Take back the memory of `weights`, then that of `kv_cache`.
 
         The weight update goes between the two.
         """
-        ray.get([client.wake(tag) for client in self._clients], timeout=START_DEADLINE_S)
+        self._wait_for_all([client.wake(tag) for client in self._clients])
+        if tag == "kv_cache":
+            self.loop.call_soon_threadsafe(self._fleet.has_room.set)
 
     def shutdown(self) -> None:
         """End engines and actors, and give back their places.
@@ -306,6 +309,19 @@ class RolloutPool:
         self._readers.shutdown(wait=False, cancel_futures=True)
         self.run(self._fleet.close()).result(180)
         self.loop.call_soon_threadsafe(self.loop.stop)
+
+    def _wait_for_all(self, calls: list[ObjectRef[None]]) -> None:
+        """Wait until every worker has answered; one that is lost meanwhile is taken out."""
+        if calls:
+            ray.wait(calls, num_returns=len(calls), timeout=START_DEADLINE_S)
+        lost = False
+        for call in calls:
+            try:
+                ray.get(call, timeout=0)
+            except RayActorError:
+                lost = True
+        if lost:
+            self.check()
 
     @property
     def _clients(self) -> list[WorkerClient]:

@@ -146,11 +146,12 @@ class Recipe(Section):
     def describe(self) -> str:
         """Return the size of the run in one line."""
         learner, rollout = self.learner, self.rollout
+        shared = ", which share them" if rollout.colocated and learner.gpus_per_rank else ""
         return (
             f"{self.name}: {self.algorithm}, {self.steps} steps of {self.questions_per_step} "
             f"questions x {rollout.n} rollouts + at most {self.most_forks} forks; "
             f"{learner.ranks} ZeRO-3 ranks ({learner.gpus_per_rank} GPU each), "
-            f"{rollout.workers} engines ({rollout.gpus_per_worker:g} GPU each)"
+            f"{rollout.workers} engines ({rollout.gpus_per_worker:g} GPU each){shared}"
         )
 
     def stage_task(self, stage: SFTStage) -> TaskConfig:

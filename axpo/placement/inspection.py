@@ -46,11 +46,13 @@ def inspect_nodes(plan: Plan, recipe: Recipe, models: Sequence[str], run: str | 
     folder = None if run is None else os.path.abspath(run)
     paths = tuple(os.path.abspath(model) for model in models)
     with contextlib.ExitStack() as stack:
-        token, rank_0 = None, None
+        token: str | None = None
+        rank_0: tuple[str, int] | None = None
         if ranks:
             token, rank_0 = stack.enter_context(_home(plan.node(ranks[0]), recipe, folder))
-        calls = _asked(nodes, Request(paths, network.interface, token, rank_0))
-        here = look(Request(paths, token=token))
+        request = Request(paths, network.interface, token=token, rank_0=rank_0)
+        calls = _asked(nodes, request)
+        here = look(Request(paths, connects=False, token=token))
         faults = _answers(calls, here)
     _refuse({"the driver": list(here.faults)} | faults)
 

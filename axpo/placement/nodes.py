@@ -40,7 +40,8 @@ class Request:
     """What a node is asked."""
 
     models: tuple[str, ...] = ()  # folders
-    interface: str | None = None
+    interface: str | None = None  # the recipe's
+    connects: bool = True  # ranks or engines will use its network
     token: str | None = None  # a file that rank 0's node has written
     rank_0: tuple[str, int] | None = None  # where it listens
 
@@ -57,7 +58,7 @@ class Seen:
 def look(request: Request) -> Seen:
     """Look at the node that this runs on."""
     faults = [
-        *_interface_faults(request.interface),
+        *(_interface_faults(request.interface) if request.connects else ()),
         *_token_faults(request.token),
         *_connection_faults(request.rank_0),
     ]

@@ -154,8 +154,8 @@ def _check_totals(recipe: Recipe, cluster: Cluster, parts: Parts) -> None:
     units = list(units_of(recipe, parts))
     gpus = sum(unit.gpus for unit in units)
     if gpus > cluster.gpus:
-        each = (learner.gpus_per_rank, rollout.gpus_per_worker, 0.0)
-        asked = _asked(recipe, parts, "GPU", each)
+        of_each = (learner.gpus_per_rank, rollout.gpus_per_worker, 0)
+        asked = _asked(recipe, parts, "GPU", of_each)
         raise AxpoError(f"{asked} need {gpus} GPUs; the cluster has {cluster.gpus}")
     cpus = sum(unit.cpus for unit in units)
     if cpus > cluster.cpus + EPS:

@@ -45,7 +45,7 @@ def _rows(plan: Plan) -> list[tuple[str, str, str]]:
                 on_gpu.setdefault((place, gpu), []).append(seat.name)
             if not bundle.gpus:
                 without.setdefault(place, []).append(seat.name)
-    rows = []
+    rows: list[tuple[str, str, str]] = []
     for place, node in enumerate(plan.nodes):
         gpus = sorted(gpu for at, gpu in on_gpu if at == place)
         rows += [(node.name, str(gpu), ", ".join(on_gpu[place, gpu])) for gpu in gpus]

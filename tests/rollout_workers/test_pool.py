@@ -46,6 +46,7 @@ class MockWorker:
 
     def __init__(self, index, settings):
         self.index, self.verify, self.ill = index, settings.verify, False
+        self.dies_asleep = settings.model == "dies asleep"
         if settings.model == "broken":
             raise ValueError("no such model")
 
@@ -110,6 +111,13 @@ class MockWorker:
             tuple(self.trajectory(question, i, EndReason.ANSWERED) for i in range(request.k)),
         )
 
+    async def sleep(self):
+        if self.index == 0 and self.dies_asleep:
+            os._exit(1)
+
+    async def wake(self, tag):
+        pass
+
     async def engine_stats(self):
         return {
             "generated_tokens": 1,
@@ -167,6 +175,19 @@ def alive(pid: int) -> bool:
 
 def ask(**info) -> Question:
     return Question(info.pop("id"), "?", (ray.put(picture(0)),), "7", info)
+
+
+def test_a_worker_that_is_lost_asleep_is_replaced_when_the_others_have_woken(make):
+    pool = make(model="dies asleep")
+    pool.ready()
+    pool.sleep()
+    (left,) = pool.workers
+    pool.wake("weights")
+    time.sleep(1.0)  # there is no room for another one yet
+    assert pool.workers == [left]
+    pool.wake("kv_cache")
+    until(lambda: len(pool.workers) == 2)
+    assert [event for event, _ in pool.events].count("worker lost") == 1
 
 
 def test_groups_come_as_they_finish_from_all_workers(make):

@@ -72,6 +72,7 @@ def test_a_wrong_interface_of_the_environment_is_named(variable, value, fault, m
         [True] if fault else []
     )
     assert look(Request(interface="lo")).faults == []  # the recipe's counts
+    assert look(Request(connects=False)).faults == []  # a driver without ranks or engines
 
 
 def test_a_token_that_is_not_seen_is_a_folder_that_is_not_shared(tmp_path, monkeypatch):
