@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import httpx
 from pydantic import Field
@@ -104,9 +105,9 @@ def _end(server: subprocess.Popen[bytes]) -> None:
             return
 
 
-def _last_line(log: object) -> str:
-    log.seek(0)  # type: ignore[attr-defined]
-    lines = log.read().decode(errors="replace").strip().splitlines()  # type: ignore[attr-defined]
+def _last_line(log: IO[bytes]) -> str:
+    log.seek(0)
+    lines = log.read().decode(errors="replace").strip().splitlines()
     return f": {lines[-1][:300]}" if lines else ""
 
 
