@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import io
 import json
+import pickle
 import random
 import shutil
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from axpo.plain_files import NotPlain, inside_model
 from learner import lora
 from learner.weights import Named, gathered, plan_buckets
 
@@ -152,15 +154,23 @@ class _Files:
             (self._export.folder / "model.safetensors.index.json").write_text(index)
 
     def _write_file(self) -> None:
-        from safetensors.torch import save_file
-
         name = _shard_name(self._number, len(self._shards))
         self._weight_map |= dict.fromkeys(self._copies, name)
         self._export.folder.mkdir(parents=True, exist_ok=True)
         file = self._export.folder / name
-        self._write(partial(save_file, self._copies, file, {"format": "pt"}))
+        self._write(partial(_write_weights, self._copies, file))
         self._number += 1
         self._copies = {}
+
+
+def _write_weights(tensors: dict[str, Tensor], file: Path) -> None:
+    """Write a file of weights, with the permissions of any other file."""
+    from safetensors.torch import save_file
+
+    file.touch()
+    mode = file.stat().st_mode
+    save_file(tensors, file, {"format": "pt"})
+    file.chmod(mode)  # safetensors leaves it to its owner alone
 
 
 def _shard_name(number: int, shards: int) -> str:
@@ -170,12 +180,50 @@ def _shard_name(number: int, shards: int) -> str:
 
 
 def _copy_other_files(export: Export) -> None:
+    """Copy the files of the model folder; a checkpoint may be published, a link leads anywhere."""
     for file in export.source.iterdir():
-        if file.is_file() and not file.name.endswith(WEIGHT_FILES):
-            shutil.copyfile(file, export.folder / file.name)
+        if file.name.endswith(WEIGHT_FILES):
+            continue
+        with contextlib.suppress(NotPlain):
+            real = inside_model(export.source, file.name)
+            if real.is_file():
+                shutil.copyfile(real, export.folder / file.name)
     config = json.loads((export.source / "config.json").read_text())
     config = _with_dtype(config, str(export.dtype).split(".")[-1])
     (export.folder / "config.json").write_text(json.dumps(config, indent=2))
+
+
+@contextlib.contextmanager
+def no_code() -> Iterator[None]:
+    """Load inside the block what holds weights and numbers only.
+
+    DeepSpeed unpickles its files, and a pickle is a program. With torch's list of what may be in
+    it, a checkpoint from elsewhere runs nothing.
+
+    Raises:
+        ValueError: a file holds something else.
+    """
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+
+    # Numpy's random state is an array, which is pickled as a call of this function.
+    arrays = [np.ndarray, np.dtype, np.dtypes.UInt32DType, np._core.multiarray._reconstruct]
+    real = torch.load
+
+    def load(*arguments: Any, **options: Any) -> Any:
+        return real(*arguments, **(options | {"weights_only": True}))
+
+    torch.load = load
+    try:
+        with torch.serialization.safe_globals(
+            [*arrays, ZeroStageEnum, LossScaler, DynamicLossScaler]
+        ):
+            yield
+    except pickle.UnpicklingError as error:
+        reason = str(error).split("\n")[0]
+        raise ValueError(f"a checkpoint that holds more than numbers: {reason}") from None
+    finally:
+        torch.load = real
 
 
 def random_states() -> dict[str, Any]:

@@ -26,6 +26,7 @@ from learner.checkpoint import (
     Write,
     in_memory,
     load_other_ranks,
+    no_code,
     random_states,
     save_hf,
     set_random_states,
@@ -152,11 +153,12 @@ class LearnerRank:
             ranks: how many ranks wrote it.
         """
         state = Path(folder) / "state"
-        if ranks == self.config.ranks:
-            _, client = self.engine.load_checkpoint(str(state), tag="learner")
-            set_random_states(client["rng"])
-        else:
-            client = load_other_ranks(self.engine, state / "learner", self.rank)
+        with no_code():
+            if ranks == self.config.ranks:
+                _, client = self.engine.load_checkpoint(str(state), tag="learner")
+                set_random_states(client["rng"])
+            else:
+                client = load_other_ranks(self.engine, state / "learner", self.rank)
         self.updater.skipped_in_a_row = client["skipped_in_a_row"]
 
     def release_memory(self) -> None:
