@@ -237,6 +237,22 @@ def test_one_wrong_element_is_found(worker, new_weights, tmp_path):
     assert get(worker.differing_weights.remote(sent)) == fused
 
 
+def test_a_payload_reaches_the_engine_as_handles_do(worker, new_weights, tmp_path):
+    """Its bytes pass vLLM's messages, and the engine's process loads what they hold."""
+    get(worker.__ray_call__.remote(_take_handles, True))
+    buckets = halves(new_weights, tmp_path)
+    get(worker.start_weight_update.remote())
+    for bucket in buckets:
+        get(worker.update_weights.remote(bucket))
+    assert get(worker.finish_weight_update.remote(3)) == 3
+    get(worker.__ray_call__.remote(_take_handles, False))
+    assert [get(worker.differing_weights.remote(bucket)) for bucket in buckets] == [[], []]
+
+
+def _take_handles(worker, handles) -> None:
+    worker._engine._updates._has_handles = handles
+
+
 def test_logprobs_are_those_of_hugging_face(worker, new_weights, model, chat):
     """After an update, on the same tokens, in float32.
 
