@@ -164,7 +164,8 @@ def read_table(path: Path, separator: str) -> Table:
             encoding.look_at(line)
             yield line.decode(errors="replace")
 
-    start, columns = position, []
+    start = position
+    columns: list[str] = []
     try:
         for fields in csv.reader(decoded(), delimiter=separator):
             if not columns:

@@ -106,8 +106,8 @@ def check_rows(rows: Checkable, fits: Fits | None) -> Faults:
         return None
 
     faults = Faults(rows.path, len(numbers))
-    mapped = _in_threads if rows.in_threads else map
-    for fault in mapped(fault_of, numbers):
+    found = _in_threads(fault_of, numbers) if rows.in_threads else map(fault_of, numbers)
+    for fault in found:
         if isinstance(fault, Misfit):
             faults.misfits.append(str(fault))
         elif fault is not None:
