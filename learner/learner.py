@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import ray
 
+from axpo.errors import AxpoError
 from learner import manifest
 from learner.config import LearnerConfig, RankSettings, Serving, adapters_alone
 from learner.credit import TrainItem
@@ -27,7 +28,7 @@ PLACEMENT_S = 60.0
 """Seconds for Ray to place ranks that stand alone."""
 
 
-class RanksLost(Exception):
+class RanksLost(AxpoError):
     """The ranks have ended: the policy is what the last checkpoint says."""
 
 
@@ -73,7 +74,7 @@ class Learner:
     """Train the policy.
 
     Every call waits at most `config.deadline_s`, then it raises TimeoutError. If a rank fails, the
-    call raises what the rank raised. When the ranks are lost, every call raises RanksLost.
+    call raises what the rank raised. If one ends, all are ended, and every call raises RanksLost.
     """
 
     def __init__(
@@ -302,7 +303,7 @@ class Learner:
 
     def _lose(self, why: str) -> None:
         """End the ranks: killed, because they do not answer."""
-        self._lost = why
+        self._lost = self._lost or why
         for rank in self._ranks:
             ray.kill(rank)
 
@@ -314,7 +315,15 @@ class Learner:
             if self._lost:
                 raise RanksLost(self._lost)
             calls = [rank.call.remote(method, *arguments) for rank in self._ranks]
-        return self._wait(method, calls, within)
+        try:
+            return self._wait(method, calls, within)
+        except ray.exceptions.RayActorError as error:
+            # The death of an engine, which a rank has met, comes as a RayTaskError.
+            if isinstance(error, ray.exceptions.RayTaskError):
+                raise
+            # The others would wait for the one that is gone.
+            self._lose(f"a rank of the learner ended during {method}")
+            raise RanksLost(self._lost) from error
 
     def _wait(
         self,

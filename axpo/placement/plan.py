@@ -188,16 +188,12 @@ def _check_reach(recipe: Recipe, plan: Plan) -> None:
     away = next((engine for engine in engines if plan.node(engine) != home), None)
     if away is None:
         return
-    where = f"rank 0 is on {home.name}, {away.name} on {plan.node(away).name}"
-    if recipe.rollout.engine.weight_transfer == "shared_memory":
+    # Adapters alone go through Ray, and so do the weights that `check_sync` compares.
+    if recipe.rollout.engine.weight_transfer == "shared_memory" and recipe.lora_rank is None:
         raise AxpoError(
-            "rollout.engine.weight_transfer='shared_memory': does not reach over nodes, and "
-            f"{where}; use one node, or 'nccl' with GPUs"
-        )
-    if recipe.learner.check_sync:
-        raise AxpoError(
-            "learner.check_sync=True: compares through shared memory, which does not reach over "
-            f"nodes, and {where}; use one node, or switch it off"
+            "rollout.engine.weight_transfer='shared_memory': does not reach over nodes, and rank 0 "
+            f"is on {home.name}, {away.name} on {plan.node(away).name}; use one node, or 'nccl' "
+            "with GPUs"
         )
 
 

@@ -162,10 +162,10 @@ def test_shared_memory_over_two_nodes_is_refused():
     plan(TWO_NODES, uniform(1, 16, 80), shared)
 
 
-def test_a_comparison_of_weights_over_two_nodes_is_refused():
-    with pytest.raises(AxpoError, match=r"learner\.check_sync=True: compares through shared mem"):
-        plan(TWO_NODES, uniform(2, 8, 40), "learner.check_sync=true")
-    plan(ONE_NODE, uniform(1, 8, 80), "learner.check_sync=true")
+def test_what_goes_through_ray_reaches_over_two_nodes():
+    plan(TWO_NODES, uniform(2, 8, 40), "learner.check_sync=true")
+    alone = ["learner.lora={sync: adapters}", "rollout.engine.weight_transfer=shared_memory"]
+    plan(TWO_NODES, uniform(2, 8, 40), *alone)
 
 
 def test_a_plan_takes_no_gpu_twice_and_no_more_cpus_than_there_are():
