@@ -24,6 +24,8 @@ from learner.receivers import Receivers
 from rollout_workers.places import Options, Places, Wanted
 from rollout_workers.trajectory import Floats
 
+DEATH_S = 5.0
+"""Seconds for Ray to notice that a process is gone, after another one has missed it."""
 PLACEMENT_S = 60.0
 """Seconds for Ray to place ranks that stand alone."""
 
@@ -317,11 +319,10 @@ class Learner:
             calls = [rank.call.remote(method, *arguments) for rank in self._ranks]
         try:
             return self._wait(method, calls, within)
-        except ray.exceptions.RayActorError as error:
-            # The death of an engine, which a rank has met, comes as a RayTaskError.
-            if isinstance(error, ray.exceptions.RayTaskError):
+        except ray.exceptions.RayError as error:
+            if not _one_has_ended(calls):
                 raise
-            # The others would wait for the one that is gone.
+            # The others wait for the one that is gone, or have raised because it is gone.
             self._lose(f"a rank of the learner ended during {method}")
             raise RanksLost(self._lost) from error
 
@@ -341,6 +342,19 @@ class Learner:
             raise TimeoutError(
                 f"learner: {what} did not finish within learner.{within}={seconds:g}"
             ) from error
+
+
+def _one_has_ended(calls: list[Any]) -> bool:
+    """Tell whether the process of a rank is gone, after one of these calls of all has failed."""
+    done, _ = ray.wait(calls, num_returns=len(calls), timeout=DEATH_S)
+    for call in done:
+        try:
+            ray.get(call)
+        except ray.exceptions.RayTaskError:
+            continue  # it lives, and has raised
+        except ray.exceptions.RayActorError:
+            return True
+    return False
 
 
 def _described(error: Exception) -> str:

@@ -383,5 +383,8 @@ def test_sparse_nccl_brings_what_has_changed_and_new_engines_get_all(
         print(f"\n{changed} of {everything} elements changed")
         assert brought == [everything, changed, everything]
         assert 0 < changed < 0.9 * everything
+        ray.kill(ranks._ranks[1])
+        with pytest.raises(RanksLost, match="a rank of the learner ended during update"):
+            ranks.update(make_items(model, 4, advantage=1.0))
     finally:
         ranks.shutdown()
