@@ -74,7 +74,7 @@ class _Trajectory(_Form):
 class _Resample(_Form):
     source: Count
     prefix_tokens: Count
-    continuations: Annotated[list[_Trajectory], Field(min_length=1)]
+    continuations: list[_Trajectory]
 
 
 class _Group(_Form):

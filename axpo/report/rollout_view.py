@@ -110,7 +110,7 @@ class Tree:
     def recovered(self) -> bool:
         """Return whether a continuation is better than the source's own."""
         own, *others = [branch.record["reward"] or 0.0 for branch in self.branches]
-        return max(others) > own
+        return max(others, default=own) > own
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,9 @@ import itertools
 import re
 from collections.abc import Mapping
 
+LONGEST = 2000
+"""Characters. A longer answer names no option."""
+
 _TEXT = re.compile(r"\\(?:text|mathrm|mathbf|mathit|textbf|textit|mbox)\s*\{([^{}]*)\}")
 # B, (b), B., (B): 12 cm
 _LETTER = re.compile(r"[(\[]?\s*([A-Za-z])\s*(?:[)\]]?[)\].:](.*))?", re.DOTALL)
@@ -48,6 +51,8 @@ def choice(text: str, listed: Mapping[str, str] | None = None) -> str | None:
         text: the answer.
         listed: the texts of the options, by their letters.
     """
+    if len(text) > LONGEST:
+        return None
     listed = listed or {}
     plain = _TEXT.sub(r"\1", text).strip(" \t\n$*.")
     of_text = {letter for letter, option in listed.items() if same_text(option, plain)}

@@ -92,10 +92,14 @@ class Numeric(Verifier):
     tolerance: float = Field(
         0.0,
         ge=0,
+        allow_inf_nan=False,
         description="largest difference from the truth t, in units of max(1, |t|)",
     )
     absolute: float = Field(
-        0.0, ge=0, description="largest difference from the truth; the larger one of both counts"
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="largest difference from the truth; the larger one of both counts",
     )
 
     def reward(self, question: Question, answer: str | None) -> float:

@@ -71,7 +71,7 @@ DAMAGE = {
     "texts of another number": put(*ROLLOUT, "segments", 0, "token_texts", []),
     "a source that is not there": put("resamples", 0, "source", 7),
     "a prefix beyond the end": put("resamples", 0, "prefix_tokens", 10**6),
-    "no continuation": put("resamples", 0, "continuations", []),
+    "a continuation of another fork": put("resamples", 0, "continuations", 0, "fork", None),
     "a credit that is none": put(*ROLLOUT, "credit", {"advantage": "x", "tokens": 1}),
     "times that are none": put(*ROLLOUT, "stats", {"seconds": "long"}),
     "a negative token": put(*ROLLOUT, "prompt_ids", [-1]),
