@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 
 class NotPlain(Exception):
@@ -43,7 +43,7 @@ def inside_model(folder: Path, name: str) -> Path:
     return inside(folder, name)
 
 
-def open_plain(path: Path) -> BinaryIO:
+def open_plain(path: Path) -> BufferedReader:
     """Open a regular file for reading.
 
     A pipe would be waited for, and a device read for ever.

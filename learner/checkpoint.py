@@ -206,8 +206,9 @@ def no_code() -> Iterator[None]:
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
 
-    # Numpy's random state is an array, which is pickled as a call of this function.
-    arrays = [np.ndarray, np.dtype, np.dtypes.UInt32DType, np._core.multiarray._reconstruct]
+    # Numpy's random state is an array, which is pickled as a call of a function of numpy's.
+    reconstruct = np.zeros(1).__reduce__()[0]
+    arrays = [np.ndarray, np.dtype, np.dtypes.UInt32DType, reconstruct]
     real = torch.load
 
     def load(*arguments: Any, **options: Any) -> Any:

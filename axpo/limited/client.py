@@ -125,7 +125,7 @@ class Limited:
             self._child = subprocess.Popen(
                 # -P: the script's folder is no place to import from.
                 [sys.executable, "-P", self._script, str(os.getpid())],
-                stdin=theirs,
+                stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 env=known,
                 start_new_session=True,  # Ctrl-C is for the trainer, which then closes the socket

@@ -121,8 +121,8 @@ def _fault(trajectory: Trajectory, group: Group, tokens: SpecialTokens) -> str |
     vocabulary = tokens.unused[1]
     parts = [(trajectory.prompt_ids, len(group.question.images))]
     for segment in trajectory.segments:
-        images = segment.images if isinstance(segment, ObservationSegment) else ()
-        parts.append((segment.token_ids, len(images)))
+        shown = segment.images if isinstance(segment, ObservationSegment) else ()
+        parts.append((segment.token_ids, len(shown)))
     for ids, images in parts:
         if vocabulary and ids.size and int(ids.max()) >= vocabulary:
             return f"token {int(ids.max())}, the model has {vocabulary}"
