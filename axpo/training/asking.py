@@ -120,7 +120,7 @@ class Asking:
 
     def _restored(self, kept: Kept) -> QuestionInFlight:
         # The record of a group has no `info`, which the metrics of families read.
-        info = self._task.train(kept.index).info
+        info = question_of(self._task, kept.index).info
         question = replace(kept.group.question, info=info)
         restored = QuestionInFlight(kept.index, question, kept.version, has_rollouts=True)
         restored.result.set_result(replace(kept.group, question=question))
