@@ -184,13 +184,13 @@ class _Server:
         work.started = time.monotonic()
         work.pid = os.fork()
         if work.pid == 0:
-            self._work(work.request, writing)
+            self._do(work.request, writing)
         os.close(writing)
         self._running[reading] = work
         if work.is_long:
             _make_nice(work)
 
-    def _work(self, request: int, pipe: int) -> None:
+    def _do(self, request: int, pipe: int) -> None:
         """Do the work in this child process, and end it."""
         outcome: dict[str, Any] = {"outcome": Outcome.DONE}
         try:
