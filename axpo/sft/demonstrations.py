@@ -171,7 +171,7 @@ class Demonstrations:
         row = self._table.row(number)
         if isinstance(self._table, DatasetTable):
             # Images are {"bytes", "path"}, which are left as they are.
-            row = self._table.without_padding(row) | {"images": row.get("images")}
+            row = {**self._table.without_padding(row), "images": row.get("images")}
         for name in NOT_READ:
             if row.get(name):
                 raise ValueError(f"{name}: {shown(row[name])}; expected none, it would be left out")

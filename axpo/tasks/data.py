@@ -243,9 +243,9 @@ def epoch_order(count: int, seed: str) -> tuple[int, ...]:
 def _ending(path: str) -> str | None:
     """Return the ending of a file that is read by its path; None: `datasets` is asked."""
     plain = path.removesuffix(".gz")
-    endings = (".jsonl", ".ndjson", ".json", ".tsv", ".csv")
+    endings = [".jsonl", ".ndjson", ".json", ".tsv", ".csv"]
     if plain == path:
-        endings += (".parquet",)
+        endings.append(".parquet")
     return next((ending for ending in endings if plain.endswith(ending)), None)
 
 

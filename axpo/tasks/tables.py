@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, is_dataclass, replace
+from copy import copy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,8 +117,10 @@ def _encoded(feature: Any) -> Any:
     import datasets
 
     # Images, and sound, films and so on, which cost as much.
-    if getattr(feature, "decode", False) and is_dataclass(feature):
-        return replace(feature, decode=False)
+    if getattr(feature, "decode", False):
+        encoded = copy(feature)
+        encoded.decode = False
+        return encoded
     if isinstance(feature, datasets.List):
         return datasets.List(_encoded(feature.feature), length=feature.length)
     if isinstance(feature, datasets.LargeList):
