@@ -20,7 +20,7 @@ _ENVIRONMENT = ("HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "TMPDIR")
 
 
 class OverLimits(Exception):
-    """The work needed more time or memory than it gets: the input's own fault."""
+    """The work took more time or memory than it gets, or raised: the input's own fault."""
 
 
 class Limited:

@@ -72,16 +72,19 @@ class Outcome(StrEnum):
     """How a piece of work ended."""
 
     DONE = "done"
-    LIMITS = "limits"  # time or memory: the input's own fault
+    LIMITS = "limits"  # it took too much time or memory, or raised: the input's own fault
     BUSY = "busy"  # no turn within `QUEUE_S`
     LOST = "lost"  # the machine ended it, or gave it too little time
+
+
+_TOO_MUCH = json.dumps({"outcome": Outcome.LIMITS}).encode()
 
 
 def serve(function: Function) -> None:
     """Serve the socket on stdin until the parent is gone.
 
     Args:
-        function: does one piece of work, in a child process. What it raises is a bug.
+        function: does one piece of work, in a child process. If it raises, the input was too much.
     """
     channel = socket.socket(fileno=os.dup(0))
     gc.freeze()
@@ -192,18 +195,18 @@ class _Server:
 
     def _do(self, request: int, pipe: int) -> None:
         """Do the work in this child process, and end it."""
-        outcome: dict[str, Any] = {"outcome": Outcome.DONE}
         try:
             _end_with_parent(self._pid)
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
             resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S + 1))
             resource.setrlimit(resource.RLIMIT_AS, (self._memory, self._memory))
             written = os.pread(request, os.fstat(request).st_size, 0)
-            outcome["result"] = self._function(json.loads(written))
-        except (MemoryError, RecursionError):
-            outcome["outcome"] = Outcome.LIMITS
-        try:
-            os.write(pipe, json.dumps(outcome).encode()[:MAX_REPLY])
+            result = self._function(json.loads(written))
+            reply = json.dumps({"outcome": Outcome.DONE, "result": result}).encode()
+            os.write(pipe, reply if len(reply) <= MAX_REPLY else _TOO_MUCH)
+        except Exception:  # the input was too much for it, whatever it raised
+            # Ready-made: there may be no memory left.
+            os.write(pipe, _TOO_MUCH)
         finally:
             os._exit(0)
 
@@ -214,7 +217,7 @@ class _Server:
         status = _end(pipe, work)
         if reply:
             work.pass_on(reply)
-        elif work.is_ended or os.WTERMSIG(status) in _OWN_FAULT:
+        elif work.is_ended or os.WIFEXITED(status) or os.WTERMSIG(status) in _OWN_FAULT:
             work.answer(Outcome.LIMITS)
         else:
             work.answer(Outcome.LOST)
