@@ -18,6 +18,7 @@ from typing import IO
 import httpx
 from pydantic import Field
 
+from axpo.config import looks_local
 from axpo.errors import AxpoError
 from axpo.tasks.judge import PROMPT_HASH, Judge, Judgement, judges
 from axpo.tasks.judge_endpoint import Endpoint
@@ -40,6 +41,11 @@ class Local(Judge):
     def describe(self) -> str:
         """Return the model and the prompt's hash."""
         return f"{self.model} (local), prompt {PROMPT_HASH}"
+
+    def check(self) -> None:
+        """Raise AxpoError if the model is a folder that is not there."""
+        if looks_local(self.model) and not (Path(self.model) / "config.json").is_file():
+            raise AxpoError(f"judge: {self.model}: no model folder there")
 
     def judge(self, question: str, accepted: Sequence[str], answer: str) -> Judgement:
         """Raise: the judge that `opened` gives answers."""

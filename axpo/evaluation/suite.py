@@ -159,8 +159,11 @@ def evaluate(evaluation: Evaluation, progress: Progress) -> dict[str, Any]:
     """Measure, and return the summary. Goes on with what is in the folder.
 
     Raises:
-        AxpoError: the folder is in use or of another evaluation, or see `measure`.
+        AxpoError: the judge does not answer, the folder is in use or of another evaluation, or
+            see `measure`.
     """
+    # Before the engines: a key that is refused would be found hours later.
+    evaluation.plan.judge.check()
     asked = evaluation.asked
     with Results(evaluation.out, evaluation.settings, [one.to_json() for one in asked]) as results:
 

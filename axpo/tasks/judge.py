@@ -77,6 +77,10 @@ class Judge(Variant):
         """Return who judges, in a few words."""
         return self.name
 
+    def check(self) -> None:
+        """Raise AxpoError if no answer can be judged; called before anything is asked."""
+        return
+
     @contextmanager
     def opened(self) -> Iterator[Judge]:
         """Give the judge that answers, while what it needs is running."""

@@ -66,6 +66,16 @@ class Endpoint(Judge):
         """Return the model and the prompt's hash."""
         return f"{self.model}, prompt {PROMPT_HASH}"
 
+    def check(self) -> None:
+        """Ask for one verdict.
+
+        Raises:
+            AxpoError: the key is refused, there is no such model, or the endpoint gives none.
+        """
+        found = self._asked(messages("What is 2 + 2?", ["4"], "It is 4"))
+        if found.right is None:
+            raise AxpoError(f"judge: {self.base_url}: {found.fault}")
+
     def judge(self, question: str, accepted: Sequence[str], answer: str) -> Judgement:
         """Return the verdict of the model, or the one that it gave before."""
         request = {"question": question, "accepted": list(accepted), "answer": answer}

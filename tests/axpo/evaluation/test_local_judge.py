@@ -42,6 +42,12 @@ def test_a_local_judge_that_cannot_start_is_one_line(monkeypatch):
     assert children() == []
 
 
+def test_a_local_judge_without_its_folder_is_refused_before_anything_starts():
+    with pytest.raises(AxpoError, match=r"judge: \./none: no model folder there"):
+        judges.parse({"name": "local", "model": "./none"}).check()
+    judges.parse({"name": "local", "model": "axpo/models/qwen3-vl-tiny"}).check()
+
+
 def test_a_server_ends_if_judging_fails(monkeypatch):
     monkeypatch.setattr(local_judge, "_SERVER", SERVER)
     local = judges.parse({"name": "local", "model": "mine", "start_s": 30})

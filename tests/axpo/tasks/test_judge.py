@@ -75,6 +75,20 @@ def test_a_key_that_is_refused_or_missing_is_one_line(monkeypatch):
         assert judge.judge("?", ["x"], "it is 4").right is True
 
 
+def test_a_judge_is_tried_before_anything_is_asked(tmp_path):
+    with serving(key="right") as server, pytest.raises(AxpoError, match="refuses requests"):
+        endpoint(server, cache=str(tmp_path)).check()
+    busy = "status 503, after 2 attempts"
+    with serving(lambda number: 503) as server, pytest.raises(AxpoError, match=busy):
+        endpoint(server, attempts=2).check()
+    with serving() as server:
+        endpoint(server).check()
+        assert server.requests == 1
+    with pytest.raises(AxpoError, match="ConnectError"):
+        endpoint(server, attempts=1).check()
+    judges.parse("exact").check()
+
+
 def test_a_request_that_the_endpoint_cannot_take_is_not_made_again():
     with serving(lambda number: 404) as server:
         with pytest.raises(AxpoError, match=r"refuses the request \(status 404\): .*busy"):
@@ -84,10 +98,10 @@ def test_a_request_that_the_endpoint_cannot_take_is_not_made_again():
 
 def test_requests_keep_the_limits_of_concurrency_and_rate():
     with serving() as server:
-        judged(endpoint(server, concurrency=2, timeout_s=5), range(12))
+        judged(endpoint(server, concurrency=2), range(12))
         assert server.most <= 2
     with serving() as server:
-        judged(endpoint(server, requests_per_minute=1200, timeout_s=5), range(6))
+        judged(endpoint(server, requests_per_minute=1200), range(6))
         # One in 0.05 s.
         assert max(server.times) - min(server.times) >= 5 * 0.05 - 0.02
 
