@@ -35,13 +35,13 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, TypeAlias
 
-SHORT_S = 0.3
-"""Seconds of CPU time in the short lane. Usual comparisons of formulas take 0.01 to 0.2."""
+SHORT_S = 0.2
+"""Seconds of CPU time in the short lane. Usual comparisons of formulas take 0.01 to 0.1."""
 
 CPU_S = 2
 """Seconds of CPU time of a piece of work in all."""
 
-MEMORY = 128 << 20
+MEMORY = 64 << 20
 """Bytes that work may use beyond those of the server. Usual comparisons of formulas use 3 MiB."""
 
 WALL_S = 30.0
@@ -50,7 +50,7 @@ WALL_S = 30.0
 QUEUE_S = 20.0
 """Seconds that work may wait for its turn."""
 
-LANES = (32, 8)
+LANES = (64, 8)
 """Pieces of work at the same time in the short and in the long lane."""
 
 NICENESS = 5
