@@ -169,7 +169,7 @@ def _sending(shape: Shape, config: LearnerConfig, transfer: str) -> dict[str, fl
     width = BYTES[config.dtype]
     largest, whole = shape.text.embedding * width, shape.parameters * width
     bucket = _bucket(shape, config)
-    packed = 0
+    packed = 0.0
     if transfer == "nccl":
         # The buffers in flight, and the tensors that the next one is packed from. A buffer ends
         # with the tensor that fills it.
