@@ -1,4 +1,4 @@
-.PHONY: setup demo test test-all test-gpu lint model bench-tools bench-learner bench-rollouts study
+.PHONY: setup demo test test-all test-gpu lint model bench-tools bench-learner bench-rollouts bench-evaluation study
 
 setup:  ## environment in .venv; seconds when nothing changed
 	@deploy/setup
@@ -33,6 +33,9 @@ bench-learner: setup  ## measures the learner into benchmarks/results/learner.js
 
 bench-rollouts: setup  ## measures rollouts, resampling, weight transfer and scale into benchmarks/results/rollouts.json
 	.venv/bin/python -m benchmarks.rollouts
+
+bench-evaluation: setup  ## measures what an evaluation costs beside the engine into benchmarks/results/evaluation.json
+	.venv/bin/python -m benchmarks.evaluation
 
 study: setup  ## runs what is left of the study for MINUTES, then its table and figures into benchmarks/study
 	@.venv/bin/python -m pip install -qq --editable ".[bench]" --constraint constraints.txt

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -277,7 +277,7 @@ def evaluate(
     recipe, model = load_any(target, overrides or (), benchmarks=asks_benchmarks)
     if not asks_benchmarks:
         return _held_out(recipe, model)
-    options = {"suite": suite, "benchmark": benchmark, "data": data, "judge": judge}
+    options: dict[str, Any] = {"suite": suite, "benchmark": benchmark, "data": data, "judge": judge}
     options |= {"samples": samples, "temperature": temperature, "tools": tools, "limit": limit}
     options |= {"image_search": image_search}
     options |= {"rotations": rotations, "variants": variants, "seed": seed, "out": out}

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from axpo.evaluation.benchmark import Benchmark, Item
 from axpo.evaluation.measure import measure as evaluate
@@ -85,7 +85,7 @@ def _evaluate(plan: Plan, pool: RolloutPool, decode: Decode, out: Path) -> None:
         raise AssertionError(f"{len(rows)} samples")
 
 
-def _from_empty_caches(pool: RolloutPool, side: partial[object]) -> float:
+def _from_empty_caches(pool: RolloutPool, side: partial[Any]) -> float:
     each(pool, "set", Script(mean=96, sigma=0.6))
     _, seconds = timed(side)
     return seconds

@@ -127,7 +127,7 @@ class _Client:
             _Passing: the last attempt failed, too.
         """
         settings = self._settings
-        body = {"model": settings.model, "messages": asked}
+        body: dict[str, Any] = {"model": settings.model, "messages": asked}
         body |= {"temperature": 0, "max_tokens": settings.max_tokens}
         attempts = Retrying(
             stop=stop_after_attempt(settings.attempts),

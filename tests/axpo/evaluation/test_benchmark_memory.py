@@ -67,6 +67,7 @@ def main(data: Path) -> None:
     """Evaluate the rows below a folder; print numbers as JSON."""
     import ray
 
+    import axpo.evaluation.paper  # noqa: F401  (registers the benchmarks)
     from axpo.evaluation import rows
     from axpo.evaluation.benchmark import benchmarks
     from axpo.evaluation.measure import measure
