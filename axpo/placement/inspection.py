@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -16,7 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from axpo.config import Recipe
 from axpo.errors import AxpoError
 from axpo.placement.cluster import Node
-from axpo.placement.nodes import Home, Request, Seen, differences, look
+from axpo.placement.nodes import SHARED_S, Home, Request, Seen, differences, look
 from axpo.placement.plan import Plan
 
 DEADLINE_S = 45.0
@@ -50,9 +51,9 @@ def inspect_nodes(plan: Plan, recipe: Recipe, models: Sequence[str], run: str | 
         rank_0: tuple[str, int] | None = None
         if ranks:
             token, rank_0 = stack.enter_context(_home(plan.node(ranks[0]), recipe, folder))
-        request = Request(paths, network.interface, token=token, rank_0=rank_0)
-        calls = _asked(nodes, request)
-        here = look(Request(paths, connects=False, token=token))
+        asked = Request(paths, token=token, patience_s=SHARED_S)
+        calls = _asked(nodes, replace(asked, interface=network.interface, rank_0=rank_0))
+        here = look(replace(asked, connects=False))
         faults = _answers(calls, here)
     _refuse({"the driver": list(here.faults)} | faults)
 

@@ -44,6 +44,7 @@ class Request:
     connects: bool = True  # ranks or engines will use its network
     token: str | None = None  # a file that rank 0's node has written
     rank_0: tuple[str, int] | None = None  # where it listens
+    patience_s: float = SHARED_S  # for the token
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def look(request: Request) -> Seen:
     """Look at the node that this runs on."""
     faults = [
         *(_interface_faults(request.interface) if request.connects else ()),
-        *_token_faults(request.token),
+        *_token_faults(request.token, request.patience_s),
         *_connection_faults(request.rank_0),
     ]
     models = {folder: _files(Path(folder)) for folder in request.models}
@@ -204,10 +205,10 @@ def _no_interface(name: str, error: OSError) -> str:
     )
 
 
-def _token_faults(token: str | None) -> list[str]:
+def _token_faults(token: str | None, patience_s: float) -> list[str]:
     if token is None:
         return []
-    until = time.monotonic() + SHARED_S
+    until = time.monotonic() + patience_s
     while not os.path.exists(token):
         if time.monotonic() > until:
             folder = Path(token).parent

@@ -130,6 +130,7 @@ def test_nodes_that_share_the_run_folder_take_part(raylets, folders):
 
 
 def test_a_run_folder_on_one_node_only_is_refused(raylets, folders, monkeypatch):
+    monkeypatch.setattr(inspection, "SHARED_S", 1.0)
     whole, driver = raylets["whole"], raylets["driver"]
     message = refusal(folders, whole, driver, run="own")
     # What rank 0's node wrote is seen by nobody else.
@@ -146,7 +147,7 @@ def test_a_model_on_one_node_only_is_refused(raylets, folders):
     assert message == f"{absent.name}: model folder {folders}/model: config.json is missing"
 
 
-def test_a_node_without_the_environment_is_refused(raylets, folders, monkeypatch):
+def test_a_node_without_the_environment_is_refused(raylets, folders):
     bare = raylets["bare"]
     for rank, engine in ((raylets["driver"], bare), (bare, raylets["driver"])):
         message = refusal(folders, rank, engine)
@@ -186,6 +187,6 @@ def test_an_address_that_nobody_reaches_is_refused(raylets, folders):
 
 def test_a_node_that_starts_no_process_is_given_up_in_time(raylets, folders, monkeypatch):
     monkeypatch.setattr(inspection, "DEADLINE_S", 1.0)
-    gone = Node("10.0.0.9", 1, 0, "f" * 56)
+    gone = Node("10.0.0.9", 1, 0, "a" * 56)
     message = refusal(folders, raylets["driver"], gone)
     assert message.startswith("10.0.0.9: ")

@@ -75,13 +75,12 @@ def test_a_wrong_interface_of_the_environment_is_named(variable, value, fault, m
     assert look(Request(connects=False)).faults == []  # a driver without ranks or engines
 
 
-def test_a_token_that_is_not_seen_is_a_folder_that_is_not_shared(tmp_path, monkeypatch):
-    monkeypatch.setattr(nodes, "SHARED_S", 0.3)
+def test_a_token_that_is_not_seen_is_a_folder_that_is_not_shared(tmp_path):
     home = Home(str(tmp_path))
     token, _ = home.open(NetworkConfig(), "127.0.0.1")
     assert look(Request(token=token)).faults == []
     home.close()
-    (fault,) = look(Request(token=token)).faults
+    (fault,) = look(Request(token=token, patience_s=0.3)).faults
     assert fault.startswith(f"does not see what rank 0's node wrote into the run folder {tmp_path}")
     assert list(tmp_path.iterdir()) == []
 

@@ -83,9 +83,7 @@ def test_eight_ranks_and_engines_share_eight_gpus_two_by_two(tmp_path):
 
 
 def test_four_ranks_and_four_engines_have_eight_gpus_of_one_node(tmp_path):
-    _, ranks, engines = seen(
-        TWO_NODES, tmp_path / "a", "learner.ranks=4", "rollout.workers=4", "network.interface=lo"
-    )
+    _, ranks, engines = seen(TWO_NODES, tmp_path / "a", "learner.ranks=4", "rollout.workers=4")
     assert sorted(devices(ranks) + devices(engines)) == list("01234567")
     assert len(nodes(ranks + engines)) == 1
 
