@@ -78,12 +78,13 @@ def write_tokenizer(folder: Path, spec: Spec) -> None:
         _write(folder / "chat_template.json", {"chat_template": template})
 
 
-def speaking(folder: Path, scale: float = 16.8) -> Path:
+def speaking(folder: Path, scale: float = 18.0) -> Path:
     """Make the weights of an untied folder a bigram model that writes well-formed turns.
 
     Embeddings become normals of mean square 1, as the last norm leaves them, and the head's row of
     a token the embeddings of the tokens that come before it: a token that may follow has a logit
-    of `scale`. Attention, MLPs and the vision tower stay random: images move the logits a little.
+    of `scale`. MLPs and the vision tower stay random. So does attention, but its scores are sharp
+    and its outputs large enough that a token in another place gives other logits.
     """
     import torch
     from safetensors.torch import load_file, save_file
@@ -103,9 +104,28 @@ def speaking(folder: Path, scale: float = 16.8) -> Path:
     for before, after in _bigrams(tokenizer, thinks=thinks):
         rows[after] += scale / shape[1] * weights[embedding][before]
     weights[head] = rows
+    _attend(weights)
     halved = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in weights.items()}
     save_file(halved, file, {"format": "pt"})
     return folder
+
+
+def _attend(weights: dict[str, Any]) -> None:
+    """Make the language model's attention matter.
+
+    As transformers draws it, it hardly moves the logits, and wrong positions do not show.
+    """
+    # Qwen3's queries and keys are normed, and it has four heads here; Qwen2.5's has one.
+    normed = any(name.endswith("q_norm.weight") for name in weights)
+    for name, weight in weights.items():
+        if "visual" in name:
+            continue
+        if name.endswith(("q_norm.weight", "k_norm.weight")):
+            weight.fill_(2.0)
+        if not normed and name.endswith(("q_proj.weight", "k_proj.weight")):
+            weight *= 6
+        if name.endswith(("v_proj.weight", "o_proj.weight")):
+            weight *= 2 if normed else 3
 
 
 def template_of_folder(folder: Path) -> str:
