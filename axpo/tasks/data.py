@@ -47,6 +47,9 @@ class Source(BaseModel):
     revision: str | None = Field(
         None, description="commit, tag or branch of a data set on the hub; None: its newest state"
     )
+    image_root: str | None = Field(
+        None, description="folder that paths of images are relative to; None: that of the rows"
+    )
     image_folders: tuple[str, ...] = Field(
         (),
         description="folders outside that of the rows which paths of images may lead into",
@@ -77,6 +80,8 @@ class Source(BaseModel):
             base = base.parent
         elif not base.is_dir():
             base = Path()
+        if self.image_root is not None:
+            base = Path(self.image_root)
         allowed = [Path(folder) for folder in self.image_folders]
         # What `datasets` downloaded or unpacked lies in its caches.
         allowed += [base] if self.is_file else [base, *_caches()]

@@ -12,9 +12,10 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 
 from axpo.registry import Registered
-from axpo.tasks.data import MAX_BAD_ROWS, DataImages, Source, epoch_order
+from axpo.tasks.data import MAX_BAD_ROWS, DataImages, epoch_order
 from axpo.tasks.row_check import Tell, check_images, check_rows
 from axpo.tasks.rows import Columns, Meaning, Rows
+from axpo.tasks.selection import Selection
 from axpo.tasks.task import Fits, Task, TaskConfig, tasks
 from axpo.tasks.verifiers import Exact, Verifier
 from rollout_workers.trajectory import Question
@@ -24,7 +25,7 @@ def _source_of(given: Any) -> Any:
     return {"path": given} if isinstance(given, str) else given
 
 
-SourceOrPath = Annotated[Source, BeforeValidator(_source_of)]
+SourceOrPath = Annotated[Selection, BeforeValidator(_source_of)]
 
 
 @tasks.register("jsonl")  # the name in older recipes

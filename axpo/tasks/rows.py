@@ -6,9 +6,7 @@ A row that cannot be asked is a question with a `fault`: a run sets it aside and
 from __future__ import annotations
 
 import hashlib
-import json
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,10 +15,12 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from axpo.tasks.data import DataImages, Row, Source, image_source, listed, without_marks
+from axpo.tasks.cells import text_of, truth_of, value_at
+from axpo.tasks.data import DataImages, Row, image_source, listed, without_marks
+from axpo.tasks.selection import Selection
 from axpo.tasks.task import Fits
 from axpo.tasks.verifiers import Verifier
-from axpo.texts import check_text, one_line, shown
+from axpo.texts import check_text, one_line
 from rollout_workers.trajectory import LazyImage, Pixels, Question, UnusableQuestion, unusable
 from tool_server.images import ImageError, ImageLimits, check, decode
 
@@ -45,7 +45,10 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_names_of)]
 
 
 class Columns(BaseModel):
-    """Which column of the data is which part of a question."""
+    """Which column of the data is which part of a question.
+
+    What is inside of a column has a name too: `reward_model.ground_truth`, `prompt.0.content`.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -54,8 +57,14 @@ class Columns(BaseModel):
         description="the text; images stand where `<image>` marks are in it, without marks before "
         "it",
     )
-    answer: str = Field(
-        "answer", description="a text or a number, or a list of texts that are accepted"
+    answer: Names = Field(
+        ("answer",),
+        min_length=1,
+        description="a text or a number, or a list of texts that are accepted; of several columns "
+        "all are accepted, and all but the first may be empty",
+    )
+    answer_is_boxed: bool = Field(
+        False, description="the answer stands in \\boxed{}, as the data writes it"
     )
     images: Names = Field(
         ("images",),
@@ -71,7 +80,13 @@ class Columns(BaseModel):
     @property
     def names(self) -> frozenset[str]:
         """Return the columns that are read."""
-        return frozenset((self.question, self.answer, *self.images, *self.info))
+        return top_level((self.question, *self.answer, *self.images, *self.info))
+
+
+def top_level(names: Iterable[str]) -> frozenset[str]:
+    """Return the columns that hold what is named, and the names themselves."""
+    listed_names = tuple(names)
+    return frozenset((*listed_names, *(name.partition(".")[0] for name in listed_names)))
 
 
 @dataclass(frozen=True)
@@ -95,23 +110,25 @@ class _Found:
 class Rows:
     """The rows of one source as questions.
 
-    Rows are numbered from 0 here, and from 1 in messages and in the ids of questions.
+    The rows that are asked are numbered from 0 here. Messages and the ids of questions have the
+    number of the row in the source, from 1.
     """
 
     in_threads = True
 
-    def __init__(self, source: Source, meaning: Meaning) -> None:
-        """Open the source; raise AxpoError if there is no such data."""
+    def __init__(self, source: Selection, meaning: Meaning) -> None:
+        """Open the source; raise AxpoError if there is no such data, or no row is chosen."""
         self.path = source.path
         self._source = source
-        self._table = source.rows(meaning.columns.names)
+        self._table = source.rows(meaning.columns.names | top_level(source.keep))
         self._folders = source.folders
         self._meaning = meaning
         self._columns = meaning.columns
+        self._chosen = self._choose()
         self._set_aside: dict[int, str] = {}
 
     def __len__(self) -> int:
-        return len(self._table)
+        return len(self._chosen)
 
     @property
     def digest(self) -> str:
@@ -120,9 +137,14 @@ class Rows:
         text = "".join(part.model_dump_json() for part in parts) + str(len(self))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    def set_aside(self, number: int, reason: str) -> None:
-        """Take note that a row cannot be asked, for a reason that was found in a run."""
-        self._set_aside[number] = reason
+    def set_aside(self, row: int, reason: str) -> None:
+        """Take note that a row cannot be asked, for a reason that was found in a run.
+
+        Args:
+            row: its number in the source, from 0.
+            reason: one line.
+        """
+        self._set_aside[row] = reason
 
     def question(self, number: int, prefix: str) -> Question:
         """Return a row as a question whose images are decoded when they are needed.
@@ -134,9 +156,10 @@ class Rows:
         Returns:
             The question; with a `fault` if something is wrong with the row.
         """
-        name = f"{prefix}{number + 1}"
-        if number in self._set_aside:
-            return unusable(name, self._set_aside[number])
+        in_source = self._chosen[number]
+        name = f"{prefix}{in_source + 1}"
+        if in_source in self._set_aside:
+            return unusable(name, self._set_aside[in_source])
         try:
             row = self._row(number)
             found = self._images(number, row)
@@ -182,18 +205,31 @@ class Rows:
 
     def _row(self, number: int) -> Row:
         try:
-            return self._table.row(number)
+            return self._table.row(self._chosen[number])
         except ValueError as error:
             raise BadRow(f"{self._where(number)}: {error}") from None
+
+    def _choose(self) -> list[int] | range:
+        """Return which rows are asked."""
+        names = top_level(self._source.keep)
+        known = names.intersection(self._table.columns or names)
+        # Images are not read for a condition. A table without columns would have no rows.
+        table = self._source.rows(known) if known else self._table
+        return self._source.chosen(
+            len(table), lambda number, name: self._value(table.row(number), name)
+        )
 
     def _question(self, number: int, row: Row, images: int) -> Question:
         """Return a row as a question that lacks its images."""
         columns = self._columns
         with self._faults_of(number, columns.question):
-            written = _text(self._value(row, columns.question))
+            written = text_of(self._value(row, columns.question))
             text, places = without_marks(written, images)
-        with self._faults_of(number, columns.answer):
-            answer = _answer(self._value(row, columns.answer))
+        with self._faults_of(number, ", ".join(columns.answer)):
+            answer = self._truth(row)
+        for name in self._source.keep:
+            with self._faults_of(number, name):
+                self._value(row, name)
         info = {}
         for name in columns.info:
             with self._faults_of(number, name):
@@ -202,9 +238,14 @@ class Rows:
         question = Question(
             id=str(number + 1), text=text, images=(), answer=answer, info=info, image_places=places
         )
-        with self._faults_of(number, columns.answer):
+        with self._faults_of(number, ", ".join(columns.answer)):
             self._check_truth(question)
         return question
+
+    def _truth(self, row: Row) -> str:
+        """Return the accepted answers of a row, in the order of their columns."""
+        values = [self._value(row, name) for name in self._columns.answer]
+        return truth_of(values, boxes=self._columns.answer_is_boxed)
 
     def _check_truth(self, question: Question) -> None:
         try:
@@ -249,13 +290,14 @@ class Rows:
                 raise ValueError(f"{name} {error}") from None
 
     def _value(self, row: Row, name: str) -> Any:
-        if name not in row:
+        try:
+            return value_at(row, name)
+        except KeyError:
             columns = ", ".join(self._table.columns or row) or "no columns"
-            raise ValueError(f"missing; the row has {one_line(columns, 200)}")
-        return row[name]
+            raise ValueError(f"missing; the row has {one_line(columns, 200)}") from None
 
     def _where(self, number: int) -> str:
-        return f"{self.path}, row {number + 1}"
+        return f"{self.path}, row {self._chosen[number] + 1}"
 
     @contextmanager
     def _faults_of(self, number: int, column: str) -> Iterator[None]:
@@ -265,32 +307,3 @@ class Rows:
         except ValueError as error:
             reason = one_line(str(error))
             raise BadRow(f"{self._where(number)}: {column}: {reason}") from None
-
-
-def _text(value: Any) -> str:
-    """Return the text of a question; raise ValueError if it is none."""
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"expected a text, found {shown(value)}")
-    check_text(value)
-    return value
-
-
-def _answer(value: Any) -> str:
-    """Return the text of an answer; raise ValueError if there is none.
-
-    Several accepted answers are a list, which becomes JSON. Tables write a whole number as 7.0 if
-    another row has none: that is the number 7.
-    """
-    if isinstance(value, list) and value and all(isinstance(one, str) for one in value):
-        return json.dumps([_answer(one) for one in value], ensure_ascii=False)
-    # In Python a bool is an int too.
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if is_number and not math.isfinite(value):
-        raise ValueError(f"expected a text or a number, found {value}")
-    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
-        value = int(value)
-    if not (is_number or isinstance(value, str)) or not str(value).strip():
-        found = value if isinstance(value, str) else shown(value)
-        raise ValueError(f"expected a text or a number, found {shown(found)}")
-    check_text(value)
-    return str(value).strip()
