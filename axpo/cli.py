@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from axpo.data_cli import app as data_app
 from axpo.errors import AxpoError
 from axpo.index_cli import app as index_app
 from axpo.tools_cli import app as tools_app
@@ -35,6 +36,7 @@ app = typer.Typer(
 )
 model_app = typer.Typer(help="Build the embedded model.", no_args_is_help=True)
 app.add_typer(model_app, name="model")
+app.add_typer(data_app, name="data")
 app.add_typer(index_app, name="index")
 app.add_typer(tools_app, name="tools")
 console = Console()
