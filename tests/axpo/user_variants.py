@@ -2,7 +2,6 @@
 
 from pydantic import Field
 
-from axpo.evaluation.benchmark import Benchmark, Item
 from axpo.registry import Registry, Variant
 from learner.baselines import Baseline
 from resampler.rankings import Ranking
@@ -83,11 +82,3 @@ class Unrelated:
 def surrogate(logprobs, ratio, advantages):
     """Weigh log-probabilities by advantages."""
     return logprobs * advantages
-
-
-class ThreeMaps(Benchmark):
-    """Three questions about maps."""
-
-    def items(self, data):
-        for number, answer in enumerate(["north", "south", "east"]):
-            yield Item(str(number), f"Where is map {number}?", (), (answer,))

@@ -332,9 +332,9 @@ def test_two_questions_of_one_id_are_refused(tmp_path):
 
 
 def test_a_benchmark_of_the_users_own_is_found_by_its_path(tmp_path):
-    found = benchmarks.parse("tests.axpo.user_variants:ThreeMaps")
+    found = benchmarks.parse("tests.axpo.evaluation.maps:ThreeMaps")
     asked, doubts = load_questions(replace(plan(tmp_path), benchmarks=(found,), limit=2))
-    assert [one.key for one in asked] == ["tests.axpo.user_variants:ThreeMaps/" + n for n in "01"]
+    assert [one.key for one in asked] == ["tests.axpo.evaluation.maps:ThreeMaps/" + n for n in "01"]
     assert doubts == []
     assert found.score(asked[0].item, "\\boxed{north}").right is True
     assert found.score(asked[0].item, "south").right is False

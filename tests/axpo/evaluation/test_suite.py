@@ -68,7 +68,7 @@ def test_what_cannot_be_measured_is_named_before_anything_starts(data, tmp_path)
         (["hrbench-4k"], {"rotations": "two"}, "rotations='two'"),
         (["vstar"], {"tools": ["crystal_ball"]}, "--tools crystal_ball: the recipe has image_zoom"),
         (["visualprobe-hard"], {}, "visualprobe-hard: needs a judge. --judge exact compares"),
-        (["tests.axpo.user_variants:NUMBER"], {}, "expected a function of"),
+        (["tests.axpo.evaluation.maps:NUMBER"], {}, "expected a function of"),
     ]
     for names, options, message in refused:
         with pytest.raises(AxpoError) as error:
