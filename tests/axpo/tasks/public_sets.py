@@ -108,7 +108,7 @@ def visual_probe(data: Path) -> None:
 
 def mmk12(data: Path) -> None:
     features = dict.fromkeys(("id", "question", "answer", "subject"), TEXT) | {"image": Image()}
-    for split, count in (("train", 6), ("test", 2)):
+    for split, count in (("train", 6), ("test", 20)):
         rows = [
             {
                 "id": f"{split}-{number}",
@@ -136,7 +136,7 @@ def virl39k(data: Path) -> None:
             "question": "<image>" * len(places) + f"How many squares are in figure {number}?",
             "answer": f"\\boxed{{{number}}}",
             "image": places,
-            "source": "Processed",
+            "source": "Processed" if number < 96 else "MMK12",
             "category": "Geometry",
             "PassRate_32BTrained": number % 8 / 8,
             "PassRate_7BBase": None,
@@ -157,7 +157,7 @@ def fvqa(data: Path) -> None:
         "data_id": TEXT,
         "category": TEXT,
     }
-    for split, count in (("train", 8), ("test", 2)):
+    for split, count in (("train", 8), ("test", 20)):
         rows = [
             {
                 "prompt": [{"content": f"Who built tower {number} ({split})?", "role": "user"}],
