@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 import torch
+from safetensors.torch import load_file, save_file
 
 from benchmarks.bench_bf16 import kl_by_length
 from learner.config import LearnerConfig, RankSettings, Serving
@@ -20,6 +23,23 @@ CONFIG = LearnerConfig(ranks=1, dtype="bfloat16", kl_beta=0.0, lr=1e-3, layout="
 MICRO_BATCHES = 60
 
 
+def attentive(folder: Path, target: Path) -> str:
+    """Copy a folder and enlarge what its attention adds.
+
+    A text is no turn that the folder writes: of its tokens only attention moves the logits.
+    """
+    shutil.copytree(folder, target)
+    file = target / "model.safetensors"
+    weights = load_file(file)
+    # Qwen3's queries and keys are normed, and it has four heads here; Qwen2.5's has one.
+    larger = 2 if any(name.endswith("q_norm.weight") for name in weights) else 4
+    for name, weight in weights.items():
+        if "visual" not in name and name.endswith(("v_proj.weight", "o_proj.weight")):
+            weights[name] = larger * weight
+    save_file(weights, file, {"format": "pt"})
+    return str(target)
+
+
 @pytest.mark.parametrize(
     "family",
     [
@@ -30,15 +50,17 @@ MICRO_BATCHES = 60
     ],
 )
 def test_the_gap_to_float32_does_not_grow_with_the_length(
-    family: str, request: pytest.FixtureRequest
+    family: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    """With frequencies in bfloat16 it is 1.2e-3, 5.6e-3 and 1.8e-3 at 3,000 tokens."""
-    model = EMBEDDED if family == "embedded" else str(request.getfixturevalue(family))
+    """With frequencies in bfloat16 it is 1.2e-3, 3.2e-3 and 1.3e-4 at 3,000 tokens."""
+    model = EMBEDDED
+    if family != "embedded":
+        model = attentive(request.getfixturevalue(family), tmp_path / "model")
     by_length = kl_by_length(model, positions=64)
     print(f"\nKL to float32: {by_length}")
     assert set(by_length) == {128, 512, 1024, 3000}
     assert max(by_length.values()) <= 3e-4
-    # Flat: with frequencies in bfloat16 the last is 4, 400 and 130 times the first.
+    # Flat: with frequencies in bfloat16 the last is 4, 270 and 70 times the first.
     assert by_length[3000] <= 3 * by_length[128]
 
 

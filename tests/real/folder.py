@@ -78,7 +78,7 @@ def write_tokenizer(folder: Path, spec: Spec) -> None:
         _write(folder / "chat_template.json", {"chat_template": template})
 
 
-def speaking(folder: Path, scale: float = 18.0) -> Path:
+def speaking(folder: Path, scale: float = 20.0) -> Path:
     """Make the weights of an untied folder a bigram model that writes well-formed turns.
 
     Embeddings become normals of mean square 1, as the last norm leaves them, and the head's row of
