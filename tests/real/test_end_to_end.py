@@ -173,7 +173,7 @@ def check_gap(run: Trained) -> None:
     # The recipe's check_sync compares all weights after the update; a difference ends the run.
     gap, largest = run.metrics["logprob_gap_mean"], run.metrics["logprob_gap_max"]
     print(f"\ngap of engine and learner: mean {gap:.1e}, max {largest:.1e}")
-    # With wrong rotary positions of images the mean is 1.5e-4 (Qwen2.5-VL) to 3e-3. What is left is
+    # With wrong rotary positions of images the mean is 1e-3 to 3e-3 (Qwen3-VL). What is left is
     # the engine's: on a CPU torch's log_softmax loses terms that are small beside the largest of
     # 151,936, up to 4e-4 nat at a logit of 17 and 2e-5 at 20.
     assert gap < 3e-4
