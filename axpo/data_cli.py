@@ -13,7 +13,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from axpo.evaluation.decontaminate import Found
-    from axpo.tasks.dataset import DatasetConfig
+    from axpo.evaluation.trained import Trained
 
 app = typer.Typer(help="Training data.", no_args_is_help=True)
 
@@ -53,10 +53,11 @@ def decontaminate(
     See docs/data.md.
     """
     from axpo.config import load_recipe
-    from axpo.evaluation.decontaminate import Index, questions_of, sources_of, write_report
+    from axpo.evaluation.decontaminate import Index, questions_of, write_report
+    from axpo.evaluation.trained import trained_on
 
     console = Console()
-    tasks = sources_of(load_recipe(recipe, overrides or ()).task)
+    trained = trained_on(load_recipe(recipe, overrides or ()))
     with console.status("reading the benchmarks"):
         asked = questions_of(suite, benchmark, against)
     bar = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
@@ -67,19 +68,19 @@ def decontaminate(
             progress.update(shown, description=what, completed=done, total=total)
 
         index = Index(asked, tell, min_words)
-        found = write_report(tasks, index, out, tell)
+        found = write_report(trained, index, out, tell)
     for fault in index.unread:
         console.print(f"[yellow]warning[/] compared by its text alone: {fault}", highlight=False)
-    _print_counts(tasks, found, console)
+    _print_counts(trained, found, console)
     console.print(f"report {out}", highlight=False, soft_wrap=True)
 
 
-def _print_counts(tasks: Sequence[DatasetConfig], found: Sequence[Found], console: Console) -> None:
+def _print_counts(trained: Sequence[Trained], found: Sequence[Found], console: Console) -> None:
     table = Table()
     table.add_column("source")
     for name in ("rows", "same picture", "alike picture", "same text", "bad"):
         table.add_column(name, justify="right")
-    for task, one in zip(tasks, found, strict=True):
+    for part, one in zip(trained, found, strict=True):
         counts = [one.removed[why] for why in ("same picture", "alike picture", "same text")]
-        table.add_row(task.train.path, *[f"{count:,}" for count in (one.rows, *counts, one.bad)])
+        table.add_row(part.source.path, *[f"{count:,}" for count in (one.rows, *counts, one.bad)])
     console.print(table)

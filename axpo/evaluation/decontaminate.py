@@ -23,12 +23,8 @@ from axpo.evaluation.benchmark import Benchmark, benchmarks
 from axpo.evaluation.fingerprints import ALIKE, Fingerprint, fingerprint, stems
 from axpo.evaluation.plan import Asked, Plan, load_questions
 from axpo.evaluation.suite import names_of
-from axpo.tasks.dataset import DatasetConfig
+from axpo.evaluation.trained import Trained
 from axpo.tasks.judge import Exact
-from axpo.tasks.mixed import MixedConfig
-from axpo.tasks.rows import Meaning, Rows
-from axpo.tasks.selection import Selection
-from axpo.tasks.task import TaskConfig
 from rollout_workers.trajectory import Floats, Question, UnusableQuestion, pixels
 
 THREADS = 4
@@ -68,7 +64,7 @@ class Marks:
 class Found:
     """What is said of one source."""
 
-    rows: int = 0
+    rows: int
     removed: Counter[str] = field(default_factory=Counter)  # by why
     bad: int = 0
 
@@ -163,30 +159,11 @@ def _benchmark(name: str) -> Benchmark:
         raise AxpoError(f"--benchmark {error}") from None
 
 
-def sources_of(task: TaskConfig) -> list[DatasetConfig]:
-    """Return the tasks of a recipe that read rows.
-
-    Raises:
-        AxpoError: there is none.
-    """
-    parts = (
-        [one.task for one in task.families.values()] if isinstance(task, MixedConfig) else [task]
-    )
-    found = [part for part in parts if isinstance(part, DatasetConfig)]
-    if not found:
-        raise AxpoError("task: reads no rows (kind: dataset), so there is nothing to compare")
-    return found
-
-
-def write_report(
-    tasks: Sequence[DatasetConfig], index: Index, out: Path, tell: Tell
-) -> list[Found]:
-    """Compare the training rows of tasks with the benchmarks, and write the report.
-
-    Every row of a source is looked at, whatever its recipe keeps of them.
+def write_report(trained: Sequence[Trained], index: Index, out: Path, tell: Tell) -> list[Found]:
+    """Compare what is trained on with the benchmarks, and write the report.
 
     Args:
-        tasks: of a recipe.
+        trained: the sources of a recipe.
         index: of the benchmarks.
         out: the report: a line for each row that is a benchmark's or bad, and one for each source.
         tell: is told of the progress.
@@ -195,7 +172,7 @@ def write_report(
         What was found in each source.
 
     Raises:
-        AxpoError: there is a report already, a source cannot be read, or the disk is full.
+        AxpoError: there is a report already, or the disk is full.
     """
     if out.exists():
         raise AxpoError(f"{out}: exists; remove it, or give another --out")
@@ -204,9 +181,9 @@ def write_report(
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with partial_file.open("w", encoding="utf-8") as file:
-            for task in tasks:
-                found = Found()
-                for line in _compared(task, index, found, tell):
+            for one in trained:
+                found = Found(one.rows)
+                for line in _compared(one, index, found, tell):
                     file.write(json.dumps(line) + "\n")
                 all_found.append(found)
         partial_file.rename(out)
@@ -218,30 +195,21 @@ def write_report(
 
 
 def _compared(
-    task: DatasetConfig, index: Index, found: Found, tell: Tell
+    trained: Trained, index: Index, found: Found, tell: Tell
 ) -> Iterator[Mapping[str, Any]]:
     """Yield the lines of one source."""
-    source = task.train.model_copy(update={"keep": {}, "without": None})
-    rows = _rows(task, source)
-    found.rows = len(rows)
-    questions = (rows.question(number, "") for number in range(len(rows)))
-    for number, marks in enumerate(_all_marks(questions), 1):
-        place = {"source": source.identity(), "row": number}
+    source = trained.source.identity()
+    for number, marks in enumerate(_all_marks(trained.questions), 1):
+        place = {"source": source, "row": number}
         if marks.fault:
             found.bad += 1
             yield place | {"bad": marks.fault}
         elif (match := index.match(marks)) is not None:
             found.removed[match.why] += 1
             yield place | match.to_json()
-        tell(source.path, number, len(rows))
+        tell(trained.source.path, number, found.rows)
     counts = {"rows": found.rows, "removed": dict(found.removed), "bad": found.bad}
-    yield {"source": source.identity()} | counts
-
-
-def _rows(task: DatasetConfig, source: Selection) -> Rows:
-    # The pictures of benchmarks are not scaled down either.
-    limits = task.images.model_copy(update={"scale_above": None})
-    return Rows(source, Meaning(task.columns, task.verifier, limits))
+    yield {"source": source} | counts
 
 
 def _all_marks(questions: Iterator[Question] | Sequence[Question]) -> Iterator[Marks]:

@@ -66,7 +66,7 @@ def _sources(recipe: Recipe) -> Iterator[tuple[DataConfig, Demonstrations]]:
     if folder is None:
         # What cannot be read as a turn is known only with the model; that there is data, now.
         for data in sources:
-            data.rows(COLUMNS)
+            data.left_out(len(data.rows(COLUMNS)))
         return
     chat = load_chat(folder)
     for data in dict.fromkeys(sources):

@@ -92,13 +92,17 @@ class Demonstrations:
         _check_template(chat)
         self.path = config.path
         self._table = config.rows(COLUMNS)
+        left_out = config.left_out(len(self._table))
+        self._chosen = [row for row in range(len(self._table)) if row not in left_out]
+        if not self._chosen:
+            raise AxpoError(f"{config.path}: no row is left by {config.without}")
         self._folders = config.folders
         self._config, self._chat, self._seed, self._context = config, chat, seed, context
         self.set_aside: dict[int, str] = {}
-        """Why rows were set aside, by their number from 0."""
+        """Why rows were set aside, by their number from 0 among those that are asked."""
 
     def __len__(self) -> int:
-        return len(self._table)
+        return len(self._chosen)
 
     def example(self, index: int) -> tuple[Question, Trajectory]:
         """Return example number `index` of an endless series.
@@ -106,7 +110,7 @@ class Demonstrations:
         Raises:
             AxpoError: all rows are bad; names the first and says what.
         """
-        count = len(self._table)
+        count = len(self)
         epoch, position = divmod(index, count)
         order = epoch_order(count, f"{self._seed}/{epoch}")
         for step in range(count):
@@ -125,7 +129,7 @@ class Demonstrations:
         """Return the example of one row.
 
         Args:
-            number: which row, from 0.
+            number: which of the rows that are asked, from 0.
             name: the question's id.
             read: reads an image; `sized` reads its header alone, for a check.
 
@@ -164,11 +168,11 @@ class Demonstrations:
             yield
         except Exception as error:  # a template, too, may fail at any row
             kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-            where = f"{self.path}, row {number + 1}"
+            where = f"{self.path}, row {self._chosen[number] + 1}"
             raise BadRow(f"{where}: {one_line(f'{kind}{error}')}") from None
 
     def _row(self, number: int) -> Row:
-        row = self._table.row(number)
+        row = self._table.row(self._chosen[number])
         if isinstance(self._table, DatasetTable):
             # Images are {"bytes", "path"}, which are left as they are.
             row = {**self._table.without_padding(row), "images": row.get("images")}

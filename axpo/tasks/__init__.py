@@ -4,8 +4,8 @@ A task is a small class with the methods of `Task`. Its configuration is the rec
 section; each kind is registered where it is defined.
 
 Rows of a user's own go through `data.py` (where they are), `lines.py` and `tables.py` (how they are
-read), `selection.py` (which are asked), `rows.py` and `cells.py` (what they mean, and what is wrong
-with one) and `row_check.py` (before a run).
+read), `selection.py` and `left_out.py` (which are asked), `rows.py` and `cells.py` (what they mean,
+and what is wrong with one) and `row_check.py` (before a run).
 
 May import `axpo.registry`, `axpo.errors`, `axpo.texts`, `rollout_workers.trajectory` and
 `tool_server` (images and search results). Start reading in `task.py`.

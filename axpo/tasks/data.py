@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from axpo.errors import AxpoError
+from axpo.tasks.left_out import COMMAND, left_out
 from axpo.tasks.lines import Row, Table, read_json, read_lines, read_table
 from axpo.tasks.tables import Place, read_dataset
 from axpo.texts import check_text, shown
@@ -54,6 +55,9 @@ class Source(BaseModel):
         (),
         description="folders outside that of the rows which paths of images may lead into",
     )
+    without: str | None = Field(
+        None, description=f"report of `{COMMAND}`: the rows that it names are left out"
+    )
 
     @model_validator(mode="after")
     def _of_a_data_set(self) -> Source:
@@ -86,6 +90,16 @@ class Source(BaseModel):
         # What `datasets` downloaded or unpacked lies in its caches.
         allowed += [base] if self.is_file else [base, *_caches()]
         return Folders(base, tuple(folder.resolve() for folder in allowed))
+
+    def identity(self) -> dict[str, Any]:
+        """Return what a report of contamination calls this source."""
+        return self.model_dump(include={"path", "split", "name", "revision"})
+
+    def left_out(self, rows: int) -> frozenset[int]:
+        """Return which of so many rows the report names, from 0; raise AxpoError as it does."""
+        if self.without is None:
+            return frozenset()
+        return left_out(Path(self.without), self.identity(), rows)
 
     def rows(self, columns: Collection[str] | None = None) -> Table:
         """Return the rows, with their images encoded as they were stored.

@@ -1,22 +1,14 @@
-"""Choose which rows of a source are asked: by their columns, and by a report of contamination."""
+"""Choose which rows of a source are asked, by their columns."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from axpo.errors import AxpoError
-from axpo.plain_files import NotPlain, read_plain
 from axpo.tasks.data import Source
-from axpo.texts import shown
-
-LARGEST = 1 << 28
-"""Bytes of a report."""
-COMMAND = "axpo data decontaminate"
 
 Scalar: TypeAlias = str | int | float | bool | None
 
@@ -66,43 +58,6 @@ class Selection(Source):
         description="only rows whose columns are like this: a list of values, or `among`, "
         "`not_among`, `at_least`, `at_most`. Columns are named as in `columns`",
     )
-    without: str | None = Field(
-        None, description=f"report of `{COMMAND}`: the rows that it names are left out"
-    )
-
-    def identity(self) -> dict[str, Any]:
-        """Return what a report calls this source."""
-        return self.model_dump(include={"path", "split", "name", "revision"})
-
-    def left_out(self, rows: int) -> frozenset[int]:
-        """Return which rows the report names, counted from 0.
-
-        Args:
-            rows: how many the source has.
-
-        Raises:
-            AxpoError: there is no report, or none of this source as it is now.
-        """
-        if self.without is None:
-            return frozenset()
-        again = f"write it with: {COMMAND} RECIPE --against DIR --out {self.without}"
-        found: set[int] = set()
-        counted: int | None = None
-        for line in _lines(Path(self.without), again):
-            if line.get("source") != self.identity():
-                continue
-            if "rows" in line:
-                counted = line["rows"]
-            elif "benchmark" in line:
-                found.add(line["row"] - 1)
-        if counted is None:
-            raise AxpoError(f"{self.without}: says nothing about {self.path}; {again}")
-        if counted != rows:
-            raise AxpoError(
-                f"{self.without}: was written of {counted:,} rows of {self.path}, which has "
-                f"{rows:,}; {again}"
-            )
-        return frozenset(found)
 
     def chosen(self, rows: int, value: Callable[[int, str], Any]) -> list[int] | range:
         """Return the numbers of the rows that are asked, from 0.
@@ -131,21 +86,3 @@ class Selection(Source):
             conditions = ", ".join(self.keep) or "without"
             raise AxpoError(f"{self.path}: none of {rows:,} rows is left by {conditions}")
         return numbers
-
-
-def _lines(report: Path, again: str) -> list[dict[str, Any]]:
-    try:
-        text = read_plain(report, LARGEST).decode()
-        lines = [json.loads(line) for line in text.splitlines() if line.strip()]
-    except FileNotFoundError:
-        raise AxpoError(f"{report}: no such report; {again}") from None
-    except (NotPlain, OSError, ValueError, RecursionError) as error:
-        raise AxpoError(f"{report}: no report of `{COMMAND}`: {error}; {again}") from None
-    wrong = [
-        line
-        for line in lines
-        if not isinstance(line, dict) or not isinstance(line.get("row", 1), int)
-    ]
-    if wrong:
-        raise AxpoError(f"{report}: no report of `{COMMAND}`: {shown(wrong[0])}; {again}")
-    return lines

@@ -14,9 +14,14 @@ from axpo.cli import app
 from axpo.config import parse_recipe
 from axpo.errors import AxpoError
 from axpo.evaluation.fingerprints import ALIKE, fingerprint, stems
+from axpo.sft.demonstrations import Demonstrations
+from axpo.tasks.data import DataConfig
+from axpo.tasks.rows import BadRow
+from rollout_workers.chat import Chat
 from tests.axpo.evaluation import invented
 from tests.axpo.tasks.public_sets import picture
 
+MODEL = Path("axpo/models/qwen3-vl-tiny").resolve()
 PHOTO = np.asarray(picture("a photograph of nine cups", (400, 300)))
 RECIPE = """
 name: x
@@ -176,3 +181,37 @@ def test_short_questions_may_be_compared_by_their_pictures_alone(folder):
     text = Path("report.jsonl").read_text()
     assert "same text" not in text
     assert "same picture" in text
+
+
+def test_demonstrations_are_compared_and_left_out_too(folder):
+    asked = [
+        {"type": "image"},
+        {"type": "text", "text": "What is the color of the cup?"},
+    ]
+    answer = {"role": "assistant", "content": "Clear.</think>\\boxed{7}"}
+    mine = {"role": "user", "content": "<image>Mine?"}
+    chats = [
+        {"messages": [mine, answer], "images": ["pixels.png"]},
+        {"messages": [{"role": "user", "content": asked}, answer], "images": ["mine.png"]},
+        {"messages": [answer], "images": []},
+        {"messages": json.dumps([mine, answer]), "images": ["mine.png"]},
+    ]
+    Path("chats.jsonl").write_text("\n".join(json.dumps(chat) for chat in chats))
+    stage = "{steps: 1, batch_size: 1, lr: 1.0e-4, data: {path: chats.jsonl}}"
+    result = run("--set", f"sft={{output: out, stages: [{stage}]}}")
+    assert result.exit_code == 0, result.output
+    lines = [json.loads(line) for line in Path("report.jsonl").read_text().splitlines()]
+    of_chats = [line for line in lines if line["source"]["path"] == "chats.jsonl"]
+    assert [line.get("why", "bad") for line in of_chats[:3]] == [
+        "same picture",
+        "same text",
+        "bad",
+    ]
+    config = DataConfig(path="chats.jsonl", without="report.jsonl")
+    rows = Demonstrations(config, Chat.load(MODEL), 0)
+    assert len(rows) == 2
+    question, _ = rows.of_row(1)
+    assert question.text == "Mine?"
+    # Messages have the number of the row in the file.
+    with pytest.raises(BadRow, match=r"chats.jsonl, row 3: "):
+        rows.of_row(0)
