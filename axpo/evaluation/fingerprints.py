@@ -52,7 +52,7 @@ class Fingerprint:
 def fingerprint(pixels: Pixels) -> Fingerprint:
     """Return the marks of a picture."""
     digest = hashlib.sha256(repr(pixels.shape).encode())
-    digest.update(np.ascontiguousarray(pixels))
+    digest.update(np.ascontiguousarray(pixels).data)
     return Fingerprint(digest.hexdigest(), _thumbnail(pixels))
 
 
