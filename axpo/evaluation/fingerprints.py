@@ -31,6 +31,10 @@ by noise alone."""
 FEWEST_WORDS = 3
 """Of a text that is left when a hint is cut off."""
 
+LONGEST = 8000
+"""Characters of a text that are compared: its beginning. Searching for options takes more than
+linear time, and a data set may come from anyone."""
+
 _MARKS = re.compile(r"<image\d*>")
 _OPTIONS = re.compile(
     r"(?:\b(?:choices?|options?)\s*:?\s*)?(?:\(\s*A\s*\)|^[ \t]*A\s*[.):])\s.*?(?:\bB\s*[.):])",
@@ -38,6 +42,7 @@ _OPTIONS = re.compile(
 )
 # Numbers whole, words, and the signs that change a formula.
 _WORDS = re.compile(r"\d+(?:[.,]\d+)*|[^\W\d_]+|[-+*/=<>^%]")
+_SPACES = re.compile(r"[^\S\n]+")
 _DASHES = str.maketrans(dict.fromkeys("‐‑‒–—−", "-"))
 
 
@@ -62,7 +67,8 @@ def stems(text: str) -> frozenset[str]:
     Benchmarks and data sets write a hint about the form of the answer into the last line, so the
     text without its last line counts too.
     """
-    plain = _MARKS.sub(" ", unicodedata.normalize("NFKC", text).translate(_DASHES))
+    plain = unicodedata.normalize("NFKC", text[:LONGEST]).translate(_DASHES)[:LONGEST]
+    plain = _SPACES.sub(" ", _MARKS.sub(" ", plain))
     found = _OPTIONS.search(plain)
     question = plain[: found.start()] if found else plain
     # A question may begin with its options.

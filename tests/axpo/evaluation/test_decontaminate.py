@@ -2,6 +2,7 @@
 
 import io
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +90,22 @@ def test_texts_that_are_the_same_question(one, other):
 )
 def test_texts_that_are_other_questions(one, other):
     assert not stems(one) & stems(other)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "(A) " * 250_000,
+        "choices " * 125_000,
+        "choices" + " " * 10**6,
+        "A.\n" * 300_000,
+        "ﷺ" * 10**6,
+    ],
+)
+def test_a_hostile_text_is_compared_in_a_moment(text):
+    started = time.monotonic()
+    stems(text)
+    assert time.monotonic() - started < 2
 
 
 @pytest.fixture
