@@ -72,7 +72,8 @@ def test_no_answer_waits_for_one_that_cannot_be_compared(comparer):
         assert not all(bomb.done() for bomb in bombs)
         # Each is wrong, and none is a failure.
         assert {bomb.result() for bomb in bombs} <= {"limits", "different"}
-        assert bombs[0].result() == bombs[2].result() == "limits"
+        # The formula reader may meet the limit of memory itself, and then call a bomb different.
+        assert bombs[0].result() == "limits"
 
 
 def test_what_is_too_long_or_too_deep_is_not_even_compared(monkeypatch):
