@@ -35,6 +35,8 @@ class _Question(_Form):
     text: str
     answer: str
     images: list[ImageName]
+    family: str | None = None
+    kind: str | None = None
 
 
 class _Observation(_Form):

@@ -148,7 +148,8 @@ def group_to_json(
             "text": question.text,
             "answer": question.answer,
             "images": [images.save(pixels(image)) for image in question.images],
-        },
+        }
+        | _labels(question),
         "prompt": decode(group.rollouts[0].prompt_ids.tolist()),
         "rollouts": [record(trajectory) for trajectory in group.rollouts],
         "resamples": resamples,
@@ -248,6 +249,12 @@ def _credit(
             "tokens": int(item.mask.sum()),
         }
     return credit
+
+
+def _labels(question: Question) -> dict[str, str]:
+    """Return the family and the kind of a question, if its task names them."""
+    found = {name: question.info.get(name) for name in ("family", "kind")}
+    return {name: value for name, value in found.items() if isinstance(value, str)}
 
 
 def _resample_from_json(record: Mapping[str, Any], images: ImageFolder) -> Resample:

@@ -7,6 +7,7 @@
     rollouts.jsonl               what happened to each question and worker (`axpo.record.ledger`)
     timeline/step_0001.json      when each rollout of a step ran, and waited for tools
     trajectories/step_0001.jsonl sampled groups; their images in trajectories/images/
+    held_out/step_0001.jsonl     some held-out groups of an evaluation; images as those above
     rollouts/step_0001.jsonl     with --rollouts-only: all groups of a step, exactly, for --replay
     checkpoints/step_0001/       written by the learner (`axpo.record.checkpoints`); its questions/
                                  by `axpo.training.cursor`
@@ -52,6 +53,8 @@ from rollout_workers.trajectory import Group
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
+TRAINING_GROUPS, HELD_OUT_GROUPS = "trajectories", "held_out"
+"""Folders of kept groups, a file a step."""
 LARGEST = 1e30
 """Of a metric. Larger numbers overflow when a curve is drawn."""
 
@@ -233,14 +236,17 @@ class RunDirectory:
         # The sort is stable: apart from that the groups keep their order.
         chosen = sorted(groups, key=lambda group: not group.resamples)[:limit]
         records = [group_to_json(group, step, decode, self.images, items) for group in chosen]
-        lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
-        path = self._groups_file(step)
-        path.parent.mkdir(exist_ok=True)
-        replace_file(path, "".join(lines))
+        _write_rows(self._groups_file(step), records)
+
+    def save_held_out(self, step: int, groups: Sequence[Group], decode: Decode) -> None:
+        """Keep held-out groups of the evaluation after a step, for people to read."""
+        records = [group_to_json(group, step, decode, self.images) for group in groups]
+        if records:
+            _write_rows(self.path / HELD_OUT_GROUPS / f"{step_name(step)}.jsonl", records)
 
     def group_steps(self) -> list[int]:
         """Return the steps with kept groups, in order."""
-        return [step for step, _ in by_step(self.path / "trajectories", ".jsonl")]
+        return [step for step, _ in by_step(self.path / TRAINING_GROUPS, ".jsonl")]
 
     def groups(self, step: int) -> list[dict[str, Any]]:
         """Return the kept groups of a step as records (`axpo.record.records.group_to_json`).
@@ -325,7 +331,7 @@ class RunDirectory:
             self.unreadable.append(f"{where}: {one_line(str(error))}")
 
     def _groups_file(self, step: int) -> Path:
-        return self.path / "trajectories" / f"{step_name(step)}.jsonl"
+        return self.path / TRAINING_GROUPS / f"{step_name(step)}.jsonl"
 
     def _timeline_file(self, step: int) -> Path:
         return self.path / "timeline" / f"{step_name(step)}.json"
@@ -349,9 +355,16 @@ class RunDirectory:
             replace_file(file, "".join(json.dumps(row) + "\n" for row in kept))
         # Later timelines may stay: the report shows those of steps with metrics only, and the next
         # run of a step replaces its file.
-        for later in self.group_steps():
-            if later > step:
-                self._groups_file(later).unlink()
+        for folder in (TRAINING_GROUPS, HELD_OUT_GROUPS):
+            for later, file in by_step(self.path / folder, ".jsonl"):
+                if later > step:
+                    file.unlink()
+
+
+def _write_rows(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write JSON objects, one a line, all or nothing."""
+    file.parent.mkdir(exist_ok=True)
+    replace_file(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def _numbers_of(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,14 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from axpo.record.records import ImageFolder, token_texts, trajectory_from_json, trajectory_to_json
+from axpo.record.forms import check_group
+from axpo.record.records import (
+    ImageFolder,
+    group_to_json,
+    token_texts,
+    trajectory_from_json,
+    trajectory_to_json,
+)
 from axpo.record.run import RunDirectory
 from tests.axpo.helpers import CROP, decode, direct, group, resample, zooming
 
@@ -91,3 +98,14 @@ def test_rollouts_for_a_replay_come_in_order_of_their_steps(tmp_path):
         for step in (10_000, 9_999):
             run.save_rollouts(step, [group([direct(0, 1.0)])], decode)
         assert [step for step, _ in run.rollouts()] == [9_999, 10_000]
+
+
+def test_a_record_has_the_family_and_the_kind_that_its_task_names(tmp_path):
+    asked = group([direct(0, 1.0)])
+    named = replace(asked.question, info={"family": "charts", "kind": "bars", "row": 7})
+    images = ImageFolder(tmp_path)
+    record = group_to_json(replace(asked, question=named), 1, decode, images)
+    assert (record["question"]["family"], record["question"]["kind"]) == ("charts", "bars")
+    assert "row" not in record["question"]
+    assert "family" not in group_to_json(asked, 1, decode, images)["question"]
+    check_group(record)

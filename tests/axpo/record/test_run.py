@@ -74,6 +74,7 @@ def test_resume_winds_back_to_the_last_complete_checkpoint(tmp_path):
         run.log_metrics(step, {"pass1": step / 10})
         run.log_held_out(step, {"": [[4, step, 0, 0]]})
         run.save_groups(step, [group([direct(0, 1.0)])], decode)
+        run.save_held_out(step, [group([direct(0, 1.0)])], decode)
     for step in (2, 4):
         checkpoint(run, step)
     run.checkpoints.path(5).with_name(".step_0005.partial").mkdir()
@@ -88,6 +89,7 @@ def test_resume_winds_back_to_the_last_complete_checkpoint(tmp_path):
     assert not run.checkpoints.path(5).with_name(".step_0005.partial").exists()
     assert run.checkpoints.path(5).with_name("notes").exists()
     assert resumed.group_steps() == [0, 1, 2, 3, 4]
+    assert len(list((run.path / "held_out").glob("*.jsonl"))) == 5
     resumed.log_metrics(5, {"pass1": 0.9})
     resumed.log_held_out(5, {"": [[4, 0, 0, 0]]})
     resumed.close()
