@@ -46,6 +46,12 @@ class LoggingConfig(Section):
     groups_kept: int = Field(
         4, ge=0, description="groups a step whose trajectories and images are written"
     )
+    held_out_kept: int = Field(
+        16,
+        ge=0,
+        description="held-out questions whose rollouts are written at each evaluation, always the "
+        "same ones",
+    )
 
 
 class SFTStage(Section):

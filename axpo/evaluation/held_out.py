@@ -37,10 +37,15 @@ class HeldOut:
     numbers: dict[str, float]
     counts: dict[str, list[list[int]]]  # those of `question_counts`
     unusable: tuple[str, ...]  # why questions could not be asked, one line each
+    kept: tuple[Group, ...] = ()  # some of the scored groups, with their images
 
 
 def held_out(
-    pool: RolloutPool, task: Task, settings: EvaluationConfig, success_above: float = 0.0
+    pool: RolloutPool,
+    task: Task,
+    settings: EvaluationConfig,
+    success_above: float = 0.0,
+    keep: int = 0,
 ) -> HeldOut:
     """Ask a policy the task's held-out questions, with the same seeds every time.
 
@@ -51,6 +56,8 @@ def held_out(
         task: the task, for its held-out questions.
         settings: samples a question, temperature and tools.
         success_above: the recipe's `resampler.trigger.success_above`, as in training's diagnostics.
+        keep: how many groups are returned whole, for people to read: of the same questions in every
+            evaluation, spread evenly over all of them.
 
     Returns:
         The numbers of `evaluate_groups` and those of `question_counts`. The former also have
@@ -66,10 +73,14 @@ def held_out(
     )
     finished: list[Group] = []
     unusable: list[UnusableQuestion] = []
+    read = {question.id for question in _spread(questions, keep)}
+    whole: list[Group] = []
     for outcome in outcomes:
         if isinstance(outcome, UnusableQuestion):
             unusable.append(outcome)
         else:
+            if outcome.question.id in read:
+                whole.append(outcome)
             # The numbers need no pixels, and those of all questions would not fit the memory.
             finished.append(_without_images(outcome))
     groups, dropped = complete(finished, questions)
@@ -84,7 +95,8 @@ def held_out(
     left_out = {"dropped": float(dropped), "unusable": float(len(unusable))}
     numbers = measure(groups) | parts | left_out
     reasons = tuple(one_line(str(error)) for error in unusable)
-    return HeldOut(numbers, question_counts(groups, tokens), reasons)
+    kept, _ = complete(whole, questions)
+    return HeldOut(numbers, question_counts(groups, tokens), reasons, tuple(kept))
 
 
 def load_target(target: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, str]:
@@ -134,6 +146,12 @@ def complete(finished: Iterable[Group], questions: Sequence[Question]) -> tuple[
     groups = sorted(finished, key=lambda group: order[group.question.id])
     scored = [group for group in groups if _is_scored(group)]
     return scored, len(groups) - len(scored)
+
+
+def _spread(questions: Sequence[Question], count: int) -> list[Question]:
+    """Return some of the questions, evenly over all of them: a mixed task has parts."""
+    count = min(count, len(questions))
+    return [questions[i * len(questions) // count] for i in range(count)]
 
 
 def _is_scored(group: Group) -> bool:

@@ -194,11 +194,16 @@ def evaluation(run: TrainingRun, done: int) -> None:
     recipe, actors = run.recipe, run.actors
     with run.progress.phase("evaluate"):
         found = held_out(
-            actors.pool, run.task, recipe.evaluation, recipe.resampler.trigger.success_above
+            actors.pool,
+            run.task,
+            recipe.evaluation,
+            recipe.resampler.trigger.success_above,
+            keep=recipe.logging.held_out_kept,
         )
     # What the engines counted here is not the next step's.
     actors.pool.take_stats()
     run.directory.log_held_out(done, found.counts)
+    run.directory.save_held_out(done, found.kept, run.decode)
     run.progress.set_aside("held-out question", found.unusable)
     for reason in found.unusable:
         run.directory.log_event(HELD_OUT, step=done, reason=reason)

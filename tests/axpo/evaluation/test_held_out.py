@@ -13,7 +13,7 @@ from axpo.config import EvaluationConfig, load_recipe
 from axpo.errors import AxpoError
 from axpo.evaluation.held_out import held_out, load_target
 from axpo.record.run import RunDirectory
-from rollout_workers.trajectory import LazyImage, Question, UnusableQuestion
+from rollout_workers.trajectory import LazyImage, ObservationSegment, Question, UnusableQuestion
 from tests.axpo.helpers import TOKENS, zooming
 from tests.axpo.helpers import group as make_group
 
@@ -54,3 +54,30 @@ def test_questions_that_cannot_be_asked_are_counted_and_no_wrong_answers():
     assert (found.numbers["pass1"], found.numbers["dropped"]) == (1.0, 0.0)
     assert (found.numbers["unusable"], len(found.counts[""])) == (1.0, 2)
     assert found.unusable == ("a.jsonl, row 1: images: a.jpg cannot be read",)
+
+
+def test_the_same_held_out_groups_are_kept_whole_and_evenly_over_all_questions():
+    class Pool:
+        def __init__(self, order):
+            self.order = order
+
+        def ready(self):
+            return TOKENS
+
+        def outcomes(self, questions, step, n, *, temperature, evaluating):
+            for i in self.order:
+                question = questions[i]
+                rollouts = [zooming(i, 1.0, question=question.id) for i in range(n)]
+                yield replace(make_group(rollouts, question=question.id), question=question)
+
+    pixels = np.zeros((4, 4, 3), np.uint8)
+    asked = [Question(str(i), "?", (LazyImage(lambda: pixels),), "7") for i in range(10)]
+    task = SimpleNamespace(held_out=lambda: asked)
+    for order in (range(10), reversed(range(10))):
+        kept = held_out(Pool(order), task, EvaluationConfig(), keep=4).kept
+        assert [group.question.id for group in kept] == ["0", "2", "5", "7"]
+        segments = kept[0].rollouts[0].segments
+        crops = [s.images for s in segments if isinstance(s, ObservationSegment)]
+        assert crops and all(crops)
+    assert held_out(Pool(range(10)), task, EvaluationConfig()).kept == ()
+    assert len(held_out(Pool(range(10)), task, EvaluationConfig(), keep=99).kept) == 10
