@@ -6,9 +6,10 @@ takes it and no file in UTF-8 holds it.
 
 from __future__ import annotations
 
+import difflib
 import re
 import reprlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 MAX_CHARACTERS = 4_000_000
@@ -36,6 +37,15 @@ def one_line(text: str, limit: int = 400) -> str:
     """
     line = printable(" ".join(text[: 4 * limit].split()))
     return line if len(line) <= limit else f"{line[:limit]} ..."
+
+
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name that a mistyped one probably means; None if there is none like it."""
+    names = list(known)
+    found = difflib.get_close_matches(name, names, n=1, cutoff=0.7)
+    # Half a name is less alike than a name with a letter too much.
+    found = found or [one for one in names if len(name) > 2 and one.startswith(name)]
+    return found[0] if found else None
 
 
 def printable(text: str) -> str:

@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 import tool_server.python
 import tool_server.search.tools
 import tool_server.zoom  # noqa: F401
+from axpo.texts import closest
 from tool_server.functions import load
 from tool_server.tool import ToolKind, tool_kinds
 
@@ -209,7 +210,9 @@ def _check_kind(where: str, name: str, tool: ToolConfig) -> None:
         field = ".".join(["options", *map(str, fault["loc"])])
         message = fault["msg"].removeprefix("Value error, ")
         if fault["type"] == "extra_forbidden":
-            message = "unknown key"
+            known = tool_kinds.class_of(tool.kind or name).model_fields
+            near = closest(str(fault["loc"][-1]), known)
+            message = f"unknown key; did you mean {near}?" if near else "unknown key"
         raise ValueError(f"{where}.{field}: {message}") from None
     except ValueError as error:
         field = ".kind" if tool.kind else ""

@@ -13,6 +13,7 @@ from pydantic_core import ErrorDetails
 from axpo.config.moved import moved_keys
 from axpo.config.recipe import Recipe
 from axpo.config.strict_yaml import MAX_BYTES, read_yaml
+from axpo.config.suggest import suggestion
 from axpo.errors import AxpoError
 from axpo.texts import one_line, shown
 
@@ -56,7 +57,7 @@ def parse_recipe(
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
-        lines = [f"{source}: {_one_line(fault)}" for fault in error.errors()]
+        lines = [f"{source}: {_one_line(fault, data)}" for fault in error.errors()]
         raise AxpoError("\n".join(lines)) from None
 
 
@@ -92,11 +93,11 @@ def _text_of(file: Path) -> str:
         raise ValueError(f"not UTF-8 at byte {error.start + 1}") from None
 
 
-def _one_line(fault: ErrorDetails) -> str:
+def _one_line(fault: ErrorDetails, data: Mapping[str, Any]) -> str:
     """Return the place of a fault, what was given, and what was expected."""
     place = ".".join(one_line(str(part), 80) for part in fault["loc"])
     if fault["type"] == "extra_forbidden":
-        return f"{place}: unknown key"
+        return f"{place}: unknown key{suggestion(fault['loc'], data)}"
     if fault["type"] == "missing":
         return f"{place}: required, but not given"
     # Pydantic marks what a validator of ours raised.
