@@ -23,6 +23,10 @@ SMOOTHING = 0.7
 SMOOTHED_FROM = 8
 """A line of fewer points is drawn as it is."""
 MOST_COLUMNS = 60
+MOST_POINTS = 400
+"""Of a line. A chart is about as many pixels wide."""
+DASHES = ("", "7 4", "2 3", "10 3 2 3")
+"""How lines of one colour are told apart."""
 
 Points = Sequence[tuple[float, float]]
 Form = Callable[[float], str]
@@ -33,13 +37,15 @@ Form = Callable[[float], str]
 class Series:
     """One line of a chart: (step, value) in order of steps.
 
-    A `measured` series is sparse: its points are marked and not smoothed.
+    A `measured` series is sparse: its points are marked and not smoothed. `dash` is the place of
+    one of `DASHES`.
     """
 
     label: str
     points: Points
     color: int
     measured: bool = False
+    dash: int = 0
 
 
 @dataclass(frozen=True)
@@ -135,6 +141,23 @@ def smoothed(points: Points) -> list[tuple[float, float]]:
     return averages
 
 
+def thinned(points: Points) -> Points:
+    """Return at most about `MOST_POINTS` points: the lowest and the highest of each neighbourhood.
+
+    So no outlier gets lost.
+    """
+    if len(points) <= MOST_POINTS:
+        return points
+    size = math.ceil(2 * len(points) / MOST_POINTS)
+    kept: list[tuple[float, float]] = []
+    for start in range(0, len(points), size):
+        near = points[start : start + size]
+        ends = {min(near, key=lambda point: point[1]), max(near, key=lambda point: point[1])}
+        kept += sorted(ends)
+    # The line begins and ends where the data does.
+    return sorted({tuple(points[0]), *kept, tuple(points[-1])})
+
+
 def ticks(low: float, high: float, most: int = 5) -> list[float]:
     """Return round values, evenly spaced, that enclose [low, high].
 
@@ -187,11 +210,13 @@ def _line(series: Series, frame: Frame) -> str:
     """Return the marks of one series: its line, smoothed if it is long, and its points if few."""
     color = f"var(--s{series.color})"
     points = series.points
+    dash = f' stroke-dasharray="{DASHES[series.dash]}"' if series.dash else ""
     marks = []
     if not series.measured and len(points) >= SMOOTHED_FROM:
-        marks.append(f'<path d="{frame.path(points)}" stroke="{color}" class="raw"/>')
+        marks.append(f'<path d="{frame.path(thinned(points))}" stroke="{color}" class="raw"/>')
         points = smoothed(points)
-    marks.append(f'<path d="{frame.path(points)}" stroke="{color}" class="line"/>')
+    path = frame.path(thinned(points))
+    marks.append(f'<path d="{path}" stroke="{color}" class="line"{dash}/>')
     # A single point has no line to be seen by.
     if series.measured or len(points) == 1:
         for x, y in series.points:
@@ -259,7 +284,7 @@ def _readout(plot: Plot) -> str:
     """Return what the page's script reads: where the plot is, and its values as text."""
     series = []
     for one in plot.series:
-        series.append([[x, plot.form(y)] for x, y in one.points])
+        series.append([[x, plot.form(y)] for x, y in thinned(one.points)])
     return json.dumps({"x": plot.frame.x, "plot": [LEFT, RIGHT, WIDTH], "series": series})
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from axpo.report.charts import COLORS, Points, Series, line_chart, stacked_chart
+from axpo.report.charts import COLORS, DASHES, Points, Series, line_chart, stacked_chart
 
 Metrics = Sequence[Mapping[str, Any]]
 """The rows of a run: `step` and that step's numbers."""
+
+Runs = Sequence[tuple[str, Metrics]]
+"""Names of runs, and their rows."""
 
 Source = Callable[[Metrics], list[Series]]
 """Makes lines of a chart from a run's metrics. Lines without points are not drawn."""
@@ -28,12 +31,34 @@ class Chart:
     draw: Draw
     sources: tuple[Source, ...]
 
-    def markup(self, metrics: Metrics) -> str:
-        """Return the chart of a run; "" if the run has nothing to draw."""
+    def series(self, metrics: Metrics) -> list[Series]:
+        """Return the lines of a run."""
         series: list[Series] = []
         for source in self.sources:
             series += source(metrics)
-        return self.draw(self.title, self.note, series)
+        return series
+
+    def markup(self, metrics: Metrics) -> str:
+        """Return the chart of a run; "" if the run has nothing to draw."""
+        return self.draw(self.title, self.note, self.series(metrics))
+
+    def overlaid(self, runs: Runs) -> str:
+        """Return the chart of several runs over each other: a colour a run, a dash a line.
+
+        Of columns the totals are drawn.
+        """
+        is_stacked = self.draw not in (share_lines, number_lines)
+        draw = number_lines if is_stacked else self.draw
+        series: list[Series] = []
+        for index, (name, metrics) in enumerate(runs):
+            own = [one for one in self.series(metrics) if one.points]
+            if is_stacked:
+                own = _total(own)
+            for place, one in enumerate(own):
+                label = f"{name}: {one.label}" if one.label else name
+                dash = place % len(DASHES)
+                series.append(replace(one, label=label, color=_color(index), dash=dash))
+        return draw(self.title, self.note, series)
 
 
 def charts(metrics: Metrics, undrawn: list[str] | None = None) -> list[str]:
@@ -43,10 +68,19 @@ def charts(metrics: Metrics, undrawn: list[str] | None = None) -> list[str]:
         metrics: of the run.
         undrawn: gets a line for each chart whose numbers cannot be drawn.
     """
+    return _drawn(lambda chart: chart.markup(metrics), undrawn)
+
+
+def overlaid_charts(runs: Runs, undrawn: list[str] | None = None) -> list[str]:
+    """Return the markup of every chart of several runs that has something to draw."""
+    return _drawn(lambda chart: chart.overlaid(runs), undrawn)
+
+
+def _drawn(draw: Callable[[Chart], str], undrawn: list[str] | None) -> list[str]:
     drawn = []
     for chart in CHARTS:
         try:
-            drawn.append(chart.markup(metrics))
+            drawn.append(draw(chart))
         except (ArithmeticError, TypeError, ValueError) as error:
             if undrawn is None:
                 raise
@@ -115,6 +149,15 @@ def tool_failures(metrics: Metrics) -> list[Series]:
                 shares.append((row["step"], (failed + late) / calls))
         series.append(Series(tool, shares, _color(index)))
     return series
+
+
+def _total(series: Sequence[Series]) -> list[Series]:
+    """Return the sum of some lines, as one line without a label; none without lines."""
+    totals: dict[float, float] = {}
+    for one in series:
+        for step, value in one.points:
+            totals[step] = totals.get(step, 0.0) + value
+    return [Series("", sorted(totals.items()), 1)] if totals else []
 
 
 def _names(metrics: Metrics) -> list[str]:

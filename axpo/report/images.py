@@ -6,6 +6,8 @@ import base64
 import io
 from typing import NamedTuple
 
+from markupsafe import Markup
+
 from axpo.record.records import ImageFolder
 
 IMAGE_SIDE = 640
@@ -40,19 +42,49 @@ class Images:
         image = self.used[name]
         return image.width, image.height
 
+    def markup(self, name: str) -> Markup:
+        """Return what stands in an SVG for an image of this size."""
+        width, height = self.size(name)
+        shown = Markup('<use href="#{}" width="{}" height="{}"/>')
+        return shown.format(name, width, height)
 
-def _embed(folder: ImageFolder, name: str) -> Embedded:
+
+class Shrunk(NamedTuple):
+    """An image as a browser gets it: `kind` is png or jpeg."""
+
+    kind: str
+    content: bytes
+    width: int
+    height: int
+
+
+def shrunk(folder: ImageFolder, name: str, side: int) -> Shrunk:
+    """Return an image of a run, decoded within limits and encoded again.
+
+    Args:
+        folder: of the images.
+        name: of the file.
+        side: longer sides are scaled down to so many pixels.
+
+    Raises:
+        ValueError: it is no image of this folder.
+    """
     # PIL is slow to import, and only a page that is rendered needs it.
     from PIL import Image
 
-    try:
-        image = Image.fromarray(folder.load(name))
-    except ValueError:
-        return Embedded()
-    image.thumbnail((IMAGE_SIDE, IMAGE_SIDE))
+    image = Image.fromarray(folder.load(name))
+    image.thumbnail((side, side))
     kind = "png" if max(image.size) <= PNG_SIDE else "jpeg"
     data = io.BytesIO()
     # PNG has no quality and ignores it.
     image.save(data, kind, quality=85)
-    text = base64.b64encode(data.getvalue()).decode()
-    return Embedded(f"data:image/{kind};base64,{text}", image.width, image.height)
+    return Shrunk(kind, data.getvalue(), image.width, image.height)
+
+
+def _embed(folder: ImageFolder, name: str) -> Embedded:
+    try:
+        image = shrunk(folder, name, IMAGE_SIDE)
+    except ValueError:
+        return Embedded()
+    text = base64.b64encode(image.content).decode()
+    return Embedded(f"data:image/{image.kind};base64,{text}", image.width, image.height)
