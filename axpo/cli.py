@@ -18,6 +18,7 @@ from rich.markup import escape
 from axpo.data_cli import app as data_app
 from axpo.errors import AxpoError
 from axpo.index_cli import app as index_app
+from axpo.project_cli import init, recipes_app, setup
 from axpo.tools_cli import app as tools_app
 
 if TYPE_CHECKING:
@@ -38,11 +39,14 @@ model_app = typer.Typer(help="Build the embedded model.", no_args_is_help=True)
 app.add_typer(model_app, name="model")
 app.add_typer(data_app, name="data")
 app.add_typer(index_app, name="index")
+app.add_typer(recipes_app, name="recipes")
 app.add_typer(tools_app, name="tools")
+app.command()(init)
+app.command()(setup)
 console = Console()
 
 RecipeFile = Annotated[
-    Path, typer.Argument(metavar="RECIPE", help="recipe, a YAML file (see deploy/recipes/)")
+    Path, typer.Argument(metavar="RECIPE", help="a YAML file, or a name of `axpo recipes`")
 ]
 Overrides = Annotated[
     list[str] | None,
@@ -202,6 +206,15 @@ def train(
             _train(loaded, directory, first)
 
 
+@app.command()
+def demo(
+    overrides: Overrides = None,
+    run: Annotated[str | None, typer.Option(help="name of the run directory")] = None,
+) -> None:
+    """Train the demo: a tiny model, five to ten minutes on two CPU cores (`axpo train demo`)."""
+    train(Path("demo"), overrides, run)
+
+
 def _train(recipe: Recipe, directory: RunDirectory, first: int) -> None:
     """Train, write the report, and print the summary."""
     from axpo.report.page import render
@@ -322,9 +335,7 @@ def sft(recipe: RecipeFile, overrides: Overrides = None) -> None:
 
 
 @model_app.command()
-def build(
-    recipe: RecipeFile = Path("deploy/recipes/embedded.yaml"), overrides: Overrides = None
-) -> None:
+def build(recipe: RecipeFile = Path("embedded"), overrides: Overrides = None) -> None:
     """Build the embedded model from nothing.
 
     That is: tokenizer, random weights, fine-tuning in stages, measurements, model card.

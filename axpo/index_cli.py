@@ -42,11 +42,14 @@ def build(
     Rows of JSONL are {"text": ..., "title"?, "url"?, "id"?}, or
     {"file": "a.png", "caption": ..., "title"?, "url"?, "id"?}.
     """
+    from axpo.shipped import package_path
+
     # The index library is not needed for `axpo --help`.
     from tool_server.search.build import build, default_out
     from tool_server.search.corpus import CorpusError
 
     console = Console()
+    path = package_path(path)
     folder = out or default_out(path)
     started = time.monotonic()
     bar = TextColumn("indexing"), BarColumn(), DownloadColumn(), TimeRemainingColumn()

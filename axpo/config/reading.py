@@ -10,12 +10,13 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from axpo import shipped
 from axpo.config.moved import moved_keys
 from axpo.config.recipe import Recipe
 from axpo.config.strict_yaml import MAX_BYTES, read_yaml
 from axpo.config.suggest import suggestion
 from axpo.errors import AxpoError
-from axpo.texts import one_line, shown
+from axpo.texts import closest, one_line, shown
 
 # The field that a message begins with, for example in "total_steps=0: ...".
 _FIELD = re.compile(r"([a-z_][\w.-]*)[=:]")
@@ -25,16 +26,14 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe from a YAML file.
 
     Args:
-        path: the file.
+        path: the file, or the name of a recipe that comes along.
         overrides: `key.sub=value`, to change single fields; values are YAML, too.
 
     Raises:
         AxpoError: one line for each bad field, with the file, the field, its value and what was
             expected.
     """
-    file = Path(path)
-    if not file.is_file():
-        raise AxpoError(f"recipe {path}: no such file")
+    file = _file_of(Path(path))
     try:
         data = read_yaml(_text_of(file))
     except (OSError, ValueError) as error:
@@ -42,6 +41,18 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     if not isinstance(data, dict):
         raise AxpoError(f"recipe {path}: expected a mapping of fields, found {type(data).__name__}")
     return parse_recipe(data, overrides, str(path))
+
+
+def _file_of(path: Path) -> Path:
+    """Return the file of a recipe that is named by its path, or by its name if it comes along."""
+    if path.is_file():
+        return path
+    file = shipped.recipe_file(str(path))
+    if file is not None:
+        return file
+    near = closest(path.name.removesuffix(".yaml"), shipped.recipe_names())
+    meant = f"; did you mean {near}?" if near else ""
+    raise AxpoError(f"recipe {path}: no such file, and none of `axpo recipes`{meant}")
 
 
 def parse_recipe(

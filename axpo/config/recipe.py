@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from axpo.config.devices import check_devices
 from axpo.config.sections import EvaluationConfig, LoggingConfig, Section, SFTConfig, SFTStage
 from axpo.errors import AxpoError
 from axpo.registry import Registered, Variant
+from axpo.shipped import model_folder
 from axpo.tasks import TaskConfig
 from axpo.tasks.task import Fits
 from learner.config import CreditConfig, LearnerConfig, Serving, adapters_alone
@@ -33,6 +34,10 @@ The same recipe is run with both algorithms, to compare them. GRPO ignores how m
 make, and in which order. Whoever changes another setting expects forks."""
 
 
+ModelName = Annotated[str, AfterValidator(model_folder)]
+"""A model; one that comes with AXPO is found wherever AXPO is installed."""
+
+
 class Recipe(Section):
     """Everything a run depends on. The same recipe, seed and machine give the same run."""
 
@@ -48,11 +53,11 @@ class Recipe(Section):
     algorithm: Literal["axpo", "grpo"] = Field(
         "axpo", description="grpo: the same code path without resampling"
     )
-    model: str = Field(
+    model: ModelName = Field(
         description="model folder, or the name of one on the Hugging Face hub; owner/name@revision "
         "pins a commit, tag or branch"
     )
-    reference: str | None = Field(
+    reference: ModelName | None = Field(
         None,
         description="reference policy of the KL term; None: the model that training starts from",
     )

