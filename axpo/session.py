@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -10,14 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
 from axpo import private
+from axpo.actor_output import collected
 from axpo.config import Recipe, hub_name
 from axpo.errors import AxpoError
 from axpo.placement import Parts, Placed, check_fits, inspect_nodes, reserved
 from axpo.tasks import Task
+from axpo.texts import one_line
 from learner.learner import Learner, Start
-from rollout_workers.fleet import Log, no_log
+from rollout_workers.causes import ActorsLost, cause_of, root_of
+from rollout_workers.fleet import Log, WorkersFailed, no_log
 from rollout_workers.pool import RolloutPool
 from rollout_workers.settings import WorkerSettings
 from tool_server.config import ToolServerConfig
@@ -26,7 +31,9 @@ from tool_server.tool import ToolUnavailable
 
 
 @contextmanager
-def ray_session(recipe: Recipe, *, learner: bool = True, workers: bool = True) -> Iterator[None]:
+def ray_session(
+    recipe: Recipe, *, learner: bool = True, workers: bool = True, logs: Path | None = None
+) -> Iterator[None]:
     """Join the Ray cluster of the environment, or start a local one for this process.
 
     The environment names a cluster in `ray job submit` and by RAY_ADDRESS.
@@ -35,16 +42,26 @@ def ray_session(recipe: Recipe, *, learner: bool = True, workers: bool = True) -
         recipe: what shall run in it.
         learner: the recipe's learner will be started.
         workers: the recipe's rollout workers and tool servers will be started.
+        logs: folder that takes what all processes print, on every node; None: Ray keeps it.
 
     Raises:
         AxpoError: the cluster cannot hold what will be started.
+        ActorsLost: actors or nodes were lost that the block could not do without.
     """
     # A caller may have joined a cluster already.
     if not ray.is_initialized():
         _join_or_start()
     try:
-        check_fits(recipe, Parts(learner, workers))
-        yield
+        with collected(logs):
+            check_fits(recipe, Parts(learner, workers))
+            yield
+    except (RayError, WorkersFailed) as error:
+        # An actor's own exception keeps its traceback: it is a fault in somebody's code.
+        if isinstance(error, WorkersFailed):
+            raise ActorsLost(str(error)) from error
+        if isinstance(root_of(error), RayError):
+            raise ActorsLost(cause_of(error)) from error
+        raise
     finally:
         ray.shutdown()
 
@@ -54,12 +71,28 @@ def _join_or_start() -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
     address = os.environ.get("RAY_ADDRESS")
     if address:
-        ray.init(address, runtime_env={"env_vars": variables}, **quiet)
+        try:
+            ray.init(address, runtime_env={"env_vars": variables}, **quiet)
+        except (ConnectionError, ValueError) as error:
+            reason = one_line(str(error) or type(error).__name__)
+            raise AxpoError(f"RAY_ADDRESS={address}: cannot join a cluster: {reason}") from error
         return
-    with private.files() as workers:
+    with private.files() as workers, _token_is_kept():
         workers["env_vars"] |= variables
         folder = private.session_folder()
         ray.init(include_dashboard=False, _temp_dir=folder, runtime_env=workers, **quiet)
+
+
+@contextmanager
+def _token_is_kept() -> Iterator[None]:
+    """Keep Ray from warning of its token: `private.files` has seen to it that others lack it."""
+    ours = logging.getLogger("ray._private.authentication.authentication_token_setup")
+    before = ours.level
+    ours.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        ours.setLevel(before)
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from learner.config import LearnerConfig, RankSettings, Serving, adapters_alone
 from learner.credit import TrainItem
 from learner.network import NetworkConfig, free_port
 from learner.receivers import Receivers
+from rollout_workers.causes import cause_of
 from rollout_workers.places import Options, Places, Wanted
 from rollout_workers.trajectory import Floats
 
@@ -52,6 +53,13 @@ class Start:
 
 class _RankActor:
     """Run one rank in a process of its own."""
+
+    def __init__(self, index: int) -> None:
+        self._index = index
+
+    def __repr__(self) -> str:
+        # What Ray calls this process, in logs and errors.
+        return f"rank-{self._index}"
 
     def address(self, network: NetworkConfig) -> tuple[str, int]:
         """Return the address of this node for the other processes, and a port that is free."""
@@ -102,7 +110,9 @@ class Learner:
         self._order = threading.Lock()
         self._lost = ""  # why the ranks were ended
         self._places = start.places or _reserve(config)
-        self._ranks = [_rank_actor(options) for options in self._places.options]
+        self._ranks = [
+            _rank_actor(options, index) for index, options in enumerate(self._places.options)
+        ]
         try:
             address, port = self._address("start")
             first = RankSettings(
@@ -205,7 +215,7 @@ class Learner:
             self._all("send_weights", engines.handles, version, address, within="sync_s")
         except (ray.exceptions.RayError, TimeoutError) as error:
             if self._stuck_after(error):
-                self._lose(f"weight update {version} failed ({_described(error)})")
+                self._lose(f"weight update {version} failed: {cause_of(error)}")
                 raise RanksLost(self._lost) from error
             raise
         if self.config.check_sync:
@@ -320,10 +330,13 @@ class Learner:
         try:
             return self._wait(method, calls, within)
         except ray.exceptions.RayError as error:
-            if not _one_has_ended(calls):
+            ended = _ended(calls)
+            if not ended:
                 raise
             # The others wait for the one that is gone, or have raised because it is gone.
-            self._lose(f"a rank of the learner ended during {method}")
+            first, why = next(iter(ended.items()))
+            others = f" (and {len(ended) - 1} more)" if len(ended) > 1 else ""
+            self._lose(f"rank {first}{others} of the learner ended during {method}: {why}")
             raise RanksLost(self._lost) from error
 
     def _wait(
@@ -344,23 +357,18 @@ class Learner:
             ) from error
 
 
-def _one_has_ended(calls: list[Any]) -> bool:
-    """Tell whether the process of a rank is gone, after one of these calls of all has failed."""
+def _ended(calls: list[Any]) -> dict[int, str]:
+    """Return the ranks whose process is gone, and why, after a call of all has failed."""
     done, _ = ray.wait(calls, num_returns=len(calls), timeout=DEATH_S)
+    ended = {}
     for call in done:
         try:
             ray.get(call)
         except ray.exceptions.RayTaskError:
             continue  # it lives, and has raised
-        except ray.exceptions.RayActorError:
-            return True
-    return False
-
-
-def _described(error: Exception) -> str:
-    """Return an error's last line, which of Ray's errors says what the actor raised."""
-    lines = str(error).strip().splitlines()
-    return lines[-1] if lines else type(error).__name__
+        except ray.exceptions.RayActorError as error:
+            ended[calls.index(call)] = cause_of(error)
+    return ended
 
 
 def _trainable(items: Sequence[TrainItem]) -> list[TrainItem]:
@@ -370,9 +378,9 @@ def _trainable(items: Sequence[TrainItem]) -> list[TrainItem]:
     return trainable
 
 
-def _rank_actor(options: Options) -> Any:
+def _rank_actor(options: Options, index: int) -> Any:
     """Return the Ray handle of a new actor."""
-    return ray.remote(_RankActor).options(**options).remote()
+    return ray.remote(_RankActor).options(**options).remote(index)
 
 
 def _reserve(config: LearnerConfig) -> Places:

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayError
 
+from rollout_workers.causes import cause_of, root_of
 from rollout_workers.client import START_DEADLINE_S, Process, WorkerClient, end_process
 from rollout_workers.config import RolloutConfig
 from rollout_workers.places import Places, Wanted
@@ -160,10 +161,10 @@ class Fleet:
             except Exception as error:
                 # Whatever kept the worker from serving is one more failure, and too many end the
                 # run. What keeps the first worker of a place from serving is raised by `ready`.
-                why = _described(error)
+                why = cause_of(error)
                 first = self._first[place]
                 if not first.done():
-                    first.set_exception(_cause(error))
+                    first.set_exception(root_of(error))
                     await self._kill(worker)
                     return
             self._retire(worker, why)
@@ -200,7 +201,7 @@ class Fleet:
         except TimeoutError:
             worker.lose(f"no sign of life for {self._config.health_s:g} s")
         except RayError as error:
-            worker.lose(type(_cause(error)).__name__)
+            worker.lose(cause_of(error))
 
     def _retire(self, worker: Worker, why: str) -> None:
         """Take a lost worker out of service, and fail if it was one too many."""
@@ -208,7 +209,9 @@ class Fleet:
         if worker in self.serving:
             self.serving.remove(worker)
         self.failures += 1
-        self._log("worker lost", worker=worker.id, why=why, failures=self.failures)
+        self._log(
+            "worker lost", worker=worker.id, place=worker.place, why=why, failures=self.failures
+        )
         if self._session_ended():
             self.failed = WorkersFailed("the Ray session of the rollout workers has ended")
         elif self.failures > self._config.max_failures:
@@ -249,16 +252,6 @@ class Fleet:
 
 def _nothing() -> None:
     pass
-
-
-def _cause(error: Exception) -> Exception:
-    """Return what the actor's code raised, if the error is Ray's wrapper of it."""
-    return error.cause if isinstance(error, RayTaskError) else error
-
-
-def _described(error: Exception) -> str:
-    first_line = str(error).splitlines()[0] if str(error) else "no answer in time"
-    return f"{type(error).__name__}: {first_line}"
 
 
 def _ray_session() -> tuple[str, str] | None:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import ray
 from ray.exceptions import RayActorError, RayError
 
+from rollout_workers.causes import cause_of
 from rollout_workers.client import START_DEADLINE_S, WorkerClient, as_future, cancel
 from rollout_workers.fleet import Fleet, Log, Worker, no_log
 from rollout_workers.places import Places
@@ -380,7 +381,7 @@ class RolloutPool:
             try:
                 return value.result()
             except RayActorError as error:
-                worker.lose(type(error).__name__)
+                worker.lose(cause_of(error))
                 raise _Lost from error
         except asyncio.CancelledError:
             cancel(reference)
@@ -409,7 +410,7 @@ class RolloutPool:
             try:
                 await worker.client.ping()
             except (RayError, TimeoutError) as error:
-                worker.lose(f"its engine failed: {type(error).__name__}")
+                worker.lose(f"its engine failed: {cause_of(error)}")
                 raise _Lost from error
         return answer
 

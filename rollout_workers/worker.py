@@ -105,6 +105,10 @@ class RolloutWorker:
         self._update_failed = False
         self._started = time.monotonic()
 
+    def __repr__(self) -> str:
+        # What Ray calls this process, in logs and errors.
+        return f"engine-{self._index}"
+
     async def ready(self) -> SpecialTokens:
         """Return once the engine serves."""
         return self._chat.tokens

@@ -15,10 +15,11 @@ from axpo.placement import Parts
 from axpo.session import learner_ranks, places, rollout_actors
 from axpo.tasks import Task
 from axpo.training.policy import Policy
+from axpo.training.telling import Telling
 from learner.learner import Learner
 from resampler.client import ResamplerClient
 from resampler.resampler import start_resampler
-from rollout_workers.fleet import Log, no_log
+from rollout_workers.fleet import no_log
 from rollout_workers.pool import RolloutPool
 from rollout_workers.trajectory import SpecialTokens
 from tool_server.pool import ToolPool
@@ -38,7 +39,7 @@ class Actors:
 
 @contextmanager
 def training_actors(
-    recipe: Recipe, task: Task, log: Log = no_log, run: Path | None = None
+    recipe: Recipe, task: Task, run: Path | None = None, telling: Telling | None = None
 ) -> Iterator[Actors]:
     """Start everything that a training run needs.
 
@@ -48,20 +49,30 @@ def training_actors(
     Args:
         recipe: which actors, and how many.
         task: gives the system text and verifies answers.
-        log: takes what happens to the workers.
         run: the run's folder, which all nodes must share; None: nothing is saved.
+        telling: tells people what happens to the actors; None: nobody is told.
     """
     colocated = recipe.rollout.colocated
+    telling = telling or Telling(no_log, _nothing, 0, Path())
     with ExitStack() as stack:
-        placed = stack.enter_context(places(recipe, Parts(), run=run))
-        started = rollout_actors(recipe, task, recipe.model, log, placed)
-        pool, tools = stack.enter_context(started)
-        if colocated:
-            pool.ready()
-            pool.sleep()
-        learner = stack.enter_context(learner_ranks(recipe, placed))
-        # The ranks have loaded the model meanwhile; now the engines must serve.
-        tokens = pool.ready()
-        resampler = start_resampler(recipe.resampler, tokens, recipe.rollout.n, recipe.seed)
+        with telling.starting.reminding():
+            placed = stack.enter_context(places(recipe, Parts(), run=run))
+            telling.placed(placed.plan)
+            started = rollout_actors(recipe, task, recipe.model, telling.log, placed)
+            pool, tools = stack.enter_context(started)
+            telling.has(pool)
+            telling.starting.is_there("tool server")
+            if colocated:
+                pool.ready()
+                pool.sleep()
+            learner = stack.enter_context(learner_ranks(recipe, placed))
+            telling.starting.is_there("rank")
+            # The ranks have loaded the model meanwhile; now the engines must serve.
+            tokens = pool.ready()
+            resampler = start_resampler(recipe.resampler, tokens, recipe.rollout.n, recipe.seed)
         policy = Policy(learner, pool, colocated=colocated)
         yield Actors(pool, tools, learner, policy, resampler, tokens)
+
+
+def _nothing(text: str) -> None:
+    """Tell nobody."""

@@ -1,11 +1,13 @@
 """What a person sees while a run runs.
 
-On a terminal a live bar, in a job's log one line for each step, at the end a summary.
+On a terminal a table of the last steps and a live bar, in a job's log one line for each step, at
+the end a summary.
 """
 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,16 +29,29 @@ from rich.table import Table
 from rich.text import Text
 
 from axpo.record.summary import before_after, duration
+from axpo.record.transcript import Transcript
 
 SHOWN = {
     "pass1": ("pass@1", "{:.2f}"),
     "tool_use_rate": ("tool use", "{:.2f}"),
     "tool_all_wrong_rate": ("all wrong", "{:.2f}"),
     "recovery_rate": ("recovery", "{:.2f}"),
-    "end/out_of_tokens": ("out of tokens", "{:.2f}"),
     "tokens_per_second": ("tok/s", "{:,.0f}"),
 }
 """Label and format of the metrics that are shown each step. A missing one is shown as '-'."""
+REMARKS = {
+    "end/out_of_tokens": ("out of tokens", "{:.2f}"),
+    "groups_dropped": ("dropped", "{:.0f}"),
+    "questions_unusable": ("set aside", "{:.0f}"),
+    "groups_stale": ("stale", "{:.0f}"),
+    "forks_dropped": ("forks dropped", "{:.0f}"),
+    "verifier_failures": ("verifier failures", "{:.0f}"),
+    "requeued": ("asked again", "{:.0f}"),
+    "skipped": ("updates skipped", "{:.0f}"),
+}
+"""Of metrics that are shown only if they are not zero."""
+STEPS_SHOWN = 8
+"""Rows of the table on a terminal."""
 SET_ASIDE_SHOWN = 5
 """Questions of a step or an evaluation that are named if they cannot be asked."""
 
@@ -90,7 +105,7 @@ class Progress:
         self._steps = steps
         self._first = done
         self._seconds = 0.0  # of the steps alone: not of starting or of the first evaluation
-        self._line = Text("")
+        self._rows: deque[Sequence[str]] = deque(maxlen=STEPS_SHOWN)
         # A step takes seconds to minutes: rich's default window of 30 s would see too few of them
         # to tell how long the rest takes.
         self._bar = Bar(
@@ -140,19 +155,26 @@ class Progress:
             metrics: its numbers, `time/<phase>` among them.
         """
         self._bar.update(self._task, completed=step)
-        # On a terminal the line below the bar is replaced; a log gets a line that stays.
-        numbers = "  ".join(_shown(metrics, name) for name in SHOWN)
-        if self._live:
-            self._line = Text(f"step {step}  {numbers}", style="cyan")
-            return
         phases = _phases(metrics)
         seconds = sum(phases.values())
-        spent = ", ".join(f"{name} {value:.1f}" for name, value in phases.items())
         self._seconds += seconds
         left = self._seconds / max(step - self._first, 1) * (self._steps - step)
-        self.say(
+        spent = ", ".join(f"{name} {value:.1f}" for name, value in phases.items())
+        remarks = _remarks(metrics)
+        numbers = "  ".join(
+            [*(f"{SHOWN[name][0]} {_shown(metrics, name)}" for name in SHOWN), *remarks]
+        )
+        line = (
             f"step {step}/{self._steps}  {numbers}  {seconds:.1f} s ({spent})  eta {duration(left)}"
         )
+        if self._live is None:
+            self.say(line)
+            return
+        # The table is drawn again and again, so it is not what a log keeps.
+        values = [_shown(metrics, name) for name in SHOWN]
+        self._rows.append((f"{step}", *values, f"{seconds:.1f} s", ", ".join(remarks)))
+        if isinstance(self.console, Transcript):
+            self.console.note(line)
 
     def set_aside(self, what: str, reasons: Sequence[str]) -> None:
         """Print why questions could not be asked, a line each for the first few.
@@ -172,13 +194,29 @@ class Progress:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _render(self) -> RenderableType:
-        return Group(self._bar, self._line)
+        if not self._rows:
+            return self._bar
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        for heading in ("step", *(label for label, _ in SHOWN.values()), ""):
+            table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column("", style="yellow")
+        for row in self._rows:
+            table.add_row(*row, style="cyan" if row is self._rows[-1] else "")
+        return Group(table, self._bar)
 
 
 def _shown(metrics: Mapping[str, float], name: str) -> str:
-    label, form = SHOWN[name]
-    value = form.format(metrics[name]) if name in metrics else "-"
-    return f"{label} {value}"
+    _, form = SHOWN[name]
+    return form.format(metrics[name]) if metrics.get(name) is not None else "-"
+
+
+def _remarks(metrics: Mapping[str, float]) -> list[str]:
+    """Return what a person should know of a step that is not as it should be."""
+    return [
+        f"{label} {form.format(metrics[name])}"
+        for name, (label, form) in REMARKS.items()
+        if metrics.get(name)
+    ]
 
 
 def _phases(metrics: Mapping[str, float]) -> dict[str, float]:

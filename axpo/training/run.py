@@ -8,12 +8,14 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import Any
 
+from ray.exceptions import RayError
 from rich.console import Console
 
 from axpo.config import Recipe
 from axpo.errors import AxpoError
-from axpo.placement import Parts
+from axpo.placement import Parts, Plan
 from axpo.record.ledger import Ledger
+from axpo.record.meta import add_nodes
 from axpo.record.records import Decode
 from axpo.record.run import RunDirectory
 from axpo.session import learner_ranks, local_path, places, ray_session, rollout_actors
@@ -22,9 +24,11 @@ from axpo.training.cursor import Cursor, load_cursor
 from axpo.training.flow import Flow
 from axpo.training.progress import Progress
 from axpo.training.replay import Recording, Replaying, record, replay
+from axpo.training.telling import Telling
 from axpo.training.trainer import TrainingRun, train
 from learner.learner import RanksLost
 from resampler.resampler import start_resampler
+from rollout_workers.causes import ActorsLost, cause_of
 from rollout_workers.chat import Chat
 
 
@@ -47,8 +51,19 @@ def train_run(
 
     Raises:
         AxpoError: see `axpo.training.trainer.train`; or the ranks were lost twice after the same
-            checkpoint.
+            checkpoint; or a node or actor was lost that the run cannot do without. It says how to
+            go on.
     """
+    try:
+        return _with_a_second_start(recipe, directory, first, console)
+    except (ActorsLost, RayError, TimeoutError) as error:
+        raise _ended(directory, error) from error
+
+
+def _with_a_second_start(
+    recipe: Recipe, directory: RunDirectory, first: int, console: Console
+) -> dict[str, Any] | None:
+    """Train; start all actors again if the ranks were lost, once for each checkpoint."""
     went_back_to: int | None = None
     while True:
         try:
@@ -57,16 +72,29 @@ def train_run(
             first = directory.wind_back()
             directory.log_event("ranks lost", reason=str(error), step=first)
             if first == went_back_to:
-                raise AxpoError(
-                    f"{error}. It is the second time after step {first}: "
-                    f"continue with --resume {directory.path}"
-                ) from error
+                why = AxpoError(f"{error}. It is the second time after step {first}")
+                raise _ended(directory, why) from error
             went_back_to = first
             console.print(
                 f"{error}. Going on from step {first}, with all actors started again",
                 markup=False,
                 highlight=False,
             )
+        except AxpoError as error:
+            if went_back_to is None:
+                raise
+            # For example, the nodes that are left have no room for the run.
+            raise _ended(directory, error) from error
+
+
+def _ended(directory: RunDirectory, error: Exception) -> AxpoError:
+    """Return the one error that ends a run which can go on later, and write it down."""
+    why = str(error) if isinstance(error, AxpoError) else cause_of(error)
+    directory.log_event("failed", reason=why)
+    again = f"continue with --resume {directory.path}"
+    if again in why.lower():
+        return AxpoError(why)
+    return AxpoError(f"{why}. What the processes printed is in {directory.path}/logs; {again}")
 
 
 def _train_run(
@@ -75,27 +103,38 @@ def _train_run(
     """Start all actors and train from step `first` on."""
     # The data is read before anything starts: a fault in it then costs no time.
     task = recipe.task.load()
-    ledger = _ledger(directory, first)
     # The actors end before the Ray session does, and both before the report is written.
-    with Progress(recipe.steps, first, console) as progress, ray_session(recipe):
+    with (
+        Progress(recipe.steps, first, console) as progress,
+        ray_session(recipe, logs=directory.path / "logs"),
+    ):
         for reason in directory.damaged:
             progress.say(f"damaged checkpoint set aside: {reason}")
         resumed = f", resumed at step {first}" if first else ""
         progress.say(f"run {directory.path}{resumed}")
+        telling = Telling(_ledger(directory, first).log, progress.say, first, directory.path)
         with ExitStack() as stack:
             with progress.phase("start"):
-                started = training_actors(recipe, task, ledger.log, directory.path)
+                started = training_actors(recipe, task, directory.path, telling)
                 actors = stack.enter_context(started)
                 decode = _decode(recipe)
                 if first:
                     actors.learner.load(str(directory.checkpoints.path(first)))
+            _write_nodes(directory, telling.starting.plan)
             # Engines and ranks serve: only now the run has begun, or goes on.
             directory.log_event("resume" if first else "start", step=first)
-            flow = Flow(recipe, task, actors.pool, actors.resampler, ledger.log)
+            flow = Flow(recipe, task, actors.pool, actors.resampler, telling.log)
             flow.resume(_cursor(recipe, directory, first))
             stack.callback(flow.close)
             run = TrainingRun(recipe, task, actors, flow, directory, progress, decode)
             return train(run, first)
+
+
+def _write_nodes(directory: RunDirectory, plan: Plan | None) -> None:
+    """Write into meta.json which nodes the run stands on."""
+    if plan is not None:
+        nodes = [{"name": n.name, "cpus": n.cpus, "gpus": n.gpus} for n in plan.nodes]
+        add_nodes(directory.path, nodes)
 
 
 def record_run(recipe: Recipe, directory: RunDirectory, console: Console) -> None:
@@ -104,7 +143,7 @@ def record_run(recipe: Recipe, directory: RunDirectory, console: Console) -> Non
     ledger = _ledger(directory, 0)
     with (
         Progress(recipe.steps, 0, console) as progress,
-        ray_session(recipe, learner=False),
+        ray_session(recipe, learner=False, logs=directory.path / "logs"),
         ExitStack() as stack,
     ):
         with progress.phase("start"):
@@ -138,7 +177,7 @@ def replay_run(
     tokens = Chat.load(local_path(recipe.model)).tokens
     with (
         Progress(recipe.steps, 0, console) as progress,
-        ray_session(recipe, workers=False),
+        ray_session(recipe, workers=False, logs=directory.path / "logs"),
         ExitStack() as stack,
     ):
         with progress.phase("start"):

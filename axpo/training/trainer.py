@@ -85,14 +85,20 @@ def train(run: TrainingRun, first: int = 0) -> dict[str, Any] | None:
         first: steps that are behind the run.
 
     Returns:
-        The summary, which is also in the run directory. None if SIGTERM ended the run: after the
-        step in progress, with a checkpoint and without a summary.
+        The summary, which is also in the run directory. None if SIGTERM or Ctrl-C ended the run:
+        after the step in progress, with a checkpoint and without a summary.
 
     Raises:
         AxpoError: too many rollout workers were lost (the run can be resumed from a checkpoint of
             the last complete step), or `learner.max_skipped` updates in a row were not finite.
     """
-    due = Due(run.recipe, StopRequest())
+    with StopRequest(run.progress.say) as stop:
+        end = _steps(run, Due(run.recipe, stop), first)
+    return None if end is End.STOPPED else summarize(run.directory)
+
+
+def _steps(run: TrainingRun, due: Due, first: int) -> End | None:
+    """Make the steps; return STOPPED if the process was asked to end, None after the last one."""
     _begin(run, first)
     for step in range(first, run.recipe.steps):
         result = _train_step_or_save(run, step, first)
@@ -114,8 +120,8 @@ def train(run: TrainingRun, first: int = 0) -> dict[str, Any] | None:
             )
         if end is End.STOPPED:
             run.directory.log_event("stopped", step=done)
-            return None
-    return summarize(run.directory)
+            return End.STOPPED
+    return None
 
 
 def _begin(run: TrainingRun, first: int) -> None:

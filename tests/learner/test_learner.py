@@ -74,14 +74,16 @@ def test_ranks_are_ended_if_they_may_wait_for_ever(monkeypatch, config, transfer
         raise error
 
     died = isinstance(error, ActorDiedError) and not isinstance(error, RayTaskError)
-    monkeypatch.setattr(learner.learner, "_one_has_ended", lambda calls: died)
+    ended = {1: "its node was lost"} if died else {}
+    monkeypatch.setattr(learner.learner, "_ended", lambda calls: ended)
     monkeypatch.setattr(made, "_wait", wait)
     monkeypatch.setattr(made, "_address", lambda what: ("host", 1))
     with pytest.raises(RanksLost if lost else type(error)) as caught:
         made.send_weights(["engine"], 4)
     assert killed == (ranks if lost else [])
     if lost:
-        why = "a rank of the learner ended during send_weights" if died else "update 4 failed ("
+        of_rank = "rank 1 of the learner ended during send_weights: its node was lost"
+        why = of_rank if died else "update 4 failed: "
         assert why in str(caught.value)
         with pytest.raises(RanksLost, match=re.escape(str(caught.value))):
             made.finish_save()
@@ -92,10 +94,10 @@ def test_ranks_are_ended_if_they_may_wait_for_ever(monkeypatch, config, transfer
 @pytest.mark.parametrize(
     ("outcomes", "ended"),
     [
-        ([ENGINE_GONE, 1], False),
-        ([ENGINE_DIED, ENGINE_DIED], False),  # an engine's death, which ranks have met
-        ([ENGINE_GONE, ActorDiedError()], True),  # rank 0 has lost its connection to rank 1
-        ([ActorDiedError(), None], True),  # rank 1 waits for rank 0
+        ([ENGINE_GONE, 1], []),
+        ([ENGINE_DIED, ENGINE_DIED], []),  # an engine's death, which ranks have met
+        ([ENGINE_GONE, ActorDiedError()], [1]),  # rank 0 has lost its connection to rank 1
+        ([ActorDiedError(), None], [0]),  # rank 1 waits for rank 0
     ],
 )
 def test_a_rank_that_is_gone_is_told_from_one_that_raised(monkeypatch, outcomes, ended):
@@ -109,4 +111,4 @@ def test_a_rank_that_is_gone_is_told_from_one_that_raised(monkeypatch, outcomes,
 
     monkeypatch.setattr(learner.learner.ray, "get", get)
     monkeypatch.setattr(learner.learner.ray, "wait", wait)
-    assert learner.learner._one_has_ended(outcomes) == ended
+    assert list(learner.learner._ended(outcomes)) == ended

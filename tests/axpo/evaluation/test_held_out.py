@@ -78,6 +78,7 @@ def test_the_same_held_out_groups_are_kept_whole_and_evenly_over_all_questions()
         assert [group.question.id for group in kept] == ["0", "2", "5", "7"]
         segments = kept[0].rollouts[0].segments
         crops = [s.images for s in segments if isinstance(s, ObservationSegment)]
-        assert crops and all(crops)
+        assert crops
+        assert all(crops)
     assert held_out(Pool(range(10)), task, EvaluationConfig()).kept == ()
     assert len(held_out(Pool(range(10)), task, EvaluationConfig(), keep=99).kept) == 10

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import re
 
 from rich.console import Console
 
+from axpo.record.transcript import Transcript
 from axpo.training.progress import PhaseTimer, Progress, summary_table
 from tests.axpo.record.helpers import NUMBERS
 
@@ -30,6 +32,8 @@ def test_a_job_log_gets_one_plain_line_a_step():
         "tool_use_rate": 0.3,
         "tokens_per_second": 2345.6,
         "end/out_of_tokens": 0.25,
+        "groups_dropped": 2.0,
+        "questions_unusable": 0.0,
         "time/rollout": 4.25,
         "time/update": 1.5,
     }
@@ -38,8 +42,29 @@ def test_a_job_log_gets_one_plain_line_a_step():
             pass
         progress.step(5, metrics)
     (line,) = out.getvalue().splitlines()
-    numbers = "pass@1 0.51  tool use 0.30  all wrong -  recovery -  out of tokens 0.25  tok/s 2,346"
-    assert line.startswith(f"step 5/10  {numbers}  5.8 s (rollout 4.2, update 1.5)  eta 29 s")
+    numbers = "pass@1 0.51  tool use 0.30  all wrong -  recovery -  tok/s 2,346"
+    remarks = "out of tokens 0.25  dropped 2"  # and no word of what is zero
+    seconds = "5.8 s (rollout 4.2, update 1.5)  eta 29 s"
+    assert line == f"step 5/10  {numbers}  {remarks}  {seconds}"
+
+
+def test_a_terminal_shows_the_last_steps_as_a_table_and_the_log_keeps_them_all(tmp_path):
+    out = io.StringIO()
+    console = Transcript(file=out, width=100, force_terminal=True)
+    with console.written_to(tmp_path), Progress(20, console=console) as progress:
+        for step in range(1, 13):
+            progress.step(step, {"pass1": step / 20, "groups_dropped": float(step == 12)})
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue()).splitlines()
+    last = shown[max(i for i, line in enumerate(shown) if line.startswith("step ")) :]
+    assert last[0].split() == [
+        *("step", "pass@1", "tool", "use", "all", "wrong", "recovery", "tok/s")
+    ]
+    assert [line.split()[:2] for line in last[1:9]] == [
+        [f"{step}", f"{step / 20:.2f}"] for step in range(5, 13)
+    ]
+    assert last[8].split()[-2:] == ["dropped", "1"]
+    kept = (tmp_path / "axpo.log").read_text().splitlines()
+    assert [line.split()[2] for line in kept] == [f"{step}/20" for step in range(1, 13)]
 
 
 def test_questions_that_are_set_aside_are_named_and_many_are_counted():

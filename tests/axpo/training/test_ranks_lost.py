@@ -56,7 +56,7 @@ def test_a_run_goes_on_from_its_last_checkpoint(directory, monkeypatch):
 def test_the_same_checkpoint_is_gone_back_to_once(directory, monkeypatch):
     begun = attempts(monkeypatch, LOST, LOST)
     checkpoint(directory, 0, monkeypatch)
-    with pytest.raises(AxpoError, match=r"update 7 failed .* second time after step 0: .*--resume"):
+    with pytest.raises(AxpoError, match=r"update 7 failed .* second time after step 0.*--resume"):
         runs.train_run(None, directory, 0, Console(quiet=True))
     assert begun == [0, 0]
 
