@@ -119,7 +119,7 @@ PARTS = (
     Part(
         "Qwen3-VL processor",
         ("-c", PROCESSOR),
-        "torchvision must fit torch: on CPU `make setup` installs a small import hook, "
+        "torchvision must fit torch: on CPU `axpo setup` installs a small import hook, "
         "deploy/torchvision_cpu.py",
     ),
     Part(

@@ -1,6 +1,6 @@
 """Let torchvision import beside a CPU build of torch.
 
-`axpo setup` (part of `make setup`) copies this file into the environment's site-packages. A `.pth` file loads it when the
+`axpo setup` copies this file into the environment's site-packages. A `.pth` file loads it when the
 interpreter starts, so it must stay free of imports.
 
 The torchvision wheel on PyPI is linked against CUDA. Beside a CPU torch its extension does not

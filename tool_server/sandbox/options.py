@@ -53,7 +53,7 @@ class PythonOptions(BaseModel):
     )
     toolbox: Path | None = Field(
         default=None,
-        description="virtual environment of the policy's code; default: the one that `make setup` "
+        description="virtual environment of the policy's code; default: the one that `axpo setup` "
         "made",
     )
     allow_missing: frozenset[Layer] = Field(
