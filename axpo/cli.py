@@ -20,6 +20,7 @@ from axpo.errors import AxpoError
 from axpo.index_cli import app as index_app
 from axpo.project_cli import init, recipes_app, setup
 from axpo.tools_cli import app as tools_app
+from axpo.view_cli import report, view
 
 if TYPE_CHECKING:
     from axpo.config import Recipe
@@ -41,6 +42,8 @@ app.add_typer(data_app, name="data")
 app.add_typer(index_app, name="index")
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(tools_app, name="tools")
+app.command()(report)
+app.command()(view)
 app.command()(init)
 app.command()(setup)
 console = Console()
@@ -56,7 +59,6 @@ Overrides = Annotated[
         help="change one field of the recipe, e.g. learner.lr=1e-5; repeatable",
     ),
 ]
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="a run directory")]
 
 
 @app.command()
@@ -346,14 +348,6 @@ def build(recipe: RecipeFile = Path("embedded"), overrides: Overrides = None) ->
     # The recipe's model does not exist yet, so its inputs are not checked.
     folder = build_embedded(load_recipe(recipe, overrides or ()), console)
     console.print(f"model {folder}")
-
-
-@app.command()
-def report(run: RunFolder) -> None:
-    """Write RUN/report.html: curves, and trajectories that a person can read."""
-    from axpo.report.page import render
-
-    console.print(f"report {render(run)}")
 
 
 def _load(recipe: Path, overrides: list[str] | None) -> Recipe:

@@ -175,9 +175,11 @@ class Catalog:
         )
         return [_listed(row) for row in rows]
 
-    def questions(self) -> set[str]:
-        """Return the ids of all questions."""
-        return {row["question"] for row in self._all("SELECT DISTINCT question FROM groups")}
+    def newest_of_each(self) -> dict[str, Listed]:
+        """Return the newest group of each question."""
+        # SQLite takes the other columns from the row that has the maximum.
+        rows = self._all("SELECT *, max(step) FROM groups GROUP BY question")
+        return {row["question"]: _listed(row) for row in rows}
 
     def happened(self, most: int = 300) -> list[Happened]:
         """Return what was not ordinary, the newest first."""

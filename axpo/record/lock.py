@@ -39,3 +39,19 @@ class RunLock:
     def release(self) -> None:
         """Let another process have the run."""
         os.close(self._file)
+
+
+def is_held(run: Path) -> bool:
+    """Return whether a process of this machine holds a run.
+
+    The kernel is asked, not the lock: to try it would be in the way of a run that just starts.
+    """
+    try:
+        inode = os.stat(run / "lock").st_ino
+        held = Path("/proc/locks").read_text(encoding="ascii")
+    except OSError:
+        return False
+    # 1: FLOCK  ADVISORY  WRITE 2107 00:1c:93045 0 EOF
+    fields = [line.split() for line in held.splitlines()]
+    places = [field[5] for field in fields if "FLOCK" in field and len(field) > 5]
+    return any(place.rpartition(":")[2] == str(inode) for place in places)

@@ -60,7 +60,7 @@ def render(run_dir: str | Path) -> Path:
         algorithm=_word(recipe, "algorithm").upper(),
         facts=_facts(metrics, summary),
         recipe=read_text(run.path / "recipe.yaml"),
-        tiles=[_tile(rate) for rate in _rates(metrics, summary)],
+        tiles=[tile(rate) for rate in rates(metrics, summary)],
         charts=charts(metrics, run.unreadable),
         timeline=_timeline(run, metrics),
         set_aside=read_set_aside(run.path),
@@ -104,23 +104,23 @@ def _timeline(run: RunDirectory, metrics: Sequence[Record]) -> str:
     return ""
 
 
-def _rates(metrics: Sequence[Record], summary: Record | None) -> list[Rate]:
+def rates(metrics: Sequence[Record], summary: Record | None) -> list[Rate]:
     """Return held-out rates before and after.
 
     If the run has no summary, they are those of its first and last evaluations.
     """
-    rates = before_after(summary or {})
-    if rates:
-        return rates
+    found = before_after(summary or {})
+    if found:
+        return found
     for name in TILES:
         evaluations = points(metrics, f"eval/{name}")
         if evaluations:
             (_, start), (_, end) = evaluations[0], evaluations[-1]
-            rates.append((label(name), start, end))
-    return rates
+            found.append((label(name), start, end))
+    return found
 
 
-def _tile(rate: Rate) -> dict[str, str]:
+def tile(rate: Rate) -> dict[str, str]:
     """Return a rate as the page shows it."""
     name, start, end = rate
     if start is None:

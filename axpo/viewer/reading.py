@@ -1,0 +1,198 @@
+"""The pages to read rollouts on: one group, and two groups of one question side by side."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+from starlette.requests import Request
+from starlette.responses import Response
+
+from axpo.catalog.search import Key, Listed
+from axpo.catalog.wanted import parse
+from axpo.report.rollout_view import GroupView, Rollout, group_view
+from axpo.viewer.listing import order_of, query_of, wanted_of
+from axpo.viewer.site import NotThere, Site
+from axpo.viewer.watched import Watched
+
+ELSEWHERE = 60
+"""Groups of one question that a page links to."""
+COMMON = 300
+"""Questions that the list of common ones shows."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two groups of a comparison."""
+
+    run: Watched
+    listed: Listed
+    view: GroupView
+    facts: list[dict[str, Any]]
+
+    @property
+    def name(self) -> str:
+        """How an address names it."""
+        return name_of(self.run, self.listed.key)
+
+
+def group(site: Site, request: Request) -> Response:
+    """Return the page of one group: its rollouts as a tree."""
+    run = site.run_of(request)
+    key = key_of(request.path_params)
+    listed, record = site.group(run, key)
+    given = dict(request.query_params)
+    keys = run.catalog.keys(wanted_of(given), order_of(given))
+    place = keys.index(key) if key in keys else None
+    view = group_view(record)
+    others = [
+        (other, one)
+        for other in site.runs
+        for one in other.catalog.of_question(listed.facts["question"])
+        if (other, one.key) != (run, key)
+    ]
+    return site.page(
+        request,
+        "group.html.jinja",
+        run,
+        listed=listed,
+        g=view,
+        facts=facts_of(view),
+        before=keys[place - 1] if place else None,
+        after=keys[place + 1] if place is not None and place + 1 < len(keys) else None,
+        place=place,
+        total=len(keys),
+        query=query_of(given),
+        others=others[:ELSEWHERE],
+        own=name_of(run, key),
+        name_of=name_of,
+    )
+
+
+def record(site: Site, request: Request) -> Response:
+    """Return the record of a group, as the run has it, to save."""
+    key = key_of(request.path_params)
+    _, found = site.group(site.run_of(request), key)
+    name = f"{key.source}-step{key.step}-{key.place}.json"
+    headers = {"Content-Disposition": f'attachment; filename="{name}"'}
+    return Response(json.dumps(found), media_type="application/json", headers=headers)
+
+
+def held_out(site: Site, request: Request) -> Response:
+    """Return the held-out questions of a run, at its first and its last evaluation."""
+    run = site.run_of(request)
+    steps = run.catalog.steps("held-out")
+    rows = []
+    if steps:
+        first = run.catalog.find(parse(f"source:held-out step:{steps[0]}"), most=1000).groups
+        last = run.catalog.find(parse(f"source:held-out step:{steps[-1]}"), most=1000).groups
+        after = {one.facts["question"]: one for one in last}
+        pairs = [(one, after.get(one.facts["question"])) for one in first]
+        rows = [(one, other) for one, other in pairs if other is not None]
+        rows.sort(key=lambda pair: pair[0].facts["reward"] - pair[1].facts["reward"])
+    return site.page(request, "held_out.html.jinja", run, steps=steps, rows=rows, name_of=name_of)
+
+
+def compare(site: Site, request: Request) -> Response:
+    """Return two groups of one question side by side; without them, which questions are common."""
+    given = request.query_params
+    names = [given.get(side, "") for side in ("left", "right")]
+    if not any(names):
+        return site.page(request, "common.html.jinja", None, rows=_common(site), name_of=name_of)
+    left, right = (_side(site, name) for name in names)
+    question = left.listed.facts["question"]
+    choices = [
+        (run, one) for run in site.runs for one in run.catalog.of_question(question)[:ELSEWHERE]
+    ]
+    return site.page(
+        request,
+        "compare.html.jinja",
+        None,
+        sides=[("left", left, _shown(site, left)), ("right", right, _shown(site, right))],
+        question=left.view.record["question"],
+        choices=choices,
+        name_of=name_of,
+    )
+
+
+def key_of(parts: Mapping[str, Any]) -> Key:
+    """Return the name of a group from the parts of an address."""
+    return Key(str(parts["source"]), int(parts["step"]), int(parts["place"]))
+
+
+def name_of(run: Watched, key: Key) -> str:
+    """Return how an address names a group of any run."""
+    return f"{run.index}.{key.source}.{key.step}.{key.place}"
+
+
+def facts_of(view: GroupView) -> list[dict[str, Any]]:
+    """Return what the table of a group says of each rollout and continuation."""
+    rows = [_facts(rollout.title, rollout) for rollout in view.rollouts]
+    for tree in view.trees:
+        for branch in tree.branches[1:]:
+            rows.append(_facts(f"{branch.title} of {tree.source.title.lower()}", branch))
+    return rows
+
+
+def _facts(title: str, rollout: Rollout) -> dict[str, Any]:
+    record = rollout.record
+    stats, credit = record["stats"], record.get("credit")
+    segments = [segment for segment in record["segments"] if segment["kind"] == "policy"]
+    logprobs = [logprob for segment in segments for logprob in segment["logprobs"]]
+    versions = sorted({segment["policy_version"] for segment in segments})
+    return {
+        "title": title,
+        "right": rollout.right,
+        "reward": record["reward"],
+        "advantage": credit["advantage"] if credit else None,
+        "end": record["end"].replace("_", " "),
+        "turns": rollout.turns,
+        "tokens": rollout.tokens,
+        "seconds": stats.get("seconds") or 0.0,
+        "in_tools": stats.get("tool_seconds") or 0.0,
+        "tools": ", ".join(stats.get("tools") or ()),
+        "confidence": _confidence(logprobs),
+        "versions": "–".join(str(version) for version in (versions[:1] + versions[1:][-1:])),
+        "fault": stats.get("fault") or "",
+    }
+
+
+def _confidence(logprobs: Sequence[float]) -> str:
+    """Return the geometric mean of the tokens' probabilities."""
+    return f"{math.exp(sum(logprobs) / len(logprobs)):.2f}" if logprobs else "–"
+
+
+def _side(site: Site, name: str) -> Side:
+    """Return a group by the name that an address gives it."""
+    parts = name.split(".")
+    numbers = [parts[0], *parts[2:]]
+    if len(parts) != 4 or not all(part.isdecimal() and len(part) < 10 for part in numbers):
+        raise NotThere("The address names no group.")
+    run = site.run(int(parts[0]))
+    listed, found = site.group(run, Key(parts[1], int(parts[2]), int(parts[3])))
+    view = group_view(found)
+    return Side(run, listed, view, facts_of(view))
+
+
+def _shown(site: Site, side: Side) -> Markup:
+    """Return the markup of one side, with the images of its run."""
+    template = site.templates.get_template("side.html.jinja")
+    return Markup(template.render(g=side.view, facts=side.facts, images=side.run.pictures))
+
+
+def _common(site: Site) -> list[tuple[Listed, list[Listed | None]]]:
+    """Return the questions that at least two runs kept, with the newest group of each run."""
+    newest = [run.catalog.newest_of_each() for run in site.runs]
+    counts: dict[str, int] = {}
+    for of_run in newest:
+        for question in of_run:
+            counts[question] = counts.get(question, 0) + 1
+    rows = []
+    for question in sorted(name for name, count in counts.items() if count > 1)[:COMMON]:
+        row = [of_run.get(question) for of_run in newest]
+        rows.append((next(one for one in row if one is not None), row))
+    return rows
