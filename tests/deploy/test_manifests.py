@@ -105,10 +105,12 @@ def test_ray_asks_for_a_token_and_a_policy_keeps_other_pods_out():
     assert all(labels.items() <= template["metadata"]["labels"].items() for template in templates)
 
 
-def test_the_image_has_a_pinned_base_and_a_user_of_its_own():
+def test_the_images_have_a_pinned_base_and_a_user_of_their_own():
     text = DOCKERFILE.read_text()
-    base = re.search(r"^ARG BASE=(\S+)", text, re.MULTILINE)[1]
-    assert re.fullmatch(r"nvidia/cuda:[\w.-]+@sha256:[0-9a-f]{64}", base)
+    bases = dict(re.findall(r"^FROM (\S+) AS (\w+)$", text, re.MULTILINE))
+    assert list(bases.values()) == ["gpu", "cpu"]  # the extras of AXPO, and so the values of EXTRA
+    assert all(re.fullmatch(r"[\w/]+:[\w.-]+@sha256:[0-9a-f]{64}", base) for base in bases)
+    assert re.findall(r"^FROM (\S+)$", text, re.MULTILINE) == ["${EXTRA}"]
     user = text.index("\nUSER 1000:1000")
     assert user < text.index("\nCOPY ")
     assert text.rindex("USER ") == user + 1
