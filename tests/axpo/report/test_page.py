@@ -33,7 +33,7 @@ from tests.axpo.record.helpers import NUMBERS
 class Page(HTMLParser):
     """The tags of a page. A closing tag without its opening one fails."""
 
-    VOID = ("meta", "path", "rect", "circle", "use", "image", "br")
+    VOID = ("meta", "path", "rect", "circle", "use", "image", "br", "link", "img", "input")
 
     def __init__(self, html: str) -> None:
         super().__init__()
