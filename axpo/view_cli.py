@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from axpo.errors import AxpoError
+
 console = Console()
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="a run directory")]
@@ -17,11 +19,30 @@ Cache = Annotated[
 ]
 
 
-def report(run: RunFolder) -> None:
+def report(
+    run: RunFolder,
+    show: Annotated[
+        str,
+        typer.Option(
+            metavar="WORDS",
+            help='only groups that fit, e.g. "is:recovered step:10..20 tool:python red"; '
+            "docs/viewer.md has the filters",
+        ),
+    ] = "",
+    groups: Annotated[int, typer.Option(min=0, max=1000, help="groups at most")] = 6,
+    order: Annotated[
+        str, typer.Option(help="with --show: newest, oldest, longest, best or worst first")
+    ] = "newest",
+    cache: Cache = None,
+) -> None:
     """Write RUN/report.html: curves, and trajectories that a person can read."""
-    from axpo.report.page import render
+    from axpo.catalog.search import ORDERS
+    from axpo.report.page import Choice, render
 
-    console.print(f"report {render(run)}")
+    if order not in ORDERS:
+        raise AxpoError(f"--order {order}: expected one of {', '.join(ORDERS)}")
+    page = render(run, Choice(show, groups, order, cache))
+    console.print(f"report {page}", highlight=False, soft_wrap=True)
 
 
 def view(

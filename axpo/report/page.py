@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from axpo.record.files import read_text
@@ -34,11 +35,33 @@ Rate = tuple[str, float | None, float]
 """Label, start and end; a start of None was not measured."""
 
 
-def render(run_dir: str | Path) -> Path:
+@dataclass(frozen=True)
+class Choice:
+    """Which groups a page shows.
+
+    Attributes:
+        words: filters and texts (`axpo.catalog.wanted`). Without them the page shows groups of
+            evenly spaced steps, those with forks first.
+        groups: how many at most.
+        order: of `axpo.catalog.search.ORDERS`, if there are words.
+        cache: folder of the catalogs. Default: in the user's cache folder.
+    """
+
+    words: str = ""
+    groups: int = GROUPS_SHOWN
+    order: str = "newest"
+    cache: Path | None = None
+
+
+def render(run_dir: str | Path, choice: Choice | None = None) -> Path:
     """Write `report.html` into a run directory and return its path.
 
+    Args:
+        run_dir: the run.
+        choice: which groups the page shows.
+
     Raises:
-        AxpoError: there is no run.
+        AxpoError: there is no run, or the choice cannot be read.
     """
     # jinja2 is slow to import, and only a page that is rendered needs it.
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -53,7 +76,8 @@ def render(run_dir: str | Path) -> Path:
         undefined=StrictUndefined,
         trim_blocks=True,
     )
-    groups = [group_view(record) for record in _chosen_groups(run)]
+    records, chosen = _records(run, choice or Choice())
+    groups = [group_view(record) for record in records]
     html = templates.get_template("page.html.jinja").render(
         name=_word(recipe, "name") or run.path.resolve().name,
         run=run.path.resolve().name,
@@ -66,6 +90,7 @@ def render(run_dir: str | Path) -> Path:
         set_aside=read_set_aside(run.path),
         SET_ASIDE_SHOWN=SET_ASIDE_SHOWN,
         groups=groups,
+        chosen=chosen,
         unreadable=run.unreadable,
         images=Images(run.images),
         SURE=SURE,
@@ -146,23 +171,42 @@ def _tone(name: str, points_up: float) -> str:
     return ""
 
 
-def _chosen_groups(run: RunDirectory) -> list[Record]:
-    """Return the groups that the page shows, the most interesting first.
+def _records(run: RunDirectory, choice: Choice) -> tuple[list[Record], str]:
+    """Return the groups of the page, and what it says of how they were chosen."""
+    if not choice.words:
+        return _spaced_groups(run, choice.groups), ""
+    # SQLite is needed by no other page.
+    from axpo.catalog.search import Catalog
+    from axpo.catalog.wanted import parse
 
-    They are of evenly spaced steps, the first and the last among them.
+    wanted = parse(choice.words)
+    catalog = Catalog(run.path, choice.cache)
+    catalog.update()
+    found = catalog.find(wanted, choice.order, most=choice.groups)
+    records = [catalog.record(one) for one in found.groups]
+    # The catalog has read every group, and knows which of them are none.
+    run.unreadable += [reason for reason in catalog.unreadable() if reason not in run.unreadable]
+    shown = f"{len(records)} of the {found.total:,} groups that fit" if records else "No group fits"
+    return records, f"{shown}: {choice.words} ({choice.order} first)."
+
+
+def _spaced_groups(run: RunDirectory, most: int) -> list[Record]:
+    """Return groups of evenly spaced steps, the most interesting first.
+
+    The first and the last step are among them.
     """
     steps = run.group_steps()
-    if not steps:
+    if not steps or most < 1:
         return []
-    count = min(GROUPS_SHOWN, len(steps))
+    count = min(most, len(steps))
     last = len(steps) - 1
     spaced = sorted({steps[round(i * last / max(count - 1, 1))] for i in range(count)})
-    of_each = math.ceil(GROUPS_SHOWN / count)
+    of_each = math.ceil(most / count)
     chosen: list[Record] = []
     # A run of few steps shows several groups of each.
     for step in spaced:
         chosen += sorted(run.groups(step), key=_interest, reverse=True)[:of_each]
-    return sorted(chosen[:GROUPS_SHOWN], key=_interest, reverse=True)
+    return sorted(chosen[:most], key=_interest, reverse=True)
 
 
 def _interest(record: Record) -> int:

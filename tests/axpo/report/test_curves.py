@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from axpo.report.curves import CHARTS, charts, each, tool_failures
+from axpo.report.curves import CHARTS, charts, each, overlaid_charts, tool_failures
 
 
 def test_metrics_of_one_family_get_a_line_each():
@@ -42,3 +42,14 @@ def test_a_chart_is_drawn_when_one_of_its_metrics_is_there():
 def test_no_two_charts_have_one_title():
     titles = [chart.title for chart in CHARTS]
     assert len(set(titles)) == len(titles)
+
+
+def test_runs_lie_over_each_other_in_colours_and_columns_become_totals():
+    first = [{"step": 1, "pass1": 0.5, "time/rollout": 2.0, "time/learn": 1.0}]
+    second = [{"step": 1, "eval/pass1": 0.25}, {"step": 2, "time/learn": 4.0}]
+    rates, times = overlaid_charts([("a", first), ("<b>", second)])
+    assert 'fill="var(--s1)"' in rates
+    assert 'stroke="var(--s2)"' in rates
+    assert "&lt;b&gt;: held-out <b>25%</b>" in rates
+    assert "</i>a <b>3</b>" in times
+    assert "</i>&lt;b&gt; <b>4</b>" in times

@@ -12,8 +12,16 @@ from axpo.errors import AxpoError
 from axpo.record.records import ImageFolder, group_to_json
 from axpo.record.run import RunDirectory
 from axpo.record.summary import write_summary
-from axpo.report.charts import Series, line_chart, number, smoothed, stacked_chart, ticks
-from axpo.report.page import render
+from axpo.report.charts import (
+    Series,
+    line_chart,
+    number,
+    smoothed,
+    stacked_chart,
+    thinned,
+    ticks,
+)
+from axpo.report.page import Choice, render
 from axpo.report.rollout_view import group_view
 from learner.config import LearnerConfig
 from learner.credit import credit
@@ -211,6 +219,38 @@ def test_a_run_without_a_step_renders(tmp_path):
 def test_no_run_no_report(tmp_path):
     with pytest.raises(AxpoError, match="not a run directory"):
         render(tmp_path)
+
+
+def shown_steps(html: str) -> list[int]:
+    return [int(step) for step in re.findall(r'<span class="dim">Step (\d+)</span>', html)]
+
+
+def test_a_reader_chooses_which_groups_the_page_shows(tmp_path):
+    path = write_run(tmp_path)
+    html = render(path, Choice(groups=12)).read_text()
+    assert sorted(shown_steps(html)) == list(range(1, 13))
+    assert shown_steps(render(path, Choice(groups=0)).read_text()) == []
+    words = "is:recovered step:3..8"
+    chosen = Choice(words, groups=4, order="oldest", cache=tmp_path / "cache")
+    html = render(path, chosen).read_text()
+    assert shown_steps(html) == [3, 4, 5, 6]
+    assert "4 of the 6 groups that fit: is:recovered step:3..8 (oldest first)." in html
+    assert "No group fits" in render(path, replace(chosen, words="step:99")).read_text()
+    with pytest.raises(AxpoError, match="is:'x': expected one of"):
+        render(path, replace(chosen, words="is:x"))
+
+
+def test_a_long_line_is_thinned_without_losing_an_outlier():
+    points = [(step, 0.5) for step in range(5000)]
+    points[1234] = (1234, 9.0)
+    points[4000] = (4000, -9.0)
+    kept = thinned(points)
+    assert len(kept) <= 410
+    assert (kept[0], kept[-1]) == ((0, 0.5), (4999, 0.5))
+    assert (1234, 9.0) in kept
+    assert (4000, -9.0) in kept
+    assert kept == sorted(kept)
+    assert thinned(points[:400]) == points[:400]
 
 
 def test_a_chart_places_its_points():
