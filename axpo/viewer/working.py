@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 from axpo.catalog.search import Happened
 from axpo.record.files import by_step
+from axpo.record.run import RunDirectory
 from axpo.record.set_aside import HELD_OUT
 from axpo.report.timeline import picture
 from axpo.viewer.site import Site, number
@@ -27,7 +28,8 @@ def timeline(site: Site, request: Request) -> Response:
     asked = number(dict(request.query_params), "step", steps[-1] if steps else 0)
     # The nearest one that there is.
     step = min(steps, key=lambda one: abs(one - asked)) if steps else None
-    bars = run.directory.timeline(step) if step is not None else []
+    # A directory of its own: it notes what it cannot read, and this one lives for days.
+    bars = RunDirectory.open(run.path).timeline(step) if step is not None else []
     place = steps.index(step) if step is not None else 0
     return site.page(
         request,
