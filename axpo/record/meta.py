@@ -35,7 +35,10 @@ KEPT = (
 )
 """Beginnings of the names of environment variables that concern a run."""
 _SECRET = re.compile(
-    r"token|secret|passw|passphrase|credential|api_?key|access_?key|auth|cookie", re.I
+    # At the end of a name: `max_turn_tokens` and TOKENIZERS_PARALLELISM are none.
+    r"(^|[_.-])(token|key|auth|jwt|cookie|credentials?|pass|passwd|passphrase)$"
+    r"|secret|password|api_?key",
+    re.IGNORECASE,
 )
 _SETTING = re.compile(r"(--?[\w.-]+=)?(?P<key>[\w.-]+)[=:]\s*(?P<value>\S+)")
 _LOGIN = re.compile(r"(?<=://)[^/@\s]+(?=@)")
@@ -76,6 +79,15 @@ def read_meta(run: Path) -> list[dict[str, Any]]:
     if not isinstance(processes, list):
         return []
     return [process for process in processes if isinstance(process, dict)]
+
+
+def version_line() -> str:
+    """Return AXPO's version, its commit if that is known, and the versions that matter most."""
+    commit, dirty = code_state(Path(axpo.__file__).parent)
+    at = f" ({commit[:10]}{', changed' if dirty else ''})" if commit else ""
+    found = dict(_versions())
+    parts = [f"{name} {found[name]}" for name in PACKAGES[:5] if name in found]
+    return f"axpo {axpo.__version__}{at}, Python {platform.python_version()}, {', '.join(parts)}"
 
 
 def _described(first: int) -> dict[str, Any]:
@@ -119,13 +131,9 @@ def environment(variables: Mapping[str, str]) -> dict[str, str]:
     for name in sorted(variables):
         if not name.startswith(KEPT):
             continue
-        hidden = bool(_SECRET.search(name)) and variables[name].lower() not in _MODES
+        hidden = _SECRET.search(name)
         kept[name] = HIDDEN if hidden else without_secrets(variables[name])
     return kept
-
-
-_MODES = ("", "0", "1", "true", "false", "token", "disabled")
-"""Values that are no secret, whatever the variable is called: RAY_AUTH_MODE=token."""
 
 
 def without_secrets(text: str) -> str:
@@ -136,12 +144,9 @@ def without_secrets(text: str) -> str:
     text = _LOGIN.sub(HIDDEN, text)
 
     def hide(found: re.Match[str]) -> str:
-        if not _SECRET.search(found["key"].rpartition(".")[2]):
+        if not _SECRET.search(found["key"]):
             return found[0]
-        # The name of a variable that holds a secret is no secret: token_env=MY_TOKEN.
-        if found["key"].endswith("_env"):
-            return found[0]
-        return found[0].replace(found["value"], HIDDEN)
+        return found[0].removesuffix(found["value"]) + HIDDEN
 
     return _SETTING.sub(hide, text)
 
