@@ -1,4 +1,4 @@
-.PHONY: setup demo test test-all test-gpu lint model bench-tools bench-learner bench-rollouts bench-evaluation study
+.PHONY: setup demo docs test test-all test-gpu lint model bench-tools bench-learner bench-rollouts bench-evaluation study
 
 setup:  ## environment in .venv; seconds when nothing changed
 	@deploy/setup
@@ -20,6 +20,13 @@ lint: setup
 	.venv/bin/ruff format --check .
 	.venv/bin/lint-imports --no-cache
 	.venv/bin/mypy
+
+docs:  ## the site of the documents, into build/site; its packages are in an environment of their own
+	@mkdir -p build
+	$(or $(PYTHON),python3) -m venv build/docs-env
+	@build/docs-env/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"], sep="\n")' > build/docs-env/requirements.txt
+	build/docs-env/bin/python -m pip install -qq --requirement build/docs-env/requirements.txt --constraint constraints.txt
+	build/docs-env/bin/python docs/site/build.py
 
 model: setup  ## rebuilds the embedded model
 	.venv/bin/axpo model build

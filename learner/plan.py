@@ -17,7 +17,7 @@ from learner.rows import Row
 from learner.tree import tree_size
 
 Steps: TypeAlias = list[list[list[int]]]
-"""[steps][ranks] -> indices of the rows of that micro-batch; [] if the rank has none."""
+"""Of each step and rank the indices of the rows of its micro-batch; none if the rank has none."""
 
 
 def plan_rows(

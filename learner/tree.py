@@ -110,7 +110,7 @@ class Laid:
     index: list[Ints]
     """For each row the flat position of each of its tokens, shape [L_i]."""
     pieces: list[tuple[int, int]]
-    """(row, first token): the flat axis is the concatenation of rows[row][first:] of these."""
+    """(row, first token): the flat axis is the concatenation of `rows[row][first:]` of these."""
 
 
 def lay_out(rows: Sequence[Ints], *, share: bool) -> Laid:
