@@ -13,6 +13,7 @@ MOVED: Mapping[str, str] = {
     "learner.weight_transfer": "leave it out: the learner takes rollout.engine.weight_transfer",
     "learner.receiver_ranks": "leave it out: it follows from rollout.engine.tensor_parallel_size",
     "learner.threads": "leave it out: it follows from learner.cpus_per_rank",
+    "logging.tensorboard": "is now logging.trackers: [tensorboard]",
     "resampler.budget_ratio": "moved to resampler.budget.ratio",
     "resampler.target_recovery": "moved to resampler.budget.target_recovery (name: adaptive)",
     "resampler.target_cost_s": "moved to resampler.budget.target_cost_s (name: adaptive)",

@@ -6,7 +6,9 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from axpo.registry import Registered
 from axpo.tasks.data import DataConfig
+from axpo.trackers import Tracker
 from tool_server.config import ToolConfig, checked
 
 
@@ -38,11 +40,25 @@ class EvaluationConfig(Section):
     )
 
 
+def _each_once(trackers: tuple[Tracker, ...]) -> tuple[Tracker, ...]:
+    names = [tracker.name for tracker in trackers]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"{twice[0]} is there twice")
+    return trackers
+
+
 class LoggingConfig(Section):
     """What a run writes down, and in which folder."""
 
     root: str = Field("runs", description="folder in which run directories are made")
-    tensorboard: bool = Field(False, description="write TensorBoard events beside metrics.jsonl")
+    trackers: Annotated[
+        tuple[Annotated[Tracker, Registered()], ...], AfterValidator(_each_once)
+    ] = Field(
+        (),
+        description="what else gets metrics and trajectories: tensorboard, wandb, trackio, mlflow, "
+        "swanlab, with settings; see docs/observability.md",
+    )
     groups_kept: int = Field(
         4, ge=0, description="groups a step whose trajectories and images are written"
     )

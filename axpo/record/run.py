@@ -1,6 +1,9 @@
 """The run directory: all that a run writes, and that a resume, an evaluation or the report reads.
 
     recipe.yaml                  the resolved recipe
+    meta.json                    code, packages, machine and command of each process of the run
+    axpo.log                     what the console showed, each line with the time
+    logs/                        what engines, ranks and tool servers printed, a file for each
     metrics.jsonl                one JSON object a line: `step` and that step's numbers
     held_out.jsonl               one JSON object an evaluation: `step` and each question's counts
     events.jsonl                 what happened when: start, resume, dropped groups, checkpoints
@@ -13,7 +16,8 @@
                                  by `axpo.training.cursor`
     summary.json                 held-out numbers before and after; exists only if the run ended
     lock                         the process that writes here
-    tensorboard/                 if the recipe asks for it
+    trackers.json                what finds the run again in each of `logging.trackers`
+    tensorboard/, wandb/, ...    files of these trackers
 
 metrics.jsonl, held_out.jsonl and events.jsonl grow by complete lines. The other files are replaced
 at once, so that a kill leaves the old one.
@@ -23,11 +27,12 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
@@ -47,11 +52,10 @@ from axpo.record.lock import RunLock
 from axpo.record.records import Credited, Decode, ImageFolder, group_from_json, group_to_json
 from axpo.record.summary import read_summary
 from axpo.record.timeline import bars
+from axpo.record.tracked import Tracking
 from axpo.texts import one_line
+from axpo.trackers import Tracker, check_all
 from rollout_workers.trajectory import Group
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
 
 TRAINING_GROUPS, HELD_OUT_GROUPS = "trajectories", "held_out"
 """Folders of kept groups, a file a step."""
@@ -76,7 +80,7 @@ class RunDirectory:
         """Which records were left out, and why."""
         self._exact_images = ImageFolder(path / "rollouts" / "images", exact=True, root=path)
         self._lock: RunLock | None = None
-        self._tensorboard: SummaryWriter | None = None
+        self.tracking = Tracking(self)
 
     @classmethod
     def create(
@@ -85,7 +89,7 @@ class RunDirectory:
         recipe: Mapping[str, Any],
         root: str | Path = "runs",
         *,
-        tensorboard: bool = False,
+        trackers: Sequence[Tracker] = (),
     ) -> RunDirectory:
         """Make the directory `root/name`, write the recipe into it, and lock it.
 
@@ -93,16 +97,16 @@ class RunDirectory:
             name: a plain folder name.
             recipe: the resolved recipe.
             root: the folder of all runs.
-            tensorboard: also write metrics for TensorBoard.
+            trackers: what else gets metrics and trajectories.
 
         Raises:
             AxpoError: the name is no folder name, the directory exists (nothing is overwritten), or
-                TensorBoard is not installed.
+                a tracker is not installed or does not start.
         """
         if not name or Path(name).name != name:
             raise AxpoError(f"run name {name!r}: expected a plain folder name, without '/'")
         # Before anything is written: a run that cannot start leaves no directory behind.
-        writer = _summary_writer() if tensorboard else None
+        check_all(trackers)
         path = Path(root) / name
         try:
             path.mkdir(parents=True)
@@ -115,8 +119,12 @@ class RunDirectory:
         run._lock = RunLock(path)
         text = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
         replace_file(path / "recipe.yaml", text)
-        if writer is not None:
-            run._tensorboard = writer(str(path / "tensorboard"))
+        try:
+            run.tracking.start(trackers)
+        except AxpoError:
+            run.close()
+            shutil.rmtree(path)
+            raise
         return run
 
     @classmethod
@@ -128,7 +136,9 @@ class RunDirectory:
         return cls(path)
 
     @classmethod
-    def resume(cls, path: str | Path, *, tensorboard: bool = False) -> tuple[RunDirectory, int]:
+    def resume(
+        cls, path: str | Path, *, trackers: Sequence[Tracker] = ()
+    ) -> tuple[RunDirectory, int]:
         """Lock an existing run and wind it back to its last undamaged checkpoint.
 
         Damaged checkpoints are set aside, and `damaged` says what is wrong with them.
@@ -137,10 +147,10 @@ class RunDirectory:
             The run and the step of that checkpoint, 0 if there is none.
 
         Raises:
-            AxpoError: another process holds the run, the run has ended, or TensorBoard is asked for
-                and not installed.
+            AxpoError: another process holds the run, the run has ended, or a tracker is not
+                installed or does not start.
         """
-        writer = _summary_writer() if tensorboard else None
+        check_all(trackers)
         run = cls.open(path)
         run._lock = RunLock(run.path)
         if read_summary(run.path) is not None:
@@ -148,8 +158,11 @@ class RunDirectory:
             run.close()
             raise AxpoError(f"{run.path} has ended (it has a summary.json): nothing to resume")
         step = run.wind_back()
-        if writer is not None:
-            run._tensorboard = writer(str(run.path / "tensorboard"), purge_step=step + 1)
+        try:
+            run.tracking.start(trackers, step)
+        except AxpoError:
+            run.close()
+            raise
         return run, step
 
     def wind_back(self) -> int:
@@ -160,6 +173,7 @@ class RunDirectory:
         self.checkpoints.delete_partial()
         step = self._last_undamaged()
         self._rewind(step)
+        self.tracking.wind_back(step)
         return step
 
     def recipe(self) -> dict[str, Any]:
@@ -180,10 +194,7 @@ class RunDirectory:
             # JSON has no nan and no inf: the line would not be readable elsewhere.
             row[name] = float(value) if math.isfinite(value) else None
         append_row(self.path / "metrics.jsonl", row)
-        if self._tensorboard is not None:
-            for name, value in values.items():
-                self._tensorboard.add_scalar(name, value, step)
-            self._tensorboard.flush()
+        self.tracking.log(step, values)
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return one row a step, in order of steps. Later lines of a step add to earlier ones.
@@ -237,6 +248,7 @@ class RunDirectory:
         chosen = sorted(groups, key=lambda group: not group.resamples)[:limit]
         records = [group_to_json(group, step, decode, self.images, items) for group in chosen]
         _write_rows(self._groups_file(step), records)
+        self.tracking.table(step, records)
 
     def save_held_out(self, step: int, groups: Sequence[Group], decode: Decode) -> None:
         """Keep held-out groups of the evaluation after a step, for people to read."""
@@ -308,10 +320,8 @@ class RunDirectory:
         self.checkpoints.prune(keep, scores)
 
     def close(self) -> None:
-        """Release the lock and flush TensorBoard."""
-        if self._tensorboard is not None:
-            self._tensorboard.close()
-            self._tensorboard = None
+        """Release the lock, and end the trackers."""
+        self.tracking.stop()
         if self._lock is not None:
             self._lock.release()
             self._lock = None
@@ -375,15 +385,3 @@ def _numbers_of(row: Mapping[str, Any]) -> dict[str, Any]:
         if value is None or (is_number and abs(value) <= LARGEST):
             kept[name] = value
     return kept
-
-
-def _summary_writer() -> type[SummaryWriter]:
-    # torch is slow to import and most runs do without TensorBoard.
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise AxpoError(
-            "tensorboard is not installed: "
-            "`pip install tensorboard`, or switch it off in the recipe"
-        ) from None
-    return SummaryWriter
