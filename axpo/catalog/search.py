@@ -20,11 +20,11 @@ MARKS = ("\x02", "\x03")
 """Around what was found in an excerpt."""
 
 ORDERS: dict[str, str] = {
-    "newest": "step DESC, place",
-    "oldest": "step, place",
-    "longest": "tokens DESC, step DESC, place",
-    "best": "reward DESC, step DESC, place",
-    "worst": "reward, step DESC, place",
+    "newest": "step DESC, source DESC, place",
+    "oldest": "step, source DESC, place",
+    "longest": "tokens DESC, step DESC, source DESC, place",
+    "best": "reward DESC, step DESC, source DESC, place",
+    "worst": "reward, step DESC, source DESC, place",
 }
 """How groups can be sorted."""
 

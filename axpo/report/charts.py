@@ -291,8 +291,9 @@ def _readout(plot: Plot) -> str:
 def _key(series: Series, form: Form) -> str:
     """Return the entry of a series in the key, with its last value."""
     _, last = series.points[-1]
+    dash = f' class="dash{series.dash}"' if series.dash else ""
     return (
-        f'<span class="key"><i style="background:var(--s{series.color})"></i>'
+        f'<span class="key"><i{dash} style="background:var(--s{series.color})"></i>'
         f"{escape(series.label)} <b>{form(last)}</b></span>"
     )
 

@@ -87,5 +87,7 @@ def _axis(scale: Scale, height: int) -> str:
     for share in AXIS_SHARES:
         x = LEFT + share * (WIDTH - 2 * LEFT)
         seconds = share * scale.end
-        marks.append(f'<text x="{x:.0f}" y="{height - 6}" class="x">{seconds:.1f} s</text>')
+        # The outer ones would be cut off in their middle.
+        place = {0: "x first", 1: "x last"}.get(share, "x")
+        marks.append(f'<text x="{x:.0f}" y="{height - 6}" class="{place}">{seconds:.1f} s</text>')
     return "".join(marks)

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlencode
 
 from markupsafe import Markup
 from starlette.requests import Request
@@ -21,6 +22,8 @@ from axpo.viewer.watched import Watched
 
 ELSEWHERE = 60
 """Groups of one question that a page links to."""
+HELD_OUT_MOST = 1000
+"""Questions of an evaluation that a page lists."""
 COMMON = 300
 """Questions that the list of common ones shows."""
 
@@ -88,8 +91,12 @@ def held_out(site: Site, request: Request) -> Response:
     steps = run.catalog.steps("held-out")
     rows = []
     if steps:
-        first = run.catalog.find(parse(f"source:held-out step:{steps[0]}"), most=1000).groups
-        last = run.catalog.find(parse(f"source:held-out step:{steps[-1]}"), most=1000).groups
+        first = run.catalog.find(
+            parse(f"source:held-out step:{steps[0]}"), most=HELD_OUT_MOST
+        ).groups
+        last = run.catalog.find(
+            parse(f"source:held-out step:{steps[-1]}"), most=HELD_OUT_MOST
+        ).groups
         after = {one.facts["question"]: one for one in last}
         pairs = [(one, after.get(one.facts["question"])) for one in first]
         rows = [(one, other) for one, other in pairs if other is not None]
@@ -104,14 +111,18 @@ def compare(site: Site, request: Request) -> Response:
     if not any(names):
         return site.page(request, "common.html.jinja", None, rows=_common(site), name_of=name_of)
     left, right = (_side(site, name) for name in names)
+    run = left.run if left.run is right.run else None
     question = left.listed.facts["question"]
     choices = [
         (run, one) for run in site.runs for one in run.catalog.of_question(question)[:ELSEWHERE]
     ]
+    before, after = _neighbours(left, right)
     return site.page(
         request,
         "compare.html.jinja",
-        None,
+        run,
+        before=before,
+        after=after,
         sides=[("left", left, _shown(site, left)), ("right", right, _shown(site, right))],
         question=left.view.record["question"],
         choices=choices,
@@ -176,6 +187,36 @@ def _side(site: Site, name: str) -> Side:
     listed, found = site.group(run, Key(parts[1], int(parts[2]), int(parts[3])))
     view = group_view(found)
     return Side(run, listed, view, facts_of(view))
+
+
+def _neighbours(left: Side, right: Side) -> list[str]:
+    """Return the addresses of the comparisons before and after this one; "" if there is none.
+
+    Of two evaluations they compare the next questions.
+    """
+    keys = (left.listed.key, right.listed.key)
+    if {key.source for key in keys} != {"held-out"}:
+        return ["", ""]
+    of_left, of_right = (
+        {one.facts["question"]: name_of(side.run, one.key) for one in _evaluated(side)}
+        for side in (left, right)
+    )
+    common = [question for question in of_left if question in of_right]
+    if left.listed.facts["question"] not in common:
+        return ["", ""]
+    place = common.index(left.listed.facts["question"])
+    found = []
+    for other in (place - 1, place + 1):
+        question = common[other] if 0 <= other < len(common) else None
+        query = {"left": of_left[question], "right": of_right[question]} if question else {}
+        found.append(f"/compare?{urlencode(query)}" if query else "")
+    return found
+
+
+def _evaluated(side: Side) -> list[Listed]:
+    """Return the held-out groups of the same evaluation, in order."""
+    step = side.listed.key.step
+    return side.run.catalog.find(parse(f"source:held-out step:{step}"), most=HELD_OUT_MOST).groups
 
 
 def _shown(site: Site, side: Side) -> Markup:

@@ -32,6 +32,10 @@ if (filters) {
   filters.addEventListener("submit", (event) => { event.preventDefault(); clearTimeout(timer); search(); });
 }
 
+// Where there is room, the filters are open.
+const fields = document.querySelector(".more-filters");
+if (fields && matchMedia("(min-width: 801px)").matches) fields.open = true;
+
 const sides = document.getElementById("sides");
 sides?.addEventListener("change", () => sides.submit());
 

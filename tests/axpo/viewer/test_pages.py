@@ -251,3 +251,18 @@ def test_nothing_is_written_into_a_run(client, made_runs):
     for path in PATHS:
         assert client.get(path).status_code == 200
     assert {path: path.stat().st_mtime_ns for path in made_runs.rglob("*")} == before
+
+
+def test_a_reader_goes_from_one_held_out_question_to_the_next(client):
+    html = client.get("/compare?left=0.held-out.0.1&right=0.held-out.12.1").text.replace(
+        "&amp;", "&"
+    )
+    assert 'rel="prev" href="/compare?left=0.held-out.0.0&right=0.held-out.12.0"' in html
+    assert 'rel="next" href="/compare?left=0.held-out.0.2&right=0.held-out.12.2"' in html
+    assert 'rel="up" href="/r/0/held-out"' in html
+    # Any two groups can stand side by side, also those of two questions.
+    assert client.get("/compare?left=0.held-out.0.0&right=1.held-out.12.2").status_code == 200
+    last = client.get("/compare?left=0.held-out.0.2&right=1.held-out.12.2").text
+    assert 'rel="next"' not in last
+    assert 'rel="up" href="/compare"' in last
+    assert 'rel="prev"' not in client.get("/compare?left=0.training.3.0&right=0.training.4.0").text
