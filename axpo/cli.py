@@ -6,8 +6,6 @@ Imports stand inside the commands, so that `axpo --help` answers at once.
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,17 +13,19 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from axpo.arguments import Concept, Overrides, RecipeFile, Target
+from axpo.check_cli import check
 from axpo.data_cli import app as data_app
 from axpo.errors import AxpoError
 from axpo.index_cli import app as index_app
+from axpo.inputs import check_inputs, check_model, checked_recipe, print_set_aside
 from axpo.project_cli import init, recipes_app, setup
 from axpo.tools_cli import app as tools_app
+from axpo.train_cli import demo, train
 from axpo.view_cli import report, view
 
 if TYPE_CHECKING:
     from axpo.config import Recipe
-    from axpo.record.run import RunDirectory
-    from axpo.tasks.task import Fits
 
 app = typer.Typer(
     help="Train vision-language agents to use tools, by reinforcement learning (AXPO) on Ray, vLLM "
@@ -34,7 +34,6 @@ app = typer.Typer(
     "shows the variants of the method that it may name.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
 model_app = typer.Typer(help="Build the embedded model.", no_args_is_help=True)
 app.add_typer(model_app, name="model")
@@ -42,99 +41,38 @@ app.add_typer(data_app, name="data")
 app.add_typer(index_app, name="index")
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(tools_app, name="tools")
+app.command()(check)
+app.command()(train)
+app.command()(demo)
 app.command()(report)
 app.command()(view)
 app.command()(init)
 app.command()(setup)
 console = Console()
 
-RecipeFile = Annotated[
-    Path, typer.Argument(metavar="RECIPE", help="a YAML file, or a name of `axpo recipes`")
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="change one field of the recipe, e.g. learner.lr=1e-5; repeatable",
-    ),
-]
+
+def _version(asked: bool) -> None:
+    if asked:
+        from axpo.record.meta import version_line
+
+        typer.echo(version_line())
+        raise typer.Exit()
 
 
-@app.command()
-def check(
-    recipe: RecipeFile,
-    overrides: Overrides = None,
-    gpu_memory: Annotated[
-        float, typer.Option(metavar="GIB", help="memory of one GPU, for the estimate's warnings")
-    ] = 80,
-    nodes: Annotated[
-        tuple[int, int, float] | None,
-        typer.Option(
-            metavar="NODES GPUS CPUS",
-            help="place the run on NODES nodes, each with GPUS and CPUS. Default: what it needs",
-        ),
-    ] = None,
-    images: Annotated[
+@app.callback()
+def _options(
+    version: Annotated[
         bool,
         typer.Option(
-            "--images", help="decode every image of the data; goes on where a check was stopped"
+            "--version", callback=_version, is_eager=True, help="print the version and its parts"
         ),
     ] = False,
 ) -> None:
-    """Validate a recipe and its model, print the resolved run, estimate its memory. Start nothing.
-
-    Variants of your own (package.module:name) are imported and checked, too. What a model folder
-    must have is in docs/models.md.
-    """
-    import yaml
-    from rich.syntax import Syntax
-
-    from axpo.config import load_recipe
-    from axpo.memory import estimate, read_config, shape_of
-    from axpo.model_folder import check_models
-    from axpo.placement import placement_lines
-    from axpo.sft.check import check_stages
-
-    loaded = load_recipe(recipe, overrides or ())
-    placement = placement_lines(loaded, nodes)
-    report = check_models(loaded)
-    set_aside = [*loaded.check_inputs(report.fits), *check_stages(loaded)]
-    if images:
-        # What a header says is said again when the image is decoded.
-        set_aside += [reason for reason in _decode_images(loaded) if reason not in set_aside]
-    resolved = yaml.safe_dump(loaded.model_dump(mode="json"), sort_keys=False)
-    console.print(Syntax(resolved, "yaml", background_color="default"))
-    console.print(f"[green]ok[/] {escape(loaded.describe())}", highlight=False)
-    _print_lines(report.lines)
-    _print_lines(placement)
-    _print_warnings(report.warnings)
-    _print_set_aside(set_aside)
-    # Without a network and without the model on disk its size is not known.
-    config = read_config(loaded.model)
-    if config is None:
-        console.print(
-            "[yellow]no memory estimate[/]: "
-            f"the hub does not give {escape(loaded.model)}'s config.json",
-            highlight=False,
-        )
-        return
-    lines, warnings = estimate(loaded, shape_of(config), gpu_memory)
-    _print_lines(lines)
-    _print_warnings(warnings)
+    """Take the options that stand before a command."""
 
 
 @app.command(name="list")
-def list_variants(
-    concept: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="[CONCEPT]",
-            help="objectives, baselines, rankings, fork_places, triggers, budgets, schedules, "
-            "verifiers, judges, tools, tasks or benchmarks. Default: all of them",
-        ),
-    ] = None,
-) -> None:
+def list_variants(concept: Concept = None) -> None:
     """List the variants of the method that a recipe may name, a line each.
 
     Instead of one of these names a recipe may give the import path of your own class or function,
@@ -153,96 +91,9 @@ def list_variants(
             console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-@app.command()
-def train(
-    recipe: RecipeFile,
-    overrides: Overrides = None,
-    run: Annotated[
-        str | None,
-        typer.Option(
-            help="name of the run directory; must not exist. Default: recipe, algorithm and time"
-        ),
-    ] = None,
-    resume: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="RUN", help="continue this run from its last checkpoint, with its own recipe"
-        ),
-    ] = None,
-    rollouts_only: Annotated[
-        bool,
-        typer.Option("--rollouts-only", help="write every step's rollouts, exactly; no learner"),
-    ] = False,
-    replay: Annotated[
-        Path | None,
-        typer.Option(metavar="RUN", help="train on what --rollouts-only wrote there; no engine"),
-    ] = None,
-) -> None:
-    """Train, and write a run directory with metrics, checkpoints and a report.
-
-    With AXPO, or with plain GRPO: --set algorithm=grpo. With --resume the run's own recipe is used;
-    RECIPE is ignored and --set is refused.
-    """
-    from axpo.record.run import RunDirectory
-    from axpo.training.run import record_run, replay_run
-
-    if sum(map(bool, (resume, replay, rollouts_only))) > 1:
-        raise AxpoError("--resume, --replay and --rollouts-only: at most one of them")
-    # A run goes on exactly as it was started, or it could not be repeated.
-    if resume is not None:
-        if overrides or run:
-            raise AxpoError("--resume continues a run as it was started: leave out --set and --run")
-        loaded, directory, first = _resumed(resume)
-    else:
-        loaded = _load(recipe, overrides)
-        directory, first = _new_run(loaded, run), 0
-    # The directory is locked until the end: one run, one process.
-    with directory:
-        if rollouts_only:
-            record_run(loaded, directory, console)
-            console.print(f"rollouts {directory.path / 'rollouts'}")
-        elif replay:
-            steps = replay_run(loaded, RunDirectory.open(replay), directory, console)
-            console.print(f"checkpoint {directory.checkpoints.path(steps)}")
-        else:
-            _train(loaded, directory, first)
-
-
-@app.command()
-def demo(
-    overrides: Overrides = None,
-    run: Annotated[str | None, typer.Option(help="name of the run directory")] = None,
-) -> None:
-    """Train the demo: a tiny model, five to ten minutes on two CPU cores (`axpo train demo`)."""
-    train(Path("demo"), overrides, run)
-
-
-def _train(recipe: Recipe, directory: RunDirectory, first: int) -> None:
-    """Train, write the report, and print the summary."""
-    from axpo.report.page import render
-    from axpo.training.progress import summary_table
-    from axpo.training.run import train_run
-
-    path = directory.path
-    summary = train_run(recipe, directory, first, console)
-    # Also of a run that was stopped: its curves are worth a look.
-    report = render(path)
-    if summary is None:
-        console.print(f"stopped with a checkpoint; continue with --resume {path}", highlight=False)
-        return
-    title = f"{recipe.name} · {recipe.algorithm}"
-    console.print(summary_table(summary, title, {"run": path, "report": report}))
-
-
 @app.command(name="eval")
 def evaluate(
-    target: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="TARGET",
-            help="a recipe (its model), a run directory (its last checkpoint), or a model",
-        ),
-    ] = None,
+    target: Target = None,
     overrides: Overrides = None,
     suite: Annotated[str | None, typer.Option(help="paper: its nine benchmarks")] = None,
     benchmark: Annotated[
@@ -298,7 +149,7 @@ def evaluate(
     options |= {"samples": samples, "temperature": temperature, "tools": tools, "limit": limit}
     options |= {"image_search": image_search}
     options |= {"rotations": rotations, "variants": variants, "seed": seed, "out": out}
-    _check_model(recipe, model)
+    check_model(recipe, console, model)
     run_benchmarks(target, recipe, model, options, console)
 
 
@@ -308,7 +159,7 @@ def _held_out(recipe: Recipe, model: str) -> None:
     from axpo.record.summary import label
     from axpo.session import ray_session
 
-    _check_inputs(recipe, model)
+    check_inputs(recipe, console, model)
     with ray_session(recipe, learner=False), console.status("evaluating"):
         found = evaluate_model(recipe, model)
     for reason in found.unusable:
@@ -329,8 +180,8 @@ def sft(recipe: RecipeFile, overrides: Overrides = None) -> None:
     from axpo.sft.check import check_stages
     from axpo.sft.fine_tune import fine_tune
 
-    loaded = _load(recipe, overrides)
-    _print_set_aside(check_stages(loaded))
+    loaded = checked_recipe(recipe, overrides, console)
+    print_set_aside(check_stages(loaded), console)
     with ray_session(loaded, workers=False):
         folder = fine_tune(loaded, console)
     console.print(f"model {folder}")
@@ -348,94 +199,6 @@ def build(recipe: RecipeFile = Path("embedded"), overrides: Overrides = None) ->
     # The recipe's model does not exist yet, so its inputs are not checked.
     folder = build_embedded(load_recipe(recipe, overrides or ()), console)
     console.print(f"model {folder}")
-
-
-def _load(recipe: Path, overrides: list[str] | None) -> Recipe:
-    """Read a recipe, check its model and data, and print what is doubtful about them."""
-    from axpo.config import load_recipe
-
-    loaded = load_recipe(recipe, overrides or ())
-    _check_inputs(loaded)
-    return loaded
-
-
-def _check_inputs(recipe: Recipe, model: str | None = None) -> None:
-    """Check the model that will be used, or that of the recipe, and the data.
-
-    What is doubtful about them is printed, and which questions a run sets aside.
-    """
-    _print_set_aside(recipe.check_inputs(_check_model(recipe, model)))
-
-
-def _check_model(recipe: Recipe, model: str | None = None) -> Fits | None:
-    """Check the model that will be used, or that of the recipe; print what is doubtful about it.
-
-    Returns:
-        What checks that a question fits the context, if that can be known.
-    """
-    from axpo.config import looks_local
-    from axpo.model_folder import check_models
-    from axpo.session import local_path
-
-    # A model of the hub can only be checked whole if it is here, and it will be needed now.
-    used = model or recipe.model
-    if not looks_local(used):
-        local_path(used)
-    report = check_models(recipe, model)
-    _print_warnings(report.warnings)
-    return report.fits
-
-
-def _decode_images(recipe: Recipe) -> list[str]:
-    """Decode every image of the recipe's data; return which rows a run sets aside."""
-    from axpo.sft.check import decode_stages
-
-    # A check that was stopped finds here what it has done.
-    notes = Path(recipe.logging.root) / "image-checks"
-
-    def tell(source: str, done: int, rows: int) -> None:
-        console.print(f"   images of {source}: {done:,} of {rows:,} rows", highlight=False)
-
-    return recipe.task.check_images(notes, tell) + decode_stages(recipe, notes, tell)
-
-
-def _print_lines(lines: Iterable[str]) -> None:
-    for line in lines:
-        console.print(f"   {line}", highlight=False, markup=False, soft_wrap=True)
-
-
-def _print_set_aside(reasons: Sequence[str]) -> None:
-    """Print why rows will be set aside, the first of them: all at once would hide the rest."""
-    shown = 20
-    _print_warnings(f"set aside in a run: {reason}" for reason in reasons[:shown])
-    if len(reasons) > shown:
-        _print_warnings([f"set aside in a run: {len(reasons) - shown} more rows"])
-
-
-def _print_warnings(warnings: Iterable[str]) -> None:
-    for warning in warnings:
-        console.print(f"[yellow]warning[/] {escape(warning)}", highlight=False, soft_wrap=True)
-
-
-def _new_run(recipe: Recipe, name: str | None) -> RunDirectory:
-    from axpo.record.run import RunDirectory
-
-    name = name or f"{recipe.name}-{recipe.algorithm}-{time.strftime('%Y%m%d-%H%M%S')}"
-    resolved = recipe.model_dump(mode="json")
-    settings = recipe.logging
-    return RunDirectory.create(name, resolved, settings.root, tensorboard=settings.tensorboard)
-
-
-def _resumed(path: Path) -> tuple[Recipe, RunDirectory, int]:
-    """Return a run's own recipe, its directory, and the step of its last checkpoint."""
-    from axpo.config import load_recipe
-    from axpo.record.run import RunDirectory
-
-    run = RunDirectory.open(path)
-    recipe = load_recipe(run.path / "recipe.yaml")
-    _check_inputs(recipe)
-    directory, first = RunDirectory.resume(path, tensorboard=recipe.logging.tensorboard)
-    return recipe, directory, first
 
 
 def main() -> None:

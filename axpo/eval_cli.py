@@ -11,6 +11,7 @@ from rich.table import Table
 
 from axpo.config import Recipe
 from axpo.errors import AxpoError
+from axpo.texts import closest
 
 SHOWN_REASONS = 5
 
@@ -23,7 +24,17 @@ def load_any(target: Path, overrides: Sequence[str], *, benchmarks: bool) -> tup
     """
     from axpo.evaluation.bare import is_model, model_recipe
     from axpo.evaluation.held_out import load_target
+    from axpo.shipped import recipe_file, recipe_names
 
+    # A name of the hub has nothing on disk, and can only be meant with benchmarks.
+    is_there = target.exists() or recipe_file(str(target)) is not None
+    if not is_there and not (benchmarks and is_model(str(target))):
+        meant = closest(target.name.removesuffix(".yaml"), recipe_names())
+        near = f"; did you mean {meant}?" if meant else ""
+        raise AxpoError(
+            f"eval: {target}: nothing is there; expected a recipe, a run directory or a model "
+            f"folder{near} (a model of the hub needs --suite or --benchmark)"
+        )
     if not is_model(str(target)):
         return load_target(target, overrides)
     if not benchmarks:

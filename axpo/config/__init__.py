@@ -10,6 +10,7 @@ from axpo.config.concepts import variants
 from axpo.config.reading import load_recipe, parse_recipe
 from axpo.config.recipe import Recipe, hub_name, looks_local
 from axpo.config.sections import EvaluationConfig, LoggingConfig, SFTConfig, SFTStage
+from axpo.config.suggest import recipe_keys
 
 __all__ = [
     "EvaluationConfig",
@@ -21,5 +22,6 @@ __all__ = [
     "load_recipe",
     "looks_local",
     "parse_recipe",
+    "recipe_keys",
     "variants",
 ]

@@ -50,6 +50,13 @@ def _file_of(path: Path) -> Path:
     file = shipped.recipe_file(str(path))
     if file is not None:
         return file
+    if (path / "recipe.yaml").is_file():
+        raise AxpoError(
+            f"recipe {path}: is a run directory: continue it with --resume {path}, or give "
+            f"{path}/recipe.yaml for a new run"
+        )
+    if path.is_dir():
+        raise AxpoError(f"recipe {path}: is a folder; expected a YAML file")
     near = closest(path.name.removesuffix(".yaml"), shipped.recipe_names())
     meant = f"; did you mean {near}?" if near else ""
     raise AxpoError(f"recipe {path}: no such file, and none of `axpo recipes`{meant}")

@@ -140,19 +140,20 @@ def _write_nodes(directory: RunDirectory, plan: Plan | None) -> None:
 def record_run(recipe: Recipe, directory: RunDirectory, console: Console) -> None:
     """Write every step's rollouts by the recipe's model, exactly, for `replay_run`. No learner."""
     task = recipe.task.load()
-    ledger = _ledger(directory, 0)
     with (
         Progress(recipe.steps, 0, console) as progress,
         ray_session(recipe, learner=False, logs=directory.path / "logs"),
         ExitStack() as stack,
     ):
+        telling = Telling(_ledger(directory, 0).log, progress.say, 0, directory.path)
         with progress.phase("start"):
-            actors = rollout_actors(recipe, task, recipe.model, ledger.log)
+            actors = rollout_actors(recipe, task, recipe.model, telling.log)
             pool, tools = stack.enter_context(actors)
+            telling.has(pool)
             resampler = start_resampler(
                 recipe.resampler, pool.ready(), recipe.rollout.n, recipe.seed
             )
-        flow = Flow(recipe, task, pool, resampler, ledger.log)
+        flow = Flow(recipe, task, pool, resampler, telling.log)
         record(Recording(recipe, pool, tools, flow, directory, progress, _decode(recipe)))
 
 

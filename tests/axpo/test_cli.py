@@ -1,5 +1,6 @@
 """The command line: what it lists, what it refuses before any actor starts, and how it says so."""
 
+import os
 import subprocess
 import sys
 
@@ -8,7 +9,8 @@ import ray
 import yaml
 from typer.testing import CliRunner
 
-from axpo import cli
+import axpo
+from axpo import arguments, cli
 from axpo.config import load_recipe
 from axpo.record.run import RunDirectory
 
@@ -17,7 +19,7 @@ OWN = "tests.axpo.user_variants"
 DATASET = {"kind": "dataset", "train": "a.jsonl", "held_out": "b.jsonl"}
 CONCEPTS = (
     *("baselines", "benchmarks", "budgets", "fork_places", "judges", "objectives", "rankings"),
-    *("schedules", "tasks", "tools", "triggers", "verifiers"),
+    *("schedules", "tasks", "tools", "trackers", "triggers", "verifiers"),
 )
 
 
@@ -143,7 +145,7 @@ def test_variants_of_ones_own_are_checked_and_printed():
         *("--set", f"learner.objective={OWN}:surrogate"),
         *("--set", f"resampler.ranking={OWN}:LastFirst"),
     ]
-    result = CliRunner().invoke(cli.app, ["check", DEMO, *settings])
+    result = CliRunner().invoke(cli.app, ["check", DEMO, "--full", *settings])
     assert result.exit_code == 0, result.output
     assert f"objective: {OWN}:surrogate" in result.output
     assert f"ranking: {OWN}:LastFirst" in result.output
@@ -157,7 +159,63 @@ def test_check_says_how_large_the_run_is():
         assert (
             f"ok demo: {algorithm}, 20 steps of 16 questions x 8 rollouts + at most {forks} forks; "
             "2 ZeRO-3 ranks (0 GPU each), 1 engines (0 GPU each)"
-        ) in " ".join(result.output.split())
+        ) == result.output.splitlines()[-1]
+
+
+def test_check_ends_with_a_table_and_its_verdict_and_shows_the_recipe_if_asked():
+    said = CliRunner().invoke(cli.app, ["check", DEMO]).output.splitlines()
+    assert len(said) < 25
+    *_, blank, recipe, model, parameters, rank, engine, nodes, warnings, verdict = said
+    assert blank == ""
+    assert recipe.split() == ["recipe", "demo,", "axpo"]
+    assert model.endswith("qwen3-vl-tiny")
+    assert parameters.split()[1:] == ["2.4", "million", "parameters"]
+    assert rank.strip().startswith("learner, each of 2 ranks")
+    assert engine.strip().startswith("engine, each of 1")
+    assert nodes.split()[:2] == ["nodes", "1"]
+    assert warnings.split() == ["warnings", "none"]
+    assert verdict.startswith("ok demo: axpo, 20 steps")
+    full = CliRunner().invoke(cli.app, ["check", DEMO, "--full"]).output.splitlines()
+    assert len(full) > 150
+    assert full[0].strip() == "name: demo"
+
+
+def test_the_version_names_the_parts(monkeypatch):
+    said = CliRunner().invoke(cli.app, ["--version"])
+    assert said.exit_code == 0
+    assert said.output.startswith(f"axpo {axpo.__version__}")
+    assert "torch " in said.output
+    assert "ray " in said.output
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ("axpo train dem", ["demo"]),
+        ("axpo train demo --set learner.lora.r", ["learner.lora.rank="]),
+        ("axpo list obj", ["objectives"]),
+        ("axpo tr", ["train"]),
+    ],
+)
+def test_a_shell_completes_recipes_keys_and_concepts(typed, expected):
+    words = typed.split()
+    environment = {"_AXPO_COMPLETE": "complete_bash", "COMP_WORDS": typed}
+    environment["COMP_CWORD"] = str(len(words) - 1)
+    done = subprocess.run(
+        [sys.executable, "-c", "from axpo import cli; cli.app(prog_name='axpo')"],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stdout.split() == expected, done.stderr
+
+
+def test_runs_are_completed(tmp_path, monkeypatch):
+    RunDirectory.create("a", {}, tmp_path / "runs").close()
+    monkeypatch.chdir(tmp_path)
+    assert list(arguments._runs("")) == ["runs/", "runs/a"]
+    assert list(arguments._runs("runs/")) == ["runs/a"]
 
 
 def test_an_older_runs_recipe_says_what_has_moved(tmp_path, monkeypatch, capsys):
@@ -165,7 +223,7 @@ def test_an_older_runs_recipe_says_what_has_moved(tmp_path, monkeypatch, capsys)
     recipe["learner"]["temperature"] = 1.0
     RunDirectory.create("old", recipe, tmp_path).close()
     run = tmp_path / "old"
-    line = refused(["train", "-", "--resume", str(run)], monkeypatch, capsys)
+    line = refused(["train", "--resume", str(run)], monkeypatch, capsys)
     moved = "learner.temperature: leave it out: the learner takes rollout.temperature"
     assert line == f"error {run}/recipe.yaml: {moved}"
 

@@ -1,0 +1,74 @@
+"""Read the recipe of a command, check what it needs, and print what is doubtful about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+
+if TYPE_CHECKING:
+    from axpo.config import Recipe
+    from axpo.tasks.task import Fits
+
+ROWS_SHOWN = 20
+"""Rows that are named if a run sets them aside."""
+
+
+def checked_recipe(recipe: Path, overrides: Sequence[str] | None, console: Console) -> Recipe:
+    """Return a recipe whose model and data are checked."""
+    from axpo.config import load_recipe
+
+    loaded = load_recipe(recipe, overrides or ())
+    check_inputs(loaded, console)
+    return loaded
+
+
+def check_inputs(recipe: Recipe, console: Console, model: str | None = None) -> None:
+    """Check the model that will be used, or that of the recipe, and the data.
+
+    What is doubtful about them is printed, and which questions a run sets aside.
+    """
+    print_set_aside(recipe.check_inputs(check_model(recipe, console, model)), console)
+
+
+def check_model(recipe: Recipe, console: Console, model: str | None = None) -> Fits | None:
+    """Check the model that will be used, or that of the recipe; print what is doubtful about it.
+
+    Returns:
+        What checks that a question fits the context, if that can be known.
+    """
+    from axpo.config import looks_local
+    from axpo.model_folder import check_models
+    from axpo.session import local_path
+
+    # A model of the hub can only be checked whole if it is here, and it will be needed now.
+    used = model or recipe.model
+    if not looks_local(used):
+        local_path(used)
+    report = check_models(recipe, model)
+    print_warnings(report.warnings, console)
+    return report.fits
+
+
+def print_lines(lines: Iterable[str], console: Console) -> None:
+    """Print lines that say more of what stands above them."""
+    for line in lines:
+        console.print(f"   {line}", highlight=False, markup=False, soft_wrap=True)
+
+
+def print_set_aside(reasons: Sequence[str], console: Console) -> None:
+    """Print why rows will be set aside, the first of them: all at once would hide the rest."""
+    print_warnings((f"set aside in a run: {reason}" for reason in reasons[:ROWS_SHOWN]), console)
+    more = len(reasons) - ROWS_SHOWN
+    if more > 0:
+        print_warnings([f"set aside in a run: {more} more rows"], console)
+
+
+def print_warnings(warnings: Iterable[str], console: Console) -> None:
+    """Print what is doubtful, a line each."""
+    for warning in warnings:
+        line = f"[yellow]warning[/] {escape(warning)}"
+        console.print(line, highlight=False, soft_wrap=True)
