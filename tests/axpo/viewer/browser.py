@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,6 +63,18 @@ def served(*runs: Path, cache: Path) -> Iterator[str]:
     finally:
         process.terminate()
         process.wait(timeout=20)
+
+
+def wait_for(page: Any, condition: str, seconds: float = 20.0) -> None:
+    """Wait until a condition holds on a page.
+
+    Playwright's own `wait_for_function` compiles a text on the page, which the page's policy
+    refuses.
+    """
+    deadline = time.monotonic() + seconds
+    while not page.evaluate(condition):
+        assert time.monotonic() < deadline, condition
+        page.wait_for_timeout(20)
 
 
 class Watcher:

@@ -9,7 +9,7 @@ import pytest
 
 from axpo.record.run import RunDirectory
 from tests.axpo.helpers import decode
-from tests.axpo.viewer.browser import Watcher, launched, served, violations
+from tests.axpo.viewer.browser import Watcher, launched, served, violations, wait_for
 from tests.axpo.viewer.made_runs import answered, numbers, write_run
 
 PATHS = (
@@ -47,7 +47,7 @@ def opened(browser, viewer, **options):
     page = browser.new_context(**{"viewport": WIDE} | options).new_page()
     watcher = Watcher(page, viewer.origin)
     page.goto(viewer.url)
-    page.wait_for_function("!document.querySelector('#state .note')")
+    wait_for(page, "!document.querySelector('#state .note')")
     return page, watcher
 
 
@@ -94,10 +94,10 @@ def test_the_list_follows_what_is_typed(page, viewer):
     page.goto(f"{viewer.origin}/r/0/groups")
     assert page.locator(".row").count() == 30
     page.fill("#search", "seven is:mixed step:2..4")
-    page.wait_for_function("document.querySelectorAll('.row').length === 3")
+    wait_for(page, "document.querySelectorAll('.row').length === 3")
     assert "step" in page.url
     page.select_option("[name=order]", "oldest")
-    page.wait_for_function("document.querySelector('.row .dim').textContent.startsWith('Step 2')")
+    wait_for(page, "document.querySelector('.row .dim').textContent.startsWith('Step 2')")
     page.fill("#search", "is:")
     page.wait_for_selector(".fault")
     page.reload()
@@ -108,7 +108,7 @@ def test_a_reader_needs_no_mouse(page, viewer):
     page.goto(f"{viewer.origin}/r/0/groups")
     page.keyboard.press("/")
     page.keyboard.type("is:forked")
-    page.wait_for_function("document.querySelectorAll('.row').length === 12")
+    wait_for(page, "document.querySelectorAll('.row').length === 12")
     page.keyboard.press("Escape")
     for key in ("j", "j", "j", "k"):
         page.keyboard.press(key)
@@ -141,12 +141,12 @@ def test_a_run_that_trains_is_followed(browser, tmp_path):
     with served(path, cache=tmp_path / "cache") as url:
         page = browser.new_page()
         page.goto(url)
-        page.wait_for_function("document.querySelector('#head').textContent.includes('12 groups')")
+        wait_for(page, "document.querySelector('#head').textContent.includes('12 groups')")
         run = RunDirectory.open(path)
         run.log_metrics(4, numbers(4))
         run.save_groups(4, [answered("new", "eight", (1.0,))], decode)
-        page.wait_for_function("document.querySelector('#head').textContent.includes('step 4 of')")
-        page.wait_for_function("document.querySelector('#head').textContent.includes('13 groups')")
+        wait_for(page, "document.querySelector('#head').textContent.includes('step 4 of')")
+        wait_for(page, "document.querySelector('#head').textContent.includes('13 groups')")
         assert page.locator(".charts .chart").count() > 4
         page.close()
 

@@ -13,7 +13,7 @@ from axpo.record.files import step_name
 from axpo.record.records import group_to_json
 from axpo.record.run import RunDirectory
 from tests.axpo.helpers import decode, direct, group, policy
-from tests.axpo.viewer.browser import launched, served
+from tests.axpo.viewer.browser import launched, served, wait_for
 from tests.axpo.viewer.made_runs import forked, numbers, photo
 
 STEPS, GROUPS = 1000, 16
@@ -129,8 +129,8 @@ FILL = """
 def filter_seconds(page, typed: str, count: int) -> float:
     """Return the seconds from a key to the list of what fits, in the browser."""
     page.fill("#search", "is:right question:none")
-    page.wait_for_function("document.querySelector('.count').textContent.startsWith('0 groups')")
+    wait_for(page, "document.querySelector('.count').textContent.startsWith('0 groups')")
     if count == 0:
         page.fill("#search", "")
-        page.wait_for_function("!document.querySelector('.count').textContent.startsWith('0 ')")
+        wait_for(page, "!document.querySelector('.count').textContent.startsWith('0 ')")
     return page.evaluate(FILL, [typed, count])
