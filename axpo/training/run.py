@@ -22,9 +22,10 @@ from axpo.session import learner_ranks, local_path, places, ray_session, rollout
 from axpo.training.actors import training_actors
 from axpo.training.cursor import Cursor, load_cursor
 from axpo.training.flow import Flow
+from axpo.training.gauges import Gauges
 from axpo.training.progress import Progress
 from axpo.training.replay import Recording, Replaying, record, replay
-from axpo.training.telling import Telling
+from axpo.training.telling import Telling, both
 from axpo.training.trainer import TrainingRun, train
 from learner.learner import RanksLost
 from resampler.resampler import start_resampler
@@ -112,8 +113,10 @@ def _train_run(
             progress.say(f"damaged checkpoint set aside: {reason}")
         resumed = f", resumed at step {first}" if first else ""
         progress.say(f"run {directory.path}{resumed}")
-        telling = Telling(_ledger(directory, first).log, progress.say, first, directory.path)
         with ExitStack() as stack:
+            gauges = stack.enter_context(Gauges(directory.path.resolve().name))
+            log = both(_ledger(directory, first).log, gauges.log)
+            telling = Telling(log, progress.say, first, directory.path)
             with progress.phase("start"):
                 started = training_actors(recipe, task, directory.path, telling)
                 actors = stack.enter_context(started)
@@ -126,7 +129,7 @@ def _train_run(
             flow = Flow(recipe, task, actors.pool, actors.resampler, telling.log)
             flow.resume(_cursor(recipe, directory, first))
             stack.callback(flow.close)
-            run = TrainingRun(recipe, task, actors, flow, directory, progress, decode)
+            run = TrainingRun(recipe, task, actors, flow, directory, progress, decode, gauges)
             return train(run, first)
 
 

@@ -13,6 +13,16 @@ from rollout_workers.fleet import Log
 from rollout_workers.pool import RolloutPool
 
 
+def both(first: Log, second: Log) -> Log:
+    """Return a log that hands every event to two others."""
+
+    def log(event: str, **fields: Any) -> None:
+        first(event, **fields)
+        second(event, **fields)
+
+    return log
+
+
 class Telling:
     """Watch the start of a run's actors, then their losses."""
 

@@ -25,6 +25,7 @@ from axpo.training.actors import Actors
 from axpo.training.cursor import Cursor
 from axpo.training.due import Due, End
 from axpo.training.flow import Flow, Taken
+from axpo.training.gauges import Gauges
 from axpo.training.metrics import batch_metrics, rollout_metrics, shaping_metrics, tool_metrics
 from axpo.training.progress import Progress
 from axpo.training.stop import StopRequest
@@ -51,6 +52,7 @@ class TrainingRun:
     directory: RunDirectory
     progress: Progress
     decode: Decode  # for the trajectories that people read
+    gauges: Gauges | None = None
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,11 @@ def train(run: TrainingRun, first: int = 0) -> dict[str, Any] | None:
     """
     with StopRequest(run.progress.say) as stop:
         end = _steps(run, Due(run.recipe, stop), first)
-    return None if end is End.STOPPED else summarize(run.directory)
+    if end is End.STOPPED:
+        return None
+    summary = summarize(run.directory)
+    run.directory.tracking.end(summary)
+    return summary
 
 
 def _steps(run: TrainingRun, due: Due, first: int) -> End | None:
@@ -170,7 +176,13 @@ def _write_down(run: TrainingRun, done: int, result: Step) -> None:
 def _end_step(run: TrainingRun, done: int) -> None:
     """Write the seconds since the step's metrics, and show the step."""
     run.directory.log_metrics(done, run.progress.timer.take())
-    run.progress.step(done, run.directory.metrics()[-1])
+    row = run.directory.metrics()[-1]
+    run.progress.step(done, row)
+    if run.gauges is not None:
+        run.gauges.step(done, row)
+    for fault in run.directory.tracking.take_faults():
+        run.directory.log_event("tracker fault", reason=fault)
+        run.progress.say(f"tracker {fault}")
 
 
 def checkpoint(run: TrainingRun, done: int, cursor: Cursor, *, wait: bool = True) -> None:
