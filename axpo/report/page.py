@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from axpo.record.files import read_text
+from axpo.record.files import read_text, replace_file
 from axpo.record.run import RunDirectory
 from axpo.record.set_aside import read_set_aside
 from axpo.record.summary import before_after, duration, label, read_summary
@@ -19,9 +19,12 @@ from axpo.report.curves import charts, points
 from axpo.report.images import Images
 from axpo.report.rollout_view import SURE, Record, group_view
 from axpo.report.timeline import picture
+from axpo.report.trace import trace
 from axpo.texts import clean
 
 GROUPS_SHOWN = 6
+TRACE = "trace.json"
+"""File beside the page: the rollouts of its timeline, for Perfetto."""
 MAX_WORD = 200
 """Characters of a field of the recipe."""
 SET_ASIDE_SHOWN = 50
@@ -121,10 +124,11 @@ def _facts(metrics: Sequence[Record], summary: Record | None) -> list[str]:
 
 
 def _timeline(run: RunDirectory, metrics: Sequence[Record]) -> str:
-    """Return the picture of the rollouts of the last step that has a timeline."""
+    """Return the picture of the rollouts of the last step that has a timeline; write its trace."""
     for row in reversed(metrics):
         bars = run.timeline(row["step"])
         if bars:
+            replace_file(run.path / TRACE, trace(bars, row["step"]))
             return picture(bars, row["step"])
     return ""
 

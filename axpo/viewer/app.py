@@ -28,6 +28,7 @@ PAGES: dict[str, Page] = {
     f"{GROUP}/record.json": reading.record,
     "/r/{run:int}/held-out": reading.held_out,
     "/r/{run:int}/timeline": working.timeline,
+    "/r/{run:int}/trace.json": working.step_trace,
     "/r/{run:int}/faults": working.faults,
 }
 

@@ -12,6 +12,7 @@ from axpo.record.files import by_step
 from axpo.record.run import RunDirectory
 from axpo.record.set_aside import HELD_OUT
 from axpo.report.timeline import picture
+from axpo.report.trace import trace
 from axpo.viewer.site import Site, number
 from axpo.viewer.watched import Watched
 
@@ -24,12 +25,7 @@ SHOWN = 500
 def timeline(site: Site, request: Request) -> Response:
     """Return when the rollouts of a step ran."""
     run = site.run_of(request)
-    steps = [step for step, _ in by_step(run.path / "timeline", ".json")]
-    asked = number(dict(request.query_params), "step", steps[-1] if steps else 0)
-    # The nearest one that there is.
-    step = min(steps, key=lambda one: abs(one - asked)) if steps else None
-    # A directory of its own: it notes what it cannot read, and this one lives for days.
-    bars = RunDirectory.open(run.path).timeline(step) if step is not None else []
+    steps, step, bars = _timed(run, request)
     place = steps.index(step) if step is not None else 0
     return site.page(
         request,
@@ -44,6 +40,14 @@ def timeline(site: Site, request: Request) -> Response:
     )
 
 
+def step_trace(site: Site, request: Request) -> Response:
+    """Return the same as a Chrome trace, a file to download."""
+    _, step, bars = _timed(site.run_of(request), request)
+    name = f'attachment; filename="trace_{step or 0}.json"'
+    headers = {"Content-Disposition": name}
+    return Response(trace(bars, step or 0), media_type="application/json", headers=headers)
+
+
 def faults(site: Site, request: Request) -> Response:
     """Return what was set aside, what could not be read, and what went wrong."""
     run = site.run_of(request)
@@ -56,6 +60,17 @@ def faults(site: Site, request: Request) -> Response:
         counts=run.catalog.happened_counts(),
         happened=[(one, _fields(one)) for one in run.catalog.happened()],
     )
+
+
+def _timed(run: Watched, request: Request) -> tuple[list[int], int | None, list[dict[str, Any]]]:
+    """Return the steps with a timeline, the one that a request asks for, and its bars."""
+    steps = [step for step, _ in by_step(run.path / "timeline", ".json")]
+    asked = number(dict(request.query_params), "step", steps[-1] if steps else 0)
+    # The nearest one that there is.
+    step = min(steps, key=lambda one: abs(one - asked)) if steps else None
+    # A directory of its own: it notes what it cannot read, and this one lives for days.
+    bars = RunDirectory.open(run.path).timeline(step) if step is not None else []
+    return steps, step, bars
 
 
 def _set_aside(run: Watched) -> list[tuple[str, list[str]]]:

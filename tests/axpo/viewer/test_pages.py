@@ -166,6 +166,9 @@ def test_a_timeline_goes_from_step_to_step(client):
     assert 'rel="prev" href="?step=11"' in html
     assert 'rel="next"' not in html
     assert "Rollouts of step 4" in client.get("/r/0/timeline?step=4").text
+    found = client.get("/r/0/trace.json?step=4")
+    assert found.headers["content-disposition"] == 'attachment; filename="trace_4.json"'
+    assert {event["ph"] for event in found.json()["traceEvents"]} >= {"X", "M"}
     assert "2.00" in html  # the slowest took 2 s
 
 
