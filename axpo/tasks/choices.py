@@ -12,7 +12,7 @@ from collections.abc import Mapping
 LONGEST = 2000
 """Characters. A longer answer names no option."""
 
-_TEXT = re.compile(r"\\(?:text|mathrm|mathbf|mathit|textbf|textit|mbox)\s*\{([^{}]*)\}")
+_FONT = re.compile(r"\\(?:text|mathrm|mathbf|mathit|textbf|textit|mbox)\s*\{([^{}]*)\}")
 # B, (b), B., (B): 12 cm
 _LETTER = re.compile(r"[(\[]?\s*([A-Za-z])\s*(?:[)\]]?[)\].:](.*))?", re.DOTALL)
 # A letter that names a further option: with a bracket, point or colon, or a capital by itself.
@@ -54,7 +54,7 @@ def choice(text: str, listed: Mapping[str, str] | None = None) -> str | None:
     if len(text) > LONGEST:
         return None
     listed = listed or {}
-    plain = _TEXT.sub(r"\1", text).strip(" \t\n$*.")
+    plain = without_fonts(text).strip(" \t\n$*.")
     of_text = {letter for letter, option in listed.items() if same_text(option, plain)}
     found = _LETTER.fullmatch(plain)
     if found is None:
@@ -75,10 +75,15 @@ def option_text(text: str) -> str:
     return ((found[2] or "") if found else text).strip()
 
 
+def without_fonts(text: str) -> str:
+    r"""Return a text without TeX's commands for fonts: `Exit` of `\text{Exit}`."""
+    return _FONT.sub(r"\1", text)
+
+
 def same_text(one: str, other: str) -> bool:
     """Return whether two texts are the same, up to case, spaces and a final point."""
     return _folded(one) == _folded(other)
 
 
 def _folded(text: str) -> str:
-    return " ".join(_TEXT.sub(r"\1", text).casefold().split()).rstrip(".")
+    return " ".join(without_fonts(text).casefold().split()).rstrip(".")
