@@ -98,7 +98,7 @@ def _named(text: str) -> str | None:
 
 
 def _at_the_end(text: str) -> str | None:
-    """Return the capital that ends a sentence, if no other stands alone: `I think it is B.`"""
+    """Return the capital that ends a sentence, if no other stands alone: `so it is B`."""
     last = _LAST.search(text)
     return last[1] if last and set(_ALONE.findall(text)) == {last[1]} else None
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from axpo.evaluation.benchmark import Benchmark, Item, Score, benchmarks
 from axpo.evaluation.formulas import equal, parts
-from axpo.evaluation.rows import Row, find_files, parquet_rows
+from axpo.evaluation.rows import Row, find_files, table_rows
 
 _MARK = re.compile(r"\s*<image(\d+)>")
 _PICTURES = [f"image{number}" for number in range(1, 9)]
@@ -34,7 +34,7 @@ class MathVR(Benchmark):
     def items(self, data: Path) -> Iterator[Item]:
         """Yield the rows of the test file."""
         files = find_files(data, self.hub, "test*.parquet", self.also)
-        for row in parquet_rows(files, _PICTURES):
+        for row in table_rows(files, _PICTURES):
             yield _item(row)
 
     def score(self, item: Item, answer: str) -> Score:

@@ -460,13 +460,13 @@ def test_a_file_is_unpacked_once_and_all_or_nothing(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(unpack, "_save", full)
+        patch.setattr(unpack, "save_picture", full)
         with pytest.raises(AxpoError, match=r"cannot be unpacked into .*: No space left on device"):
             benchmarks.parse("mathvision").load(tmp_path)
     (cache,) = tmp_path.rglob(".axpo")
     assert list(cache.iterdir()) == []
     assert len(benchmarks.parse("mathvision").load(tmp_path)) == 3
-    monkeypatch.setattr(unpack, "_save", full)
+    monkeypatch.setattr(unpack, "save_picture", full)
     assert len(benchmarks.parse("mathvision").load(tmp_path)) == 3
 
 
