@@ -73,8 +73,9 @@ class DatasetConfig(TaskConfig):
                 Names source, row and column.
         """
         set_aside: list[str] = []
-        for source in (self.train, self.held_out):
-            faults = check_rows(Rows(source, self.meaning), fits)
+        held_out_fits = fits.held_out if fits is not None else None
+        for source, fitting in ((self.train, fits), (self.held_out, held_out_fits)):
+            faults = check_rows(Rows(source, self.meaning), fitting)
             set_aside += faults.judged(self.max_bad_rows)
         return set_aside
 
