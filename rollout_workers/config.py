@@ -114,7 +114,11 @@ class RolloutConfig(BaseModel):
     )
     # What happens if something fails.
     deadline_s: float = Field(
-        300.0, gt=0, description="seconds until a rollout in flight ends as `deadline`"
+        300.0,
+        gt=0,
+        description="seconds of sampling until a rollout in flight ends as `deadline`; calls of "
+        "tools may wait as long again for free slots, and run as long again: if they run longer, "
+        "the rollout ends as `out_of_turns`",
     )
     retries: int = Field(
         1,
