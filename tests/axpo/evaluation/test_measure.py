@@ -232,6 +232,18 @@ def test_a_judge_that_refuses_stops_the_evaluation_and_no_answer_is_lost(tmp_pat
     assert run(plan(tmp_path, YesMan()), tmp_path / "out", None)["measured"] == 20
 
 
+def test_a_judge_of_the_users_own_that_fails_gives_no_verdict(tmp_path):
+    class Failing(YesMan):
+        name = "yes-man"
+
+        def judge(self, question, accepted, answer):
+            raise KeyError("verdict")
+
+    part = run(plan(tmp_path, Failing()), tmp_path / "out", Pool({"doubles/0": "zero?"}))
+    reasons = {"doubles/0": "KeyError: 'verdict'"}
+    assert part["set_aside"] == {"counts": {"unjudged": 1}, "reasons": reasons}
+
+
 def test_no_score_depends_on_how_the_judge_fails(tmp_path):
     # The server says yes to even numbers; every other question is left to it.
     answers = {f"doubles/{number}": f"is it {number}? {number}" for number in range(0, 20, 2)}
