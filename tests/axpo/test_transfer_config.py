@@ -42,6 +42,20 @@ ADAPTERS = "learner.lora={sync: adapters}"
             "rollout.engine.options.enable_lora: the weight sync relies on it; set "
             "learner.lora.sync instead",
         ),
+        (
+            ["rollout.engine.options={gpu_memory_utilization: 0.99}"],
+            "rollout.engine.options.gpu_memory_utilization: set "
+            "rollout.engine.gpu_memory_utilization instead",
+        ),
+        (
+            ["rollout.engine.options={max_model_len: 512}"],
+            "rollout.engine.options.max_model_len: set rollout.max_context_tokens instead",
+        ),
+        (
+            ["rollout.engine.options={logprobs_mode: raw_logprobs}"],
+            "rollout.engine.options.logprobs_mode: would change what is sampled or its "
+            "log-probabilities, and the learner relies on them",
+        ),
         (["learner.sync_s=0"], "learner.sync_s=0: Input should be greater than 0"),
         (["rollout.sleep_level=3"], "rollout.sleep_level=3: Input should be 1 or 2"),
     ],
