@@ -41,6 +41,9 @@ app.add_typer(index_app, name="index")
 app.add_typer(tools_app, name="tools")
 console = Console()
 
+SERVICE_S = 10.0
+"""Seconds in which a judge must answer `axpo check`."""
+
 RecipeFile = Annotated[
     Path, typer.Argument(metavar="RECIPE", help="recipe, a YAML file (see deploy/recipes/)")
 ]
@@ -94,6 +97,7 @@ def check(
     placement = placement_lines(loaded, nodes)
     report = check_models(loaded)
     set_aside = [*loaded.check_inputs(report.fits), *check_stages(loaded)]
+    doubts = _silent_service(loaded)
     if images:
         # What a header says is said again when the image is decoded.
         set_aside += [reason for reason in _decode_images(loaded) if reason not in set_aside]
@@ -102,7 +106,7 @@ def check(
     console.print(f"[green]ok[/] {escape(loaded.describe())}", highlight=False)
     _print_lines(report.lines)
     _print_lines(placement)
-    _print_warnings(report.warnings)
+    _print_warnings([*report.warnings, *doubts])
     _print_set_aside(set_aside)
     # Without a network and without the model on disk its size is not known.
     config = read_config(loaded.model)
@@ -189,6 +193,8 @@ def train(
         loaded, directory, first = _resumed(resume)
     else:
         loaded = _load(recipe, overrides)
+        if replay is None:
+            loaded.task.check_service()
         directory, first = _new_run(loaded, run), 0
     # The directory is locked until the end: one run, one process.
     with directory:
@@ -294,6 +300,7 @@ def _held_out(recipe: Recipe, model: str) -> None:
     from axpo.session import ray_session
 
     _check_inputs(recipe, model)
+    recipe.task.check_service()
     with ray_session(recipe, learner=False), console.status("evaluating"):
         found = evaluate_model(recipe, model)
     for reason in found.unusable:
@@ -381,6 +388,15 @@ def _check_model(recipe: Recipe, model: str | None = None) -> Fits | None:
     return report.fits
 
 
+def _silent_service(recipe: Recipe) -> list[str]:
+    """Return why a judge gives no verdict now. A run would not start; it may be there by then."""
+    try:
+        recipe.task.check_service(SERVICE_S)
+    except AxpoError as error:
+        return [str(error)]
+    return []
+
+
 def _decode_images(recipe: Recipe) -> list[str]:
     """Decode every image of the recipe's data; return which rows a run sets aside."""
     from axpo.sft.check import decode_stages
@@ -429,6 +445,7 @@ def _resumed(path: Path) -> tuple[Recipe, RunDirectory, int]:
     run = RunDirectory.open(path)
     recipe = load_recipe(run.path / "recipe.yaml")
     _check_inputs(recipe)
+    recipe.task.check_service()
     directory, first = RunDirectory.resume(path, tensorboard=recipe.logging.tensorboard)
     return recipe, directory, first
 

@@ -123,6 +123,8 @@ def prepare(target: Path, recipe: Recipe, model: str, options: Options) -> Evalu
     """
     chosen = tuple(_benchmark(name, options) for name in options.names)
     judge = options.judge or _no_judge(chosen)
+    # Before files of gigabytes are unpacked.
+    judge.check_settings()
     if getattr(judge, "cache", "") is None:
         judge = judge.model_copy(update={"cache": str(Path(recipe.logging.root) / "judge-cache")})
     plan = Plan(

@@ -80,8 +80,16 @@ class Judge(Variant):
         """Return who judges, in a few words."""
         return self.name
 
-    def check(self) -> None:
-        """Raise AxpoError if no answer can be judged; called before anything is asked."""
+    def check_settings(self) -> None:
+        """Raise AxpoError if these settings cannot work here. Asks nobody."""
+        return
+
+    def check(self, timeout_s: float | None = None) -> None:
+        """Raise AxpoError if no answer can be judged; called before anything is asked.
+
+        Args:
+            timeout_s: give up after one attempt of so many seconds; None: be patient.
+        """
         return
 
     @contextmanager
@@ -107,6 +115,14 @@ class JudgeVerifier(Verifier):
     """The answer has the text of the truth, or a judge says that it means the same."""
 
     judge: Annotated[Judge, Registered()] = Field(description="who judges: `axpo list judges`")
+
+    def check_settings(self) -> None:
+        """Raise AxpoError if the judge cannot be asked, for example because there is no key."""
+        self.judge.check_settings()
+
+    def check_service(self, timeout_s: float | None = None) -> None:
+        """Raise AxpoError if the judge gives no verdict."""
+        self.judge.check(timeout_s)
 
     def reward(self, question: Question, answer: str | None) -> float:
         """Return 1.0 if the answer is right, else 0.0.

@@ -80,13 +80,22 @@ class Endpoint(Judge):
         """Return the model and the prompt's hash."""
         return f"{self.model}, prompt {PROMPT_HASH}"
 
-    def check(self) -> None:
+    def check_settings(self) -> None:
+        """Raise AxpoError if the environment lacks the key."""
+        _headers(self)
+
+    def check(self, timeout_s: float | None = None) -> None:
         """Ask for one verdict.
+
+        Args:
+            timeout_s: give up after one attempt of so many seconds; None: be patient.
 
         Raises:
             AxpoError: the key is refused, there is no such model, or the endpoint gives none.
         """
-        found = self._asked(messages("What is 2 + 2?", ["4"], "It is 4"))
+        hurried = {"attempts": 1, "timeout_s": min(timeout_s or self.timeout_s, self.timeout_s)}
+        asked = self if timeout_s is None else self.model_copy(update=hurried)
+        found = asked._asked(messages("What is 2 + 2?", ["4"], "It is 4"))
         if found.right is None:
             raise AxpoError(f"judge: {self.base_url}: {found.fault}")
 
@@ -109,7 +118,7 @@ class Endpoint(Judge):
             try:
                 reply = _client(self).reply(asked)
             except _Passing as error:
-                return Judgement(None, reply, f"{error}, after {self.attempts} attempts")
+                return Judgement(None, reply, f"{error}, after {_times(self.attempts)}")
             except _NotTaken as error:
                 return Judgement(None, reply, str(error))
             right = verdict(reply)
@@ -254,6 +263,10 @@ def _headers(settings: Endpoint) -> dict[str, str]:
     if not (key.isascii() and key.isprintable()) or " " in key:
         raise AxpoError(f"judge: {settings.key_env}: expected a key of visible ASCII characters")
     return {"Authorization": f"Bearer {key}"}
+
+
+def _times(attempts: int) -> str:
+    return "1 attempt" if attempts == 1 else f"{attempts} attempts"
 
 
 def _said(data: bytes) -> str:

@@ -169,6 +169,16 @@ class TaskConfig(Variant):
         """
         return []
 
+    def check_service(self, timeout_s: float | None = None) -> None:
+        """Raise AxpoError if a service that verifies answers, a judge, does not answer itself.
+
+        Called before a run starts.
+
+        Args:
+            timeout_s: give up after one attempt of so many seconds; None: be as patient as a run.
+        """
+        return
+
     def remarks(self, rule: ImageRule) -> list[str]:
         """Return what is doubtful about this task for a model that sees images so, a line each."""
         return []
