@@ -58,8 +58,9 @@ class Faults:
             of_all = f"{len(self.bad):,} of {self.rows:,} rows are bad"
             raise AxpoError(f"{self.bad[0]}; {of_all}, at most {max_bad_rows:.0%} may be")
         if len(self.bad) + len(self.misfits) == self.rows:
-            first = self.misfits[0] if self.misfits else self.bad[0]
-            raise AxpoError(f"{first}; no row of {self.path} fits the context")
+            if not self.misfits:
+                raise AxpoError(f"{self.bad[0]}; no row of {self.path} can be asked")
+            raise AxpoError(f"{self.misfits[0]}; no row of {self.path} fits the context")
         return self.bad + self.misfits
 
 
