@@ -66,6 +66,18 @@ def test_a_sync_that_cannot_work_is_refused(overrides, message):
     assert str(caught.value) == f"{DEMO}: {message}"
 
 
+@pytest.mark.parametrize("changes", [["learner.sync_s=600"], ["rollout.health_s=60"]])
+def test_an_engine_may_be_silent_for_as_long_as_a_sync_takes(changes):
+    """NCCL brings all weights in one call, and the engine answers nothing meanwhile."""
+    nodes = "deploy/recipes/qwen3-vl-8b-thinking-two-nodes.yaml"
+    with pytest.raises(AxpoError, match=r"rollout\.health_s=.*must be at least learner\.sync_s="):
+        load_recipe(nodes, changes)
+    load_recipe(nodes, ["learner.sync_s=600", "rollout.health_s=600"])
+    load_recipe(nodes, [*changes, "learner.lora={sync: adapters}"])
+    # In buckets, each of which is a call.
+    load_recipe("deploy/recipes/qwen3-vl-8b-thinking.yaml", changes)
+
+
 def test_engines_have_room_for_adapters_only_if_they_come_alone():
     assert load_recipe(DEMO).lora_rank is None
     assert load_recipe(DEMO, ["learner.lora={rank: 4}"]).lora_rank is None
