@@ -200,10 +200,10 @@ def train(
     with directory:
         if rollouts_only:
             record_run(loaded, directory, console)
-            console.print(f"rollouts {directory.path / 'rollouts'}")
+            _print_lines([f"rollouts {directory.path / 'rollouts'}"], indent="")
         elif replay:
             steps = replay_run(loaded, RunDirectory.open(replay), directory, console)
-            console.print(f"checkpoint {directory.checkpoints.path(steps)}")
+            _print_lines([f"checkpoint {directory.checkpoints.path(steps)}"], indent="")
         else:
             _train(loaded, directory, first)
 
@@ -219,7 +219,7 @@ def _train(recipe: Recipe, directory: RunDirectory, first: int) -> None:
     # Also of a run that was stopped: its curves are worth a look.
     report = render(path)
     if summary is None:
-        console.print(f"stopped with a checkpoint; continue with --resume {path}", highlight=False)
+        _print_lines([f"stopped with a checkpoint; continue with --resume {path}"], indent="")
         return
     title = f"{recipe.name} · {recipe.algorithm}"
     console.print(summary_table(summary, title, {"run": path, "report": report}))
@@ -325,7 +325,7 @@ def sft(recipe: RecipeFile, overrides: Overrides = None) -> None:
     _print_set_aside(check_stages(loaded))
     with ray_session(loaded, workers=False):
         folder = fine_tune(loaded, console)
-    console.print(f"model {folder}")
+    _print_lines([f"model {folder}"], indent="")
 
 
 @model_app.command()
@@ -341,7 +341,7 @@ def build(
 
     # The recipe's model does not exist yet, so its inputs are not checked.
     folder = build_embedded(load_recipe(recipe, overrides or ()), console)
-    console.print(f"model {folder}")
+    _print_lines([f"model {folder}"], indent="")
 
 
 @app.command()
@@ -349,7 +349,7 @@ def report(run: RunFolder) -> None:
     """Write RUN/report.html: curves, and trajectories that a person can read."""
     from axpo.report.page import render
 
-    console.print(f"report {render(run)}")
+    _print_lines([f"report {render(run)}"], indent="")
 
 
 def _load(recipe: Path, overrides: list[str] | None) -> Recipe:
@@ -405,14 +405,15 @@ def _decode_images(recipe: Recipe) -> list[str]:
     notes = Path(recipe.logging.root) / "image-checks"
 
     def tell(source: str, done: int, rows: int) -> None:
-        console.print(f"   images of {source}: {done:,} of {rows:,} rows", highlight=False)
+        _print_lines([f"images of {source}: {done:,} of {rows:,} rows"])
 
     return recipe.task.check_images(notes, tell) + decode_stages(recipe, notes, tell)
 
 
-def _print_lines(lines: Iterable[str]) -> None:
+def _print_lines(lines: Iterable[str], indent: str = "   ") -> None:
+    """Print lines that may have brackets in them, as paths may."""
     for line in lines:
-        console.print(f"   {line}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"{indent}{line}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _print_set_aside(reasons: Sequence[str]) -> None:

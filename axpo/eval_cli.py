@@ -8,9 +8,11 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from axpo.config import Recipe
 from axpo.errors import AxpoError
+from axpo.texts import printable
 
 SHOWN_REASONS = 5
 
@@ -53,8 +55,8 @@ def run_benchmarks(
     with console.status("reading the benchmarks"):
         evaluation = prepare(target, recipe, model, _options(options))
     for doubt in evaluation.doubts:
-        console.print(f"[yellow]warning[/] {doubt}", highlight=False, soft_wrap=True)
-    console.print(f"results {evaluation.out}", highlight=False, soft_wrap=True)
+        _warn(doubt, console)
+    _say(f"results {evaluation.out}", console)
     with console.status("evaluating") as status:
 
         def progress(what: str, done: int, total: int) -> None:
@@ -63,13 +65,14 @@ def run_benchmarks(
         summary = evaluate(evaluation, progress)
     print_summary(summary, console)
     page = render_evaluation(evaluation.out)
-    console.print(f"report {page}", highlight=False, soft_wrap=True)
+    _say(f"report {page}", console)
 
 
 def print_summary(summary: Mapping[str, Any], console: Console) -> None:
     """Print the table of an evaluation, and what was set aside."""
     most = f"pass{summary['samples']}"
-    table = Table(title=f"{summary['model']} · judge: {summary['judge']}", title_justify="left")
+    title = f"{summary['model']} · judge: {summary['judge']}"
+    table = Table(title=Text(printable(title)), title_justify="left")
     columns = (
         "benchmark",
         "questions",
@@ -82,7 +85,7 @@ def print_summary(summary: Mapping[str, Any], console: Console) -> None:
         table.add_column(name, justify="left" if name == "benchmark" else "right")
     for part in summary["benchmarks"].values():
         table.add_row(
-            part["title"],
+            Text(printable(part["title"])),
             str(part["measured"]),
             shown(part.get("pass1")),
             shown(part.get(most)),
@@ -107,14 +110,15 @@ def print_comparison(first: Path, second: Path, console: Console) -> None:
     from axpo.evaluation.compare import compare
 
     found = compare(first, second)
-    table = Table(title=f"B = {second} against A = {first}", title_justify="left")
+    title = f"B = {second} against A = {first}"
+    table = Table(title=Text(printable(title)), title_justify="left")
     columns = ("questions", "A", "B", "B - A, 95 % interval", "better", "worse", "McNemar p")
     table.add_column("benchmark")
     for name in columns:
         table.add_column(name, justify="right")
     for one in found.differences:
         table.add_row(
-            one.benchmark,
+            Text(printable(one.benchmark)),
             str(one.questions),
             f"{one.first:.1%}",
             f"{one.second:.1%}",
@@ -128,10 +132,10 @@ def print_comparison(first: Path, second: Path, console: Console) -> None:
     console.print(table)
     for one in found.differences:
         if one.only_one:
-            line = f"{one.benchmark}: {one.only_one} questions are measured in one of them only"
-            console.print(line, highlight=False)
+            name, count = one.benchmark, one.only_one
+            _say(f"{name}: {count} questions are measured in one of them only", console)
     for warning in found.warnings:
-        console.print(f"[yellow]warning[/] they differ in {warning}", highlight=False)
+        _warn(f"they differ in {warning}", console)
 
 
 def shown(estimate: Mapping[str, float] | None) -> str:
@@ -158,12 +162,22 @@ def _print_set_aside(name: str, set_aside: Mapping[str, Any], console: Console) 
     if not set_aside["counts"]:
         return
     counts = ", ".join(f"{count} {word}" for word, count in set_aside["counts"].items())
-    console.print(f"[yellow]set aside[/] {name}: {counts}", highlight=False)
+    _say(Text.assemble(("set aside", "yellow"), printable(f" {name}: {counts}")), console)
     reasons = list(set_aside["reasons"].items())
     for key, reason in reasons[:SHOWN_REASONS]:
-        console.print(f"   {key}: {reason}", highlight=False, markup=False, soft_wrap=True)
+        _say(f"   {key}: {reason}", console)
     if len(reasons) > SHOWN_REASONS:
-        console.print(f"   and {len(reasons) - SHOWN_REASONS} more, see summary.json")
+        _say(f"   and {len(reasons) - SHOWN_REASONS} more, see summary.json", console)
+
+
+def _warn(text: str, console: Console) -> None:
+    _say(Text.assemble(("warning", "yellow"), f" {printable(text)}"), console)
+
+
+def _say(line: str | Text, console: Console) -> None:
+    """Print a line that may have brackets in it: paths, names, what a judge's server said."""
+    shown = line if isinstance(line, Text) else printable(line)
+    console.print(shown, highlight=False, markup=False, soft_wrap=True)
 
 
 def _options(given: Mapping[str, Any]) -> Any:
