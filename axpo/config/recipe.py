@@ -220,9 +220,9 @@ class Recipe(Section):
     def _check_silence(self) -> None:
         """Refuse a sync that engines would not live to see the end of."""
         transfer = self.rollout.engine.weight_transfer
-        by_nccl = transfer in ("nccl", "sparse_nccl") and self.lora_rank is None
+        in_one_call = transfer == "nccl" and self.lora_rank is None
         health_s, sync_s = self.rollout.health_s, self.learner.sync_s
-        if by_nccl and health_s < sync_s:
+        if in_one_call and health_s < sync_s:
             raise ValueError(
                 f"rollout.health_s={health_s:g}: must be at least learner.sync_s={sync_s:g} with "
                 f"weight_transfer={transfer!r}: an engine gives no sign of life while it receives "
