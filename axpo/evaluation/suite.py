@@ -25,8 +25,10 @@ from axpo.evaluation.measure import measure
 from axpo.evaluation.paper import SUITE
 from axpo.evaluation.plan import Asked, Plan, SuiteTask, load_questions
 from axpo.evaluation.results import GIVEN, Results
+from axpo.plain_files import NotPlain, read_plain
 from axpo.record.records import Decode
 from axpo.session import local_path, ray_session, rollout_actors
+from axpo.strict_yaml import MAX_BYTES, read_yaml
 from axpo.tasks.judge import Judge, judges
 from rollout_workers.chat import Chat
 from rollout_workers.pool import RolloutPool
@@ -95,17 +97,17 @@ def parse_judge(text: str | None) -> Judge | None:
     """
     if text is None:
         return None
-    import yaml
-
     import axpo.evaluation.local_judge  # noqa: F401  (registers it)
 
     try:
         if text.endswith((".yaml", ".yml")):
-            text = Path(text).read_text(encoding="utf-8")
-        return judges.parse(yaml.safe_load(text))
+            text = read_plain(Path(text), MAX_BYTES).decode("utf-8-sig")
+        return judges.parse(read_yaml(text))
     except OSError as error:
         raise AxpoError(f"--judge {text}: {error.strerror}") from None
-    except (ValueError, yaml.YAMLError) as error:
+    except NotPlain as error:
+        raise AxpoError(f"--judge {text}: {error}") from None
+    except ValueError as error:
         raise AxpoError(f"--judge: {' '.join(str(error).split())}") from None
 
 
