@@ -267,7 +267,9 @@ def evaluate(
     ] = None,
     compare: Annotated[
         tuple[Path, Path] | None,
-        typer.Option(metavar="A B", help="compare the results in two folders"),
+        typer.Option(
+            metavar="A B", help="compare the results in two folders; with --out also as a page"
+        ),
     ] = None,
 ) -> None:
     """Measure a model: Pass@1, Pass@k and tool use, on the held-out questions or on benchmarks.
@@ -275,10 +277,10 @@ def evaluate(
     Results of benchmarks are files (docs/evaluation.md). If an evaluation was interrupted, the same
     command goes on where it stopped.
     """
-    from axpo.eval_cli import load_any, print_comparison, run_benchmarks
+    from axpo.eval_cli import load_any, run_benchmarks, run_comparison
 
     if compare is not None:
-        return print_comparison(*compare, console)
+        return run_comparison(*compare, out, console)
     if target is None:
         raise AxpoError("eval: expected a TARGET, or --compare A B")
     asks_benchmarks = suite is not None or benchmark is not None

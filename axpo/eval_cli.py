@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -13,6 +13,9 @@ from rich.text import Text
 from axpo.config import Recipe
 from axpo.errors import AxpoError
 from axpo.texts import printable
+
+if TYPE_CHECKING:
+    from axpo.evaluation.compare import Comparison
 
 SHOWN_REASONS = 5
 
@@ -105,11 +108,27 @@ def print_summary(summary: Mapping[str, Any], console: Console) -> None:
         _print_set_aside(name, part["set_aside"], console)
 
 
-def print_comparison(first: Path, second: Path, console: Console) -> None:
-    """Print what the second evaluation does better than the first, question by question."""
+def run_comparison(first: Path, second: Path, out: Path | None, console: Console) -> None:
+    """Compare two evaluations, print the table, and write it and its page into a folder.
+
+    Args:
+        first: the folder of A.
+        second: the folder of B.
+        out: where page and numbers are written; None: nowhere.
+        console: where things are printed.
+    """
     from axpo.evaluation.compare import compare
+    from axpo.report.comparison import write_comparison
 
     found = compare(first, second)
+    page = write_comparison(first, second, found, out) if out is not None else None
+    print_comparison(first, second, found, console)
+    if page is not None:
+        _say(f"report {page}", console)
+
+
+def print_comparison(first: Path, second: Path, found: Comparison, console: Console) -> None:
+    """Print what the second evaluation does better than the first."""
     title = f"B = {second} against A = {first}"
     table = Table(title=Text(printable(title)), title_justify="left")
     columns = ("questions", "A", "B", "B - A, 95 % interval", "better", "worse", "McNemar p")

@@ -366,6 +366,19 @@ def test_the_page_shows_the_table_the_answers_and_their_crops(tmp_path):
     assert sorted(record["question_id"] for record in kept) == [f"doubles/{n}" for n in range(6)]
 
 
+def test_the_page_calls_an_answer_without_a_verdict_neither_right_nor_wrong(tmp_path):
+    answers = {"doubles/0": "zero?"}
+    run(plan(tmp_path, YesMan(right=None)), tmp_path / "out", Pool(answers))
+    page = render_evaluation(tmp_path / "out").read_text()
+    row = page.partition("<td>What is twice 0?</td>")[2].partition("</tr>")[0]
+    assert row.count("no verdict") == 4
+    assert "wrong" not in row
+    # Also where the rollouts are shown.
+    rollouts = page.partition("<b>What is twice 0?</b>")[2].partition("<b>What is twice 1?</b>")[0]
+    assert rollouts.count("no verdict") == 4
+    assert "✗ wrong" not in rollouts
+
+
 def test_a_question_is_named_apart_from_those_of_other_benchmarks():
     item = Item("7", "?", (), ("x",))
     assert Asked(Doubles(), item, 0).key == "doubles/7" == item.question("doubles").id
