@@ -22,6 +22,7 @@ import json
 import logging
 import threading
 import time
+import traceback
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +31,7 @@ import numpy as np
 from aiolimiter import AsyncLimiter
 from cachetools import LRUCache
 
-from axpo.texts import clean
+from axpo.texts import clean, printable
 from tool_server.config import Breaker, Limits
 from tool_server.functions import checked
 from tool_server.images import MAX_ASPECT, fit
@@ -304,7 +305,9 @@ class ToolRunner:
         return result
 
     def _failure(self, error: Exception, what: str = "", seconds: float = 0.0) -> ToolResult:
-        log.warning("tool %s failed", self.tool.name, exc_info=error)
+        # The error may repeat what a server or a page says, and logs are read on terminals.
+        trace = printable("".join(traceback.format_exception(error)).rstrip())
+        log.warning("tool %s failed\n%s", self.tool.name, trace)
         text = clean(f"{self.tool.name} failed: {what}{type(error).__name__}: {error}")
         return ToolResult(ToolStatus.INFRASTRUCTURE, text, seconds=seconds)
 
