@@ -33,16 +33,13 @@ def write_comparison(first: Path, second: Path, found: Comparison, folder: Path)
     for file in (numbers, page):
         if file.exists():
             raise AxpoError(f"{file}: exists; choose another --out")
-    html = (
-        templates()
-        .get_template("comparison.html.jinja")
-        .render(
-            first=first,
-            second=second,
-            warnings=found.warnings,
-            table=_table(found),
-            parts=_parts(found),
-        )
+    template = templates().get_template("comparison.html.jinja")
+    html = template.render(
+        first=first,
+        second=second,
+        warnings=found.warnings,
+        table=_table(found),
+        parts=_parts(found),
     )
     both = {"first": str(first), "second": str(second), **found.to_json()}
     try:
