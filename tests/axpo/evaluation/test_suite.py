@@ -63,6 +63,20 @@ def test_options_reach_the_benchmarks_that_have_them(data):
     assert found.doubts[0] == "vstar: 191 questions expected, 2 found"
 
 
+def test_a_benchmark_that_needs_a_search_is_doubtful_without_one(tmp_path):
+    invented.mmsearch(tmp_path)
+    judge = judges.parse("exact")
+    told = "mmsearch: its questions need a search, and no tool searches"
+    count = "mmsearch: 300 questions expected, 2 found"
+    assert ready(tmp_path, "mmsearch", judge=judge).doubts == [count, told]
+    assert ready(tmp_path, "mmsearch", judge=judge, image_search=True).doubts == [count]
+    recipe = load_recipe(
+        DEBUG, ["tools.tools.tavily-search={kind: search, options: {provider: {kind: tavily}}}"]
+    )
+    found = prepare(DEBUG, recipe, recipe.model, Options(["mmsearch"], tmp_path, judge))
+    assert found.doubts == [count]
+
+
 def test_what_cannot_be_measured_is_named_before_anything_starts(data, tmp_path):
     refused = [
         (["nothing"], {}, "--benchmark 'nothing': expected one of"),
