@@ -8,6 +8,7 @@ and harmless relatives of those. Absent on purpose:
 - memfd_create and System V shared memory, which both escape RLIMIT_AS
 - chown and extended attributes, which Landlock does not cover
 - kill; raise and abort use tgkill
+- flock, which locks files that can only be read; a write lock of fcntl needs the right to write
 - changing limits: RLIMITs can be read, but the server alone knows how a call ended if the call
   cannot lower its own
 
@@ -24,7 +25,7 @@ from tool_server.tool import ToolUnavailable
 
 ALLOWED = """
 read write readv writev pread64 pwrite64 preadv pwritev lseek close dup dup2 dup3
-flock fsync fdatasync ftruncate truncate fallocate fadvise64 copy_file_range sendfile
+fsync fdatasync ftruncate truncate fallocate fadvise64 copy_file_range sendfile
 open openat creat stat fstat lstat newfstatat statx statfs fstatfs access faccessat faccessat2
 readlink readlinkat getcwd chdir fchdir mkdir mkdirat rmdir unlink unlinkat
 rename renameat renameat2 link linkat symlink symlinkat
