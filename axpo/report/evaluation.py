@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from axpo.evaluation.answers import final_text
 from axpo.evaluation.results import IMAGES, TRAJECTORIES, Row, disk_error, read_evaluation
-from axpo.record.files import read_rows
+from axpo.record.files import read_rows, replace_file
 from axpo.record.records import ImageFolder
 from axpo.report.images import Images
 from axpo.report.rollout_view import SURE, GroupView, group_view
+from axpo.texts import clean
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -48,7 +49,7 @@ def render_evaluation(folder: Path) -> Path:
     )
     out = folder / "report.html"
     try:
-        out.write_text(html, encoding="utf-8", errors="replace")
+        replace_file(out, clean(html))
     except OSError as error:
         raise disk_error(folder, error) from None
     return out

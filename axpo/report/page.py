@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from axpo.record.files import read_text
+from axpo.record.files import read_text, replace_file
 from axpo.record.run import RunDirectory
 from axpo.record.set_aside import read_set_aside
 from axpo.record.summary import before_after, duration, label, read_summary
@@ -72,7 +72,7 @@ def render(run_dir: str | Path) -> Path:
     )
     out = run.path / "report.html"
     # Half a surrogate pair, in a reason or the name of a metric, is no UTF-8.
-    out.write_text(clean(html), encoding="utf-8")
+    replace_file(out, clean(html))
     return out
 
 

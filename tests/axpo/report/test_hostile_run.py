@@ -157,6 +157,43 @@ def test_pipes_are_not_waited_for(run, file):
         render(run)
 
 
+@pytest.mark.parametrize("name", ["report.html", "report.html.tmp"])
+def test_a_report_is_written_through_no_link(run, tmp_path, name):
+    mine = tmp_path / "mine"
+    mine.write_text("mine")
+    (run / name).symlink_to(mine)
+    page = render(run)
+    assert mine.read_text() == "mine"
+    assert not page.is_symlink()
+    assert "Pass@1" in page.read_text()
+
+
+@pytest.mark.parametrize("file", ["recipe.yaml", "metrics.jsonl", STEP, "summary.json"])
+def test_what_a_link_leads_to_is_not_shown(run, tmp_path, file):
+    (run / file).rename(tmp_path / "mine")
+    (run / file).symlink_to(tmp_path / "mine")
+    with pytest.raises(AxpoError, match="is no regular file"):
+        render(run)
+
+
+@pytest.mark.parametrize("file", ["metrics.jsonl", "held_out.jsonl", "lock"])
+def test_a_resume_writes_through_no_link(run, tmp_path, file):
+    mine = tmp_path / "mine"
+    mine.write_text("mine")
+    (run / "summary.json").unlink()
+    (run / file).unlink(missing_ok=True)
+    (run / file).symlink_to(mine)
+
+    def resume():
+        with RunDirectory.resume(run)[0] as resumed:
+            resumed.log_metrics(1, {"pass1": 0.5})
+            resumed.log_held_out(1, {})
+
+    with pytest.raises(AxpoError, match=f"{file}: is no regular file"):
+        resume()
+    assert mine.read_text() == "mine"
+
+
 def bomb() -> bytes:
     """Return a PNG of 2 kB that says it has 10^10 pixels."""
 
