@@ -1,6 +1,7 @@
 """Groups, forks, retries and scoring of a worker, with a mock engine."""
 
 import asyncio
+import sys
 import threading
 import time
 from dataclasses import dataclass, replace
@@ -199,6 +200,7 @@ def test_after_all_retries_there_is_no_reward(model):
         (lambda question, answer: {}["key"], "KeyError: 'key'"),
         (lambda question, answer: float("nan"), "gave nan"),
         (lambda question, answer: None, "TypeError: float() argument must be"),
+        (lambda question, answer: sys.exit(3), "RuntimeError: SystemExit: 3"),
         (lambda question, answer: threading.Event().wait(30), "TimeoutError: "),
     ],
 )
