@@ -153,11 +153,11 @@ class _Notes:
         self._known: dict[int, tuple[str, str]] = {}
         if file.exists():
             # A check that was stopped may have left half a line.
-            for line in file.read_text(encoding="utf-8").split("\n"):
+            for line in file.read_text(encoding="utf-8", errors="replace").split("\n"):
                 try:
                     number, stamp, fault = json.loads(line)
-                    self._known[number] = (stamp, fault)
-                except ValueError:
+                    self._known[int(number)] = (str(stamp), str(fault))
+                except (ValueError, TypeError, OverflowError, RecursionError):
                     continue
 
     def fault(self, number: int, stamp: str) -> str | None:

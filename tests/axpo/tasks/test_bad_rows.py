@@ -70,10 +70,11 @@ def test_a_check_of_all_images_finds_what_only_decoding_finds_and_goes_on_where_
     assert f"{file}, row 2: images: {data}/noise.png cannot be read" in fault
     assert told == [(str(file), 256, 301), (str(file), 301, 301)]
     assert sorted(decoded) == list(range(301))
-    # Everything is known now, also after a line that was cut off.
+    # Everything is known now, also after lines that were cut off or damaged.
     (log,) = notes.iterdir()
     lines = log.read_text().splitlines()
-    log.write_text("\n".join([*lines[:-2], lines[-2][:9]]))
+    damaged = [*lines[:-2], lines[-2][:9], "7", '[[], "", ""]', '["x", "", ""]']
+    log.write_bytes("\n".join(damaged).encode() + b"\n\xff")
     decoded.clear()
     assert check() == [fault]
     assert sorted(decoded) == [299, 300]
