@@ -74,25 +74,16 @@ def run_benchmarks(
 def print_summary(summary: Mapping[str, Any], console: Console) -> None:
     """Print the table of an evaluation, and what was set aside."""
     most = f"pass{summary['samples']}"
-    title = f"{summary['model']} · judge: {summary['judge']}"
-    table = Table(title=Text(printable(title)), title_justify="left")
-    columns = (
-        "benchmark",
-        "questions",
-        "Pass@1",
-        f"Pass@{summary['samples']}",
-        "tool use",
-        "paper*",
-    )
-    for name in columns:
-        table.add_column(name, justify="left" if name == "benchmark" else "right")
+    table = _table(f"{summary['model']} · judge: {summary['judge']}")
+    columns = ("asked", "Pass@1", f"Pass@{summary['samples']}", "tool use", "paper*")
+    _add_columns(table, columns)
     for part in summary["benchmarks"].values():
         table.add_row(
             Text(printable(part["title"])),
             str(part["measured"]),
             shown(part.get("pass1")),
             shown(part.get(most)),
-            shown(part["tool_use"]),
+            _percent(part["tool_use"]),
             paper(part),
         )
     average = summary["average"]
@@ -129,30 +120,29 @@ def run_comparison(first: Path, second: Path, out: Path | None, console: Console
 
 def print_comparison(first: Path, second: Path, found: Comparison, console: Console) -> None:
     """Print what the second evaluation does better than the first."""
-    title = f"B = {second} against A = {first}"
-    table = Table(title=Text(printable(title)), title_justify="left")
-    columns = ("questions", "A", "B", "B - A, 95 % interval", "better", "worse", "McNemar p")
-    table.add_column("benchmark")
-    for name in columns:
-        table.add_column(name, justify="right")
+    table = _table(f"B = {second} against A = {first}")
+    columns = ("asked", "A", "B", "B - A", "95 % interval", "better", "worse", "p*")
+    _add_columns(table, columns)
     for one in found.differences:
+        change = one.difference.to_json()
         table.add_row(
-            Text(printable(one.benchmark)),
+            Text(printable(one.title)),
             str(one.questions),
-            f"{one.first:.1%}",
-            f"{one.second:.1%}",
-            points(one.difference.to_json()),
+            f"{100 * one.first:.1f}",
+            f"{100 * one.second:.1f}",
+            *points(change),
             str(one.better),
             str(one.worse),
             f"{one.p_value:.3g}",
         )
     if found.average is not None:
-        table.add_row("average", "", "", "", points(found.average.to_json()), "", "", "")
+        change = found.average.to_json()
+        table.add_row("average", "", "", "", *points(change), "", "", "")
     console.print(table)
+    _say("* McNemar's exact test of better against worse", console)
     for one in found.differences:
         if one.only_one:
-            name, count = one.benchmark, one.only_one
-            _say(f"{name}: {count} questions are measured in one of them only", console)
+            _say(f"{one.benchmark}: measured in one of them only: {one.only_one}", console)
     for warning in found.warnings:
         _warn(f"they differ in {warning}", console)
 
@@ -165,10 +155,10 @@ def shown(estimate: Mapping[str, float] | None) -> str:
     return f"{value:.1f} ({low:.1f}–{high:.1f})"
 
 
-def points(estimate: Mapping[str, float]) -> str:
-    """Return a difference with its interval, in points."""
+def points(estimate: Mapping[str, float]) -> tuple[str, str]:
+    """Return a difference and its interval, in points."""
     value, low, high = (100 * estimate[name] for name in ("value", "low", "high"))
-    return f"{value:+.1f} ({low:+.1f} to {high:+.1f})"
+    return f"{value:+.1f}", f"{low:+.1f} to {high:+.1f}"
 
 
 def paper(part: Mapping[str, Any]) -> str:
@@ -187,6 +177,28 @@ def _print_set_aside(name: str, set_aside: Mapping[str, Any], console: Console) 
         _say(f"   {key}: {reason}", console)
     if len(reasons) > SHOWN_REASONS:
         _say(f"   and {len(reasons) - SHOWN_REASONS} more, see summary.json", console)
+
+
+def _percent(estimate: Mapping[str, float] | None) -> str:
+    return "–" if estimate is None else f"{100 * estimate['value']:.1f}"
+
+
+def _table(title: str) -> Table:
+    """Return a table that fits into 80 columns with nine benchmarks."""
+    return Table(
+        title=Text(printable(title), overflow="fold"),
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+        collapse_padding=True,
+        header_style="dim",
+    )
+
+
+def _add_columns(table: Table, names: Sequence[str]) -> None:
+    table.add_column("benchmark", no_wrap=True)
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
 
 
 def _warn(text: str, console: Console) -> None:

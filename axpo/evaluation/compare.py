@@ -18,6 +18,7 @@ class Difference:
     """What B does better than A on the questions that both measured."""
 
     benchmark: str
+    title: str
     questions: int  # that both measured
     only_one: int  # that one of them set aside or did not ask
     first: float  # Pass@1 of A on the common questions
@@ -89,10 +90,11 @@ def compare(first: Path, second: Path) -> Comparison:
         ratio = mean(changes, [a.cluster for a, _ in pairs])
         ratios.append(ratio)
         asked = {key for key in (*texts_a, *texts_b) if key[0] == name}
-        found.append(_difference(name, pairs, len(asked) - len(pairs), estimate(ratio)))
-        changed += [
-            _change(name, pair, texts_a) for pair in pairs if _rate(pair[0]) != _rate(pair[1])
-        ]
+        title = about_a["benchmarks"][name].get("title", name)
+        only_one = len(asked) - len(pairs)
+        found.append(_difference((name, title), pairs, only_one, estimate(ratio)))
+        different = [(a, b) for a, b in pairs if _rate(a) != _rate(b)]
+        changed += [_change(name, pair, texts_a) for pair in different]
     if not found:
         raise AxpoError(f"{first} and {second} have no question in common")
     return Comparison(found, mean_of(ratios), _warnings(about_a, about_b), changed)
@@ -106,14 +108,18 @@ def _change(name: str, pair: tuple[Counted, Counted], texts: dict[tuple[str, str
 
 
 def _difference(
-    name: str, pairs: Sequence[tuple[Counted, Counted]], only_one: int, found: Estimate | None
+    names: tuple[str, str],
+    pairs: Sequence[tuple[Counted, Counted]],
+    only_one: int,
+    found: Estimate | None,
 ) -> Difference:
     assert found is not None  # there is a pair
     rates = [(_rate(a), _rate(b)) for a, b in pairs]
     better = sum(b > a for a, b in rates)
     worse = sum(b < a for a, b in rates)
     return Difference(
-        benchmark=name,
+        benchmark=names[0],
+        title=names[1],
         questions=len(pairs),
         only_one=only_one,
         first=sum(a for a, _ in rates) / len(rates),

@@ -11,7 +11,9 @@ from axpo.errors import AxpoError
 from axpo.evaluation.compare import Change, Comparison
 from axpo.evaluation.intervals import Estimate
 from axpo.evaluation.results import Row
+from axpo.record.files import replace_file
 from axpo.report.evaluation import sample_view, short, templates
+from axpo.texts import clean
 
 LISTED = 300
 """Changed questions of a benchmark that the page shows; comparison.json names all."""
@@ -44,8 +46,8 @@ def write_comparison(first: Path, second: Path, found: Comparison, folder: Path)
     both = {"first": str(first), "second": str(second), **found.to_json()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        numbers.write_text(json.dumps(both, indent=2) + "\n", encoding="utf-8")
-        page.write_text(html, encoding="utf-8", errors="replace")
+        replace_file(numbers, json.dumps(both, indent=2) + "\n")
+        replace_file(page, clean(html))
     except OSError as error:
         raise AxpoError(f"{folder}: cannot be written: {error.strerror or error}") from None
     return page
@@ -54,7 +56,7 @@ def write_comparison(first: Path, second: Path, found: Comparison, folder: Path)
 def _table(found: Comparison) -> dict[str, Any]:
     rows = [
         [
-            one.benchmark,
+            one.title,
             str(one.questions),
             f"{100 * one.first:.1f}",
             f"{100 * one.second:.1f}",
@@ -81,14 +83,14 @@ def _parts(found: Comparison) -> list[dict[str, Any]]:
         rows = [_change(change) for change in changes[:LISTED]]
         if rows:
             cut = len(changes) > LISTED
-            parts.append({"title": one.benchmark, "rows": rows, "count": len(changes), "cut": cut})
+            parts.append({"title": one.title, "rows": rows, "count": len(changes), "cut": cut})
     return parts
 
 
 def _change(change: Change) -> dict[str, Any]:
     return {
         "text": short(change.text),
-        "accepted": " · ".join(change.accepted),
+        "accepted": short(" · ".join(change.accepted)),
         "better": change.better,
         "first": _samples(change.first),
         "second": _samples(change.second),

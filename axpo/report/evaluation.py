@@ -13,7 +13,7 @@ from axpo.record.files import read_rows, replace_file
 from axpo.record.records import ImageFolder
 from axpo.report.images import Images
 from axpo.report.rollout_view import SURE, GroupView, group_view
-from axpo.texts import clean
+from axpo.texts import clean, printable
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -80,6 +80,7 @@ def sample_view(row: Row) -> dict[str, Any]:
 
 def short(text: str) -> str:
     """Return the beginning of a text, as long as a list shows."""
+    text = printable(text)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} …"
 
 
@@ -159,7 +160,7 @@ def _view(record: Row, rows: Sequence[Row], accepted: Sequence[str]) -> GroupVie
 
 def _answers(asked: Row, rows: Sequence[Row]) -> dict[str, Any]:
     samples = [sample_view(row) for row in rows]
-    accepted = " · ".join(asked["accepted"])
+    accepted = short(" · ".join(asked["accepted"]))
     return {"text": short(asked["text"]), "accepted": accepted, "samples": samples}
 
 

@@ -26,7 +26,12 @@ def evaluation(folder, verdicts, samples=1, judge="exact", texts=None):
         )
         for sample, one in enumerate(right):
             row = {"benchmark": "b", "question": question, "sample": sample, "right": one}
-            answer = {"answer": f"said {sample} <b>", "end": "answered", "by": "rule", "reply": ""}
+            answer = {
+                "answer": f"said {sample} <b> \u202egnp.exe",
+                "end": "answered",
+                "by": "rule",
+                "reply": "",
+            }
             rows.append(row | answer)
     summary = {"judge": judge, "samples": samples, "temperature": 1.0, "tools": [], "seed": 0}
     summary["benchmarks"] = {"b": {}}
@@ -115,6 +120,9 @@ def test_a_comparison_can_be_written_as_numbers_and_a_page(tmp_path, capsys):
     assert "<script" not in page
     assert "said 0 &lt;b&gt;" in page
     assert "a&lt;i&gt;" in page
+    # What turns the direction of writing is shown, and turns nothing.
+    assert "\\u202egnp.exe" in page
+    assert "\u202e" not in page
     # Lost ones first; what did not change is not listed.
     assert page.index("&lt;script") < page.index("question 1")
     assert "question 3" not in page

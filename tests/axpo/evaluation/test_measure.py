@@ -355,7 +355,11 @@ def test_a_benchmark_of_the_users_own_is_found_by_its_path(tmp_path):
 def test_the_page_shows_the_table_the_answers_and_their_crops(tmp_path):
     run(plan(tmp_path), tmp_path / "out", Pool({"doubles/0": "<script>alert(1)</script>"}))
     page = render_evaluation(tmp_path / "out").read_text()
-    assert "50.0 (" not in page.partition("<table>")[0]
+    before, _, table = page.partition('<table class="rates">')
+    assert "50.0 (35.0–65.0)" in table
+    assert "50.0 (" not in before
+    # Of these questions the paper says nothing.
+    assert "Quoted from the paper" not in page
     assert "What is twice 19?" in page
     assert "<script>alert" not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
