@@ -16,7 +16,7 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 from axpo.texts import clean, one_line
-from tool_server import leash, mcp_log
+from tool_server import leash, mcp_json, mcp_log
 from tool_server.config import MCPConfig
 from tool_server.images import DEFAULT_LIMITS, ImageError, check, decode
 from tool_server.schemas import an_object, checker, plain, plain_description
@@ -47,6 +47,7 @@ def open_server(config: MCPConfig, deadline_s: float) -> list[Tool]:
         ToolUnavailable: the server does not answer, or lacks a tool of the recipe.
     """
     mcp_log.bound()
+    mcp_json.install()
     connection = Connection(config, deadline_s)
     try:
         return connection.tools()
@@ -258,7 +259,13 @@ def _command(config: MCPConfig) -> StdioServerParameters:
     # The SDK starts the command from this thread. To the kernel, the end of this thread is the
     # parent's death, so the command lives as long as the connection.
     arguments = ["-IS", leash.__file__, str(os.getpid()), *config.command]
-    return StdioServerParameters(command=sys.executable, args=arguments, env=environment)
+    return StdioServerParameters(
+        command=sys.executable,
+        args=arguments,
+        env=environment,
+        # Bytes that are no text would end the session for every call.
+        encoding_error_handler="replace",
+    )
 
 
 def _secret_names(config: MCPConfig) -> tuple[str, ...]:

@@ -319,7 +319,7 @@ HOSTILE = """
 import json, os, sys
 tools, content = [json.loads(os.path.expandvars(given)) for given in sys.argv[1:]]
 for _ in range(int(os.environ.get("NOISE", "0"))):
-    print("no JSON but the key", os.environ["SEARCH_KEY"], chr(27) + "[2J")
+    print("no JSON but the key", os.environ["SEARCH_KEY"], chr(27) + "[2J", flush=True)
 for line in sys.stdin:
     message = json.loads(line)
     if "id" not in message:
@@ -332,7 +332,10 @@ for line in sys.stdin:
         "tools/list": {"tools": tools},
         "tools/call": {"content": content},
     }.get(message["method"], {})
-    print(json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": result}), flush=True)
+    answer = json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": result})
+    # What Python cannot print: a byte that is no text.
+    sys.stdout.buffer.write(answer.encode().replace(b"BYTE", b"\\xff") + b"\\n")
+    sys.stdout.buffer.flush()
 """
 
 
@@ -418,3 +421,20 @@ def test_a_log_holds_nothing_that_a_terminal_would_obey(caplog):
     assert result.status is ToolStatus.INFRASTRUCTURE
     assert "tool t failed" in caplog.text
     assert not set(caplog.text) & set("\x1b\u202e")
+
+
+def test_half_a_character_of_a_server_is_text_and_no_wait():
+    """Servers in JavaScript spell it so when they cut a text in the middle of a character."""
+    content = [{"type": "text", "text": "half a smile: \ud83d, and a whole one: \U0001f600"}]
+    started = time.monotonic()
+    schemas, result = session(hostile([offered("a \udc00 in it")], content), ("t", {}))
+    assert schemas[0]["function"]["description"] == "a \ufffd in it"
+    assert result.status is ToolStatus.OK
+    assert result.text == "half a smile: \ufffd, and a whole one: \U0001f600"
+    assert time.monotonic() - started < 25  # it does not wait for its deadline of 30 s
+
+
+def test_a_byte_that_is_no_text_ends_no_session():
+    content = [{"type": "text", "text": "BYTE"}]
+    _, *results = session(hostile([offered()], content), ("t", {}), ("t", {}))
+    assert [result.text for result in results] == ["\ufffd"] * 2
