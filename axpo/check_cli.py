@@ -11,10 +11,14 @@ from rich.console import Console
 from rich.markup import escape
 
 from axpo.arguments import Overrides, RecipeFile
+from axpo.errors import AxpoError
 from axpo.inputs import print_lines, print_set_aside, print_warnings
 
 if TYPE_CHECKING:
     from axpo.config import Recipe
+
+SERVICE_S = 10.0
+"""Seconds in which a judge must answer."""
 
 console = Console()
 
@@ -56,6 +60,7 @@ def check(
     placement = placement_lines(loaded, nodes)
     report = check_models(loaded)
     set_aside = [*loaded.check_inputs(report.fits), *check_stages(loaded)]
+    silent = _silent_service(loaded)
     if images:
         # What a header says is said again when the image is decoded.
         set_aside += [reason for reason in _decode_images(loaded) if reason not in set_aside]
@@ -64,10 +69,10 @@ def check(
         _print_recipe(loaded)
     for lines in (report.lines, placement, memory):
         print_lines(lines, console)
-    print_warnings(report.warnings, console)
+    print_warnings([*report.warnings, *silent], console)
     print_set_aside(set_aside, console)
     print_warnings(doubts, console)
-    warnings = len(report.warnings) + len(set_aside) + len(doubts)
+    warnings = len(report.warnings) + len(silent) + len(set_aside) + len(doubts)
     _print_table(loaded, _rows(placement, memory, len(set_aside), warnings))
     console.print(f"[green]ok[/] {escape(loaded.describe())}", highlight=False, soft_wrap=True)
 
@@ -113,6 +118,15 @@ def _print_table(recipe: Recipe, rows: Iterable[tuple[str, str]]) -> None:
     print_lines((f"{name:<{width}}  {value}" for name, value in told), console)
 
 
+def _silent_service(recipe: Recipe) -> list[str]:
+    """Return why a judge gives no verdict now. A run would not start; it may be there by then."""
+    try:
+        recipe.task.check_service(SERVICE_S)
+    except AxpoError as error:
+        return [str(error)]
+    return []
+
+
 def _decode_images(recipe: Recipe) -> list[str]:
     """Decode every image of the recipe's data; return which rows a run sets aside."""
     from axpo.sft.check import decode_stages
@@ -121,6 +135,6 @@ def _decode_images(recipe: Recipe) -> list[str]:
     notes = Path(recipe.logging.root) / "image-checks"
 
     def tell(source: str, done: int, rows: int) -> None:
-        console.print(f"   images of {source}: {done:,} of {rows:,} rows", highlight=False)
+        print_lines([f"images of {source}: {done:,} of {rows:,} rows"], console)
 
     return recipe.task.check_images(notes, tell) + decode_stages(recipe, notes, tell)

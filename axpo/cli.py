@@ -18,7 +18,13 @@ from axpo.check_cli import check
 from axpo.data_cli import app as data_app
 from axpo.errors import AxpoError
 from axpo.index_cli import app as index_app
-from axpo.inputs import check_inputs, check_model, checked_recipe, print_set_aside
+from axpo.inputs import (
+    check_inputs,
+    check_model,
+    checked_recipe,
+    print_lines,
+    print_set_aside,
+)
 from axpo.project_cli import init, recipes_app, setup
 from axpo.tools_cli import app as tools_app
 from axpo.train_cli import demo, train
@@ -127,7 +133,9 @@ def evaluate(
     ] = None,
     compare: Annotated[
         tuple[Path, Path] | None,
-        typer.Option(metavar="A B", help="compare the results in two folders"),
+        typer.Option(
+            metavar="A B", help="compare the results in two folders; with --out also as a page"
+        ),
     ] = None,
 ) -> None:
     """Measure a model: Pass@1, Pass@k and tool use, on the held-out questions or on benchmarks.
@@ -135,10 +143,10 @@ def evaluate(
     Results of benchmarks are files (docs/evaluation.md). If an evaluation was interrupted, the same
     command goes on where it stopped.
     """
-    from axpo.eval_cli import load_any, print_comparison, run_benchmarks
+    from axpo.eval_cli import load_any, run_benchmarks, run_comparison
 
     if compare is not None:
-        return print_comparison(*compare, console)
+        return run_comparison(*compare, out, console)
     if target is None:
         raise AxpoError("eval: expected a TARGET, or --compare A B")
     asks_benchmarks = suite is not None or benchmark is not None
@@ -160,6 +168,7 @@ def _held_out(recipe: Recipe, model: str) -> None:
     from axpo.session import ray_session
 
     check_inputs(recipe, console, model)
+    recipe.task.check_service()
     with ray_session(recipe, learner=False), console.status("evaluating"):
         found = evaluate_model(recipe, model)
     for reason in found.unusable:
@@ -184,7 +193,7 @@ def sft(recipe: RecipeFile, overrides: Overrides = None) -> None:
     print_set_aside(check_stages(loaded), console)
     with ray_session(loaded, workers=False):
         folder = fine_tune(loaded, console)
-    console.print(f"model {folder}")
+    print_lines([f"model {folder}"], console, indent="")
 
 
 @model_app.command()
@@ -198,7 +207,7 @@ def build(recipe: RecipeFile = Path("embedded"), overrides: Overrides = None) ->
 
     # The recipe's model does not exist yet, so its inputs are not checked.
     folder = build_embedded(load_recipe(recipe, overrides or ()), console)
-    console.print(f"model {folder}")
+    print_lines([f"model {folder}"], console, indent="")
 
 
 def main() -> None:

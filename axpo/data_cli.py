@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+from axpo.texts import printable
 
 if TYPE_CHECKING:
     from axpo.evaluation.decontaminate import Found
@@ -65,14 +68,15 @@ def decontaminate(
         shown = progress.add_task("")
 
         def tell(what: str, done: int, total: int) -> None:
-            progress.update(shown, description=what, completed=done, total=total)
+            progress.update(shown, description=escape(what), completed=done, total=total)
 
         index = Index(asked, tell, min_words)
         found = write_report(trained, index, out, tell)
     for fault in index.unread:
-        console.print(f"[yellow]warning[/] compared by its text alone: {fault}", highlight=False)
+        line = escape(printable(f"compared by its text alone: {fault}"))
+        console.print(f"[yellow]warning[/] {line}", highlight=False, soft_wrap=True)
     _print_counts(trained, found, console)
-    console.print(f"report {out}", highlight=False, soft_wrap=True)
+    console.print(f"report {out}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _print_counts(trained: Sequence[Trained], found: Sequence[Found], console: Console) -> None:
@@ -82,5 +86,7 @@ def _print_counts(trained: Sequence[Trained], found: Sequence[Found], console: C
         table.add_column(name, justify="right")
     for part, one in zip(trained, found, strict=True):
         counts = [one.removed[why] for why in ("same picture", "alike picture", "same text")]
-        table.add_row(part.source.path, *[f"{count:,}" for count in (one.rows, *counts, one.bad)])
+        table.add_row(
+            escape(part.source.path), *[f"{count:,}" for count in (one.rows, *counts, one.bad)]
+        )
     console.print(table)

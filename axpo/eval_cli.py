@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from axpo.config import Recipe
 from axpo.errors import AxpoError
-from axpo.texts import closest
+from axpo.texts import closest, printable
+
+if TYPE_CHECKING:
+    from axpo.evaluation.compare import Comparison
 
 SHOWN_REASONS = 5
 
@@ -64,8 +68,8 @@ def run_benchmarks(
     with console.status("reading the benchmarks"):
         evaluation = prepare(target, recipe, model, _options(options))
     for doubt in evaluation.doubts:
-        console.print(f"[yellow]warning[/] {doubt}", highlight=False, soft_wrap=True)
-    console.print(f"results {evaluation.out}", highlight=False, soft_wrap=True)
+        _warn(doubt, console)
+    _say(f"results {evaluation.out}", console)
     with console.status("evaluating") as status:
 
         def progress(what: str, done: int, total: int) -> None:
@@ -74,30 +78,22 @@ def run_benchmarks(
         summary = evaluate(evaluation, progress)
     print_summary(summary, console)
     page = render_evaluation(evaluation.out)
-    console.print(f"report {page}", highlight=False, soft_wrap=True)
+    _say(f"report {page}", console)
 
 
 def print_summary(summary: Mapping[str, Any], console: Console) -> None:
     """Print the table of an evaluation, and what was set aside."""
     most = f"pass{summary['samples']}"
-    table = Table(title=f"{summary['model']} · judge: {summary['judge']}", title_justify="left")
-    columns = (
-        "benchmark",
-        "questions",
-        "Pass@1",
-        f"Pass@{summary['samples']}",
-        "tool use",
-        "paper*",
-    )
-    for name in columns:
-        table.add_column(name, justify="left" if name == "benchmark" else "right")
+    table = _table(f"{summary['model']} · judge: {summary['judge']}")
+    columns = ("asked", "Pass@1", f"Pass@{summary['samples']}", "tool use", "paper*")
+    _add_columns(table, columns)
     for part in summary["benchmarks"].values():
         table.add_row(
-            part["title"],
+            Text(printable(part["title"])),
             str(part["measured"]),
             shown(part.get("pass1")),
             shown(part.get(most)),
-            shown(part["tool_use"]),
+            _percent(part["tool_use"]),
             paper(part),
         )
     average = summary["average"]
@@ -113,36 +109,52 @@ def print_summary(summary: Mapping[str, Any], console: Console) -> None:
         _print_set_aside(name, part["set_aside"], console)
 
 
-def print_comparison(first: Path, second: Path, console: Console) -> None:
-    """Print what the second evaluation does better than the first, question by question."""
+def run_comparison(first: Path, second: Path, out: Path | None, console: Console) -> None:
+    """Compare two evaluations, print the table, and write it and its page into a folder.
+
+    Args:
+        first: the folder of A.
+        second: the folder of B.
+        out: where page and numbers are written; None: nowhere.
+        console: where things are printed.
+    """
     from axpo.evaluation.compare import compare
+    from axpo.report.comparison import write_comparison
 
     found = compare(first, second)
-    table = Table(title=f"B = {second} against A = {first}", title_justify="left")
-    columns = ("questions", "A", "B", "B - A, 95 % interval", "better", "worse", "McNemar p")
-    table.add_column("benchmark")
-    for name in columns:
-        table.add_column(name, justify="right")
+    page = write_comparison(first, second, found, out) if out is not None else None
+    print_comparison(first, second, found, console)
+    if page is not None:
+        _say(f"report {page}", console)
+
+
+def print_comparison(first: Path, second: Path, found: Comparison, console: Console) -> None:
+    """Print what the second evaluation does better than the first."""
+    table = _table(f"B = {second} against A = {first}")
+    columns = ("asked", "A", "B", "B - A", "95 % interval", "better", "worse", "p*")
+    _add_columns(table, columns)
     for one in found.differences:
+        change = one.difference.to_json()
         table.add_row(
-            one.benchmark,
+            Text(printable(one.title)),
             str(one.questions),
-            f"{one.first:.1%}",
-            f"{one.second:.1%}",
-            points(one.difference.to_json()),
+            f"{100 * one.first:.1f}",
+            f"{100 * one.second:.1f}",
+            *points(change),
             str(one.better),
             str(one.worse),
             f"{one.p_value:.3g}",
         )
     if found.average is not None:
-        table.add_row("average", "", "", "", points(found.average.to_json()), "", "", "")
+        change = found.average.to_json()
+        table.add_row("average", "", "", "", *points(change), "", "", "")
     console.print(table)
+    _say("* McNemar's exact test of better against worse", console)
     for one in found.differences:
         if one.only_one:
-            line = f"{one.benchmark}: {one.only_one} questions are measured in one of them only"
-            console.print(line, highlight=False)
+            _say(f"{one.benchmark}: measured in one of them only: {one.only_one}", console)
     for warning in found.warnings:
-        console.print(f"[yellow]warning[/] they differ in {warning}", highlight=False)
+        _warn(f"they differ in {warning}", console)
 
 
 def shown(estimate: Mapping[str, float] | None) -> str:
@@ -153,10 +165,10 @@ def shown(estimate: Mapping[str, float] | None) -> str:
     return f"{value:.1f} ({low:.1f}–{high:.1f})"
 
 
-def points(estimate: Mapping[str, float]) -> str:
-    """Return a difference with its interval, in points."""
+def points(estimate: Mapping[str, float]) -> tuple[str, str]:
+    """Return a difference and its interval, in points."""
     value, low, high = (100 * estimate[name] for name in ("value", "low", "high"))
-    return f"{value:+.1f} ({low:+.1f} to {high:+.1f})"
+    return f"{value:+.1f}", f"{low:+.1f} to {high:+.1f}"
 
 
 def paper(part: Mapping[str, Any]) -> str:
@@ -169,12 +181,44 @@ def _print_set_aside(name: str, set_aside: Mapping[str, Any], console: Console) 
     if not set_aside["counts"]:
         return
     counts = ", ".join(f"{count} {word}" for word, count in set_aside["counts"].items())
-    console.print(f"[yellow]set aside[/] {name}: {counts}", highlight=False)
+    _say(Text.assemble(("set aside", "yellow"), printable(f" {name}: {counts}")), console)
     reasons = list(set_aside["reasons"].items())
     for key, reason in reasons[:SHOWN_REASONS]:
-        console.print(f"   {key}: {reason}", highlight=False, markup=False, soft_wrap=True)
+        _say(f"   {key}: {reason}", console)
     if len(reasons) > SHOWN_REASONS:
-        console.print(f"   and {len(reasons) - SHOWN_REASONS} more, see summary.json")
+        _say(f"   and {len(reasons) - SHOWN_REASONS} more, see summary.json", console)
+
+
+def _percent(estimate: Mapping[str, float] | None) -> str:
+    return "–" if estimate is None else f"{100 * estimate['value']:.1f}"
+
+
+def _table(title: str) -> Table:
+    """Return a table that fits into 80 columns with nine benchmarks."""
+    return Table(
+        title=Text(printable(title), overflow="fold"),
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+        collapse_padding=True,
+        header_style="dim",
+    )
+
+
+def _add_columns(table: Table, names: Sequence[str]) -> None:
+    table.add_column("benchmark", no_wrap=True)
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
+
+
+def _warn(text: str, console: Console) -> None:
+    _say(Text.assemble(("warning", "yellow"), f" {printable(text)}"), console)
+
+
+def _say(line: str | Text, console: Console) -> None:
+    """Print a line that may have brackets in it: paths, names, what a judge's server said."""
+    shown = line if isinstance(line, Text) else printable(line)
+    console.print(shown, highlight=False, markup=False, soft_wrap=True)
 
 
 def _options(given: Mapping[str, Any]) -> Any:

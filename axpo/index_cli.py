@@ -65,7 +65,7 @@ def build(
         raise AxpoError(str(error)) from None
     state = f"built in {time.monotonic() - started:.1f} s" if built else "up to date"
     line = f"index {folder}: {_contents(manifest)}, {state}"
-    console.print(line, highlight=False, soft_wrap=True)
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _contents(manifest: Manifest) -> str:

@@ -53,10 +53,10 @@ def check_model(recipe: Recipe, console: Console, model: str | None = None) -> F
     return report.fits
 
 
-def print_lines(lines: Iterable[str], console: Console) -> None:
-    """Print lines that say more of what stands above them."""
+def print_lines(lines: Iterable[str], console: Console, indent: str = "   ") -> None:
+    """Print lines that may have brackets in them, as paths may; they belong to what is above."""
     for line in lines:
-        console.print(f"   {line}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"{indent}{line}", highlight=False, markup=False, soft_wrap=True)
 
 
 def print_set_aside(reasons: Sequence[str], console: Console) -> None:

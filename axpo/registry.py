@@ -49,7 +49,7 @@ def find(path: str) -> Any:
         sys.path.insert(0, os.getcwd())
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # the module is the user's: anything may happen in it
+    except (Exception, SystemExit) as error:  # the module is the user's: anything may happen
         reason = one_line(f"{type(error).__name__}: {error}")
         raise ValueError(f"cannot import {one_line(module_name, 80)}: {reason}") from error
     if not hasattr(module, name):

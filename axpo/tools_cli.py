@@ -255,7 +255,9 @@ def _print_result(result: ToolResult, name: str, out: Path) -> None:
         file = out / f"{name}_{index}.png"
         Image.fromarray(pixels).save(file)
         height, width, _ = pixels.shape
-        console.print(f"image {file}: {width} x {height}", highlight=False, soft_wrap=True)
+        console.print(
+            f"image {file}: {width} x {height}", highlight=False, markup=False, soft_wrap=True
+        )
     # An answer without text says at least that there was one.
     if result.status is not ToolStatus.OK or result.text == "":
         console.print(f"{result.status} after {result.seconds:.2f} s", style="dim", highlight=False)

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from axpo.arguments import OptionalRecipe, Overrides, Replayed, Resumed
 from axpo.errors import AxpoError
-from axpo.inputs import check_inputs, checked_recipe
+from axpo.inputs import check_inputs, checked_recipe, print_lines
 
 if TYPE_CHECKING:
     from axpo.config import Recipe
@@ -59,16 +59,18 @@ def train(
         raise AxpoError("train: expected a RECIPE (`axpo recipes` lists some), or --resume RUN")
     else:
         loaded = checked_recipe(recipe, overrides, console)
+        if source is None:
+            loaded.task.check_service()
         directory, first = _new_run(loaded, run), 0
     # The directory is locked until the end: one run, one process.
     with directory, console.written_to(directory.path):
         write_meta(directory.path, first)
         if rollouts_only:
             record_run(loaded, directory, console)
-            console.print(f"rollouts {directory.path / 'rollouts'}")
+            print_lines([f"rollouts {directory.path / 'rollouts'}"], console, indent="")
         elif source is not None:
             steps = replay_run(loaded, source, directory, console)
-            console.print(f"checkpoint {directory.checkpoints.path(steps)}")
+            print_lines([f"checkpoint {directory.checkpoints.path(steps)}"], console, indent="")
         else:
             _train(loaded, directory, first, console)
 
@@ -92,7 +94,7 @@ def _train(recipe: Recipe, directory: RunDirectory, first: int, console: Console
     # Also of a run that was stopped: its curves are worth a look.
     report = render(path)
     if summary is None:
-        console.print(f"stopped with a checkpoint; continue with --resume {path}", highlight=False)
+        print_lines([f"stopped with a checkpoint; continue with --resume {path}"], console, "")
         return
     title = f"{recipe.name} · {recipe.algorithm}"
     console.print(summary_table(summary, title, {"run": path, "report": report}))
@@ -115,5 +117,6 @@ def _resumed(path: Path, console: Console) -> tuple[Recipe, RunDirectory, int]:
     run = RunDirectory.open(path)
     recipe = load_recipe(run.path / "recipe.yaml")
     check_inputs(recipe, console)
+    recipe.task.check_service()
     directory, first = RunDirectory.resume(path, trackers=recipe.logging.trackers)
     return recipe, directory, first

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from axpo.errors import AxpoError
+from axpo.inputs import print_lines
 
 console = Console()
 
@@ -42,7 +43,7 @@ def report(
     if order not in ORDERS:
         raise AxpoError(f"--order {order}: expected one of {', '.join(ORDERS)}")
     page = render(run, Choice(show, groups, order, cache))
-    console.print(f"report {page}", highlight=False, soft_wrap=True)
+    print_lines([f"report {page}"], console, indent="")
 
 
 def view(
@@ -62,7 +63,7 @@ def view(
     from axpo.viewer.serve import serve
 
     def tell(address: str) -> None:
-        console.print(f"open {address}", highlight=False, soft_wrap=True)
+        print_lines([f"open {address}"], console, indent="")
         console.print("end with Ctrl-C", highlight=False)
 
     serve(runs, port, cache, tell)

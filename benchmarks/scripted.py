@@ -143,6 +143,7 @@ class Waited:
     images: tuple[Any, ...] = ()
     tool: str = "wait"
     left_nothing: bool = False
+    seconds: float = 0.0
 
 
 class WaitingTools:
@@ -170,8 +171,9 @@ class WaitingTools:
         earlier: Sequence[Any] = (),
     ) -> Waited:
         """Wait."""
-        await asyncio.sleep(self.seconds(arguments["seed"]))
-        return Waited()
+        seconds = self.seconds(arguments["seed"])
+        await asyncio.sleep(seconds)
+        return Waited(seconds=seconds)
 
     def seconds(self, seed: int) -> float:
         """Return the latency of a call."""

@@ -132,11 +132,18 @@ def read(folder: Path) -> dict[str, Any]:
     """
     try:
         manifest = json.loads((folder / NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DamagedCheckpoint(f"{folder / NAME}: {type(error).__name__}") from None
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+    entries = manifest.get("files") if isinstance(manifest, dict) else None
+    is_list = isinstance(entries, dict) and all(map(_is_entry, entries.values()))
+    if not is_list:
         raise DamagedCheckpoint(f"{folder / NAME}: no list of files")
-    return manifest
+    found: dict[str, Any] = manifest
+    return found
+
+
+def _is_entry(entry: Any) -> bool:
+    return isinstance(entry, dict) and {"bytes", "sha256"} <= entry.keys()
 
 
 def verify(folder: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from learner.config import LearnerConfig, Serving, adapters_alone
 from learner.receivers import SETTLE_S, Receivers
 from learner.senders import Adapters, Rendezvous, Sender, SharedMemory, vllm_sender
 from learner.weights import stream_bytes, stream_shared_memory
+from rollout_workers.scratch import remove_left
 
 
 class WeightSync:
@@ -18,7 +19,11 @@ class WeightSync:
     def __init__(
         self, model: nn.Module, config: LearnerConfig, serving: Serving, rank: int
     ) -> None:
-        """Send the weights of `model`, which ZeRO-3 has partitioned."""
+        """Send the weights of `model`, which ZeRO-3 has partitioned.
+
+        What a killed rank left on this machine is removed.
+        """
+        remove_left()
         self._model = model
         self._config = config
         self._serving = serving

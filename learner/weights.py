@@ -2,7 +2,7 @@
 
 Through shared memory (one machine) a payload is a file of one bucket:
 
-    {"file": "/dev/shm/axpo-.../<bucket>",
+    {"file": "/dev/shm/axpo-scratch-.../<bucket>",
      "tensors": [{"name": ..., "dtype": "float32", "shape": [...], "offset": bytes}, ...]}
 
 To engines on other machines, which only compare it, the payload has `bytes` instead of `file`.
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import io
 import math
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 
 from learner import lora
 from learner.receivers import Receivers
+from rollout_workers.scratch import SHARED_MEMORY, Scratch
 
 Named: TypeAlias = list[tuple[str, Tensor]]
 """Hugging Face names and whole tensors."""
@@ -100,8 +100,8 @@ def stream_shared_memory(
     try:
         if receivers is None:
             return []
-        with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="axpo-") as folder:
-            return _send_buckets(buckets, receivers, method, Path(folder))
+        with Scratch(SHARED_MEMORY) as folder:
+            return _send_buckets(buckets, receivers, method, folder)
     finally:
         # Gather what is left: the ranks that do not send take part in every gather.
         for _ in buckets:

@@ -17,6 +17,7 @@ import numpy as np
 
 from rollout_workers.chat import Chat, Observed, images_of, in_chat_thread
 from rollout_workers.cutting import cut
+from rollout_workers.deadline import Deadline
 from rollout_workers.interfaces import (
     Called,
     CallTool,
@@ -116,6 +117,7 @@ class Unavailable:
     status: str = "unavailable"
     tool: str = ""
     left_nothing: bool = True
+    seconds: float = 0.0
     images: tuple[Pixels, ...] = ()
 
     @property
@@ -190,6 +192,7 @@ class Rollout:
         # The calls, by their place among all that were run, that left nothing behind in a tool.
         # A fork does not know of its prefix's: a tool with state finds out again.
         self._left_nothing: set[int] = set()
+        self._deadline: Deadline
 
     async def play(self, first: Generation | None = None) -> Response:
         """Run turns until an end; `first` continues the segments if it was sampled already.
@@ -199,7 +202,7 @@ class Rollout:
         """
         answer: str | None = None
         try:
-            async with asyncio.timeout(self._scene.limits.deadline_s):
+            async with Deadline(self._scene.limits.deadline_s) as self._deadline:
                 end, answer = await self._turns(first)
         except TimeoutError:
             end = EndReason.DEADLINE
@@ -231,6 +234,8 @@ class Rollout:
             results = await self._answer(parsed.calls, earlier)
             if results is None:
                 return EndReason.TOOL_ERROR, None
+            if self._deadline.calls_used_up:
+                return EndReason.OUT_OF_TURNS, None
             await self._observe(results)
         raise ValueError(f"no turn left of {max_turns}: nothing to sample")
 
@@ -311,18 +316,19 @@ class Rollout:
         images = [*self._scene.question.images, *observed_images(self.segments)]
         called = [(call.name, call.arguments, len(images)) for call in calls]
         told = [call for place, call in enumerate(earlier) if place not in self._left_nothing]
+        calling = [
+            # A tool with state must find it as if the calls had run in order: each is told the
+            # calls of the same turn before it.
+            self._scene.call_tool(call.name, call.arguments, images, (*told, *called[:place]))
+            for place, call in enumerate(calls)
+        ]
         started = time.monotonic()
+        ran: list[float] = []
         try:
-            return await asyncio.gather(
-                *[
-                    # A tool with state must find it as if the calls had run in order: each is
-                    # told the calls of the same turn before it.
-                    self._scene.call_tool(
-                        call.name, call.arguments, images, (*told, *called[:place])
-                    )
-                    for place, call in enumerate(calls)
-                ]
-            )
+            with self._deadline.calling(ran):
+                results = await asyncio.gather(*calling)
+                ran += [result.seconds for result in results]
+            return results
         except Exception:  # whatever the tool server died of, it is not the policy's fault
             logger.exception("the tool server failed")
             return None

@@ -19,6 +19,17 @@ RELIED_ON = {
     "quantization": "the learner sends weights as they are",
 }
 """AsyncEngineArgs that `options` may not change: engine and learner would not agree on them."""
+SET_ELSEWHERE = {
+    "max_model_len": "rollout.max_context_tokens",
+    "max_num_seqs": "rollout.engine.max_num_seqs",
+    "block_size": "rollout.engine.block_size",
+    "enforce_eager": "rollout.engine.enforce_eager",
+    "gpu_memory_utilization": "rollout.engine.gpu_memory_utilization",
+    "kv_cache_memory_bytes": "rollout.engine.kv_cache_gb",
+}
+"""AsyncEngineArgs that have a field of the recipe: what is checked and estimated is that field."""
+SAMPLED_WITH = ("generation_config", "override_generation_config", "logprobs_mode", "max_logprobs")
+"""AsyncEngineArgs by which what is sampled, or its log-probability, would be another one."""
 
 
 class EngineConfig(BaseModel):
@@ -73,6 +84,18 @@ class EngineConfig(BaseModel):
                 raise ValueError(f"options.{name}: the weight sync relies on it; {key}")
         return self
 
+    @model_validator(mode="after")
+    def _not_what_the_recipe_says(self) -> EngineConfig:
+        for name in self.options:
+            if name in SET_ELSEWHERE:
+                raise ValueError(f"options.{name}: set {SET_ELSEWHERE[name]} instead")
+            if name in SAMPLED_WITH:
+                raise ValueError(
+                    f"options.{name}: would change what is sampled or its log-probabilities, and "
+                    "the learner relies on them"
+                )
+        return self
+
 
 def _window(steps: tuple[int, int]) -> tuple[int, int]:
     """Check the steps of an outage."""
@@ -114,7 +137,11 @@ class RolloutConfig(BaseModel):
     )
     # What happens if something fails.
     deadline_s: float = Field(
-        300.0, gt=0, description="seconds until a rollout in flight ends as `deadline`"
+        300.0,
+        gt=0,
+        description="seconds of sampling until a rollout in flight ends as `deadline`; calls of "
+        "tools may wait as long again for free slots, and run as long again: if they run longer, "
+        "the rollout ends as `out_of_turns`",
     )
     retries: int = Field(
         1,

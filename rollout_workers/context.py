@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from rollout_workers.image_rule import ImageRule
@@ -43,7 +43,13 @@ class PromptCheck:
 
     context: Context
     frame: int  # tokens of a prompt without question: system text, tools, the template's own
+    held_out_frame: int  # of held-out questions, with the tools of evaluations
     tokenizer: Tokenizer
+
+    @property
+    def held_out(self) -> PromptCheck:
+        """Return what checks held-out questions."""
+        return replace(self, frame=self.held_out_frame)
 
     def __call__(self, text: str, sizes: Sequence[tuple[int, int]]) -> None:
         """Check that a question fits.

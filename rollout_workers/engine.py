@@ -209,6 +209,7 @@ class VLLMEngine:
         A killed actor needs no call: the engine process ends with its parent.
         """
         self._llm.shutdown()
+        self._updates.close()
 
     async def _collect(
         self, prompt: dict[str, Any], sampling: Sampling

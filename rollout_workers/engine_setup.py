@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, get_args
 
+from rollout_workers.config import EngineConfig
 from rollout_workers.image_rule import image_rule
 from rollout_workers.settings import WorkerSettings
 
@@ -21,6 +22,8 @@ By its short name "uni" vLLM would replace it on a CPU by a process of its own. 
 wait for each other in busy loops, which take a core each. vLLM's reason for that, threads bound
 to cores, does not apply: they are not bound here.
 """
+_SOME_MEMORY = 0.01
+"""A share of a device's memory. vLLM takes no 0."""
 
 
 def set_environment(settings: WorkerSettings) -> None:
@@ -63,7 +66,7 @@ def engine_arguments(settings: WorkerSettings) -> dict[str, Any]:
         "distributed_executor_backend": "mp" if engine.tensor_parallel_size > 1 else _ONE_PROCESS,
         "block_size": engine.block_size,
         "enforce_eager": engine.enforce_eager,
-        "gpu_memory_utilization": engine.gpu_memory_utilization,
+        "gpu_memory_utilization": _memory_share(engine),
         "kv_cache_memory_bytes": cache_bytes,
         # A fork's prompt is in the cache of the engine that sampled its source.
         "enable_prefix_caching": True,
@@ -86,6 +89,15 @@ def engine_arguments(settings: WorkerSettings) -> dict[str, Any]:
     # Logits in float32, as in the learner: in bfloat16 one of 20 would be up to 0.06 off.
     overrides = {"head_dtype": "float32"} | engine.options.get("hf_overrides", {})
     return arguments | engine.options | {"hf_overrides": overrides}
+
+
+def _memory_share(engine: EngineConfig) -> float:
+    """Return the share of the device's memory that must be free for the engine to start.
+
+    If the size of the cache is given, vLLM needs the share for nothing else. Then others may stand
+    on the device: an engine that shares it, or a rank that has lent its memory.
+    """
+    return engine.gpu_memory_utilization if engine.kv_cache_gb is None else _SOME_MEMORY
 
 
 def _lora_options(rank: int | None) -> dict[str, Any]:

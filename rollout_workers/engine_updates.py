@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import itertools
 import json
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from rollout_workers.scratch import Scratch, remove_left
 from rollout_workers.settings import WorkerSettings
 
 if TYPE_CHECKING:
@@ -38,9 +38,13 @@ class Updates(Protocol):
     async def finish(self, version: int) -> int:
         """Make the policy runnable; return the version that the engine now has."""
 
+    def close(self) -> None:
+        """Remove what is on disk."""
+
 
 def updates_of(llm: AsyncLLM, settings: WorkerSettings) -> Updates:
-    """Return what the settings ask for."""
+    """Return what the settings ask for, in place of what killed engines left on this machine."""
+    remove_left()
     if settings.lora_rank is not None:
         return AdapterUpdates(llm)
     return WeightUpdates(llm, settings.config.engine.weight_transfer)
@@ -86,6 +90,9 @@ class WeightUpdates:
         await self._llm.finish_weight_update(str(version))
         return int(await self._llm.get_weight_version())
 
+    def close(self) -> None:
+        """Do nothing: nothing is on disk."""
+
 
 class AdapterUpdates:
     """A LoRA adapter for each policy version, over the weights that the engine loaded at start."""
@@ -97,7 +104,7 @@ class AdapterUpdates:
         self._payload: dict[str, Any] | None = None
         # vLLM keeps what it loaded under an id, so each version needs one of its own.
         self._ids = itertools.count(1)
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folder: Scratch | None = None
 
     async def connect(self, info: dict[str, Any]) -> None:
         """Do nothing: adapters come with the call."""
@@ -116,19 +123,24 @@ class AdapterUpdates:
 
         if self._payload is None:
             raise RuntimeError(f"weight update {version} brought no adapters")
-        folder = tempfile.TemporaryDirectory(prefix="axpo-adapter-")
-        write_adapter(self._payload, Path(folder.name))
+        folder = Scratch()
+        write_adapter(self._payload, folder.path)
         number = next(self._ids)
-        adapter = LoRARequest(f"policy-{version}-{number}", number, folder.name)
+        adapter = LoRARequest(f"policy-{version}-{number}", number, str(folder.path))
         await self._llm.add_lora(adapter)
         # Loaded now, not with the first request. There is room for one, so the last one is gone.
         if set(await self._llm.list_loras()) != {number}:
             raise RuntimeError(f"the engine did not take the adapters of weight update {version}")
         self.adapter, self._payload = adapter, None
         if self._folder is not None:
-            self._folder.cleanup()
+            self._folder.close()
         self._folder = folder
         return version
+
+    def close(self) -> None:
+        """Remove the last adapters."""
+        if self._folder is not None:
+            self._folder.close()
 
 
 def write_adapter(payload: dict[str, Any], folder: Path) -> None:
@@ -143,7 +155,7 @@ def as_file(payload: dict[str, Any]) -> Iterator[dict[str, Any]]:
     if "file" in payload:
         yield payload
         return
-    with tempfile.NamedTemporaryFile(prefix="axpo-bucket-") as file:
-        file.write(payload["bytes"])
-        file.flush()
-        yield {"file": file.name, "tensors": payload["tensors"]}
+    with Scratch() as folder:
+        file = folder / "bucket"
+        file.write_bytes(payload["bytes"])
+        yield {"file": str(file), "tensors": payload["tensors"]}

@@ -334,7 +334,7 @@ def _render(folder: str | Path, template: str, messages: list[dict[str, Any]]) -
 def _read(file: Path) -> dict[str, Any]:
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UnknownFamily(f"{file}: {error}") from None
     if not isinstance(value, dict):
         raise UnknownFamily(f"{file}: expected an object, found {type(value).__name__}")

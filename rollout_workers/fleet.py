@@ -38,6 +38,10 @@ class WorkersFailed(Exception):
     """More workers were lost than the recipe allows, or all at once."""
 
 
+class Asleep(Exception):
+    """The engines have given their memory away: a replacement joins when they have woken."""
+
+
 @dataclass(eq=False)
 class Worker:
     """One actor. A replacement is a new Worker with an id of its own, in the same place."""
@@ -46,6 +50,7 @@ class Worker:
     place: int
     client: WorkerClient
     lost: asyncio.Future[str]  # why; set once
+    settled: asyncio.Event = field(default_factory=asyncio.Event)  # has loaded, or has ended
     retired: asyncio.Event = field(default_factory=asyncio.Event)  # lost, and serves no more
     load: int = 0  # rollouts and continuations in flight
     process: Process | None = None
@@ -77,20 +82,23 @@ class Fleet:
         Raises:
             ValueError: if Ray cannot place the workers.
         """
+        self.loaded: list[Worker] = []
+        """The workers whose engine has loaded: they hold its memory."""
         self.serving: list[Worker] = []
-        """The workers that have the current weights."""
+        """Those of them that have the current weights."""
         self.failures = 0
         self.failed: WorkersFailed | None = None
         self.on_change: Callable[[], None] = _nothing
         """Called when `serving` or `failed` has changed."""
         self.on_join: Callable[[ActorHandle], None] | None = None
-        """Brings a replacement to the current policy before it serves.
+        """Brings a replacement to the current policy before it serves; raises Asleep if it cannot.
 
         It blocks, so it is called in a thread.
         """
         self.has_room = asyncio.Event()
-        """Whether a worker can start: not while the learner has the GPUs that it shares."""
+        """Whether a worker can start or join: not while the learner has the GPUs that it shares."""
         self.has_room.set()
+        self._unsettled: set[Worker] = set()  # load or end: hold memory that they cannot give away
         self._make = make
         self._config = config
         self._log = log
@@ -115,6 +123,15 @@ class Fleet:
         # Shielded: a caller that gives up must not cancel what the keepers will set.
         all_serve = asyncio.gather(*[asyncio.shield(first) for first in self._first])
         return (await asyncio.wait_for(all_serve, START_DEADLINE_S))[0]
+
+    async def make_room(self) -> None:
+        """Let no further worker start; return when none is loading or ending.
+
+        An engine that loads takes the memory of a device, and can give it away only afterwards.
+        """
+        self.has_room.clear()
+        while self._unsettled:
+            await next(iter(self._unsettled)).settled.wait()
 
     async def check(self) -> None:
         """Ask every serving worker for a sign of life; those without one serve no more."""
@@ -166,18 +183,19 @@ class Fleet:
                 if not first.done():
                     first.set_exception(root_of(error))
                     await self._kill(worker)
+                    self._settle(worker)
                     return
             self._retire(worker, why)
             await self._kill(worker)
+            self._settle(worker)
 
     async def _live(self, worker: Worker) -> str:
         """Start a worker, let it serve, and watch it until it is lost; return why it was."""
         tokens = await worker.client.ready()
         worker.process = await worker.client.process()
-        # A replacement must not serve before it has the current policy.
-        if self.on_join is not None:
-            join = asyncio.to_thread(self.on_join, worker.client.actor)
-            await asyncio.wait_for(join, START_DEADLINE_S)
+        self.loaded.append(worker)
+        self._settle(worker)
+        await self._join(worker)
         self.serving.append(worker)
         self._log("worker serves", worker=worker.id, place=worker.place)
         self.on_change()
@@ -189,6 +207,17 @@ class Fleet:
             await asyncio.wait([worker.lost], timeout=self._config.health_s / 3)
             await self._ping(worker)
         return worker.lost.result()
+
+    async def _join(self, worker: Worker) -> None:
+        """Bring a replacement to the current policy: it must not serve before."""
+        while self.on_join is not None:
+            # While it loaded, the others may have gone to sleep, and it with them.
+            await self.has_room.wait()
+            try:
+                join = asyncio.to_thread(self.on_join, worker.client.actor)
+                return await asyncio.wait_for(join, START_DEADLINE_S)
+            except Asleep:
+                continue
 
     async def _ping(self, worker: Worker) -> None:
         if worker.lost.done():
@@ -206,8 +235,11 @@ class Fleet:
     def _retire(self, worker: Worker, why: str) -> None:
         """Take a lost worker out of service, and fail if it was one too many."""
         worker.lose(why)
-        if worker in self.serving:
-            self.serving.remove(worker)
+        self._unsettled.add(worker)
+        worker.settled.clear()
+        for workers in (self.loaded, self.serving):
+            if worker in workers:
+                workers.remove(worker)
         self.failures += 1
         self._log(
             "worker lost", worker=worker.id, place=worker.place, why=why, failures=self.failures
@@ -227,7 +259,14 @@ class Fleet:
         options = {**self._places.options[place], "max_concurrency": 10_000}
         worker_id = next(self._ids)
         client = WorkerClient(self._make(options, worker_id), self._config.health_s)
-        return Worker(worker_id, place, client, asyncio.get_running_loop().create_future())
+        worker = Worker(worker_id, place, client, asyncio.get_running_loop().create_future())
+        self._unsettled.add(worker)
+        return worker
+
+    def _settle(self, worker: Worker) -> None:
+        """Note that a worker has loaded, or that its process is gone."""
+        self._unsettled.discard(worker)
+        worker.settled.set()
 
     async def _kill(self, worker: Worker) -> None:
         """Return when the worker's process is gone: its place is free for the next one."""

@@ -103,6 +103,10 @@ class ToolAnswer(Observed, Protocol):
         """The tool that the call reached, empty if none: never a name that the policy made up."""
 
     @property
+    def seconds(self) -> float:
+        """Seconds that the call ran, without the wait for a free slot."""
+
+    @property
     def left_nothing(self) -> bool:
         """Whether later calls need not be told of this one."""
 

@@ -22,7 +22,7 @@ import ray
 from ray.exceptions import RayActorError, RayError
 
 from rollout_workers.causes import cause_of
-from rollout_workers.client import START_DEADLINE_S, WorkerClient, as_future, cancel
+from rollout_workers.client import START_DEADLINE_S, as_future, cancel
 from rollout_workers.fleet import Fleet, Log, Worker, no_log
 from rollout_workers.places import Places
 from rollout_workers.routing import Router
@@ -99,12 +99,14 @@ class RolloutPool:
     @property
     def workers(self) -> list[ActorHandle]:
         """Actor handles of the workers that serve, in the order of their places."""
-        return [client.actor for client in self._clients]
+        workers = sorted(self._fleet.serving, key=lambda worker: worker.place)
+        return [worker.client.actor for worker in workers]
 
     def join_with(self, bring: Callable[[ActorHandle], None]) -> None:
         """Let `bring(handle)` give a replacement the current policy before it serves.
 
-        It may block.
+        It may block. It raises `rollout_workers.fleet.Asleep` if it must be called again when the
+        engines have woken.
         """
         self._fleet.on_join = bring
 
@@ -288,17 +290,18 @@ class RolloutPool:
     def sleep(self) -> None:
         """Give the engines' memory to the learner (`rollout.colocated`).
 
-        Nothing may be in flight. A worker that is lost is replaced when the others have woken.
+        Nothing may be in flight. A worker that is lost is replaced when the others have woken. One
+        that replaces another and is still loading is waited for, and sleeps too.
         """
-        self.loop.call_soon_threadsafe(self._fleet.has_room.clear)
-        self._wait_for_all([client.sleep() for client in self._clients])
+        self.run(self._fleet.make_room()).result(START_DEADLINE_S + 60)
+        self._wait_for_all([worker.client.sleep() for worker in list(self._fleet.loaded)])
 
     def wake(self, tag: str) -> None:
         """Take back the memory of `weights`, then that of `kv_cache`.
 
         The weight update goes between the two.
         """
-        self._wait_for_all([client.wake(tag) for client in self._clients])
+        self._wait_for_all([worker.client.wake(tag) for worker in list(self._fleet.loaded)])
         if tag == "kv_cache":
             self.loop.call_soon_threadsafe(self._fleet.has_room.set)
 
@@ -323,11 +326,6 @@ class RolloutPool:
                 lost = True
         if lost:
             self.check()
-
-    @property
-    def _clients(self) -> list[WorkerClient]:
-        workers = sorted(self._fleet.serving, key=lambda worker: worker.place)
-        return [worker.client for worker in workers]
 
     async def _read(self, worker: Worker, question: Question, n: int) -> Question:
         """Return the question with its lazy images read and in Ray's object store.
@@ -394,7 +392,9 @@ class RolloutPool:
         config = self._config
         waves = math.ceil((worker.load + work) / config.concurrency_min)
         attempts = 1 + config.retries
-        return waves * attempts * (config.deadline_s + config.verify_s) + _SCORING_MARGIN_S
+        # Sampling, waiting for tools and running them may take a deadline each.
+        attempt_s = 3 * config.deadline_s + config.verify_s
+        return waves * attempts * attempt_s + _SCORING_MARGIN_S
 
     async def _trusted(self, worker: Worker, question: Question, answer: object, n: int) -> Group:
         """Return a worker's answer; give the worker up and raise _Lost if it cannot be trusted.

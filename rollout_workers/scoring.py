@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
+from axpo.errors import ordinary
 from rollout_workers.interfaces import Verify
 from rollout_workers.trajectory import EndReason, Question, Trajectory
 
@@ -67,8 +68,8 @@ def _in_own_thread(function: Callable[[], T]) -> asyncio.Future[T]:
     def work() -> None:
         try:
             future.set_result(function())
-        except BaseException as error:
-            future.set_exception(error)
+        except BaseException as raised:
+            future.set_exception(ordinary(raised))
 
     threading.Thread(target=work, name="verifier", daemon=True).start()
     return asyncio.wrap_future(future)

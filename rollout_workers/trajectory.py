@@ -34,7 +34,7 @@ class EndReason(StrEnum):
     """Why a rollout ended. Every dispatched rollout ends in exactly one of these."""
 
     ANSWERED = "answered"  # a turn without a tool call, closed by the policy
-    OUT_OF_TURNS = "out_of_turns"  # the last allowed turn asked for a tool
+    OUT_OF_TURNS = "out_of_turns"  # the last allowed turn asked for a tool, or calls took all time
     OUT_OF_TOKENS = "out_of_tokens"  # a turn or the context reached its limit
     MALFORMED_CALL = "malformed_call"  # the last allowed turn held only unreadable tool calls
     # The others are infrastructure's fault.

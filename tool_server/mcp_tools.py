@@ -16,7 +16,7 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 from axpo.texts import clean, one_line
-from tool_server import leash
+from tool_server import leash, mcp_json, mcp_log
 from tool_server.config import MCPConfig
 from tool_server.images import DEFAULT_LIMITS, ImageError, check, decode
 from tool_server.schemas import an_object, checker, plain, plain_description
@@ -46,6 +46,8 @@ def open_server(config: MCPConfig, deadline_s: float) -> list[Tool]:
     Raises:
         ToolUnavailable: the server does not answer, or lacks a tool of the recipe.
     """
+    mcp_log.bound()
+    mcp_json.install()
     connection = Connection(config, deadline_s)
     try:
         return connection.tools()
@@ -83,7 +85,8 @@ class Connection:
         except TimeoutError:
             raise ToolUnavailable(f"no answer within {self._deadline_s:g} s") from None
         except Exception as error:  # a list of theirs may be anything
-            raise ToolUnavailable(_reason(error)) from error
+            # Without what led to it, whose messages may have the key.
+            raise ToolUnavailable(self._secrets.hide(_reason(error))) from None
         wanted = self._config.tools or tuple(listed)
         missing = [name for name in wanted if name not in listed]
         if missing:
@@ -147,7 +150,7 @@ class Connection:
         async with self._opening:
             if self._session is None or self._session.stop.is_set():
                 await self._end()
-                self._session = _Session(self._config)
+                self._session = _Session(self._config, self._secrets)
             session = self._session
         # Shielded: a call that gives up does not take the session from the others.
         await asyncio.wait_for(asyncio.shield(session.ready), self._deadline_s)
@@ -200,7 +203,8 @@ class _Session:
 
     client: Client
 
-    def __init__(self, config: MCPConfig) -> None:
+    def __init__(self, config: MCPConfig, secrets: Secrets) -> None:
+        self._secrets = secrets
         self.stop = asyncio.Event()
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.task = asyncio.create_task(self._hold(config))
@@ -216,7 +220,8 @@ class _Session:
                 await self.stop.wait()
         except BaseException as error:
             if not self.ready.done():
-                self.ready.set_exception(ToolUnavailable(_reason(error)))
+                reason = self._secrets.hide(_reason(error))
+                self.ready.set_exception(ToolUnavailable(reason))
                 # Nobody may be waiting: mark the exception as seen, or asyncio logs it.
                 self.ready.exception()
             if isinstance(error, asyncio.CancelledError):
@@ -254,7 +259,13 @@ def _command(config: MCPConfig) -> StdioServerParameters:
     # The SDK starts the command from this thread. To the kernel, the end of this thread is the
     # parent's death, so the command lives as long as the connection.
     arguments = ["-IS", leash.__file__, str(os.getpid()), *config.command]
-    return StdioServerParameters(command=sys.executable, args=arguments, env=environment)
+    return StdioServerParameters(
+        command=sys.executable,
+        args=arguments,
+        env=environment,
+        # Bytes that are no text would end the session for every call.
+        encoding_error_handler="replace",
+    )
 
 
 def _secret_names(config: MCPConfig) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ import json
 import logging
 import threading
 import time
+import traceback
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +31,8 @@ import numpy as np
 from aiolimiter import AsyncLimiter
 from cachetools import LRUCache
 
-from axpo.texts import clean
+from axpo.errors import ordinary
+from axpo.texts import clean, printable
 from tool_server.config import Breaker, Limits
 from tool_server.functions import checked
 from tool_server.images import MAX_ASPECT, fit
@@ -141,8 +143,8 @@ class ToolRunner:
             parsed = self.tool.parse(arguments)
         except ToolError as error:
             return self._answer(ToolResult(ToolStatus.TOOL_ERROR, self._cut(str(error))))
-        except Exception as error:  # the check may be the user's
-            return self._answer(self._failure(error))
+        except BaseException as raised:  # the check may be the user's
+            return self._answer(self._failure(ordinary(raised)))
         # Asked here and again in the slot: a call must not wait in the queue for a refusal.
         if self._circuit.open_s > 0:
             return self._answer(self._refusal())
@@ -224,8 +226,7 @@ class ToolRunner:
 
     async def _invoke(self, call: ToolCall) -> Output:
         if inspect.iscoroutinefunction(self.tool.run):
-            output: Output = await self.tool.run(call)
-            return output
+            return await _outcome(self.tool.run(call))
         ended = threading.Event()
 
         def run() -> Output | Awaitable[Output]:
@@ -241,7 +242,7 @@ class ToolRunner:
             self._left_behind.append(ended)
             raise
         # A plain function may return a coroutine: that of a function it wraps.
-        return await returned if inspect.isawaitable(returned) else returned
+        return await _outcome(returned) if inspect.isawaitable(returned) else returned
 
     def _cached(self, key: bytes | None) -> ToolResult | None:
         return None if self._cache is None or key is None else self._cache.get(key)
@@ -304,7 +305,9 @@ class ToolRunner:
         return result
 
     def _failure(self, error: Exception, what: str = "", seconds: float = 0.0) -> ToolResult:
-        log.warning("tool %s failed", self.tool.name, exc_info=error)
+        # The error may repeat what a server or a page says, and logs are read on terminals.
+        trace = printable("".join(traceback.format_exception(error)).rstrip())
+        log.warning("tool %s failed\n%s", self.tool.name, trace)
         text = clean(f"{self.tool.name} failed: {what}{type(error).__name__}: {error}")
         return ToolResult(ToolStatus.INFRASTRUCTURE, text, seconds=seconds)
 
@@ -315,6 +318,21 @@ class ToolRunner:
             f"{failures} calls failed in a row"
         )
         return ToolResult(ToolStatus.INFRASTRUCTURE, text)
+
+
+async def _outcome(running: Awaitable[Output]) -> Output:
+    """Return what a coroutine returns; it may be the user's, and raise anything."""
+    try:
+        return await running
+    except asyncio.CancelledError as raised:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():  # the deadline, or nobody waits any more
+            raise
+        raise ordinary(raised) from raised
+    except (Exception, GeneratorExit):  # GeneratorExit: the event loop ends
+        raise
+    except BaseException as raised:
+        raise ordinary(raised) from raised
 
 
 async def _pixels(image: Pixels | Awaitable[Pixels]) -> Pixels:

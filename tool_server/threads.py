@@ -7,13 +7,15 @@ import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from axpo.errors import ordinary
+
 T = TypeVar("T")
 
 
 async def in_thread(
     function: Callable[[], T], name: str, late: Callable[[T], None] | None = None
 ) -> T:
-    """Return what `function()` returns, or raise what it raises.
+    """Return what `function()` returns, or raise what it raises (see `ordinary`).
 
     It runs in a thread of its own. In a pool, a function that hangs would hold a place, and later
     calls would wait for that place inside their deadlines.
@@ -26,7 +28,7 @@ async def in_thread(
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 
-    def settle(result: Any, error: BaseException | None) -> None:
+    def settle(result: Any, error: Exception | None) -> None:
         if not future.done():
             if error is None:
                 future.set_result(result)
@@ -38,14 +40,11 @@ async def in_thread(
 
     def work() -> None:
         result: Any = None
-        error: BaseException | None = None
+        error: Exception | None = None
         try:
             result = function()
-        except StopIteration as raised:
-            # A future refuses a StopIteration, and the waiter would wait for ever.
-            error = RuntimeError(f"StopIteration: {raised}")
         except BaseException as raised:
-            error = raised
+            error = ordinary(raised)
         try:
             loop.call_soon_threadsafe(settle, result, error)
         except RuntimeError:  # the loop was closed meanwhile

@@ -5,7 +5,7 @@ What depends on the nodes of the cluster is refused by `axpo.placement.plan`.
 
 from __future__ import annotations
 
-from learner.config import LearnerConfig
+from learner.config import LearnerConfig, adapters_alone
 from rollout_workers.config import RolloutConfig
 
 COLOCATED_SHARE = 0.8
@@ -39,6 +39,7 @@ def check_devices(learner: LearnerConfig, rollout: RolloutConfig) -> None:
             "same GPU; use 'nccl', or rollout.colocated"
         )
     _check_shares(rollout)
+    _check_one_process_a_gpu(learner, rollout)
 
 
 def _check_ranks_on_cpu(rollout: RolloutConfig) -> None:
@@ -92,6 +93,18 @@ def _check_shares(rollout: RolloutConfig) -> None:
             f"rollout.engine.gpu_memory_utilization={engine.gpu_memory_utilization:g}: engines "
             f"with gpus_per_worker={share:g} share a GPU, so each may take at most {share:g} of "
             "its memory; lower it, or set kv_cache_gb"
+        )
+
+
+def _check_one_process_a_gpu(learner: LearnerConfig, rollout: RolloutConfig) -> None:
+    """Refuse NCCL between a rank and engines that share a GPU with each other."""
+    share, transfer = rollout.gpus_per_worker, rollout.engine.weight_transfer
+    by_nccl = transfer in ("nccl", "sparse_nccl") and not adapters_alone(learner)
+    if by_nccl and 0 < share <= 0.5 and rollout.workers > 1:
+        raise ValueError(
+            f"rollout.engine.weight_transfer={transfer!r}: engines with gpus_per_worker={share:g} "
+            "share a GPU, and NCCL takes one process a GPU; use a GPU for each, or "
+            "'shared_memory' on one node"
         )
 
 

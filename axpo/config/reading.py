@@ -13,9 +13,9 @@ from pydantic_core import ErrorDetails
 from axpo import shipped
 from axpo.config.moved import moved_keys
 from axpo.config.recipe import Recipe
-from axpo.config.strict_yaml import MAX_BYTES, read_yaml
 from axpo.config.suggest import suggestion
 from axpo.errors import AxpoError
+from axpo.strict_yaml import MAX_BYTES, read_yaml
 from axpo.texts import closest, one_line, shown
 
 # The field that a message begins with, for example in "total_steps=0: ...".

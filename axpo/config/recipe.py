@@ -215,10 +215,23 @@ class Recipe(Section):
                 "deterministic=True: chooses kernels of GPUs, and here ranks or engines are on "
                 "CPUs (learner.gpus_per_rank, rollout.gpus_per_worker); CPUs repeat without it"
             )
+        self._check_silence()
         if self.rollout.colocated and self.max_staleness:
             raise ValueError(
                 f"max_staleness={self.max_staleness}: must be 0 with rollout.colocated, "
                 "because engines then sleep during an update"
+            )
+
+    def _check_silence(self) -> None:
+        """Refuse a sync that engines would not live to see the end of."""
+        transfer = self.rollout.engine.weight_transfer
+        in_one_call = transfer == "nccl" and self.lora_rank is None
+        health_s, sync_s = self.rollout.health_s, self.learner.sync_s
+        if in_one_call and health_s < sync_s:
+            raise ValueError(
+                f"rollout.health_s={health_s:g}: must be at least learner.sync_s={sync_s:g} with "
+                f"weight_transfer={transfer!r}: an engine gives no sign of life while it receives "
+                "all weights in one call"
             )
 
     def _check_tools(self) -> None:

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
+from axpo.tasks.choices import without_fonts
 from axpo.tasks.verifiers import boxed, choice
 
 LONGEST = 2000
@@ -24,7 +25,12 @@ _NAMED = re.compile(
     r"(?i:answer|option|choice)\s*(?:is\b)?\s*:?\s*(?:(?i:option)\s+)?"
     r"(?:([A-Z])|[(\[]([A-Za-z])[)\]])(?=[\s.,;:!]|$)"
 )
+_OPTION = re.compile(r"(?i:option|choice)\s+([a-z])[.)]?\s*$")
+_BRACKETED = re.compile(r"[(\[]([A-Z])[)\]]")
+_ALONE = re.compile(r"(?<![\w'])[A-HJ-Z](?![\w'])")
+_LAST = re.compile(r"\s([A-Z])[.!]?$")
 _EMPHASIS = re.compile(r"\*\*|__|`")
+_ESCAPED = re.compile(r"\\([%$&#_])")
 
 
 def final_text(answer: str) -> str:
@@ -33,15 +39,17 @@ def final_text(answer: str) -> str:
     if box is not None:
         return box[-LONGEST:]
     tagged = _TAGGED.findall(answer)
-    return (tagged[-1] if tagged else answer).strip()[-LONGEST:]
+    text = tagged[-1] if tagged else answer
+    # A whole answer in bold: **3**.
+    return text.strip().strip("*`").strip()[-LONGEST:]
 
 
 def normalised(text: str) -> str:
-    """Return a text without case, articles and punctuation, for exact comparisons.
+    """Return a text without case, articles, punctuation and TeX's fonts, for exact comparisons.
 
     Signs, decimal points and % stay: -2 is not 2, and 3.5 is not 35.
     """
-    text = text.replace("\u2212", "-").casefold()
+    text = _words_of(text).replace("\u2212", "-").casefold()
     text = _THOUSANDS.sub("", text)
     text = _PUNCTUATION.sub(" ", _POINTS.sub("", text))
     # What is nothing but an article is the letter of a choice, or a grade.
@@ -61,13 +69,14 @@ def chosen(text: str, options: Sequence[str]) -> int | None:
         options: the texts of the choices A, B, C ...
     """
     plain = _EMPHASIS.sub("", text).strip()
-    letter = choice(plain)
-    if letter is None:
-        named = ["".join(letters) for letters in _NAMED.findall(plain)]
-        letter = named[-1].upper() if named else None
+    letter = choice(plain) or _named(plain)
     if letter is not None and ord(letter) - ord("A") < len(options):
         return ord(letter) - ord("A")
-    return _by_words(plain, options)
+    position = _by_words(plain, options)
+    if position is not None:
+        return position
+    letter = _at_the_end(plain)
+    return ord(letter) - ord("A") if letter and ord(letter) - ord("A") < len(options) else None
 
 
 def within(given: float | None, truth: float, absolute: float = 0.0, relative: float = 0.0) -> bool:
@@ -77,6 +86,21 @@ def within(given: float | None, truth: float, absolute: float = 0.0, relative: f
     # 1e-9: 6.284 is within 0.001 of 6.283, whatever floats say.
     allowed = max(absolute, relative * abs(truth)) + 1e-9 * max(1.0, abs(truth))
     return abs(given - truth) <= allowed
+
+
+def _named(text: str) -> str | None:
+    """Return the letter that a sentence names: `the answer is B`, `option b`, `it is (B)`."""
+    named = ["".join(letters) for letters in _NAMED.findall(text)] or _OPTION.findall(text)
+    if not named:
+        bracketed = set(_BRACKETED.findall(text))
+        named = list(bracketed) if len(bracketed) == 1 else []
+    return named[-1].upper() if named else None
+
+
+def _at_the_end(text: str) -> str | None:
+    """Return the capital that ends a sentence, if no other stands alone: `so it is B`."""
+    last = _LAST.search(text)
+    return last[1] if last and set(_ALONE.findall(text)) == {last[1]} else None
 
 
 def _by_words(text: str, options: Sequence[str]) -> int | None:
@@ -108,5 +132,11 @@ def _f1(given: str, truth: str) -> float:
     return 2 * precision * recall / (precision + recall)
 
 
+def _words_of(text: str) -> str:
+    r"""Return a text as it would be read: `50%` of `\text{50\%}`."""
+    return _ESCAPED.sub(r"\1", without_fonts(text))
+
+
 def _tokens(text: str) -> list[str]:
+    text = _words_of(text)
     return _ARTICLES.sub(" ", _OFFICIAL_PUNCTUATION.sub("", text.lower())).split()

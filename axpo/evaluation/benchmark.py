@@ -103,6 +103,8 @@ class Benchmark(Variant):
     licence: ClassVar[str] = "not stated"
     needs_judge: ClassVar[bool] = False
     """Whether the rules alone measure something else than what is published."""
+    needs_search: ClassVar[bool] = False
+    """Whether the questions need a tool that searches."""
 
     @property
     def expected(self) -> int | None:

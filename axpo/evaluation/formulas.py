@@ -10,6 +10,8 @@ from axpo.evaluation.values import value
 from axpo.tasks import mathematics
 
 _SPACING = re.compile(r"\\left|\\right|\\[,;:! ]|\$|\s|\^\{?\\circ\}?|\\degree|°|degrees?")
+_SIZES = re.compile(r"\\left|\\right")
+_OPENING, _CLOSING = "([{", ")]}"
 _FRACTION = re.compile(r"\\[dt]frac")
 
 
@@ -24,6 +26,11 @@ def equal(truth: str, given: str) -> bool:
         return True
     if _is_formula(truth) and mathematics.equal(truth, given):
         return True
+    brackets, elements = _elements(truth)
+    if elements:
+        found = _elements(given)
+        same_form = found[0] == brackets and len(found[1]) == len(elements)
+        return same_form and all(map(equal, elements, found[1]))
     expected = value(truth)
     return expected is not None and agree_to_two_decimals(expected, value(given))
 
@@ -37,6 +44,34 @@ def agree_to_two_decimals(truth: float, given: float | None) -> bool:
 def plain(formula: str) -> str:
     """Return a formula without spacing, dollars and degrees, for comparisons as texts."""
     return _SPACING.sub("", _FRACTION.sub(r"\\frac", formula)).rstrip(".").casefold()
+
+
+def parts(text: str) -> list[str]:
+    """Return the answers in a text: what commas and semicolons outside of brackets divide."""
+    pieces, depth = [""], 0
+    for index, character in enumerate(text):
+        depth += (character in _OPENING) - (character in _CLOSING)
+        # Not the comma of 1,000, and not the thin space \, of TeX.
+        is_number = re.fullmatch(r"\d,\d{3}(?!\d)", text[max(index - 1, 0) : index + 4]) is not None
+        escaped = index > 0 and text[index - 1] == "\\"
+        if depth == 0 and character in ",;，；" and not is_number and not escaped:
+            pieces.append("")
+        else:
+            pieces[-1] += character
+    return [piece.strip() for piece in pieces if piece.strip()]
+
+
+def _elements(formula: str) -> tuple[str, list[str]]:
+    """Return the brackets and the elements of a point, an interval or a list; else no elements."""
+    inner = _SIZES.sub("", formula).strip().strip("$").strip()
+    pieces = parts(inner)
+    if len(pieces) > 1:
+        return "", pieces
+    if inner[:1] in ("(", "[") and inner[-1:] in (")", "]"):
+        pieces = parts(inner[1:-1])
+        if len(pieces) > 1:
+            return inner[0] + inner[-1], pieces
+    return "", []
 
 
 @functools.lru_cache(maxsize=4096)

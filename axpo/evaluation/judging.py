@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 
+from axpo.errors import AxpoError
 from axpo.evaluation.answers import final_text
 from axpo.evaluation.benchmark import Item
 from axpo.evaluation.plan import Asked, Plan
 from axpo.evaluation.results import Row
 from axpo.tasks.judge import Judge, Judgement
+from axpo.tasks.task import one_line
 
 Progress = Callable[[str, int, int], None]
 """Takes what is done, how much of it, and of how much."""
@@ -53,10 +55,19 @@ def _judgements(
             future = threads.submit(judge.judge, item.text, item.truths(), given)
             waiting[future] = (key, given)
         for future in as_completed(waiting):
-            yield waiting[future], future.result()
+            yield waiting[future], _verdict_of(future)
     finally:
         # If the key is refused, the others need not be asked.
         threads.shutdown(cancel_futures=True)
+
+
+def _verdict_of(future: Future[Judgement]) -> Judgement:
+    try:
+        return future.result()
+    except AxpoError:
+        raise
+    except Exception as error:  # the judge may be the user's: anything may happen in it
+        return Judgement(None, fault=one_line(error))
 
 
 def _with_verdict(row: Row, found: Mapping[tuple[str, str], Judgement], judge: Judge) -> Row:

@@ -42,10 +42,14 @@ class Local(Judge):
         """Return the model and the prompt's hash."""
         return f"{self.model} (local), prompt {PROMPT_HASH}"
 
-    def check(self) -> None:
+    def check_settings(self) -> None:
         """Raise AxpoError if the model is a folder that is not there."""
         if looks_local(self.model) and not (Path(self.model) / "config.json").is_file():
             raise AxpoError(f"judge: {self.model}: no model folder there")
+
+    def check(self, timeout_s: float | None = None) -> None:
+        """Raise AxpoError if the model is a folder that is not there; it is not started."""
+        self.check_settings()
 
     def judge(self, question: str, accepted: Sequence[str], answer: str) -> Judgement:
         """Raise: the judge that `opened` gives answers."""

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from axpo.errors import AxpoError
-from axpo.record.files import read_rows, read_text, replace_file
+from axpo.record.files import appending, read_rows, read_text, replace_file
 from axpo.record.lock import RunLock
 
 Row = dict[str, Any]
@@ -140,7 +140,7 @@ class Results:
 
     def _append(self, name: str, rows: Sequence[Row]) -> None:
         lines = "".join(map(_line, rows))
-        with (self.path / name).open("a", encoding="utf-8") as file:
+        with appending(self.path / name) as file:
             file.write(lines)
 
     def _replace(self, name: str, rows: Iterable[Row]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from axpo.errors import AxpoError
-from axpo.evaluation.unpack import ROWS, unpacked
+from axpo.evaluation.unpack import ROWS, save_picture, unpacked
 from axpo.plain_files import NotPlain, read_plain
 from rollout_workers.trajectory import LazyImage, Pixels, UnusableQuestion
 from tool_server.images import ImageError, ImageLimits, decode
@@ -24,6 +24,9 @@ LARGEST = 1 << 30
 
 CACHE = ".axpo"
 """The folder, beside the files of a benchmark, of what was unpacked."""
+
+PICTURES = "pictures"
+"""The folder in it of pictures that were written into JSON."""
 
 
 class Row:
@@ -150,8 +153,8 @@ def download(data: Path, hub: str) -> str:
     return f"get it with: hf download {hub} --repo-type dataset --local-dir {data / name}"
 
 
-def parquet_rows(files: Sequence[Path], pictures: Sequence[str]) -> Iterator[Row]:
-    """Yield the rows of parquet files. Columns with pictures become names of files.
+def table_rows(files: Sequence[Path], pictures: Sequence[str]) -> Iterator[Row]:
+    """Yield the rows of parquet or TSV files. Columns with pictures become names of files.
 
     Raises:
         AxpoError: a file cannot be read, or there is no room to unpack it.
@@ -163,17 +166,20 @@ def parquet_rows(files: Sequence[Path], pictures: Sequence[str]) -> Iterator[Row
         except ValueError as error:
             raise AxpoError(f"{file}: {error}") from None
         except OSError as error:
-            reason = error.strerror or error
-            raise AxpoError(f"{file}: cannot be unpacked into {cache}: {reason}") from None
+            raise _no_room(file, cache, error) from None
         for number, values in enumerate(_json_lines(folder / ROWS), 1):
             yield Row(values, f"{file}, row {number}", [folder, file.parent, file.parent.parent])
 
 
-def json_rows(file: Path) -> Iterator[Row]:
+def json_rows(file: Path, pictures: Sequence[str] = ()) -> Iterator[Row]:
     """Yield the rows of a file: one JSON array of objects, or one object a line.
 
+    Args:
+        file: the file.
+        pictures: columns that may hold pictures in base64. These become names of files.
+
     Raises:
-        AxpoError: the file is something else.
+        AxpoError: the file is something else, or there is no room for its pictures.
     """
     try:
         text = read_plain(file, LARGEST).decode(errors="replace")
@@ -187,12 +193,18 @@ def json_rows(file: Path) -> Iterator[Row]:
     else:
         rows = _json_lines(file)
     # Some sets write the name of their own folder into the paths of pictures.
-    folders = [file.parent, file.parent.parent]
+    cache = file.parent / CACHE / PICTURES
+    folders = [file.parent, file.parent.parent, cache]
     for number, values in enumerate(rows, 1):
         where = f"{file}, row {number}"
         if not isinstance(values, dict):
             raise AxpoError(f"{where}: expected an object, found {type(values).__name__}")
-        yield Row(values, where, folders)
+        held = [name for name in pictures if name in values]
+        try:
+            files = {name: save_picture(values[name], cache) for name in held}
+        except OSError as error:
+            raise _no_room(file, cache, error) from None
+        yield Row({**values, **files}, where, folders)
 
 
 def _json_lines(file: Path) -> Iterator[Any]:
@@ -204,6 +216,10 @@ def _json_lines(file: Path) -> Iterator[Any]:
                 yield json.loads(line)
             except (ValueError, RecursionError) as error:
                 raise AxpoError(f"{file}, line {number}: not JSON: {error}") from None
+
+
+def _no_room(file: Path, cache: Path, error: OSError) -> AxpoError:
+    return AxpoError(f"{file}: cannot be unpacked into {cache}: {error.strerror or error}")
 
 
 def _decode(file: Path, where: str) -> Pixels:

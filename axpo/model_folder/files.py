@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from axpo import texts
 from axpo.plain_files import NotPlain, inside_model
 from axpo.tasks.task import one_line
 from rollout_workers.chat import Chat
@@ -131,8 +132,8 @@ def vocabulary_size(folder: Path) -> int:
 def _check_json(file: Path) -> None:
     try:
         content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{file}: {texts.one_line(str(error))}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{file}: expected an object, found {type(content).__name__}")
 

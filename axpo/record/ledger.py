@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from axpo.record.files import parse_rows
+from axpo.record.files import appending, parse_rows
 
 IN_FLIGHT, UNKNOWN = "in flight", "unknown"
 
@@ -37,7 +37,7 @@ class Ledger:
 
     def __init__(self, file: Path) -> None:
         # Buffered by line: a kill loses no event that was logged.
-        self._lines = file.open("a", encoding="utf-8", buffering=1)
+        self._lines = appending(file)
         self._lock = threading.Lock()
 
     def log(self, event: str, **fields: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from pathlib import Path
@@ -21,7 +22,13 @@ class RunLock:
 
     def __init__(self, run: Path) -> None:
         # Without O_TRUNC: the file still says who holds the run.
-        file = os.open(run / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            file = os.open(run / "lock", flags, 0o644)
+        except OSError as error:
+            if error.errno == errno.ELOOP:  # a link, to a file that is not the run's
+                raise AxpoError(f"{run / 'lock'}: is no regular file") from None
+            raise
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

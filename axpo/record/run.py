@@ -53,6 +53,7 @@ from axpo.record.records import Credited, Decode, ImageFolder, group_from_json, 
 from axpo.record.summary import read_summary
 from axpo.record.timeline import bars
 from axpo.record.tracked import Tracking
+from axpo.strict_yaml import read_yaml
 from axpo.texts import one_line
 from axpo.trackers import Tracker, check_all
 from rollout_workers.trajectory import Group
@@ -180,8 +181,8 @@ class RunDirectory:
         """Return the resolved recipe as it was written."""
         file = self.path / "recipe.yaml"
         try:
-            recipe = yaml.safe_load(read_text(file))
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            recipe = read_yaml(read_text(file))
+        except ValueError as error:
             raise AxpoError(f"{file}: not readable: {one_line(str(error))}") from None
         if not isinstance(recipe, dict):
             raise AxpoError(f"{file}: expected a recipe")

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from axpo.evaluation.answers import final_text
 from axpo.evaluation.results import IMAGES, TRAJECTORIES, Row, disk_error, read_evaluation
-from axpo.record.files import read_rows
+from axpo.record.files import read_rows, replace_file
 from axpo.record.records import ImageFolder
 from axpo.report.images import Images
 from axpo.report.rollout_view import SURE, GroupView, group_view
+from axpo.texts import clean, printable
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 LISTED = 600
 """Questions of a benchmark whose answers the page lists; results.jsonl has all."""
@@ -27,33 +31,57 @@ def render_evaluation(folder: Path) -> Path:
     Raises:
         AxpoError: there is no evaluation that came to its end.
     """
+    summary, questions, rows = read_evaluation(folder)
+    html = (
+        templates()
+        .get_template("evaluation.html.jinja")
+        .render(
+            about=summary,
+            table=_table(summary),
+            paper=_paper(summary),
+            parts=_parts(folder, summary, questions, rows),
+            how=json.dumps(
+                {name: summary[name] for name in ("command", "commit", "versions")}, indent=2
+            ),
+            images=Images(ImageFolder(folder / IMAGES)),
+            SURE=SURE,
+        )
+    )
+    out = folder / "report.html"
+    try:
+        replace_file(out, clean(html))
+    except OSError as error:
+        raise disk_error(folder, error) from None
+    return out
+
+
+def templates() -> Environment:
+    """Return the templates of pages about evaluations. All that they show is escaped."""
     # jinja2 is slow to import, and only a page that is rendered needs it.
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    summary, questions, rows = read_evaluation(folder)
-    templates = Environment(
+    return Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
     )
-    html = templates.get_template("evaluation.html.jinja").render(
-        about=summary,
-        table=_table(summary),
-        paper=_paper(summary),
-        parts=_parts(folder, summary, questions, rows),
-        how=json.dumps(
-            {name: summary[name] for name in ("command", "commit", "versions")}, indent=2
-        ),
-        images=Images(ImageFolder(folder / IMAGES)),
-        SURE=SURE,
-    )
-    out = folder / "report.html"
-    try:
-        out.write_text(html, encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise disk_error(folder, error) from None
-    return out
+
+
+def sample_view(row: Row) -> dict[str, Any]:
+    """Return what a list shows of one sample."""
+    return {
+        "right": row["right"],
+        "text": short(final_text(row["answer"] or "")) or row["end"].replace("_", " "),
+        "by": row["by"],
+        "reply": short(row["reply"]),
+    }
+
+
+def short(text: str) -> str:
+    """Return the beginning of a text, as long as a list shows."""
+    text = printable(text)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} …"
 
 
 def _table(summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -123,23 +151,17 @@ def _parts(
 
 def _view(record: Row, rows: Sequence[Row], accepted: Sequence[str]) -> GroupView:
     """Return the rollouts of a question with the verdicts that they got."""
-    right = {row["sample"]: float(bool(row["right"])) for row in rows}
-    rollouts = [{**one, "reward": right.get(one["rollout"], 0.0)} for one in record["rollouts"]]
+    # None: there is no verdict.
+    right = {row["sample"]: row["right"] for row in rows}
+    rewards = {sample: None if one is None else float(one) for sample, one in right.items()}
+    rollouts = [{**one, "reward": rewards.get(one["rollout"])} for one in record["rollouts"]]
     return group_view({**record, "rollouts": rollouts, "accepted": accepted})
 
 
 def _answers(asked: Row, rows: Sequence[Row]) -> dict[str, Any]:
-    samples = [
-        {
-            "right": bool(row["right"]),
-            "text": _short(final_text(row["answer"] or "")) or row["end"].replace("_", " "),
-            "by": row["by"],
-            "reply": _short(row["reply"]),
-        }
-        for row in rows
-    ]
-    accepted = " · ".join(asked["accepted"])
-    return {"text": _short(asked["text"]), "accepted": accepted, "samples": samples}
+    samples = [sample_view(row) for row in rows]
+    accepted = short(" · ".join(asked["accepted"]))
+    return {"text": short(asked["text"]), "accepted": accepted, "samples": samples}
 
 
 def _facts(part: Mapping[str, Any]) -> str:
@@ -184,7 +206,3 @@ def _quoted(numbers: Mapping[str, float]) -> str:
 
 def _pass_label(name: str) -> str:
     return f"Pass@{name.removeprefix('pass')}"
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]} …"

@@ -100,7 +100,7 @@ def render(run_dir: str | Path, choice: Choice | None = None) -> Path:
     )
     out = run.path / "report.html"
     # Half a surrogate pair, in a reason or the name of a metric, is no UTF-8.
-    out.write_text(clean(html), encoding="utf-8")
+    replace_file(out, clean(html))
     return out
 
 

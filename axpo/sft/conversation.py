@@ -17,7 +17,8 @@ from axpo.sft.messages import (
     text_of,
 )
 from axpo.sft.tool_schemas import json_of
-from axpo.texts import one_line
+from axpo.tasks.data import listed
+from axpo.texts import one_line, shown
 from rollout_workers.families import ModelFamily
 
 FOLLOWS = {"user": ("assistant",), "assistant": ("tool",), "tool": ("tool", "assistant")}
@@ -51,6 +52,7 @@ def conversation_of(row: Mapping[str, Any], family: ModelFamily) -> Conversation
     roles = [_role(message, number) for number, message in enumerate(messages)]
     asked = 1 if roles[:1] == ["system"] else 0
     _check_order(roles, asked)
+    _check_named_images(messages, listed(row.get("images") or []))
 
     def content(number: int) -> Content:
         where = f"messages[{number}]"
@@ -64,6 +66,8 @@ def conversation_of(row: Mapping[str, Any], family: ModelFamily) -> Conversation
         turns.append(policy_turn(messages[start], family, where, last=last))
         if not last:
             results.append(tuple(content(number) for number in range(start + 1, stop)))
+    if not any(turn.trained for turn in turns):
+        raise ValueError("messages: all turns have weight 0, so nothing would be trained on")
     return Conversation(
         system=text_of(messages[0], "messages[0]") if asked else None,
         question=content(asked),
@@ -97,6 +101,20 @@ def _check_order(roles: Sequence[str], asked: int) -> None:
             raise ValueError(
                 f"messages[{number}]: role {role!r} after {before!r}; expected {names}"
             )
+
+
+def _check_named_images(messages: Sequence[Mapping[str, Any]], images: Sequence[Any]) -> None:
+    """Raise ValueError if a part names an image that is not the row's: those are taken in order."""
+    for number, message in enumerate(messages):
+        content = message.get("content")
+        parts = content if isinstance(content, Sequence) and not isinstance(content, str) else ()
+        for place, part in enumerate(parts):
+            named = part.get("image") if isinstance(part, Mapping) else None
+            if named and named not in images:
+                raise ValueError(
+                    f"messages[{number}].content[{place}].image: {shown(named)} is none of the "
+                    "row's `images`, which the image parts take in order"
+                )
 
 
 def _turns(roles: Sequence[str]) -> Iterator[tuple[int, int]]:

@@ -227,6 +227,7 @@ class Demonstrations:
         for turn, results in zip_longest(conversation.turns, conversation.results):
             segments.append(_turn_segment(turn, self._chat))
             if results is not None:
+                _check_asks(segments[-1], self._chat, turn)
                 segments.append(self._observation(results, images))
         return tuple(segments)
 
@@ -308,6 +309,13 @@ def check_control_tokens(ids: Ids, chat: Chat, where: str) -> None:
     if forbidden.any():
         found = chat.decode(ids[forbidden][:1])
         raise ValueError(f"{where}: {found!r} in its text; a policy never writes this token")
+
+
+def _check_asks(segment: Segment, chat: Chat, turn: PolicyTurn) -> None:
+    """Raise ValueError if a turn without a call is followed by what a tool showed."""
+    calls = parse_turn(segment.token_ids, chat.tokens, chat.decode).calls
+    if not calls:
+        raise ValueError(f"{turn.where}: no call, but a message of a tool follows")
 
 
 def _check_calls(ids: Ids, chat: Chat, turn: PolicyTurn) -> None:

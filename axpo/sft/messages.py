@@ -98,6 +98,9 @@ def policy_turn(message: Message, family: ModelFamily, where: str, *, last: bool
             "rollout begins with it"
         )
     calls = _calls(message, family, where)
+    if not calls and not found and not content.strip():
+        expected = "a content, a reasoning_content or calls"
+        raise ValueError(f"{where}: an empty turn; expected {expected}")
     text = family.assistant_text(content, calls, thought)
     # The Instruct template asks whether there are parts, not whether they hold any text.
     if calls and not content and message.get("content") and not family.opens_thinking:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 from axpo.tasks.verifiers import accepted, boxed
@@ -89,9 +90,9 @@ def _answer(value: Any) -> str:
     """
     if isinstance(value, list) and value and all(isinstance(one, str) for one in value):
         return json.dumps([_answer(one) for one in value], ensure_ascii=False)
-    # In Python a bool is an int too.
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if is_number and not math.isfinite(value):
+    # In Python a bool is an int too. Integers may be too large for a float.
+    is_number = isinstance(value, int | float | Decimal) and not isinstance(value, bool)
+    if is_number and not isinstance(value, int) and not math.isfinite(value):
         raise ValueError(f"expected a text or a number, found {value}")
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
         value = int(value)

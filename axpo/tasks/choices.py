@@ -12,7 +12,7 @@ from collections.abc import Mapping
 LONGEST = 2000
 """Characters. A longer answer names no option."""
 
-_TEXT = re.compile(r"\\(?:text|mathrm|mathbf|mathit|textbf|textit|mbox)\s*\{([^{}]*)\}")
+_FONT = re.compile(r"\\(?:text|mathrm|mathbf|mathit|textbf|textit|mbox)\s*\{([^{}]*)\}")
 # B, (b), B., (B): 12 cm
 _LETTER = re.compile(r"[(\[]?\s*([A-Za-z])\s*(?:[)\]]?[)\].:](.*))?", re.DOTALL)
 # A letter that names a further option: with a bracket, point or colon, or a capital by itself.
@@ -20,26 +20,53 @@ _LETTER = re.compile(r"[(\[]?\s*([A-Za-z])\s*(?:[)\]]?[)\].:](.*))?", re.DOTALL)
 _FURTHER = re.compile(
     r"[(\[]\s*([A-Ja-j])\s*[)\]]|(?<![\w'])([A-Ja-j])\s*[)\].:]|(?<![\w'])([A-HJ])(?![\w'])"
 )
-_MARKER = re.compile(r"(?:^|(?<=\s))[(\[]?([A-J])[)\].:]:?(?=\s)")
+# Nothing but further letters: `A. b, c`, `A. or c`
+_ONLY_LETTERS = re.compile(r"(?:[\W_]|\b(?:[a-j]|and|or|not)\b)+", re.IGNORECASE)
+_A_LETTER = re.compile(r"\b[a-j]\b", re.IGNORECASE)
+# `A.`, `(A)`, `**A.**`; without a space behind it `(A)`, and `A.` at the start of a line
+_MARKER = re.compile(
+    r"(?:^|(?<=[\s*]))[(\[]?([A-J])[)\].:][:*]*(?=\s)"
+    r"|(?:^[(\[]?|(?<=\s)[(\[])([A-J])[)\].:](?=\w)",
+    re.MULTILINE,
+)
+_SMALL_MARKER = re.compile(r"(?:^|(?<=\s))[(\[]([a-j])[)\]](?=\s)")
+_BETWEEN = " \t\n,;*|-\u2022"
+"""What stands between two options and belongs to none."""
+# `A. or B.` of "answer with A. or B." lists no options.
+_NO_OPTION = frozenset(("", "and", "or"))
+# Characters of full width, as Chinese texts have them, and two of their marks.
+_WIDE = {chr(code): chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)}
+_TYPESET = str.maketrans(_WIDE | {"\u3000": " ", "\u3001": ". ", "\u3002": ". "})
 
 
 def options(question: str) -> dict[str, str]:
     """Return the options that a question lists by letters, A first; none if it lists no two.
 
-    They may stand on lines of their own or in one line: `(A) a cat (B) a dog`.
+    They may stand on lines of their own or in one line: `(A) a cat (B) a dog`. Of several lists the
+    last counts.
     """
-    listed: dict[str, str] = {}
-    markers = list(_MARKER.finditer(question))
-    for marker, following in itertools.zip_longest(markers, markers[1:]):
-        letter = marker[1]
+    plain = question.translate(_TYPESET)
+    return _listed(plain, _MARKER) or _listed(plain, _SMALL_MARKER)
+
+
+def _listed(question: str, marker: re.Pattern[str]) -> dict[str, str]:
+    lists: list[dict[str, str]] = []
+    found = [(one[one.lastindex or 1].upper(), *one.span()) for one in marker.finditer(question)]
+    for (letter, _, start), following in itertools.zip_longest(found, found[1:]):
         if letter == "A":
-            listed = {}
-        if letter != chr(ord("A") + len(listed)):
+            lists.append({})
+        if not lists or letter != _letter(len(lists[-1])):
             continue
-        text = question[marker.end() : following.start() if following else None].strip()
+        text = question[start : following[1] if following else None].strip()
         # The last option ends with its line; what follows is not part of it.
-        listed[letter] = text if following else text.split("\n")[0]
-    return listed if len(listed) > 1 else {}
+        is_last = following is None or following[0] != _letter(len(lists[-1]) + 1)
+        lists[-1][letter] = (text.split("\n")[0] if is_last else text).rstrip(_BETWEEN)
+    lists = [one for one in lists if len(one) > 1 and _NO_OPTION.isdisjoint(one.values())]
+    return lists[-1] if lists else {}
+
+
+def _letter(number: int) -> str:
+    return chr(ord("A") + number)
 
 
 def choice(text: str, listed: Mapping[str, str] | None = None) -> str | None:
@@ -54,7 +81,7 @@ def choice(text: str, listed: Mapping[str, str] | None = None) -> str | None:
     if len(text) > LONGEST:
         return None
     listed = listed or {}
-    plain = _TEXT.sub(r"\1", text).strip(" \t\n$*.")
+    plain = without_fonts(text.translate(_TYPESET)).strip(" \t\n$*.")
     of_text = {letter for letter, option in listed.items() if same_text(option, plain)}
     found = _LETTER.fullmatch(plain)
     if found is None:
@@ -64,8 +91,8 @@ def choice(text: str, listed: Mapping[str, str] | None = None) -> str | None:
         return letter
     further = {name.upper() for name in itertools.chain(*_FURTHER.findall(rest)) if name}
     further |= {other for other, option in listed.items() if same_text(option, rest)}
-    if len(rest) == 1:
-        further.add(rest.upper())
+    if _ONLY_LETTERS.fullmatch(rest):
+        further |= {name.upper() for name in _A_LETTER.findall(rest)}
     return letter if further <= {letter} else None
 
 
@@ -75,10 +102,16 @@ def option_text(text: str) -> str:
     return ((found[2] or "") if found else text).strip()
 
 
+def without_fonts(text: str) -> str:
+    r"""Return a text without TeX's commands for fonts: `Exit` of `\text{Exit}`."""
+    return _FONT.sub(r"\1", text)
+
+
 def same_text(one: str, other: str) -> bool:
     """Return whether two texts are the same, up to case, spaces and a final point."""
     return _folded(one) == _folded(other)
 
 
 def _folded(text: str) -> str:
-    return " ".join(_TEXT.sub(r"\1", text).casefold().split()).rstrip(".")
+    plain = without_fonts(text.translate(_TYPESET))
+    return " ".join(plain.casefold().split()).rstrip(".")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import os
 import random
 import re
 from collections.abc import Collection, Mapping
@@ -19,7 +20,7 @@ from axpo.errors import AxpoError
 from axpo.tasks.left_out import COMMAND, left_out
 from axpo.tasks.lines import Row, Table, read_json, read_lines, read_table
 from axpo.tasks.tables import Place, read_dataset
-from axpo.texts import check_text, shown
+from axpo.texts import check_text, one_line, shown
 from tool_server.images import ImageLimits
 
 __all__ = ["MARK", "DataConfig", "DataImages", "Folders", "Row", "Source", "Table"]
@@ -111,7 +112,10 @@ class Source(BaseModel):
             AxpoError: there is no such data, it has no rows, or it cannot be read as a whole. A
                 single row that cannot be read is told when it is asked for.
         """
-        table = self._read(columns)
+        try:
+            table = self._read(columns)
+        except OSError as error:  # a name that no file can have, a disk that fails
+            raise AxpoError(f"{one_line(self.path, 80)}: {error.strerror or error}") from None
         if not len(table):
             raise AxpoError(f"{self.path}: no rows")
         return table
@@ -162,8 +166,9 @@ class Folders:
         check_text(name)
         if re.match(r"[a-z]{2,10}://", name, re.IGNORECASE):
             raise ValueError(f"{shown(name)} is an address; expected a file, nothing is downloaded")
-        # Links are followed here, so what is opened is what was looked at.
-        file = (self.base / name).resolve()
+        # Links are followed here, so what is opened is what was looked at. `Path.resolve` would
+        # raise on a loop of links; this leaves a path that nobody can open.
+        file = Path(os.path.realpath(self.base / name))
         if not any(file.is_relative_to(folder) for folder in self.allowed):
             raise ValueError(
                 f"{shown(name)} leads out of {self.base}; if that is meant, name the folder in "

@@ -70,11 +70,13 @@ class DatasetConfig(TaskConfig):
 
         Raises:
             AxpoError: there is no such data, too many rows are bad, or none fits the context.
-                Names source, row and column.
+                Names source, row and column. Or the verifier's settings cannot work here.
         """
+        self.verifier.check_settings()
         set_aside: list[str] = []
-        for source in (self.train, self.held_out):
-            faults = check_rows(Rows(source, self.meaning), fits)
+        held_out_fits = fits.held_out if fits is not None else None
+        for source, fitting in ((self.train, fits), (self.held_out, held_out_fits)):
+            faults = check_rows(Rows(source, self.meaning), fitting)
             set_aside += faults.judged(self.max_bad_rows)
         return set_aside
 
@@ -90,6 +92,10 @@ class DatasetConfig(TaskConfig):
             faults = check_images(Rows(source, self.meaning), folder, tell)
             set_aside += faults.judged(self.max_bad_rows)
         return set_aside
+
+    def check_service(self, timeout_s: float | None = None) -> None:
+        """Raise AxpoError if the judge, if the verifier has one, does not answer."""
+        self.verifier.check_service(timeout_s)
 
     @property
     def meaning(self) -> Meaning:

@@ -36,11 +36,14 @@ SYSTEM = (
 )
 USER = "Question:\n{question}\n\nAccepted answers:\n{accepted}\n\n<answer>\n{answer}\n</answer>"
 
-PROMPT_HASH = hashlib.sha256(f"{SYSTEM}\0{USER}".encode()).hexdigest()[:12]
+_TAG = re.compile(r"<(?=[|｜/<A-Za-z_])|\[(?=/?[A-Z_]{2,}\])")
+# What begins a tag, or a token of a chat template: <|im_end|>, </s>, [INST]. A server reads such
+# tokens in a message as its own, so an answer could end its part and go on as the judge.
+
+PROMPT_HASH = hashlib.sha256(f"{SYSTEM}\0{USER}\0{_TAG.pattern}".encode()).hexdigest()[:12]
 """Stands beside every number that a judge made: another text judges otherwise."""
 
 _VERDICT = re.compile(r"\W*(yes|no)\b", re.IGNORECASE)
-_CLOSING = re.compile(r"</(?=\s*answer)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -77,8 +80,16 @@ class Judge(Variant):
         """Return who judges, in a few words."""
         return self.name
 
-    def check(self) -> None:
-        """Raise AxpoError if no answer can be judged; called before anything is asked."""
+    def check_settings(self) -> None:
+        """Raise AxpoError if these settings cannot work here. Asks nobody."""
+        return
+
+    def check(self, timeout_s: float | None = None) -> None:
+        """Raise AxpoError if no answer can be judged; called before anything is asked.
+
+        Args:
+            timeout_s: give up after one attempt of so many seconds; None: be patient.
+        """
         return
 
     @contextmanager
@@ -105,6 +116,14 @@ class JudgeVerifier(Verifier):
 
     judge: Annotated[Judge, Registered()] = Field(description="who judges: `axpo list judges`")
 
+    def check_settings(self) -> None:
+        """Raise AxpoError if the judge cannot be asked, for example because there is no key."""
+        self.judge.check_settings()
+
+    def check_service(self, timeout_s: float | None = None) -> None:
+        """Raise AxpoError if the judge gives no verdict."""
+        self.judge.check(timeout_s)
+
     def reward(self, question: Question, answer: str | None) -> float:
         """Return 1.0 if the answer is right, else 0.0.
 
@@ -130,7 +149,7 @@ def messages(question: str, accepted: Sequence[str], answer: str) -> list[dict[s
         question=question.strip(),
         accepted="\n".join(f"- {one}" for one in accepted),
         # What a policy wrote cannot end the part that is its own.
-        answer=_CLOSING.sub("< /", answer.strip()[-LONGEST:]),
+        answer=_TAG.sub(r"\g<0> ", answer.strip()[-LONGEST:]),
     )
     # Half a character of UTF-16 cannot be sent.
     user = user.encode(errors="replace").decode()

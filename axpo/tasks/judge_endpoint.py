@@ -1,7 +1,9 @@
 """Ask a model behind an endpoint that speaks OpenAI's protocol for verdicts.
 
-A request that fails for a passing reason (429, 5xx, a slow or cut connection, a body that is no
-reply) is made again, later and later. A reply that says neither yes nor no is asked for once more.
+A request that fails for a passing reason (408, 409, 429, 5xx, a slow or cut connection, a body that
+is no reply) is made again, later and later. A reply that says neither yes nor no is asked for once
+more. An answer that the endpoint does not take (another 4xx, for example a filter of contents) has
+no verdict; a key or a model that it does not know ends the judging.
 Verdicts are kept on disk by question, accepted answers, answer, model and prompt, so that no answer
 is judged twice, and an evaluation that goes on asks for what is missing only.
 """
@@ -31,6 +33,12 @@ LARGEST = 1 << 20
 
 LONGEST_WAIT_S = 60.0
 
+PASSING = {408, 409, 425, 429}
+"""And 5xx."""
+
+REFUSED = {401, 403, 404}
+"""The key, the model or the address is wrong, whatever is asked."""
+
 
 class _Passing(Exception):
     """A request failed for a reason that may be gone the next time."""
@@ -40,11 +48,17 @@ class _Passing(Exception):
         self.wait_s = wait_s
 
 
+class _NotTaken(Exception):
+    """The endpoint does not take this request; others it may."""
+
+
 @judges.register("endpoint")
 class Endpoint(Judge):
     """A model behind an endpoint that speaks OpenAI's protocol."""
 
-    base_url: str = Field(pattern=r"^https?://", description="like https://api.openai.com/v1")
+    base_url: str = Field(
+        pattern=r"^https?://[^/\s]+\S*$", description="like https://api.openai.com/v1"
+    )
     model: str = Field(description="as the endpoint calls it")
     key_env: str | None = Field(
         None, description="environment variable with the key; None: the endpoint needs none"
@@ -66,13 +80,22 @@ class Endpoint(Judge):
         """Return the model and the prompt's hash."""
         return f"{self.model}, prompt {PROMPT_HASH}"
 
-    def check(self) -> None:
+    def check_settings(self) -> None:
+        """Raise AxpoError if the environment lacks the key."""
+        _headers(self)
+
+    def check(self, timeout_s: float | None = None) -> None:
         """Ask for one verdict.
+
+        Args:
+            timeout_s: give up after one attempt of so many seconds; None: be patient.
 
         Raises:
             AxpoError: the key is refused, there is no such model, or the endpoint gives none.
         """
-        found = self._asked(messages("What is 2 + 2?", ["4"], "It is 4"))
+        hurried = {"attempts": 1, "timeout_s": min(timeout_s or self.timeout_s, self.timeout_s)}
+        asked = self if timeout_s is None else self.model_copy(update=hurried)
+        found = asked._asked(messages("What is 2 + 2?", ["4"], "It is 4"))
         if found.right is None:
             raise AxpoError(f"judge: {self.base_url}: {found.fault}")
 
@@ -95,7 +118,9 @@ class Endpoint(Judge):
             try:
                 reply = _client(self).reply(asked)
             except _Passing as error:
-                return Judgement(None, reply, f"{error}, after {self.attempts} attempts")
+                return Judgement(None, reply, f"{error}, after {_times(self.attempts)}")
+            except _NotTaken as error:
+                return Judgement(None, reply, str(error))
             right = verdict(reply)
             if right is not None:
                 return Judgement(right, reply)
@@ -123,7 +148,8 @@ class _Client:
         """Return what the model says.
 
         Raises:
-            AxpoError: the endpoint refuses such requests.
+            AxpoError: the endpoint refuses all requests.
+            _NotTaken: it refuses this one.
             _Passing: the last attempt failed, too.
         """
         settings = self._settings
@@ -143,15 +169,17 @@ class _Client:
         try:
             with self._slots:
                 status, headers, data = self._post(body)
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise _Passing(f"{type(error).__name__}: {error}".rstrip(": ")) from None
-        if status == 429 or status >= 500:
+        if status in PASSING or status >= 500:
             raise _Passing(f"status {status}", _seconds(headers.get("retry-after")))
-        if status != 200:
+        if status in REFUSED:
             raise AxpoError(self._refused(status, data))
+        if status != 200:
+            raise _NotTaken(f"refuses the request (status {status}): {_said(data)}")
         try:
             content = json.loads(data)["choices"][0]["message"]["content"]
-        except (ValueError, LookupError, TypeError):
+        except (ValueError, LookupError, TypeError, RecursionError):
             raise _Passing("the body is no reply") from None
         if not isinstance(content, str):
             raise _Passing("a reply without a text")
@@ -182,8 +210,7 @@ class _Client:
         if status in (401, 403):
             key = f"the key in {settings.key_env}" if settings.key_env else "requests without a key"
             return f"judge: {settings.base_url} refuses {key} (status {status})"
-        said = " ".join(data.decode(errors="replace").split())[:200]
-        return f"judge: {settings.base_url} refuses the request (status {status}): {said}"
+        return f"judge: {settings.base_url} refuses the request (status {status}): {_said(data)}"
 
 
 class _Cache:
@@ -198,9 +225,10 @@ class _Cache:
     def read(self) -> Judgement | None:
         try:
             kept = json.loads(self._file.read_text(encoding="utf-8"))
-            return Judgement(bool(kept["right"]), str(kept["reply"]))
-        except (OSError, ValueError, KeyError, TypeError):
+            right, reply = kept["right"], kept["reply"]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None  # it is not there, or it was cut off
+        return Judgement(right, str(reply)) if isinstance(right, bool) else None
 
     def write(self, found: Judgement) -> None:
         text = json.dumps({**self._content, "right": found.right, "reply": found.reply})
@@ -229,10 +257,20 @@ def _client(settings: Endpoint) -> _Client:
 def _headers(settings: Endpoint) -> dict[str, str]:
     if settings.key_env is None:
         return {}
-    key = os.environ.get(settings.key_env)
+    key = os.environ.get(settings.key_env, "").strip()
     if not key:
         raise AxpoError(f"judge: the environment has no {settings.key_env}, its key")
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise AxpoError(f"judge: {settings.key_env}: expected a key of visible ASCII characters")
     return {"Authorization": f"Bearer {key}"}
+
+
+def _times(attempts: int) -> str:
+    return "1 attempt" if attempts == 1 else f"{attempts} attempts"
+
+
+def _said(data: bytes) -> str:
+    return " ".join(data.decode(errors="replace").split())[:200]
 
 
 def _wait(backoff_s: float, state: RetryCallState) -> float:

@@ -50,7 +50,7 @@ def left_out(report: Path, source: Mapping[str, Any], rows: int) -> frozenset[in
 def _lines(report: Path, again: str) -> list[dict[str, Any]]:
     try:
         text = read_plain(report, LARGEST).decode()
-        lines = [json.loads(line) for line in text.splitlines() if line.strip()]
+        lines = [json.loads(line) for line in text.split("\n") if line.strip()]
     except FileNotFoundError:
         raise AxpoError(f"{report}: no such report; {again}") from None
     except (NotPlain, OSError, ValueError, RecursionError) as error:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import csv
 import gzip
-import io
 import json
 import os
 import shutil
+import sys
 import tempfile
 import zlib
 from array import array
@@ -164,22 +164,52 @@ def read_table(path: Path, separator: str) -> Table:
             encoding.look_at(line)
             yield line.decode(errors="replace")
 
-    start = position
+    last = start = position
     columns: list[str] = []
-    try:
-        for fields in csv.reader(decoded(), delimiter=separator):
-            if not columns:
-                columns = fields
-            elif fields:
-                starts.extend((start, position))
-            start = position
-    except csv.Error as error:
-        row = len(starts) // 2 + 1
-        raise AxpoError(f"{path}, row {row}: {error} (a quote that nothing closes?)") from None
+    for fields in _records(decoded(), separator):
+        if isinstance(fields, csv.Error) and (not columns or position - start > MAX_LINE):
+            raise AxpoError(f"{path}, line {encoding.lines}: {_of_csv(fields)}")
+        if not columns and not isinstance(fields, csv.Error):
+            columns = fields
+        elif fields:
+            starts.extend((start, position))
+        last, start = start, position
     encoding.check()
+    if _is_open(os.pread(file.fileno(), position - last, last), separator):
+        raise AxpoError(f"{path}, row {len(starts) // 2}: begins a quote that nothing closes")
     if len(set(columns)) < len(columns):
         raise AxpoError(f"{path}: expected names of columns in its first line, each once")
     return FileTable(file, starts, _Fields(columns, separator), columns)
+
+
+def _records(lines: Iterator[str], separator: str) -> Iterator[list[str] | csv.Error]:
+    """Yield the fields of each row, or why it has none."""
+    reader = csv.reader(lines, delimiter=separator)
+    while True:
+        try:
+            yield next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield error  # the reader goes on with the next line
+
+
+def _is_open(raw: bytes, separator: str) -> bool:
+    """Return whether the last row of a file ends inside of a quote: it swallowed those after it."""
+    try:
+        list(csv.reader([raw.decode(errors="replace")], delimiter=separator, strict=True))
+    except csv.Error as error:
+        return "unexpected end of data" in str(error)
+    return False
+
+
+def _of_csv(error: csv.Error) -> str:
+    # The reader says "do you need to open the file in universal-newline mode?"
+    if "new-line" in str(error):
+        return "a carriage return outside of quotes that ends no line"
+    if "expected after" in str(error):
+        return "text behind a closing quote (quotes inside of a quoted field are doubled)"
+    return f"{error} (a quote that nothing closes?)"
 
 
 class _Fields:
@@ -189,11 +219,17 @@ class _Fields:
         self._columns, self._separator = columns, separator
 
     def __call__(self, raw: bytes) -> Row:
-        text = io.StringIO(_text(raw), newline="")
-        fields = next(csv.reader(text, delimiter=self._separator))
+        text = _text(raw)
+        try:
+            # Strict: `"Yes" he said` would be read without its quotes.
+            fields = next(csv.reader([text], delimiter=self._separator, strict=True))
+        except csv.Error as error:
+            raise ValueError(_of_csv(error)) from None
         if len(fields) != len(self._columns):
+            lines = raw.rstrip(b"\r\n").count(b"\n") + 1
+            spread = f" on {lines:,} lines (is a quote not closed?)" if lines > 1 else ""
             expected = f"the first line names {len(self._columns)} columns"
-            raise ValueError(f"{len(fields)} fields, but {expected}")
+            raise ValueError(f"{len(fields)} fields{spread}, but {expected}")
         # An empty field is a missing one.
         return {name: field or None for name, field in zip(self._columns, fields, strict=True)}
 
@@ -209,11 +245,11 @@ class _Encoding:
     def __init__(self, path: Path, counted: str) -> None:
         """Begin a file whose rows, or lines, are looked at."""
         self._path, self._counted = path, counted
-        self._rows = self._beyond_ascii = self._bad = 0
+        self.lines = self._beyond_ascii = self._bad = 0
         self._first = ""
 
     def look_at(self, line: bytes) -> None:
-        self._rows += 1
+        self.lines += 1
         if line.isascii():
             return
         self._beyond_ascii += 1
@@ -221,7 +257,7 @@ class _Encoding:
             line.decode()
         except UnicodeDecodeError:
             self._bad += 1
-            self._first = self._first or f"{self._counted} {self._rows}: {_no_utf8(line)}"
+            self._first = self._first or f"{self._counted} {self.lines}: {_no_utf8(line)}"
 
     def check(self) -> None:
         """Raise AxpoError if most lines that go beyond ASCII are no UTF-8."""
@@ -279,11 +315,17 @@ def _lines(file: BinaryIO, path: Path) -> Iterator[bytes]:
 def parse_json(text: str) -> Any:
     """Return the value of a JSON text; raise ValueError, one short line, if it is none."""
     try:
-        return json.loads(text, object_pairs_hook=_unique)
+        # Files that were put one after another have a byte order mark in the middle.
+        return json.loads(text.removeprefix("\ufeff"), object_pairs_hook=_unique)
     except RecursionError:
         raise ValueError("JSON with too many lists and objects inside each other") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON: {error}") from None
+    except ValueError as error:
+        if "integer string conversion" not in str(error):
+            raise
+        most = sys.get_int_max_str_digits()
+        raise ValueError(f"a whole number of more than {most:,} digits") from None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -63,6 +63,11 @@ class MixedConfig(TaskConfig):
             found += family.task.check_images(folder, tell)
         return found
 
+    def check_service(self, timeout_s: float | None = None) -> None:
+        """Raise what the check of a family raises."""
+        for family in self.families.values():
+            family.task.check_service(timeout_s)
+
     def remarks(self, rule: ImageRule) -> list[str]:
         """Return the remarks of the families."""
         found: list[str] = []

@@ -58,8 +58,9 @@ class Faults:
             of_all = f"{len(self.bad):,} of {self.rows:,} rows are bad"
             raise AxpoError(f"{self.bad[0]}; {of_all}, at most {max_bad_rows:.0%} may be")
         if len(self.bad) + len(self.misfits) == self.rows:
-            first = self.misfits[0] if self.misfits else self.bad[0]
-            raise AxpoError(f"{first}; no row of {self.path} fits the context")
+            if not self.misfits:
+                raise AxpoError(f"{self.bad[0]}; no row of {self.path} can be asked")
+            raise AxpoError(f"{self.misfits[0]}; no row of {self.path} fits the context")
         return self.bad + self.misfits
 
 
@@ -152,11 +153,11 @@ class _Notes:
         self._known: dict[int, tuple[str, str]] = {}
         if file.exists():
             # A check that was stopped may have left half a line.
-            for line in file.read_text(encoding="utf-8").split("\n"):
+            for line in file.read_text(encoding="utf-8", errors="replace").split("\n"):
                 try:
                     number, stamp, fault = json.loads(line)
-                    self._known[number] = (stamp, fault)
-                except ValueError:
+                    self._known[int(number)] = (str(stamp), str(fault))
+                except (ValueError, TypeError, OverflowError, RecursionError):
                     continue
 
     def fault(self, number: int, stamp: str) -> str | None:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from axpo.errors import AxpoError
 from axpo.tasks.lines import Row
 from axpo.texts import one_line
@@ -56,6 +58,7 @@ class DatasetTable:
             if encoded != feature:
                 data = data.cast_column(name, encoded)
         self._data = data
+        self._short_floats = _short_floats(data.features)
 
     def __len__(self) -> int:
         return len(self._data)
@@ -63,9 +66,12 @@ class DatasetTable:
     def row(self, number: int) -> Row:
         """Return a row; raise ValueError if it cannot be read."""
         try:
-            row: Row = self._data[number]
+            row: dict[str, Any] = self._data[number]
         except Exception as error:  # of Arrow, of the disk
             raise ValueError(f"{type(error).__name__}: {one_line(str(error))}") from None
+        for name, short in self._short_floats.items():
+            if isinstance(row[name], float):
+                row[name] = float(str(short(row[name])))
         return row
 
     def without_padding(self, row: Row) -> Row:
@@ -88,7 +94,11 @@ def read_dataset(place: Place, columns: Collection[str] | None) -> DatasetTable:
     except AxpoError:
         raise
     except Exception as error:  # of `datasets`, of the hub, of the disk: anything may happen
-        reason = one_line(f"{type(error).__name__}: {error}")
+        # The outermost error may say no more than that something went wrong.
+        cause = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        reason = one_line(f"{type(cause).__name__}: {cause}")
         raise AxpoError(f"{place}: {reason}") from None
 
 
@@ -96,6 +106,7 @@ def _load(place: Place) -> datasets.Dataset:
     import datasets
 
     if place.path.endswith(".parquet"):
+        _check_filled(Path(place.path))
         # Files without a split have the one that is asked for; it may be a part: train[:100].
         split = re.sub(r"\W.*", "", place.split)
         files = {split: place.path}
@@ -110,6 +121,21 @@ def _load(place: Place) -> datasets.Dataset:
     if place.split not in loaded:
         raise AxpoError(f"{place}: no such split; there are {', '.join(map(str, loaded))}")
     return loaded[place.split]
+
+
+def _check_filled(file: Path) -> None:
+    """Raise AxpoError if a parquet file has no rows: `datasets` speaks of its batches then."""
+    import pyarrow.parquet
+
+    if file.is_file() and pyarrow.parquet.read_metadata(file).num_rows == 0:
+        raise AxpoError(f"{file}: no rows")
+
+
+def _short_floats(features: Mapping[str, Any]) -> dict[str, type[np.floating]]:
+    """Return the columns of short floats. As one of Python, 0.1 of 32 bits is 0.10000000149."""
+    known = {"float16": np.float16, "float32": np.float32}
+    named = {name: known.get(getattr(one, "dtype", None)) for name, one in features.items()}
+    return {name: short for name, short in named.items() if short is not None}
 
 
 def _encoded(feature: Any) -> Any:

@@ -24,9 +24,18 @@ Turns: TypeAlias = list[str | tuple[str, tuple[Pixels, ...]]]
 as (text, images)."""
 
 
-Fits: TypeAlias = Callable[[str, Sequence[tuple[int, int]]], None]
-"""Takes a question's text and the width and height of each of its images. Raises ValueError if they
-do not fit the context."""
+class Fits(Protocol):
+    """Checks that questions fit the context."""
+
+    def __call__(self, text: str, sizes: Sequence[tuple[int, int]]) -> None:
+        """Take a question's text and the width and height of each of its images.
+
+        Raises ValueError if they do not fit the context.
+        """
+
+    @property
+    def held_out(self) -> Fits:
+        """Return what checks held-out questions: their prompt has the tools of evaluations too."""
 
 
 class Example(NamedTuple):
@@ -160,19 +169,31 @@ class TaskConfig(Variant):
         """
         return []
 
+    def check_service(self, timeout_s: float | None = None) -> None:
+        """Raise AxpoError if a service that verifies answers, a judge, does not answer itself.
+
+        Called before a run starts.
+
+        Args:
+            timeout_s: give up after one attempt of so many seconds; None: be as patient as a run.
+        """
+        return
+
     def remarks(self, rule: ImageRule) -> list[str]:
         """Return what is doubtful about this task for a model that sees images so, a line each."""
         return []
 
-    def _misfits(self, question: Question, fits: Fits | None) -> list[str]:
-        """Return why the task's first question does not fit the context, if so."""
+    def _misfits(
+        self, question: Question, fits: Fits | None, who: str = "its first question"
+    ) -> list[str]:
+        """Return why a question of the task does not fit the context, if so."""
         arrays = [image for image in question.images if isinstance(image, np.ndarray)]
         if fits is None or len(arrays) < len(question.images):
             return []
         try:
             fits(question.text, [(image.shape[1], image.shape[0]) for image in arrays])
         except ValueError as error:
-            return [f"{self.label}: its first question: {error}"]
+            return [f"{self.label}: {who}: {error}"]
         return []
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import unicodedata
 from abc import abstractmethod
 from collections.abc import Sequence
 from fractions import Fraction
@@ -29,7 +30,8 @@ __all__ = ["Verifier", "accepted", "boxed", "choice", "exact_match", "number", "
 
 # \boxed{, any escaped character, or a bare brace
 _BRACES = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
-_WHOLE_FLOAT = re.compile(r"[+-]?[0-9]+\.0")
+_WHOLE_FLOAT = re.compile(r"([+-]?[0-9]+)\.0*")
+_LIST_OF_TEXTS = re.compile(r"\[\s*\".*\"\s*\]", re.DOTALL)
 
 
 class Verifier(Variant):
@@ -49,6 +51,20 @@ class Verifier(Variant):
         Raises:
             ValueError: the question's own answer is not what this verifier needs.
         """
+
+    def check_settings(self) -> None:
+        """Raise AxpoError if these settings cannot work here: no key, no package. Asks nobody."""
+        return
+
+    def check_service(self, timeout_s: float | None = None) -> None:
+        """Raise AxpoError if a service that verifies does not answer.
+
+        Called before a run starts.
+
+        Args:
+            timeout_s: give up after one attempt of so many seconds; None: be as patient as a run.
+        """
+        return
 
     def check_truth(self, truth: str) -> None:
         """Raise ValueError if no answer can be compared with this true answer of the data."""
@@ -75,11 +91,11 @@ class Exact(Verifier):
         """Raise ValueError if no box can have this text, or hardly any."""
         if "\\boxed" in truth:
             raise ValueError(f"expected the answer alone, without \\boxed, found {truth!r}")
-        if _WHOLE_FLOAT.fullmatch(truth.strip()):
-            whole = truth.strip().removesuffix(".0")
+        whole = _WHOLE_FLOAT.fullmatch(truth.strip())
+        if whole is not None:
             raise ValueError(
-                f"found {truth!r}, which {whole!r} would not match: write {whole!r}, or use the "
-                "verifier numeric"
+                f"found {truth!r}, which {whole[1]!r} would not match: write {whole[1]!r}, or use "
+                "the verifier numeric"
             )
         if not truth.strip() or exact_match(f"\\boxed{{{truth}}}", truth) == 0.0:
             raise ValueError(f"expected a text that \\boxed{{}} can hold, found {truth!r}")
@@ -188,10 +204,10 @@ class Math(Verifier):
 
 def accepted(truth: str) -> Sequence[str]:
     """Return the accepted answers of a question: those of a JSON list of texts, or the one text."""
-    if truth.startswith('["') and truth.endswith('"]'):
+    if _LIST_OF_TEXTS.fullmatch(truth):
         try:
             listed = json.loads(truth)
-        except ValueError:
+        except (ValueError, RecursionError):
             return [truth]
         if all(isinstance(text, str) for text in listed):
             return [text.strip() for text in listed]
@@ -203,7 +219,7 @@ def exact_match(text: str | None, truth: str) -> float:
     given = boxed(text)
     if given is None:
         return 0.0
-    return float(given.casefold() == truth.strip().casefold())
+    return float(_folded(given) == _folded(truth))
 
 
 def boxed(text: str | None) -> str | None:
@@ -221,6 +237,11 @@ def boxed(text: str | None) -> str | None:
             if is_box and content_start > start:
                 start, end = content_start, token.start()
     return text[start:end].strip() if start >= 0 else None
+
+
+def _folded(text: str) -> str:
+    # One text may spell an accented letter as one character and another one as two.
+    return unicodedata.normalize("NFC", text.strip().casefold())
 
 
 def _other_unit(truth: str, given: str) -> bool:

@@ -11,6 +11,7 @@ from ray.exceptions import RayError
 
 from learner.credit import TrainItem
 from learner.learner import Learner, RanksLost
+from rollout_workers.fleet import Asleep
 from rollout_workers.pool import RolloutPool
 
 if TYPE_CHECKING:
@@ -112,8 +113,14 @@ class Policy:
                     raise
 
     def _welcome(self, worker: ActorHandle) -> None:
-        """Give the weights to an engine that replaces a lost one."""
+        """Give the weights to an engine that replaces a lost one.
+
+        Raises:
+            Asleep: it has loaded, but sleeps with the others now.
+        """
         with self._lock:
+            if self._asleep:
+                raise Asleep
             try:
                 self._learner.send_weights([worker], self.version)
             except RanksLost as error:

@@ -249,7 +249,7 @@ def summary_table(summary: Mapping[str, Any], title: str, paths: Mapping[str, Pa
     lines = [Text(f"{name:<{width}}  {path}", overflow="fold") for name, path in paths.items()]
     return Panel(
         Group(table, Text(""), Text(cost), *lines),
-        title=title,
+        title=Text(title),
         title_align="left",
         padding=(1, 2),
         expand=False,

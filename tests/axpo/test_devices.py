@@ -9,6 +9,7 @@ COLOCATED = "deploy/recipes/qwen3-vl-8b-thinking.yaml"
 SEPARATE = "deploy/recipes/qwen3-vl-8b-thinking-two-nodes.yaml"
 DEMO = "deploy/recipes/demo.yaml"
 HALF = "rollout.gpus_per_worker=0.5"
+SHARED = "rollout.engine.weight_transfer=shared_memory"
 SPLIT = "rollout.engine.tensor_parallel_size=2"
 
 
@@ -25,6 +26,16 @@ SPLIT = "rollout.engine.tensor_parallel_size=2"
             COLOCATED,
             ["rollout.engine.weight_transfer=sparse_nccl"],
             "rollout.engine.weight_transfer='sparse_nccl': with rollout.colocated a rank and an",
+        ),
+        (
+            SEPARATE,
+            [HALF, "rollout.engine.kv_cache_gb=10"],
+            "rollout.engine.weight_transfer='nccl': engines with gpus_per_worker=0.5 share a GPU",
+        ),
+        (
+            SEPARATE,
+            [HALF, "rollout.engine={kv_cache_gb: 10, weight_transfer: sparse_nccl}"],
+            "rollout.engine.weight_transfer='sparse_nccl': engines with gpus_per_worker=0.5 share",
         ),
         # One GPU, says CUDA IPC.
         (
@@ -94,8 +105,12 @@ def test_what_cannot_share_a_gpu_is_refused_with_the_reason(recipe, changes, mes
         (COLOCATED, ["rollout.engine.weight_transfer=shared_memory"]),
         (COLOCATED, [HALF]),
         (COLOCATED, [SPLIT, "rollout.gpus_per_worker=2", "rollout.workers=4"]),
-        (SEPARATE, [HALF, "rollout.engine.gpu_memory_utilization=0.45"]),
-        (SEPARATE, [HALF, "rollout.engine.kv_cache_gb=10"]),
+        (SEPARATE, [HALF, SHARED, "rollout.engine.gpu_memory_utilization=0.45"]),
+        (SEPARATE, [HALF, SHARED, "rollout.engine.kv_cache_gb=10"]),
+        # Alone on its GPU, whatever its share; and adapters need no NCCL.
+        (SEPARATE, [HALF, "rollout.workers=1", "rollout.engine.kv_cache_gb=10"]),
+        (SEPARATE, ["rollout.gpus_per_worker=0.6", "rollout.engine.kv_cache_gb=10"]),
+        (SEPARATE, [HALF, "rollout.engine.kv_cache_gb=10", "learner.lora={sync: adapters}"]),
         (DEMO, ["rollout.colocated=true"]),
         (DEMO, ["rollout.gpus_per_worker=1"]),
     ],

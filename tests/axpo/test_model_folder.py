@@ -264,6 +264,8 @@ def test_a_file_that_is_no_json_object_is_refused(name, broken):
     assert refused(broken).startswith(f"DIR/{name}: Expecting property name")
     write(broken / name, "[]")
     assert refused(broken) == f"DIR/{name}: expected an object, found list"
+    write(broken / name, "[" * 100_000)
+    assert refused(broken).startswith(f"DIR/{name}: maximum recursion depth exceeded")
 
 
 @pytest.mark.parametrize("section", ["text_config", "vision_config"])

@@ -185,3 +185,10 @@ def test_a_path_has_a_module_and_a_name(path):
 def test_find_returns_the_object_itself():
     assert find(f"{OWN}:whisper") is user_variants.whisper
     assert find(f"{OWN}:NUMBER") == 3
+
+
+def test_a_module_that_exits_when_it_is_imported_is_an_error(tmp_path, monkeypatch):
+    (tmp_path / "exits_at_once.py").write_text("raise SystemExit(0)")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match=r"^cannot import exits_at_once: SystemExit: 0$"):
+        find("exits_at_once:anything")

@@ -42,6 +42,20 @@ ADAPTERS = "learner.lora={sync: adapters}"
             "rollout.engine.options.enable_lora: the weight sync relies on it; set "
             "learner.lora.sync instead",
         ),
+        (
+            ["rollout.engine.options={gpu_memory_utilization: 0.99}"],
+            "rollout.engine.options.gpu_memory_utilization: set "
+            "rollout.engine.gpu_memory_utilization instead",
+        ),
+        (
+            ["rollout.engine.options={max_model_len: 512}"],
+            "rollout.engine.options.max_model_len: set rollout.max_context_tokens instead",
+        ),
+        (
+            ["rollout.engine.options={logprobs_mode: raw_logprobs}"],
+            "rollout.engine.options.logprobs_mode: would change what is sampled or its "
+            "log-probabilities, and the learner relies on them",
+        ),
         (["learner.sync_s=0"], "learner.sync_s=0: Input should be greater than 0"),
         (["rollout.sleep_level=3"], "rollout.sleep_level=3: Input should be 1 or 2"),
     ],
@@ -50,6 +64,18 @@ def test_a_sync_that_cannot_work_is_refused(overrides, message):
     with pytest.raises(AxpoError) as caught:
         load_recipe(DEMO, overrides)
     assert str(caught.value) == f"{DEMO}: {message}"
+
+
+@pytest.mark.parametrize("changes", [["learner.sync_s=600"], ["rollout.health_s=60"]])
+def test_an_engine_may_be_silent_for_as_long_as_a_sync_takes(changes):
+    """NCCL brings all weights in one call, and the engine answers nothing meanwhile."""
+    nodes = "deploy/recipes/qwen3-vl-8b-thinking-two-nodes.yaml"
+    with pytest.raises(AxpoError, match=r"rollout\.health_s=.*must be at least learner\.sync_s="):
+        load_recipe(nodes, changes)
+    load_recipe(nodes, ["learner.sync_s=600", "rollout.health_s=600"])
+    load_recipe(nodes, [*changes, "learner.lora={sync: adapters}"])
+    # In buckets, each of which is a call.
+    load_recipe("deploy/recipes/qwen3-vl-8b-thinking.yaml", changes)
 
 
 def test_engines_have_room_for_adapters_only_if_they_come_alone():

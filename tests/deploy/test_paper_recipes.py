@@ -82,3 +82,21 @@ def test_every_value_that_the_paper_gives_is_the_papers(size):
     assert list(recipe.tools.tools) == ["image_zoom_in", "python", "tavily-search"]
     assert recipe.evaluation.samples == 4
     assert recipe.sft is not None
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_every_line_with_a_value_says_whose_it_is(size):
+    text = (ROOT / f"deploy/recipes/paper-{size}.yaml").read_text(encoding="utf-8")
+    papers = set()
+    for line in text.splitlines():
+        value, _, comment = line.partition("  #")
+        # A line that ends in a colon opens a section; its values follow.
+        if value.startswith("#") or value.endswith(":"):
+            continue
+        assert "paper" in comment or "ours" in comment, line
+        if "paper" in comment:
+            papers.add(value.strip().partition(":")[0])
+    assert papers == {
+        *("algorithm", "model", "image_zoom_in", "python", "tavily-search", "evaluation"),
+        *("n", "max_turns", "resampler", "objective", "kl_beta"),
+    }

@@ -22,7 +22,11 @@ CONNECT_S = 60.0
 
 
 class Wire:
-    """A communicator. Like NCCL it waits for ever if a peer is gone."""
+    """A communicator. Like NCCL it waits for ever if a peer is gone.
+
+    Every broadcast is confirmed: the buffers of a socket would take what a dead peer never reads,
+    and the sender would go on.
+    """
 
     def __init__(self, host: str, port: int, rank: int, world_size: int, device: object) -> None:
         self.rank = rank
@@ -43,11 +47,15 @@ class Wire:
         self.broadcasts += 1
         data = tensor.view(torch.uint8)
         try:
-            for peer in self.peers:
-                if self.rank == src:
+            if self.rank == src:
+                for peer in self.peers:
                     peer.send_bytes(data.numpy().tobytes())
-                else:
-                    data.copy_(torch.frombuffer(bytearray(peer.recv_bytes()), dtype=torch.uint8))
+                for peer in self.peers:
+                    peer.recv_bytes()
+            else:
+                (sender,) = self.peers
+                data.copy_(torch.frombuffer(bytearray(sender.recv_bytes()), dtype=torch.uint8))
+                sender.send_bytes(b"received")
         except (OSError, EOFError):
             threading.Event().wait()
 

@@ -26,6 +26,7 @@ class Result:
     images: tuple[Pixels, ...] = ()
     tool: str = ""
     left_nothing: bool = False
+    seconds: float = 0.0
 
 
 class MockEngine:

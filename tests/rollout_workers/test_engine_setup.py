@@ -1,5 +1,7 @@
 """What vLLM is told."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -28,9 +30,27 @@ def test_logits_are_float32_whatever_the_type_of_the_weights(dtype):
 
 
 def test_options_of_the_recipe_come_last():
-    told = arguments(options={"max_logprobs": 7, "hf_overrides": {"head_dtype": "model"}})
-    assert (told["max_logprobs"], told["hf_overrides"]) == (7, {"head_dtype": "model"})
+    told = arguments(options={"seed": 7, "hf_overrides": {"head_dtype": "model"}})
+    assert (told["seed"], told["hf_overrides"]) == (7, {"head_dtype": "model"})
     assert arguments()["hf_overrides"] == {"head_dtype": "float32"}
+
+
+def test_an_engine_with_a_given_cache_starts_beside_others_on_its_device():
+    """Of an 80 GiB device an engine and a rank hold 30: vLLM's own check of what is free."""
+    from vllm.config import CacheConfig
+    from vllm.v1.worker.utils import request_memory
+
+    device = SimpleNamespace(total_memory=80 << 30, free_memory=50 << 30, device_="cuda:0")
+
+    def needs(**engine):
+        told = arguments(**engine)
+        cache = CacheConfig(gpu_memory_utilization=told["gpu_memory_utilization"])
+        return request_memory(device, cache)
+
+    assert needs(kv_cache_gb=24) < 1 << 30
+    assert needs(gpu_memory_utilization=0.5) == 40 << 30
+    with pytest.raises(ValueError, match="less than desired GPU memory utilization"):
+        needs(gpu_memory_utilization=0.9)
 
 
 @pytest.mark.parametrize("deterministic", [False, True])

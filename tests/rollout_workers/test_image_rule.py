@@ -106,10 +106,11 @@ def test_a_text_is_tokenized_only_if_its_bytes_could_be_too_many(chat):
     text = "the digit in the red frame is seven. " * 8
     tokens = len(chat.plain.encode(text, add_special_tokens=False).ids)
     assert tokens < len(text) / 2
-    check = PromptCheck(Context(QWEN3_VL, 1200 + 10 + tokens + 1), 10, tokenizer)
+    check = PromptCheck(Context(QWEN3_VL, 1200 + 10 + tokens + 1), 10, 11, tokenizer)
     check("a", [(1280, 960)])
     assert tokenizer.texts == 0
     check(text, [(1280, 960)])
     assert tokenizer.texts == 1
+    # The prompt of a held-out question has a token more.
     with pytest.raises(ValueError, match=f"and {tokens + 11:,} of text"):
-        PromptCheck(check.context, 11, tokenizer)(text, [(1280, 960)])
+        check.held_out(text, [(1280, 960)])

@@ -18,7 +18,7 @@ import pytest
 import ray
 
 from rollout_workers.config import RolloutConfig
-from rollout_workers.fleet import WorkersFailed
+from rollout_workers.fleet import Asleep, WorkersFailed
 from rollout_workers.pool import RolloutPool
 from rollout_workers.settings import ForkRequest, WorkerSettings
 from rollout_workers.trajectory import (
@@ -47,10 +47,15 @@ class MockWorker:
     def __init__(self, index, settings):
         self.index, self.verify, self.ill = index, settings.verify, False
         self.dies_asleep = settings.model == "dies asleep"
+        self.loads_slowly = settings.model == "replacements load slowly" and index >= 2
+        self.calls = []
         if settings.model == "broken":
             raise ValueError("no such model")
 
     async def ready(self):
+        if self.loads_slowly:
+            await asyncio.sleep(1.5)
+        self.calls.append("ready")
         return TOKENS
 
     async def ping(self):
@@ -112,11 +117,15 @@ class MockWorker:
         )
 
     async def sleep(self):
+        self.calls.append("sleep")
         if self.index == 0 and self.dies_asleep:
             os._exit(1)
 
     async def wake(self, tag):
-        pass
+        self.calls.append(f"wake {tag}")
+
+    async def join(self):
+        self.calls.append("join")
 
     async def engine_stats(self):
         return {
@@ -187,6 +196,50 @@ def test_a_worker_that_is_lost_asleep_is_replaced_when_the_others_have_woken(mak
     assert pool.workers == [left]
     pool.wake("kv_cache")
     until(lambda: len(pool.workers) == 2)
+    assert [event for event, _ in pool.events].count("worker lost") == 1
+
+
+def test_a_replacement_that_still_loads_is_waited_for_and_sleeps_with_the_others(make):
+    """Otherwise it would hold its memory beside the learner's while that trains."""
+    pool = make(model="replacements load slowly")
+    pool.ready()
+    pool.join_with(lambda actor: ray.get(actor.join.remote()))
+    dead, left = pool.workers
+    ray.kill(dead)
+    until(lambda: any(worker.id == 2 for worker in list(pool._fleet._unsettled)))
+    pool.sleep()
+    assert pool.workers == [left]
+    (new,) = [w.client.actor for w in pool._fleet.loaded if w.client.actor != left]
+    calls = new.__ray_call__.remote(lambda self: self.calls)
+    assert ray.get(calls, timeout=30) == ["ready", "sleep"]
+    pool.wake("weights")
+    time.sleep(0.5)
+    assert pool.workers == [left]
+    pool.wake("kv_cache")
+    until(lambda: len(pool.workers) == 2)
+    calls = new.__ray_call__.remote(lambda self: self.calls)
+    expected = ["ready", "sleep", "wake weights", "wake kv_cache", "join"]
+    assert ray.get(calls, timeout=30) == expected
+
+
+def test_a_replacement_that_finds_the_engines_asleep_joins_when_they_have_woken(make):
+    pool = make(workers=1)
+    asleep = [True]
+    asked = threading.Event()
+
+    def bring(actor):
+        asked.set()
+        if asleep:
+            raise Asleep
+
+    pool.ready()
+    pool.join_with(bring)
+    ray.kill(pool.workers[0])
+    # It asks as long as there is room, and does not serve.
+    assert asked.wait(30)
+    assert pool.workers == []
+    asleep.clear()
+    until(lambda: len(pool.workers) == 1)
     assert [event for event, _ in pool.events].count("worker lost") == 1
 
 

@@ -171,3 +171,24 @@ def test_half_a_surrogate_pair_of_a_policy_is_the_policys_to_read(arguments):
     assert result.status is ToolStatus.TOOL_ERROR
     assert result.text.startswith("arguments: half a surrogate pair")
     assert call("echo", {"text": "\U0001f600"}).text == "\U0001f600"
+
+
+@pytest.mark.parametrize("how", ["exit", "panic", "interrupt", "cancelled", "iteration"])
+@pytest.mark.parametrize("name", ["ends", "ends_later"])
+def test_what_is_no_ordinary_error_ends_the_call_alone(name, how):
+    """`sys.exit` in a library would end the event loop, and with it every tool of the server."""
+
+    async def both():
+        server = serve(name)
+        return [await server.call("mine", {"how": told}, []) for told in (how, "not")]
+
+    ended, after = asyncio.run(both())
+    assert ended.status is ToolStatus.INFRASTRUCTURE
+    assert "failed: RuntimeError: " in ended.text
+    assert (after.status, after.text) == (ToolStatus.OK, "goes on")
+
+
+def test_a_check_of_arguments_that_exits_ends_the_call_alone():
+    result = call("exits_when_checked", {"how": "exit"})
+    assert result.status is ToolStatus.INFRASTRUCTURE
+    assert result.text == "mine failed: RuntimeError: SystemExit: 3"

@@ -4,11 +4,13 @@ import asyncio
 import base64
 import io
 import json
+import logging
 import os
 import socket
 import subprocess
 import sys
 import time
+import traceback
 from contextlib import closing
 from pathlib import Path
 
@@ -17,6 +19,7 @@ import psutil
 import pytest
 from PIL import Image
 
+from tool_server import mcp_log
 from tool_server.config import ToolServerConfig
 from tool_server.schemas import checker
 from tool_server.server import ToolServer
@@ -161,6 +164,7 @@ def test_a_command_that_ends_is_started_again_and_ends_with_the_server():
 
 OWNER = """
 import asyncio, sys
+from tool_server import mcp_log
 from tool_server.config import ToolServerConfig
 from tool_server.server import ToolServer
 
@@ -312,8 +316,10 @@ def test_arguments_are_checked_against_the_schema():
 
 
 HOSTILE = """
-import json, sys
-tools, content = json.loads(sys.argv[1]), json.loads(sys.argv[2])
+import json, os, sys
+tools, content = [json.loads(os.path.expandvars(given)) for given in sys.argv[1:]]
+for _ in range(int(os.environ.get("NOISE", "0"))):
+    print("no JSON but the key", os.environ["SEARCH_KEY"], chr(27) + "[2J", flush=True)
 for line in sys.stdin:
     message = json.loads(line)
     if "id" not in message:
@@ -326,7 +332,10 @@ for line in sys.stdin:
         "tools/list": {"tools": tools},
         "tools/call": {"content": content},
     }.get(message["method"], {})
-    print(json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": result}), flush=True)
+    answer = json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": result})
+    # What Python cannot print: a byte that is no text.
+    sys.stdout.buffer.write(answer.encode().replace(b"BYTE", b"\\xff") + b"\\n")
+    sys.stdout.buffer.flush()
 """
 
 
@@ -381,3 +390,51 @@ def test_a_key_that_a_server_repeats_is_hidden(monkeypatch):
     schemas, result = session(entry, ("t", {}))
     assert schemas[0]["function"]["description"] == "your key is [secret]"
     assert result.text == "your key is [secret]"
+
+
+def test_what_is_no_json_is_logged_a_few_times_and_never_repeated(monkeypatch, caplog):
+    monkeypatch.setenv("SEARCH_KEY", "sk-12345678")
+    monkeypatch.setenv("NOISE", "500")
+    entry = hostile([offered()], [{"type": "text", "text": "fine"}])
+    with caplog.at_level(logging.DEBUG):
+        _, result = session(entry | {"env": ["SEARCH_KEY", "NOISE"]}, ("t", {}))
+    assert result.text == "fine"
+    lines = [line for line in caplog.text.splitlines() if "parse" in line]
+    assert 1 <= len(lines) <= mcp_log.MOST
+    assert all(line.endswith("from server: ValidationError") for line in lines)
+    assert "sk-12345678" not in caplog.text
+    assert "\x1b" not in caplog.text
+
+
+def test_a_list_of_tools_that_is_none_does_not_give_the_key_away(monkeypatch, caplog):
+    monkeypatch.setenv("SEARCH_KEY", "sk-12345678")
+    entry = hostile([{"name": "t", "inputSchema": "$SEARCH_KEY"}], []) | {"env": ["SEARCH_KEY"]}
+    with pytest.raises(ToolUnavailable, match=r"input_value='\[secret\]'") as error:
+        session(entry)
+    shown = "".join(traceback.format_exception(error.value)) + caplog.text
+    assert "sk-12345678" not in shown
+
+
+def test_a_log_holds_nothing_that_a_terminal_would_obey(caplog):
+    content = [{"type": "text", "text": 5, "title": "\x1b[2J\u202e"}]
+    _, result = session(hostile([offered()], content), ("t", {}))
+    assert result.status is ToolStatus.INFRASTRUCTURE
+    assert "tool t failed" in caplog.text
+    assert not set(caplog.text) & set("\x1b\u202e")
+
+
+def test_half_a_character_of_a_server_is_text_and_no_wait():
+    """Servers in JavaScript spell it so when they cut a text in the middle of a character."""
+    content = [{"type": "text", "text": "half a smile: \ud83d, and a whole one: \U0001f600"}]
+    started = time.monotonic()
+    schemas, result = session(hostile([offered("a \udc00 in it")], content), ("t", {}))
+    assert schemas[0]["function"]["description"] == "a \ufffd in it"
+    assert result.status is ToolStatus.OK
+    assert result.text == "half a smile: \ufffd, and a whole one: \U0001f600"
+    assert time.monotonic() - started < 25  # it does not wait for its deadline of 30 s
+
+
+def test_a_byte_that_is_no_text_ends_no_session():
+    content = [{"type": "text", "text": "BYTE"}]
+    _, *results = session(hostile([offered()], content), ("t", {}), ("t", {}))
+    assert [result.text for result in results] == ["\ufffd"] * 2

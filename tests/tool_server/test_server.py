@@ -131,11 +131,11 @@ def test_a_lost_image_is_infrastructure():
     [
         (
             {"tools": {"pyton": {}}},
-            "tools.tools.pyton: 'pyton': expected one of python, search, image_search, ",
+            "tools.tools.pyton: 'pyton': expected one of ",
         ),
         (
             {"tools": {"web": {"kind": "internet"}}},
-            "tools.tools.web.kind: 'internet': expected one of python, search, image_search",
+            "tools.tools.web.kind: 'internet': expected one of ",
         ),
         (
             {"tools": {"image_zoom_in": {"options": {"min_size": 3}}}},

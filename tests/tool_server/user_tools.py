@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field
 
 from tool_server.arguments import define
 from tool_server.tool import Output, Tool, ToolCall, ToolError, ToolKind
@@ -152,6 +152,36 @@ def array(a: np.ndarray) -> str:
 def anything(a: Any) -> str:
     """Take any JSON value."""
     return str(a)
+
+
+class Panic(BaseException):
+    """What a library in another language may raise."""
+
+
+ENDS = {
+    "exit": SystemExit(3),
+    "panic": Panic("out of bounds"),
+    "interrupt": KeyboardInterrupt(),
+    "cancelled": asyncio.CancelledError(),
+    "iteration": StopIteration(),
+}
+
+
+def ends(how: str) -> str:
+    """Raise what is no ordinary error."""
+    if how in ENDS:
+        raise ENDS[how]
+    return "goes on"
+
+
+async def ends_later(how: str) -> str:
+    """Raise it on the event loop."""
+    return ends(how)
+
+
+def exits_when_checked(how: Annotated[str, AfterValidator(ends)]) -> str:
+    """Raise it while arguments are checked."""
+    return how
 
 
 constant = 3

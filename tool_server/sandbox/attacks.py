@@ -60,6 +60,7 @@ class Canaries:
     file: Path
     port: socket.socket
     abstract: socket.socket
+    datagram: socket.socket
     sentinel: subprocess.Popen[bytes]
 
     @classmethod
@@ -74,8 +75,10 @@ class Canaries:
         try:
             with (
                 tempfile.NamedTemporaryFile("w", prefix="axpo-canary-") as file,
+                tempfile.TemporaryDirectory(prefix="axpo-canary-") as folder,
                 socket.create_server(("127.0.0.1", 0)) as port,
                 socket.socket(socket.AF_UNIX) as abstract,
+                socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as datagram,
             ):
                 file.write(secret)
                 file.flush()
@@ -83,10 +86,13 @@ class Canaries:
                 os.chmod(file.name, 0o644)
                 abstract.bind("\0axpo" + random)
                 abstract.listen()
-                port.setblocking(False)
-                abstract.setblocking(False)
+                datagram.bind(f"{folder}/socket")
+                os.chmod(folder, 0o755)
+                os.chmod(f"{folder}/socket", 0o777)
+                for listening in (port, abstract, datagram):
+                    listening.setblocking(False)
                 escaped = "escaped" + secrets.token_hex(8)
-                yield cls(secret, escaped, Path(file.name), port, abstract, sentinel)
+                yield cls(secret, escaped, Path(file.name), port, abstract, datagram, sentinel)
         finally:
             os.environ.pop("AXPO_CANARY", None)
             sentinel.kill()
@@ -98,6 +104,7 @@ class Canaries:
             "canary": str(self.file),
             "port": self.port.getsockname()[1],
             "abstract": self.abstract.getsockname().decode(),
+            "datagram": self.datagram.getsockname(),
             "pid": self.sentinel.pid,
         }
 
@@ -114,6 +121,9 @@ class Canaries:
             with contextlib.suppress(BlockingIOError):
                 listening.accept()
                 reached.append(f"the host's {name} was reached")
+        with contextlib.suppress(BlockingIOError):
+            self.datagram.recv(64)
+            reached.append("the host's socket of datagrams was reached")
         return reached
 
 

@@ -12,7 +12,6 @@ import contextlib
 import itertools
 import json
 import os
-import shutil
 import socket
 import struct
 import subprocess
@@ -31,6 +30,7 @@ from tool_server.sandbox.inside import protocol
 from tool_server.sandbox.jail import Toolbox, command, readable
 from tool_server.sandbox.options import MAX_FILES, MIB, Isolation, PythonOptions, limits
 from tool_server.sandbox.places import OutOfMemory, Place, Places
+from tool_server.sandbox.work_folder import WorkFolder
 from tool_server.tool import Pixels, ToolUnavailable
 
 START_S = 120.0
@@ -92,7 +92,7 @@ class Jail:
         self._loop = asyncio.get_running_loop()
         self._numbers = itertools.count()
         self._ended: dict[int, asyncio.Future[protocol.Ended]] = {}
-        self._work: str | None = None
+        self._work: WorkFolder | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._reaped: asyncio.Future[int] | None = None
@@ -206,10 +206,10 @@ class Jail:
         """Make the folder of the calls' working directories; with namespaces they need none."""
         if self._isolation.namespaces:
             return
-        self._work = tempfile.mkdtemp(prefix="axpo-python-")
+        self._work = WorkFolder()
         # Each call is a user of its own: it makes its folder here, and sees no other one.
         if os.geteuid() == 0 and not self._isolation.bare:
-            os.chmod(self._work, 0o1733)
+            self._work.share()
 
     def _launch(self, theirs: socket.socket, log: IO[bytes]) -> subprocess.Popen[bytes]:
         control = str(theirs.fileno())
@@ -240,7 +240,7 @@ class Jail:
             "seccomp": seccomp.decode(),
             "bare": self._isolation.bare,
             "readable": readable(self._toolbox),
-            "work": self._work or "/tmp",
+            "work": str(self._work.path) if self._work else "/tmp",
             "limits": list(limits(self._options, 1)),
             "caps": {
                 "figures": self._options.max_figures,
@@ -385,7 +385,8 @@ class Jail:
             # Reaps bubblewrap; a moment after the zygote, so not on the event loop.
             self._reaped = self._loop.run_in_executor(None, self._process.wait)
         if self._work is not None:
-            shutil.rmtree(self._work, ignore_errors=True)
+            self._work.remove()
+            self._work = None
 
 
 def _finished(end: protocol.Ended, output: OutputPipe, result: ResultPipe) -> Finished:

@@ -4,10 +4,11 @@ It holds what numpy, scipy, pandas, sympy, matplotlib, PIL, threads and asyncio 
 and harmless relatives of those. Absent on purpose:
 
 - starting processes
-- sockets, except socketpair, with which asyncio wakes itself
+- sockets, except pairs of unix sockets, with which asyncio wakes itself
 - memfd_create and System V shared memory, which both escape RLIMIT_AS
 - chown and extended attributes, which Landlock does not cover
 - kill; raise and abort use tgkill
+- flock, which locks files that can only be read; a write lock of fcntl needs the right to write
 - changing limits: RLIMITs can be read, but the server alone knows how a call ended if the call
   cannot lower its own
 
@@ -24,7 +25,7 @@ from tool_server.tool import ToolUnavailable
 
 ALLOWED = """
 read write readv writev pread64 pwrite64 preadv pwritev lseek close dup dup2 dup3
-flock fsync fdatasync ftruncate truncate fallocate fadvise64 copy_file_range sendfile
+fsync fdatasync ftruncate truncate fallocate fadvise64 copy_file_range sendfile
 open openat creat stat fstat lstat newfstatat statx statfs fstatfs access faccessat faccessat2
 readlink readlinkat getcwd chdir fchdir mkdir mkdirat rmdir unlink unlinkat
 rename renameat renameat2 link linkat symlink symlinkat
@@ -41,7 +42,7 @@ alarm getitimer setitimer timer_create timer_settime timer_gettime timer_getover
 timerfd_create timerfd_settime timerfd_gettime eventfd eventfd2
 epoll_create epoll_create1 epoll_ctl epoll_wait epoll_pwait epoll_pwait2
 poll ppoll select pselect6 pipe pipe2
-socketpair sendto recvfrom shutdown getsockopt getsockname getpeername
+shutdown getsockopt getsockname getpeername
 rt_sigaction rt_sigprocmask rt_sigreturn rt_sigpending rt_sigtimedwait rt_sigsuspend
 sigaltstack tgkill pause restart_syscall
 getrandom exit exit_group wait4 waitid
@@ -102,7 +103,13 @@ FORBIDDEN_FLAGS = {
 
 LOW_32_BITS = 0xFFFFFFFF
 
-WITH_SOME_ARGUMENTS = ("clone", "prlimit64", "close_range", "fcntl", "ioctl", "prctl")
+AF_UNIX = 1
+MSG_OOB = 1
+
+WITH_SOME_ARGUMENTS = (
+    *("clone", "prlimit64", "close_range", "fcntl", "ioctl", "prctl"),
+    *("socketpair", "sendto", "recvfrom"),
+)
 
 COUNT = len(ALLOWED.split()) + len(WITH_SOME_ARGUMENTS)
 """System calls that a call may make."""
@@ -161,4 +168,19 @@ def _rules(seccomp: Any) -> Any:
     for operation in PRCTLS.values():
         same = seccomp.Arg(0, seccomp.EQ, operation)
         rules.add_rule(seccomp.ALLOW, "prctl", same)
+    _allow_pairs_of_sockets(rules, seccomp)
     return rules
+
+
+def _allow_pairs_of_sockets(rules: Any, seccomp: Any) -> None:
+    """Allow pairs of unix sockets, each end of which reaches the other one only."""
+    # For any other family the kernel makes the sockets, and loads the module that has them, before
+    # it says that there are no pairs of it.
+    unix = seccomp.Arg(0, seccomp.MASKED_EQ, LOW_32_BITS, AF_UNIX)
+    rules.add_rule(seccomp.ALLOW, "socketpair", unix)
+    # Urgent bytes between unix sockets have been a way into the kernel (CVE-2025-38236).
+    not_urgent = seccomp.Arg(3, seccomp.MASKED_EQ, MSG_OOB, 0)
+    rules.add_rule(seccomp.ALLOW, "recvfrom", not_urgent)
+    # Without an address: a pair of datagrams could send to named sockets, which Landlock does not
+    # cover.
+    rules.add_rule(seccomp.ALLOW, "sendto", not_urgent, seccomp.Arg(4, seccomp.EQ, 0))

@@ -13,7 +13,7 @@ from pydantic import Field
 from axpo.errors import AxpoError
 from axpo.evaluation.answers import chosen, final_text, normalised, within
 from axpo.evaluation.benchmark import Benchmark, Item, Score, benchmarks
-from axpo.evaluation.rows import Row, find_files, parquet_rows
+from axpo.evaluation.rows import Row, find_files, table_rows
 from axpo.evaluation.values import value
 from axpo.tasks import choices
 from axpo.tasks.verifiers import choice
@@ -56,7 +56,7 @@ class DynaMath(Benchmark):
             found = ", ".join(map(str, sorted(files)))
             raise AxpoError(f"{self.name}: no file of variant 1; there are those of {found}")
         for variant in wanted:
-            for row in parquet_rows(files[variant], ["decoded_image"]):
+            for row in table_rows(files[variant], ["decoded_image"]):
                 yield _item(row, variant)
 
     def score(self, item: Item, answer: str) -> Score:

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from axpo.evaluation.answers import chosen, final_text
 from axpo.evaluation.benchmark import Benchmark, Item, Score, benchmarks
-from axpo.evaluation.rows import Row, find_files, parquet_rows
+from axpo.evaluation.rows import Row, find_files, folder_of, table_rows
 
 QUESTIONS, ROTATIONS = 200, 4
 _CATEGORIES = {"single": "single instance", "cross": "cross instance"}
@@ -38,11 +38,19 @@ class HRBench(Benchmark):
 
     def items(self, data: Path) -> Iterator[Item]:
         """Yield the rows of the chosen rotations, in the order of the file."""
-        files = find_files(data, self.hub, f"hr_bench_{self.resolution}.parquet", self.also)
-        for row in parquet_rows(files, ["image"]):
+        for row in table_rows(self._files(data), ["image"]):
             # Public copies have it as a number and as a text.
             if self.rotations == "all" or row.text("cycle_category") == "0":
                 yield _item(row)
+
+    def _files(self, data: Path) -> list[Path]:
+        name = f"hr_bench_{self.resolution}"
+        folder = folder_of(data, self.hub, self.also)
+        # Both have the same rows. The parquet file is the smaller one, and the one that is named
+        # if neither is there.
+        only_tsv = not any(folder.rglob(f"{name}.parquet")) and any(folder.rglob(f"{name}.tsv"))
+        kind = "tsv" if only_tsv else "parquet"
+        return find_files(data, self.hub, f"{name}.{kind}", self.also)
 
     def score(self, item: Item, answer: str) -> Score:
         """Compare the letter or the words of the choice; a judge reads what is neither."""

@@ -10,7 +10,7 @@ from typing import Any
 from axpo.errors import AxpoError
 from axpo.evaluation.benchmark import Benchmark, Item, benchmarks
 from axpo.evaluation.given import Result
-from axpo.evaluation.rows import Row, download, find_files, folder_of, json_rows, parquet_rows
+from axpo.evaluation.rows import Row, download, find_files, folder_of, json_rows, table_rows
 
 _QUESTIONS = ("query", "question")
 _PICTURES = ("query_image", "image", "image_path")
@@ -26,6 +26,7 @@ class HRMMSearch(Benchmark):
     hub = "sensenova/HR-MMSearch"
     licence = "MIT (its repository)"
     needs_judge = True
+    needs_search = True
 
     @property
     def expected(self) -> int:
@@ -41,12 +42,12 @@ class HRMMSearch(Benchmark):
         folder = folder_of(data, self.hub, self.also)
         if any(folder.rglob("*.parquet")):
             files = find_files(data, self.hub, "*.parquet", self.also)
-            yield from parquet_rows(files, [_picture_column(files[0])])
+            yield from table_rows(files, [_picture_column(files[0])])
             return
         if not any(folder.rglob("*.json*")):
             raise AxpoError(f"{folder}: no parquet or JSON file in it; {download(data, self.hub)}")
         for file in find_files(data, self.hub, "*.json*", self.also):
-            for row in json_rows(file):
+            for row in json_rows(file, _PICTURES):
                 # Beside the questions lie other files, for example lists of results.
                 if any(row.has(name) for name in (*_QUESTIONS, "prompt")):
                     yield row

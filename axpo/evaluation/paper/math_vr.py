@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from axpo.evaluation.benchmark import Benchmark, Item, Score, benchmarks
-from axpo.evaluation.formulas import equal
-from axpo.evaluation.rows import Row, find_files, parquet_rows
+from axpo.evaluation.formulas import equal, parts
+from axpo.evaluation.rows import Row, find_files, table_rows
 
 _MARK = re.compile(r"\s*<image(\d+)>")
 _PICTURES = [f"image{number}" for number in range(1, 9)]
-_NOT_A_PART = "([{"
-_CLOSING = ")]}"
+# What stands between two answers beside a comma.
+_AND = re.compile(r"\\text\{\s*and\s*\}|\band\b|\\\\|\\q?quad\b")
 
 
 @benchmarks.register("math-vr")
@@ -34,7 +34,7 @@ class MathVR(Benchmark):
     def items(self, data: Path) -> Iterator[Item]:
         """Yield the rows of the test file."""
         files = find_files(data, self.hub, "test*.parquet", self.also)
-        for row in parquet_rows(files, _PICTURES):
+        for row in table_rows(files, _PICTURES):
             yield _item(row)
 
     def score(self, item: Item, answer: str) -> Score:
@@ -42,7 +42,9 @@ class MathVR(Benchmark):
         truths = item.accepted
         boxes = all_boxes(answer)
         given = parts(boxes[-1]) if boxes else []
-        # Several answers stand in one box with commas, or in a box each.
+        # Several answers stand in one box with commas or words between them, or in a box each.
+        if len(given) != len(truths) and boxes:
+            given = parts(_AND.sub(",", boxes[-1]))
         if len(given) != len(truths):
             given = boxes[-len(truths) :]
         if len(given) != len(truths):
@@ -89,21 +91,6 @@ def all_boxes(text: str) -> list[str]:
             if start >= 0:
                 found.append(text[start : token.start()].strip())
     return found
-
-
-def parts(box: str) -> list[str]:
-    """Return the answers in one box: what commas and semicolons outside of brackets divide."""
-    pieces, depth = [""], 0
-    for index, character in enumerate(box):
-        depth += (character in _NOT_A_PART) - (character in _CLOSING)
-        # Not the comma of 1,000, and not the thin space \, of TeX.
-        is_number = re.fullmatch(r"\d,\d{3}(?!\d)", box[max(index - 1, 0) : index + 4]) is not None
-        escaped = index > 0 and box[index - 1] == "\\"
-        if depth == 0 and character in ",;，；" and not is_number and not escaped:
-            pieces.append("")
-        else:
-            pieces[-1] += character
-    return [piece.strip() for piece in pieces if piece.strip()]
 
 
 def _value_side(formula: str) -> str:

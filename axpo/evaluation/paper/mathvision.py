@@ -9,7 +9,7 @@ from pathlib import Path
 from axpo.evaluation.answers import chosen, final_text
 from axpo.evaluation.benchmark import Benchmark, Item, Score, benchmarks
 from axpo.evaluation.formulas import equal
-from axpo.evaluation.rows import Row, find_files, parquet_rows
+from axpo.evaluation.rows import Row, find_files, table_rows
 from axpo.tasks.verifiers import choice
 
 # A row has one picture, even if its text names its panels <image1> to <image7>.
@@ -33,7 +33,7 @@ class MathVision(Benchmark):
     def items(self, data: Path) -> Iterator[Item]:
         """Yield the rows of testmini."""
         files = find_files(data, self.hub, "testmini*.parquet", self.also)
-        for row in parquet_rows(files, ["decoded_image"]):
+        for row in table_rows(files, ["decoded_image"]):
             yield _item(row)
 
     def score(self, item: Item, answer: str) -> Score:

@@ -8,7 +8,7 @@ from pathlib import Path
 from axpo.errors import AxpoError
 from axpo.evaluation.answers import f1, final_text
 from axpo.evaluation.benchmark import Benchmark, Item, Score, benchmarks
-from axpo.evaluation.rows import Row, download, find_files, parquet_rows
+from axpo.evaluation.rows import Row, download, find_files, table_rows
 
 
 @benchmarks.register("mmsearch")
@@ -18,6 +18,7 @@ class MMSearch(Benchmark):
     title = "MMSearch"
     hub = "CaraJ/MMSearch"
     needs_judge = True
+    needs_search = True
 
     @property
     def expected(self) -> int:
@@ -31,7 +32,7 @@ class MMSearch(Benchmark):
         files = [file for file in files if "end2end" in f"{file.parent.name}/{file.name}"]
         if not files:
             raise AxpoError(f"{data}: no end2end*.parquet; {download(data, self.hub)}")
-        for row in parquet_rows(files, ["query_image", "image_search_result"]):
+        for row in table_rows(files, ["query_image", "image_search_result"]):
             yield _item(row)
 
     def score(self, item: Item, answer: str) -> Score:

@@ -21,12 +21,20 @@ class GeneratedConfig(TaskConfig):
     held_out: int = Field(256, ge=1, description="number of held-out questions")
 
     def check_inputs(self, fits: Fits | None = None) -> list[str]:
-        """Check that the first question fits the context; nothing else can be missing.
+        """Check that the first questions fit the context; nothing else can be missing.
 
         Digits, photographs and the corpus of wines come with the packages. The search index of the
         wines belongs to the tool, which does not start without it.
         """
-        return [] if fits is None else self._misfits(self.load().train(0), fits)
+        if fits is None:
+            return []
+        task = self.load()
+        assert isinstance(task, Generated)
+        held_out = task.draw("test", 0).question
+        return [
+            *self._misfits(task.train(0), fits),
+            *self._misfits(held_out, fits.held_out, "its first held-out question"),
+        ]
 
 
 Config = TypeVar("Config", bound=GeneratedConfig)

@@ -15,6 +15,7 @@ def test_the_final_text_is_the_last_box_or_tag_or_all():
     assert final_text("<answer>1</answer> no, <answer> 2 </answer>") == "2"
     assert final_text("<answer>1</answer> \\boxed{2}") == "2"
     assert final_text("  It is 3. ") == "It is 3."
+    assert final_text("**3**") == "3"
     assert final_text("x" * 5000) == "x" * 2000
 
 
@@ -27,6 +28,8 @@ def test_normalised_texts_keep_signs_points_and_percent():
         "A": "a",
         "O'Neil": "oneil",
         "\u22122": "-2",
+        "\\text{Exit}": "exit",
+        "50\\%": "50%",
     }
     assert {text: normalised(text) for text in same} == same
     for one, other in (("-2", "2"), ("3.5", "35"), ("10%", "10"), ("0.5", "5")):
@@ -64,6 +67,8 @@ def test_a_choice_is_named_by_letter_or_words():
         ("5\\text{ cm}", 5.0),
         ("40^\\circ", 40.0),
         ("1e3", 1000.0),
+        ("2√3", 2 * math.sqrt(3)),
+        ("\\approx 4.5", 4.5),
     ],
 )
 def test_values(text, expected):
@@ -104,4 +109,5 @@ def test_f1_is_squads():
     assert f1("red car", ["red bike", "blue"]) == 0.5
     # Three of the answer's four, of the truth's three: 2 * 3/4 * 1 / (7/4).
     assert f1("in October 4 2024", ["October 4, 2024"]) == pytest.approx(6 / 7)
+    assert f1("\\text{red car}", ["red car"]) == 1.0
     assert f1("none", ["red"]) == f1("x", []) == 0.0

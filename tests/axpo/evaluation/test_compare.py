@@ -6,9 +6,11 @@ import json
 
 import numpy as np
 import pytest
+from rich.console import Console
 from scipy import stats
 
 from axpo.errors import AxpoError
+from axpo.eval_cli import run_comparison
 from axpo.evaluation.compare import compare
 
 
@@ -23,7 +25,14 @@ def evaluation(folder, verdicts, samples=1, judge="exact", texts=None):
             | {"categories": {}, "cluster": question}
         )
         for sample, one in enumerate(right):
-            rows.append({"benchmark": "b", "question": question, "sample": sample, "right": one})
+            row = {"benchmark": "b", "question": question, "sample": sample, "right": one}
+            answer = {
+                "answer": f"said {sample} <b> \u202egnp.exe",
+                "end": "answered",
+                "by": "rule",
+                "reply": "",
+            }
+            rows.append(row | answer)
     summary = {"judge": judge, "samples": samples, "temperature": 1.0, "tools": [], "seed": 0}
     summary["benchmarks"] = {"b": {}}
     for name, content in (("settings", {}), ("summary", summary)):
@@ -90,3 +99,38 @@ def test_what_else_differs_is_told_and_what_cannot_be_compared_is_one_line(tmp_p
         compare(a, c)
     with pytest.raises(AxpoError, match="no evaluation"):
         compare(a, tmp_path)
+
+
+def test_a_comparison_can_be_written_as_numbers_and_a_page(tmp_path, capsys):
+    hostile = {"2": "<script>alert(1)</script>"}
+    a = evaluation(tmp_path / "a<i>", {"1": [1, 0], "2": [1, 1], "3": [0, 0]}, 2, texts=hostile)
+    b = evaluation(tmp_path / "b", {"1": [1, 1], "2": [0, 1], "3": [0, 0]}, 2, texts=hostile)
+    out = tmp_path / "out"
+    run_comparison(a, b, out, Console(width=200))
+    assert f"report {out}/comparison.html" in capsys.readouterr().out
+    numbers = json.loads((out / "comparison.json").read_text())
+    assert (numbers["first"], numbers["second"]) == (str(a), str(b))
+    assert numbers["benchmarks"]["b"]["difference"]["value"] == pytest.approx(0.0)
+    assert numbers["changes"] == [
+        {"benchmark": "b", "question": "1", "better": True},
+        {"benchmark": "b", "question": "2", "better": False},
+    ]
+    page = (out / "comparison.html").read_text()
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert "<script" not in page
+    assert "said 0 &lt;b&gt;" in page
+    assert "a&lt;i&gt;" in page
+    # What turns the direction of writing is shown, and turns nothing.
+    assert "\\u202egnp.exe" in page
+    assert "\u202e" not in page
+    # Lost ones first; what did not change is not listed.
+    assert page.index("&lt;script") < page.index("question 1")
+    assert "question 3" not in page
+    for folder in (out, tmp_path / "a<i>" / "summary.json"):
+        before = {file: file.read_bytes() for file in out.iterdir()}
+        with pytest.raises(AxpoError, match=r"exists; choose another --out|cannot be written: "):
+            run_comparison(a, b, folder, Console())
+        assert {file: file.read_bytes() for file in out.iterdir()} == before
+    # Without a folder nothing is written.
+    run_comparison(a, b, None, Console())
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a<i>", "b", "out"]

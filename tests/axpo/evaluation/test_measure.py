@@ -232,6 +232,18 @@ def test_a_judge_that_refuses_stops_the_evaluation_and_no_answer_is_lost(tmp_pat
     assert run(plan(tmp_path, YesMan()), tmp_path / "out", None)["measured"] == 20
 
 
+def test_a_judge_of_the_users_own_that_fails_gives_no_verdict(tmp_path):
+    class Failing(YesMan):
+        name = "yes-man"
+
+        def judge(self, question, accepted, answer):
+            raise KeyError("verdict")
+
+    part = run(plan(tmp_path, Failing()), tmp_path / "out", Pool({"doubles/0": "zero?"}))
+    reasons = {"doubles/0": "KeyError: 'verdict'"}
+    assert part["set_aside"] == {"counts": {"unjudged": 1}, "reasons": reasons}
+
+
 def test_no_score_depends_on_how_the_judge_fails(tmp_path):
     # The server says yes to even numbers; every other question is left to it.
     answers = {f"doubles/{number}": f"is it {number}? {number}" for number in range(0, 20, 2)}
@@ -343,7 +355,11 @@ def test_a_benchmark_of_the_users_own_is_found_by_its_path(tmp_path):
 def test_the_page_shows_the_table_the_answers_and_their_crops(tmp_path):
     run(plan(tmp_path), tmp_path / "out", Pool({"doubles/0": "<script>alert(1)</script>"}))
     page = render_evaluation(tmp_path / "out").read_text()
-    assert "50.0 (" not in page.partition("<table>")[0]
+    before, _, table = page.partition('<table class="rates">')
+    assert "50.0 (35.0–65.0)" in table
+    assert "50.0 (" not in before
+    # Of these questions the paper says nothing.
+    assert "Quoted from the paper" not in page
     assert "What is twice 19?" in page
     assert "<script>alert" not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
@@ -352,6 +368,19 @@ def test_the_page_shows_the_table_the_answers_and_their_crops(tmp_path):
     assert "http://" not in page.replace("http://www.w3.org", "")
     kept = [json.loads(line) for line in (tmp_path / "out/trajectories.jsonl").open()]
     assert sorted(record["question_id"] for record in kept) == [f"doubles/{n}" for n in range(6)]
+
+
+def test_the_page_calls_an_answer_without_a_verdict_neither_right_nor_wrong(tmp_path):
+    answers = {"doubles/0": "zero?"}
+    run(plan(tmp_path, YesMan(right=None)), tmp_path / "out", Pool(answers))
+    page = render_evaluation(tmp_path / "out").read_text()
+    row = page.partition("<td>What is twice 0?</td>")[2].partition("</tr>")[0]
+    assert row.count("no verdict") == 4
+    assert "wrong" not in row
+    # Also where the rollouts are shown.
+    rollouts = page.partition("<b>What is twice 0?</b>")[2].partition("<b>What is twice 1?</b>")[0]
+    assert rollouts.count("no verdict") == 4
+    assert "✗ wrong" not in rollouts
 
 
 def test_a_question_is_named_apart_from_those_of_other_benchmarks():

@@ -14,8 +14,9 @@ import pytest
 from axpo.errors import AxpoError
 from axpo.evaluation import unpack
 from axpo.evaluation.benchmark import benchmarks
+from axpo.evaluation.formulas import equal, parts
 from axpo.evaluation.paper import SUITE
-from axpo.evaluation.paper.math_vr import all_boxes, parts
+from axpo.evaluation.paper.math_vr import all_boxes
 from tests.axpo.evaluation import invented
 
 
@@ -198,6 +199,8 @@ def test_scores_of_dynamaths_floats_have_an_absolute_tolerance(data):
         "2π": RIGHT,
         "\\frac{4\\pi}{2}": RIGHT,
         "T = 6.283": RIGHT,
+        "\\approx 6.283": RIGHT,
+        "≈ 6.283": RIGHT,
         "6.283 \\text{ s}": RIGHT,
         "6.285": WRONG,  # 0.0018 off
         "6.28": WRONG,  # 0.0032 off
@@ -241,6 +244,9 @@ def test_scores_of_math_vr_want_every_answer(data):
         "70, 70": RIGHT,
         "\\angle B = 70^\\circ, \\angle C = 70^\\circ": RIGHT,
         "70°; 70°": RIGHT,
+        "70^\\circ \\text{ and } 70^\\circ": RIGHT,
+        "\\angle B = 70 \\\\ \\angle C = 70": RIGHT,
+        "70 or 70": OPEN,
         "\\boxed{70^\\circ} and \\boxed{70^\\circ}": RIGHT,
         "First \\boxed{40}, then \\boxed{70}, \\boxed{70}": RIGHT,
         "70": OPEN,
@@ -257,6 +263,15 @@ def test_scores_of_math_vr_want_every_answer(data):
     found = {answer: benchmark.score(items["1"], BOX % answer).right for answer in one}
     assert found == one
     assert benchmark.score(items["1"], "It is two root two.").right is OPEN
+
+
+def test_points_and_lists_are_compared_element_by_element_to_two_decimals():
+    truth = "(1, \\frac{2}{3})"
+    given = {"(1, 0.667)": True, "(1.001, 2/3)": True, "\\left(1, \\frac23\\right)": True}
+    given |= {"(2/3, 1)": False, "[1, 0.667]": False, "(1, 0.68)": False, "(1, 0.667, 0)": False}
+    assert {text: equal(truth, text) for text in given} == given
+    assert equal("2, 2\\sqrt{2}", "2, 2.83")
+    assert not equal("(1, (2, 3))", "(1, (2, 4))")
 
 
 def test_the_answers_in_a_box_are_divided_by_commas_outside_of_brackets():
@@ -278,6 +293,9 @@ def test_scores_of_choices_about_pictures(data, name):
         words: RIGHT,
         f"The number or colour is {words}, clearly": RIGHT,
         f"Not sure, but the answer is ({letter})": RIGHT,
+        f"It is ({letter})": RIGHT,
+        f"I think it's {letter}": RIGHT,
+        f"option {letter.lower()}": RIGHT,
         f"**{letter}**": RIGHT,
         other: WRONG,
         others: WRONG,
@@ -285,6 +303,8 @@ def test_scores_of_choices_about_pictures(data, name):
         f"The answer is {other}.": WRONG,
         f"{words} or {others}": OPEN,
         f"{letter} or {other}": OPEN,
+        f"({letter}) or ({other})": OPEN,
+        "I think it's F": OPEN,
         "I cannot tell": OPEN,
         "F": OPEN,
         "": OPEN,
@@ -304,6 +324,8 @@ def test_scores_of_visual_probe(data):
         "<answer>Exit</answer>": RIGHT,
         " Exit ": RIGHT,
         "Exit!": RIGHT,
+        "**Exit**": RIGHT,
+        "\\boxed{\\text{Exit}}": RIGHT,
         "Exits": OPEN,
         "Entry": OPEN,
         "It says Exit": OPEN,
@@ -438,13 +460,13 @@ def test_a_file_is_unpacked_once_and_all_or_nothing(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(unpack, "_save", full)
+        patch.setattr(unpack, "save_picture", full)
         with pytest.raises(AxpoError, match=r"cannot be unpacked into .*: No space left on device"):
             benchmarks.parse("mathvision").load(tmp_path)
     (cache,) = tmp_path.rglob(".axpo")
     assert list(cache.iterdir()) == []
     assert len(benchmarks.parse("mathvision").load(tmp_path)) == 3
-    monkeypatch.setattr(unpack, "_save", full)
+    monkeypatch.setattr(unpack, "save_picture", full)
     assert len(benchmarks.parse("mathvision").load(tmp_path)) == 3
 
 

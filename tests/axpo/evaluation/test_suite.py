@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from axpo import cli
 from axpo.config import load_recipe
 from axpo.errors import AxpoError
-from axpo.eval_cli import load_any
+from axpo.eval_cli import load_any, print_summary
 from axpo.evaluation.bare import is_model, model_recipe
 from axpo.evaluation.suite import Options, names_of, parse_judge, prepare
 from axpo.tasks.judge import judges
@@ -60,6 +61,20 @@ def test_options_reach_the_benchmarks_that_have_them(data):
         {"variants": "all"},
     ]
     assert found.doubts[0] == "vstar: 191 questions expected, 2 found"
+
+
+def test_a_benchmark_that_needs_a_search_is_doubtful_without_one(tmp_path):
+    invented.mmsearch(tmp_path)
+    judge = judges.parse("exact")
+    told = "mmsearch: its questions need a search, and no tool searches"
+    count = "mmsearch: 300 questions expected, 2 found"
+    assert ready(tmp_path, "mmsearch", judge=judge).doubts == [count, told]
+    assert ready(tmp_path, "mmsearch", judge=judge, image_search=True).doubts == [count]
+    recipe = load_recipe(
+        DEBUG, ["tools.tools.tavily-search={kind: search, options: {provider: {kind: tavily}}}"]
+    )
+    found = prepare(DEBUG, recipe, recipe.model, Options(["mmsearch"], tmp_path, judge))
+    assert found.doubts == [count]
 
 
 def test_what_cannot_be_measured_is_named_before_anything_starts(data, tmp_path):
@@ -130,3 +145,19 @@ def test_a_model_needs_no_recipe(tmp_path):
     with pytest.raises(AxpoError, match="is a model without held-out questions: give --suite or"):
         load_any(Path(folder), [], benchmarks=False)
     assert load_any(DEBUG, [], benchmarks=False)[0].name == "debug"
+
+
+def test_what_is_printed_may_have_brackets_and_escape_codes(tmp_path, capsys):
+    console = Console(width=200)
+    name = "models/[/red]8b"
+    reason = "judge said [/oops] \x1b]0;mine\x07"
+    part = {"title": "My [bold] maps", "measured": 1, "tool_use": None}
+    part |= {"set_aside": {"counts": {"unjudged": 1}, "reasons": {"maps/[/x]": reason}}}
+    part["quoted_from_the_paper"] = {}
+    summary = {"model": name, "judge": "m[/]", "samples": 1, "average": {}}
+    print_summary(summary | {"benchmarks": {"[/maps]": part}}, console)
+    said = capsys.readouterr().out
+    for text in (name, "m[/]", "My [bold] maps", "[/maps]: 1 unjudged", "maps/[/x]: judge said"):
+        assert text in said
+    assert "\x1b" not in said
+    assert "[/oops] \\x1b]0;mine\\x07" in said

@@ -105,21 +105,23 @@ def raylets(folders):
         made.shutdown()
 
 
-def plan(rank, engine):
-    """Return a plan of one rank and one engine."""
-    bundles = (Bundle(rank, 1, ()), Bundle(engine, 1, ()))
-    return Plan(bundles, (Seat("rank", 0, 1, 0, (0,)), Seat("engine", 0, 1, 0, (1,))))
+def plan(rank, engine, tools):
+    """Return a plan of one rank, one engine and one tool server."""
+    bundles = (Bundle(rank, 1, ()), Bundle(engine, 1, ()), Bundle(tools, 1, ()))
+    seats = [Seat(role, 0, 1, 0, (i,)) for i, role in enumerate(("rank", "engine", "tool server"))]
+    return Plan(bundles, tuple(seats))
 
 
-def inspect(folders, rank, engine, *changes, run="shared"):
+def inspect(folders, rank, engine, *changes, run="shared", tools=None):
     recipe = load_recipe(DEMO, changes)
-    inspect_nodes(plan(rank, engine), recipe, [str(folders / "model")], str(folders / run))
+    made = plan(rank, engine, tools or rank)
+    inspect_nodes(made, recipe, [str(folders / "model")], str(folders / run))
 
 
-def refusal(folders, rank, engine, *changes, run="shared"):
+def refusal(folders, rank, engine, *changes, run="shared", tools=None):
     began = time.monotonic()
     with pytest.raises(AxpoError) as caught:
-        inspect(folders, rank, engine, *changes, run=run)
+        inspect(folders, rank, engine, *changes, run=run, tools=tools)
     assert time.monotonic() - began < 120
     return str(caught.value)
 
@@ -154,6 +156,14 @@ def test_a_node_without_the_environment_is_refused(raylets, folders):
         assert message.startswith(f"{bare.name}: lacks AXPO's environment (")
         assert "axpo" in message
         assert "\n" not in message
+
+
+def test_a_node_of_tool_servers_needs_the_environment_but_no_model(raylets, folders):
+    driver, bare = raylets["driver"], raylets["bare"]
+    message = refusal(folders, driver, driver, tools=bare)
+    assert message.startswith(f"{bare.name}: lacks AXPO's environment (")
+    assert "\n" not in message
+    inspect(folders, driver, driver, tools=raylets["absent"])
 
 
 def test_a_wrong_interface_is_refused(raylets, folders):

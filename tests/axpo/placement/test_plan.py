@@ -68,7 +68,10 @@ def test_a_colocated_engine_of_two_processes_shares_its_gpus_with_two_ranks():
 
 
 def test_engines_with_half_a_gpu_share_it_two_by_two():
-    half = ("rollout.gpus_per_worker=0.5", "rollout.engine.gpu_memory_utilization=0.45")
+    half = (
+        "rollout.gpus_per_worker=0.5",
+        "rollout.engine={gpu_memory_utilization: 0.45, weight_transfer: shared_memory}",
+    )
     made = plan(TWO_NODES, uniform(1, 4, 40), *half, "rollout.workers=3", "learner.ranks=2")
     assert where(made, "engine") == [("node 1", [gpu]) for gpu in (2, 2, 3)]
 

@@ -49,6 +49,21 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(tmp_path, damage):
     resumed.close()
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "\0", "[]", "{}", "[" * 100_000),
+        *('{"files": []}', '{"files": {"weights": 7}}', '{"files": {"weights": {}}}'),
+    ],
+)
+def test_a_manifest_that_is_none_is_damage(tmp_path, text):
+    with RunDirectory.create("a", {}, tmp_path) as run:
+        checkpoint(run, 1)
+        (run.checkpoints.path(1) / "manifest.json").write_text(text)
+        (found,) = run.checkpoints.complete()
+        assert "manifest.json: " in found.damage()
+
+
 def test_the_last_and_the_best_checkpoints_are_kept(tmp_path):
     run = RunDirectory.create("a", {}, tmp_path)
     for step, pass1 in enumerate([0.3, 0.8, 0.5, 0.8, 0.4, None, 0.6], 1):

@@ -131,19 +131,20 @@ def test_a_timeline_that_is_none_is_left_out(run, text):
     assert '<figure class="chart timeline">' not in render(run).read_text()
 
 
-@pytest.mark.parametrize("text", ["[1]", "{", "a: *b", "text"])
+@pytest.mark.parametrize("text", ["[1]", "{", "a: *b", "text", "a: 1\na: 2", "a: !!bool x"])
 def test_a_recipe_that_is_none_is_an_error_in_one_line(run, text):
     (run / "recipe.yaml").write_text(text)
     with pytest.raises(AxpoError, match=r"recipe\.yaml: (not readable|expected)"):
         render(run)
 
 
-def test_a_recipe_of_aliases_is_not_written_out(run):
+def test_a_recipe_of_aliases_is_not_read(run):
     lines = ["a: &a [x, x, x, x, x, x, x, x, x]"]
     for name, before in zip("bcdefgh", "abcdefg", strict=True):
         lines.append(f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]")
     (run / "recipe.yaml").write_text("\n".join([*lines, "name: *h", "algorithm: *h"]))
-    assert len(render(run).read_text()) < 1_000_000
+    with pytest.raises(AxpoError, match=r"recipe\.yaml: not readable: more than 100,000 values"):
+        render(run)
 
 
 @pytest.mark.parametrize(
@@ -154,6 +155,43 @@ def test_pipes_are_not_waited_for(run, file):
     os.mkfifo(run / file)
     with pytest.raises(AxpoError, match="is no regular file"):
         render(run)
+
+
+@pytest.mark.parametrize("name", ["report.html", "report.html.tmp"])
+def test_a_report_is_written_through_no_link(run, tmp_path, name):
+    mine = tmp_path / "mine"
+    mine.write_text("mine")
+    (run / name).symlink_to(mine)
+    page = render(run)
+    assert mine.read_text() == "mine"
+    assert not page.is_symlink()
+    assert "Pass@1" in page.read_text()
+
+
+@pytest.mark.parametrize("file", ["recipe.yaml", "metrics.jsonl", STEP, "summary.json"])
+def test_what_a_link_leads_to_is_not_shown(run, tmp_path, file):
+    (run / file).rename(tmp_path / "mine")
+    (run / file).symlink_to(tmp_path / "mine")
+    with pytest.raises(AxpoError, match="is no regular file"):
+        render(run)
+
+
+@pytest.mark.parametrize("file", ["metrics.jsonl", "held_out.jsonl", "lock"])
+def test_a_resume_writes_through_no_link(run, tmp_path, file):
+    mine = tmp_path / "mine"
+    mine.write_text("mine")
+    (run / "summary.json").unlink()
+    (run / file).unlink(missing_ok=True)
+    (run / file).symlink_to(mine)
+
+    def resume():
+        with RunDirectory.resume(run)[0] as resumed:
+            resumed.log_metrics(1, {"pass1": 0.5})
+            resumed.log_held_out(1, {})
+
+    with pytest.raises(AxpoError, match=f"{file}: is no regular file"):
+        resume()
+    assert mine.read_text() == "mine"
 
 
 def bomb() -> bytes:

@@ -226,6 +226,14 @@ TOOL = tool()
             r"messages\[2\]: role 'tool' after 'user'; expected assistant",
         ),
         ({"messages": messages()[:-1]}, "expected a message of the assistant at the end"),
+        (changed(2, tool_calls=None), r"messages\[2\]: no call, but a message of a tool follows"),
+        # What says nothing.
+        (changed(4, content=" \n"), r"messages\[4\]: an empty turn; expected a content,"),
+        (changed(4, content=[]), r"messages\[4\]: an empty turn"),
+        (
+            {"messages": [one | {"weight": 0} for one in messages()[1::3]]},
+            "all turns have weight 0",
+        ),
         # What the template would leave out or write elsewhere.
         (changed(2, reasoning_content=None), r"messages\[2\]: no thinking"),
         (changed(2, reasoning_content="", content="<think>a</think>"), r"\[2\]: no thinking"),
@@ -263,6 +271,10 @@ TOOL = tool()
         (part(image_url="photo.png"), "found image_url='photo.png'"),
         (part(type="image", min_pixels=1), r"\[1\]\.content\[0\]: unknown field 'min_pixels'"),
         (part(), "expected a text or an image, found nothing"),
+        (
+            part(type="image", image="other.png"),
+            r"messages\[1\]\.content\[0\]\.image: 'other\.png' is none of the row's `images`",
+        ),
         # Marks in a text, and images.
         (changed(1, content="Is <image> or <image>?"), "images: fewer than"),
         (changed(1, content="Which?"), "images: more than"),

@@ -46,6 +46,7 @@ KINDS: dict[str, bytes] = {
     "cut.jpg cannot be read: OSError: image file is truncated": line(images=["cut.jpg"]),
     FOUND_LATE: line(images=["noise.png"]),
     "none.png is not there": line(images=["none.png"]),
+    "loop.png is not there": line(images=["loop.png"]),
     "text.png is not a readable PNG, JPEG, WEBP, GIF image": line(images=["text.png"]),
     "strip.png is 300x1 pixels, the limit of long to short side": line(images=["strip.png"]),
     "'../private.png' leads out of": line(images=["../private.png"]),
@@ -67,6 +68,7 @@ KINDS: dict[str, bytes] = {
         b"0", b"[" * 99 + b"]" * 99
     ),
     "JSON with too many lists and objects": b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    "a whole number of more than 4,300 digits": line(answer=0).replace(b"0", b"9" * 5000),
     "not JSON: Expecting": b'{"question": "Which?", }',
     "the key 'answer' is there twice": b'{"answer": "7", "answer": "8"}',
     "expected an object, found [1, 2]": b"[1, 2]",
@@ -81,6 +83,7 @@ def write_files(folder: Path) -> None:
     (folder / "cut.jpg").write_bytes(encoded("JPEG")[:-300])
     (folder / "noise.png").write_bytes(png_of_noise())
     (folder / "text.png").write_text("no image")
+    (folder / "loop.png").symlink_to("loop.png")
     (folder / "strip.png").write_bytes(encoded(pixels=PHOTO[:1].repeat(8, 1)[:, :300]))
 
 

@@ -56,6 +56,9 @@ class Server:
         elif fault == "cut":
             handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n{")
             handler.close_connection = True
+        elif fault == "packed":
+            # What says that it is packed, and is not.
+            self.send(handler, 200, reply("Yes"), {"Content-Encoding": "gzip"})
         elif isinstance(fault, int):
             self.send(handler, fault, b'{"error": "busy"}', {"Retry-After": "0"})
         else:
@@ -75,7 +78,9 @@ def reply(text):
 
 
 GARBAGE = (b"<html>", b"[]", b'{"choices": []}', reply(None), b'{"choices": [{"message": 7}]}')
-FAULTS = (429, 500, 502, 503, "slow", "cut", *GARBAGE)
+# Also half of a reply, an empty one, one of bytes that are no text, and one without end.
+GARBAGE += (reply("Yes")[:-9], b"", b"\xff\xfe\x00", b"[" * 100_000)
+FAULTS = (408, 429, 500, 502, 503, "slow", "cut", "packed", *GARBAGE)
 
 
 @contextmanager

@@ -143,7 +143,9 @@ def test_every_format_gives_the_same_questions(tmp_path, ending):
             "expected a list of objects, or an object a line; found dict",
         ),
         ("a.json", b"[1, ", "not JSON: "),
-        ("a.tsv", b'a\tb\n"no end\t2\n', "fields, but the first line names 2 columns"),
+        ("a.tsv", b'a\tb\n1\t2\n"no end\t2\n3\t4\n', "row 2: begins a quote that nothing closes"),
+        ("a.tsv", b'a\tb\n1\t"no end', "row 1: begins a quote that nothing closes"),
+        ("a.tsv", b"a\tb\r1\t2\r", "line 1: a carriage return outside of quotes"),
         ("a.tsv", b"a\ta\n1\t2\n", "expected names of columns in its first line, each once"),
         ("a.tsv", b"a\tb\n", "no rows"),
         ("a.txt", b"a", "expected a file whose name ends with .jsonl"),
@@ -164,6 +166,8 @@ def test_missing_files_are_named(tmp_path):
     for name in ("a.jsonl", "a.jsonl.gz", "a.tsv", "a.parquet"):
         with pytest.raises(AxpoError, match=f"{name}: no such file$"):
             Source(path=str(tmp_path / name)).rows()
+    with pytest.raises(AxpoError, match=r"^xxx.*: File name too long$"):
+        Source(path="x" * 300 + ".jsonl").rows()
     (tmp_path / "b.jsonl").mkdir()
     with pytest.raises(AxpoError, match=r"b\.jsonl: not a file$"):
         Source(path=str(tmp_path / "b.jsonl")).rows()
@@ -310,7 +314,15 @@ def test_rows_without_an_image_are_asked_if_the_recipe_says_so(tmp_path):
 
 @pytest.mark.parametrize(
     ("answer", "read"),
-    [(7, "7"), (7.0, "7"), (-2.0, "-2"), (0.5, "0.5"), (" 7 ", "7"), (["7", " x"], '["7", "x"]')],
+    [
+        (7, "7"),
+        (10**400, "1" + "0" * 400),
+        (7.0, "7"),
+        (-2.0, "-2"),
+        (0.5, "0.5"),
+        (" 7 ", "7"),
+        (["7", " x"], '["7", "x"]'),
+    ],
 )
 def test_an_answer_is_read_as_its_shortest_text(tmp_path, answer, read):
     file = tmp_path / "rows.jsonl"
@@ -319,6 +331,17 @@ def test_an_answer_is_read_as_its_shortest_text(tmp_path, answer, read):
     assert made.check_inputs() == []
     assert made.load().train(0).answer == read
     assert made.load().verify(made.load().train(0), f"\\boxed{{{read.strip('[]')[:3]}}}") >= 0
+
+
+@pytest.mark.parametrize("answer", [10**400, -(10**400)])
+def test_a_number_may_be_larger_than_any_float(tmp_path, answer):
+    file = tmp_path / "rows.jsonl"
+    file.write_text(text({"question": "?", "answer": answer}))
+    made = DatasetConfig(train=str(file), held_out=str(file), columns={"images": []})
+    assert made.check_inputs() == []
+    task = made.load()
+    assert task.verify(task.train(0), f"\\boxed{{{answer}}}") == 1
+    assert task.verify(task.train(0), "\\boxed{1}") == 0
 
 
 def test_a_value_of_any_length_is_shown_short(tmp_path):

@@ -240,16 +240,27 @@ def test_rows_that_do_not_fit_the_context_are_named_and_only_all_of_them_stop_a_
     small, large = row | {"images": "small.png"}, row | {"images": "large.png"}
     sizes = []
 
-    def fits(text, found):
-        sizes.append((text, *found))
-        if found[0][0] > 100:
-            raise ValueError("300 tokens of images and 20 of text, but ...")
+    class Fits:
+        def __init__(self, most):
+            self.most = most
 
+        def __call__(self, text, found):
+            sizes.append((text, *found))
+            if found[0][0] > self.most:
+                raise ValueError("300 tokens of images and 20 of text, but ...")
+
+        @property
+        def held_out(self):
+            # Tools of evaluations take so much of the context that no image fits.
+            return Fits(self.most - 550) if self.most > 600 else self
+
+    fits = Fits(100)
     file = write(tmp_path, small, large)
     config = recipe(train=file, held_out=file).task
     reason = f"{file}, row 2: 300 tokens of images and 20 of text, but ..."
     assert config.check_inputs(fits) == [reason, reason]
     assert sizes == [("Which?", (64, 64)), ("Which?", (640, 480))] * 2
+    assert config.check_inputs(Fits(650)) == [reason]  # of the held-out rows alone
     # What is scaled down when it is decoded counts as scaled down.
     scaled = recipe(train=file, held_out=file, images={"scale_above": 4096}).task
     assert scaled.check_inputs(fits) == []

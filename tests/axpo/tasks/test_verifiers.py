@@ -5,7 +5,8 @@ from fractions import Fraction
 
 import pytest
 
-from axpo.tasks.verifiers import boxed, choice, number, verifiers
+from axpo.tasks.choices import options
+from axpo.tasks.verifiers import accepted, boxed, choice, number, verifiers
 from rollout_workers.trajectory import Question
 
 
@@ -60,6 +61,27 @@ def test_the_box_is_read_to_its_own_brace(text, content):
         ("3\u20135", None),
         ("3 \\times 10^{-2}", Fraction(3, 100)),
         ("3\u00d710^4", 30_000),
+        ("3\u00d710\u2074", 30_000),
+        ("3 x 10^4", 30_000),
+        ("2.5*10^{-3}", Fraction(1, 400)),
+        ("3\u00b710^{4}", 30_000),
+        ("10^4", 10_000),
+        ("-10\u207b\u00b2", Fraction(-1, 100)),
+        ("\\frac{3 \\times 10^4}{2}", 15_000),
+        # 5000, and not 1 / 20000.
+        ("1/2 \\times 10^4", None),
+        ("2^10", None),
+        ("10^{99999}", None),
+        ("\uff11\uff12\uff0e\uff15", Fraction(25, 2)),
+        ("3 million", 3_000_000),
+        ("2.5\\text{ thousand dollars}", 2500),
+        ("5 percent", 5),
+        ("5k", None),
+        ("5M", None),
+        ("5\u03c0", None),
+        ("5pi", None),
+        ("3x", None),
+        ("3i", None),
         ("12 cm", None),
         ("7 or 8", None),
         ("1_000", None),
@@ -101,6 +123,13 @@ def test_numbers(text, value):
         ("A. 12 cm B. 13 cm", None),
         ("B. B", "B"),
         ("(B): a cat", "B"),
+        ("B. 7", "B"),
+        ("A. b, c", None),
+        ("A. or d", None),
+        ("a. and not b", None),
+        ("\uff08\uff22\uff09", "B"),
+        ("B\u3002", "B"),
+        ("A\u3001B", None),
         ("**B**", "B"),
         ("$\\mathrm{B}$", "B"),
         ("Ab", None),
@@ -134,6 +163,20 @@ def test_a_unit_may_be_left_out_but_not_exchanged():
     assert verify("numeric", "12", "\\boxed{12 cm}") == 0  # of what, the truth does not say
     assert verify("numeric", "5 m/s^2", "\\boxed{5\\ \\text{m}/\\text{s}^{2}}") == 1
     assert verify("numeric", "90^\\circ", "\\boxed{90\u00b0}") == 1
+    assert verify("numeric", "90^\\circ", "\\boxed{90 degrees}") == 1
+    assert verify("numeric", "20 \u2103", "\\boxed{20^\\circ\\text{C}}") == 1
+    assert verify("numeric", "20 \u2103", "\\boxed{20\u00b0F}") == 0
+    assert verify("numeric", "\u20ac5", "\\boxed{5 \u20ac}") == 1
+    assert verify("numeric", "\u20ac5", "\\boxed{\u00a35}") == 0
+    assert verify("numeric", "5 \u00b5m", "\\boxed{5\\,\\mu\\text{m}}") == 1
+    assert verify("numeric", "5 s^{-1}", "\\boxed{5 s\u207b\u00b9}") == 1
+
+
+def test_a_magnitude_is_part_of_the_number():
+    for answer in ("3,000,000", "3 million", "3 \\times 10^6", "3 million people"):
+        assert verify("numeric", "3 million people", f"\\boxed{{{answer}}}") == 1, answer
+    for answer in ("3", "3 people", "3 thousand", "3 million cats"):
+        assert verify("numeric", "3 million people", f"\\boxed{{{answer}}}") == 0, answer
 
 
 def test_a_tolerance_may_be_absolute():
@@ -174,6 +217,45 @@ def test_an_option_may_be_named_by_its_text(text):
         assert chosen("B", answer, text) == 0, answer
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Which?\nA. a cat\nB. a dog\nAnswer with A. or B. only",
+        "(A) a cat (B) a dog\nAnswer with (A) or (B).",
+        "Choices: A. a cat, B. a dog",
+        "**A.** a cat\n**B.** a dog",
+        "- A. a cat\n- B. a dog",
+        "A.a cat\nB.a dog",
+        "(A)a cat (B)a dog",
+        "(a) a cat (b) a dog",
+        "\uff21\u3001a cat\n\uff22\u3001a dog",
+        "Is vitamin A. or B. shown? A: a cat B: a dog",
+    ],
+)
+def test_options_are_found_however_they_are_listed(text):
+    assert options(text) == {"A": "a cat", "B": "a dog"}
+    assert chosen("B", "a dog", text) == 1
+    assert chosen("B", "b", text) == 1
+    assert chosen("B", "a cat", text) == 0
+
+
+def test_letters_in_a_sentence_are_no_options():
+    for text in ("Is vitamin A. or B. good?", "A. B. C. D.", "P(A)=1 and P(B)=2", "A. only"):
+        assert options(text) == {}
+
+
+def test_one_text_may_be_spelled_with_other_characters():
+    assert verify("exact", "caf\u00e9", "\\boxed{cafe\u0301}") == 1
+    assert verify("exact", "cafe", "\\boxed{cafe\u0301}") == 0
+
+
+def test_a_list_of_answers_is_json_and_all_else_is_a_text():
+    assert accepted('[ "7",\n "seven" ]') == ["7", "seven"]
+    deep = '["7", ' + "[" * 100_000 + "]" * 100_000 + ', "8"]'
+    for text in ('["7", 8]', '["7"', "[7]", "['7']", deep):
+        assert accepted(text) == [text]
+
+
 def test_the_text_of_the_truth_names_its_option():
     assert chosen("B. 12 cm", "12 cm", "Which?") == 1
     assert chosen("B. 12 cm", "13 cm", "Which?") == 0
@@ -185,11 +267,15 @@ def test_the_text_of_the_truth_names_its_option():
     [
         ("exact", "\\boxed{7}"),
         ("exact", "7.0"),
+        ("exact", "-7.00"),
         ("exact", " "),
         ("exact", "a } b"),
         ("numeric", "many"),
         ("numeric", "\\boxed{7}"),
         ("numeric", "3 4"),
+        ("numeric", "5\u03c0 cm"),
+        ("numeric", "2x+1"),
+        ("numeric", "12 cm or more"),
         ("choice", "(A) or (B)"),
         ("choice", "12"),
     ],

@@ -74,7 +74,7 @@ def test_a_run_over_bad_rows_of_every_kind_asks_all_others_and_a_resume_meets_no
     assert len(told) == len(ROWS) >= 20
     # Rows whose images cannot be read took a place in a batch, once.
     late = BATCH * len(sizes) - sum(sizes)
-    assert late == 11
+    assert late == 12
     first_epoch = [name for name in pool.asked if name.startswith("e0-")]
     assert len(first_epoch) == len(set(first_epoch)) == GOOD + late
     flow.cursor.save(tmp_path)

@@ -5,6 +5,7 @@ from ray.exceptions import ActorDiedError
 
 from axpo.training.policy import Policy
 from learner.learner import RanksLost
+from rollout_workers.fleet import Asleep
 
 
 class Calls(list):
@@ -130,6 +131,17 @@ def test_colocated_engines_sleep_during_a_checkpoint():
         learner.append("save")
     awake = ["wake weights", (("a", "b"), 0), "release", "wake kv_cache"]
     assert calls == ["sleep", "reclaim", "save", *awake]
+
+
+def test_a_replacement_of_a_colocated_engine_joins_only_while_the_engines_are_awake():
+    calls = Calls()
+    made = policy(calls, colocated=True)
+    with pytest.raises(Asleep):
+        calls.bring("c")
+    made.publish(0)
+    calls.clear()
+    calls.bring("c")
+    assert calls == [(("c",), 0)]
 
 
 def test_a_checkpoint_before_the_engines_serve_leaves_them_asleep():

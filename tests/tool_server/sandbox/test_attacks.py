@@ -34,7 +34,7 @@ def test_an_attack_is_refused_or_contained(attack: Attack, sandbox, traces):
 
 
 def test_the_list_has_every_kind_of_attack():
-    assert {attack.number for attack in ATTACKS} == set(range(1, 59))
+    assert {attack.number for attack in ATTACKS} == set(range(1, 63))
 
 
 def test_an_attack_that_succeeds_is_seen(sandbox, traces):

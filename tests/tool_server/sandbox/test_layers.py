@@ -103,7 +103,7 @@ def machine_without(
     return done.stdout.strip()
 
 
-ATTACKS = [7, 8, 12, 17, 18, 19, 21, 22, 24, 25, 26, 27, 28, 38, 42, 43, *range(47, 55), 57, 58]
+ATTACKS = [7, 8, 12, 17, 18, 19, 21, 22, *range(24, 29), 38, 42, 43, *range(47, 55), *range(57, 63)]
 """The attacks that the layers answer, and those on neighbours; the others run into limits."""
 
 SOME = [17, 18, 20, 22, 49, 53]

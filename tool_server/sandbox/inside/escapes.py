@@ -8,6 +8,7 @@ that a complete report must have.
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import os
 import resource
@@ -149,6 +150,26 @@ def a_program(facts: Facts) -> object:
 def a_network_connection(facts: Facts) -> object:
     """Connect to a port of the host."""
     return socket.create_connection(("127.0.0.1", facts["port"]), timeout=1)
+
+
+@attempt()
+def a_socket_of_another_family(facts: Facts) -> object:
+    """Let the kernel make a socket that is none of unix, by asking for a pair."""
+    _libc.socketpair(socket.AF_INET, socket.SOCK_STREAM, 0, (ctypes.c_int * 2)())
+    return None if ctypes.get_errno() == errno.EPERM else "AF_INET"
+
+
+@attempt()
+def a_datagram_to_a_name(facts: Facts) -> object:
+    """Send to a named socket, from one that a pair gives."""
+    ours, _ = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    try:
+        ours.sendto(b"x", "/nowhere")
+    except PermissionError:
+        return None
+    except OSError as error:  # the kernel has looked for it
+        return error
+    return "sendto"
 
 
 @attempt()

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from axpo.texts import check_text
+
 if TYPE_CHECKING:
     import yaml
 
@@ -22,7 +24,8 @@ def read_yaml(text: str) -> Any:
     """Return the value of a YAML text.
 
     Raises:
-        ValueError: it is no YAML, has a key twice, or is too large; one line.
+        ValueError: it is no YAML, has a key twice, is too large, or a text of it has half a
+            surrogate pair; one line.
     """
     import yaml
 
@@ -34,11 +37,26 @@ def read_yaml(text: str) -> Any:
         if node is None:
             return None
         _Walk().count(node, 0)
-        return loader.construct_document(node)
+        value = _constructed(loader, node)
     except yaml.YAMLError as error:
         raise ValueError(f"not YAML: {' '.join(str(error).split())}") from None
     except RecursionError:
         raise ValueError(f"more than {MAX_DEPTH} lists and sections inside each other") from None
+    check_text(value)
+    return value
+
+
+def _constructed(loader: yaml.SafeLoader, node: yaml.Node) -> Any:
+    """Return the value of a node; raise ValueError or YAMLError if it has none."""
+    try:
+        return loader.construct_document(node)
+    except ValueError as error:
+        # Of a number or a date; the reader's own words are about Python.
+        raise ValueError(f"not YAML: a value that cannot be read: {error}") from None
+    except (LookupError, AttributeError, TypeError, OverflowError) as error:
+        # A tag that its value does not fit: `!!bool maybe`
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"not YAML: a tag that its value does not fit ({reason})") from None
 
 
 class _Walk:

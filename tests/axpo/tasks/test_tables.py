@@ -1,0 +1,46 @@
+"""Tables with bad rows, files that were put together, and numbers that a column made short."""
+
+import pytest
+
+from axpo.errors import AxpoError
+from axpo.tasks.data import Source
+from tests.axpo.tasks.test_data import rows_of, text
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        (b"a\rb\t2", "a carriage return outside of quotes that ends no line"),
+        (b'"Yes" he said\t2', "text behind a closing quote"),
+        (b"1\t2\t3", "3 fields, but the first line names 2 columns"),
+        (b'"1\n1\t2\n1"\t2\t3', "3 fields on 3 lines (is a quote not closed?), but the first line"),
+    ],
+)
+def test_a_bad_row_of_a_table_is_that_rows_fault(tmp_path, bad, said):
+    file = tmp_path / "a.tsv"
+    file.write_bytes(b"question\tanswer\n1\t2\n" + bad + b'\n\n5" wide\t4\n')
+    table = Source(path=str(file)).rows()
+    good = [{"question": "1", "answer": "2"}, {"question": '5" wide', "answer": "4"}]
+    assert [table.row(0), table.row(2)] == good
+    with pytest.raises(ValueError) as caught:  # noqa: PT011
+        table.row(1)
+    assert said in str(caught.value)
+
+
+def test_files_put_one_after_another_keep_their_byte_order_marks(tmp_path):
+    part = b"\xef\xbb\xbf" + text({"question": "\ufeff?"}).encode()
+    (tmp_path / "a.jsonl").write_bytes(part * 2)
+    assert rows_of(tmp_path / "a.jsonl") == [{"question": "\ufeff?"}] * 2
+
+
+def test_short_floats_are_read_as_they_were_written(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    numbers = {"a": pa.array([0.1, None], pa.float32()), "b": pa.array([0.1, 2.0], pa.float64())}
+    pq.write_table(pa.table(numbers), tmp_path / "a.parquet")
+    # As a number of Python, 0.1 of 32 bits is 0.10000000149011612: no answer would match.
+    assert rows_of(tmp_path / "a.parquet") == [{"a": 0.1, "b": 0.1}, {"a": None, "b": 2.0}]
+    pq.write_table(pa.table(numbers).slice(0, 0), tmp_path / "b.parquet")
+    with pytest.raises(AxpoError, match=r"b\.parquet: no rows$"):
+        rows_of(tmp_path / "b.parquet")
