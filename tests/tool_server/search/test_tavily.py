@@ -280,10 +280,10 @@ def test_failures_are_retried_then_infrastructure(provider, tmp_path, reply):
 
 
 def test_a_timeout_and_a_dead_server(provider, tmp_path):
-    provider.script((200, {}, answer("a"), 3), (200, {}, answer("b"), 0))
+    provider.script((200, {}, answer("a"), 12), (200, {}, answer("b"), 0))
     started = time.monotonic()
     assert ask(client(provider, tmp_path, timeout_s=0.3), "q")[0][0].title == "b"
-    assert time.monotonic() - started < 2.5
+    assert time.monotonic() - started < 10
     (error,) = ask(client(provider, tmp_path, base_url="http://127.0.0.1:9", attempts=2), "x")
     assert str(error) == "tavily: ConnectError"
 
