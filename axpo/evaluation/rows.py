@@ -12,6 +12,7 @@ from typing import Any
 from axpo.errors import AxpoError
 from axpo.evaluation.unpack import ROWS, save_picture, unpacked
 from axpo.plain_files import NotPlain, read_plain
+from axpo.tasks.verifiers import accepted
 from rollout_workers.trajectory import LazyImage, Pixels, UnusableQuestion
 from tool_server.images import ImageError, ImageLimits, decode
 
@@ -72,11 +73,14 @@ class Row:
     def texts(self, name: str) -> tuple[str, ...]:
         """Return a column that must be a list of texts, or one text; without empty ones.
 
+        A list may also be written as a text: `["70", "40"]`.
+
         Raises:
             AxpoError: it is something else.
         """
         value = self.get(name)
-        values = value if isinstance(value, list) else [value]
+        listed = accepted(value) if isinstance(value, str) else [value]
+        values = value if isinstance(value, list) else listed
         if not all(isinstance(one, str | int | float) or one is None for one in values):
             raise self.fault(name, "texts", value)
         return tuple(str(one).strip() for one in values if str(one or "").strip())

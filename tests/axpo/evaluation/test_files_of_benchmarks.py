@@ -11,6 +11,7 @@ import pytest
 
 from axpo.errors import AxpoError
 from axpo.evaluation.benchmark import benchmarks
+from axpo.evaluation.rows import Row
 from tests.axpo.evaluation import invented
 
 
@@ -92,3 +93,8 @@ def test_pictures_in_json_are_base64_or_paths(tmp_path):
     (folder / "data.jsonl").write_text(json.dumps(rows[0]))
     with pytest.raises(AxpoError, match="query_image: expected a path below the folder"):
         benchmarks.parse("hr-mmsearch").load(tmp_path)
+
+
+def test_a_list_of_answers_may_be_written_as_a_text():
+    row = Row({"a": '["70", " 40 "]', "b": '["70"', "c": ["x", None], "d": 7}, "row 1", [])
+    assert [row.texts(name) for name in "abcd"] == [("70", "40"), ('["70"',), ("x",), ("7",)]
