@@ -10,7 +10,6 @@ import csv
 import gzip
 import json
 import os
-import shutil
 import sys
 import tempfile
 import zlib
@@ -28,6 +27,10 @@ Parse = Callable[[bytes], Row]
 
 MAX_LINE = 256 << 20
 """Bytes of one row. An image of 100 MB is 134 MB in base64."""
+UNPACKED = 1 << 30
+"""Bytes that any compressed file may hold. What holds more must not be `MAX_RATIO` times smaller: a
+file that fills the disk is no data set. Rows of text shrink to a tenth, seldom to a fiftieth."""
+MAX_RATIO = 200
 BOM = b"\xef\xbb\xbf"
 # What a file of another kind begins with, the longest first.
 _OTHERS = {
@@ -297,7 +300,12 @@ def _unpacked(packed: BinaryIO) -> BinaryIO:
     # In a file without a name: rows are read from their places, and a file takes no memory.
     with packed, gzip.open(packed) as content:
         copy = tempfile.TemporaryFile()  # noqa: SIM115
-        shutil.copyfileobj(content, copy, 1 << 20)
+        most = max(UNPACKED, MAX_RATIO * os.fstat(packed.fileno()).st_size)
+        while chunk := content.read(1 << 20):
+            copy.write(chunk)
+            if copy.tell() > most:
+                copy.close()
+                raise OSError(f"unpacks to more than {most:,} bytes; unpack it by hand if it may")
     copy.seek(0)
     return copy
 

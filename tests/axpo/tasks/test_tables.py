@@ -1,5 +1,7 @@
 """Tables with bad rows, files that were put together, and numbers that a column made short."""
 
+import gzip
+
 import pytest
 
 from axpo.errors import AxpoError
@@ -44,3 +46,15 @@ def test_short_floats_are_read_as_they_were_written(tmp_path):
     pq.write_table(pa.table(numbers).slice(0, 0), tmp_path / "b.parquet")
     with pytest.raises(AxpoError, match=r"b\.parquet: no rows$"):
         rows_of(tmp_path / "b.parquet")
+
+
+def test_a_file_that_unpacks_without_end_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("axpo.tasks.lines.UNPACKED", 1 << 20)
+    row = text({"question": "x" * 1000}).encode()
+    file = tmp_path / "a.jsonl.gz"
+    file.write_bytes(gzip.compress(row * 1000))
+    assert len(rows_of(file)) == 1000
+    # 1,000 times its size
+    file.write_bytes(gzip.compress(b" " * (4 << 20) + row))
+    with pytest.raises(AxpoError, match=r"a\.jsonl\.gz: unpacks to more than 1,048,576 bytes"):
+        rows_of(file)
