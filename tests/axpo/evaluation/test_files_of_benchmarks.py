@@ -11,6 +11,7 @@ import pytest
 
 from axpo.errors import AxpoError
 from axpo.evaluation.benchmark import benchmarks
+from axpo.evaluation.paper import SUITE
 from axpo.evaluation.rows import Row
 from tests.axpo.evaluation import invented
 
@@ -30,6 +31,7 @@ def as_tsv(data):
 
 def shown(data, **options):
     """Return what is asked of HR-Bench 4K, with the first pixels of each picture."""
+    assert "hrbench-4k" in SUITE
     items = benchmarks.parse({"name": "hrbench-4k", **options}).load(data)
     return [
         (one.id, one.text, one.accepted, one.cluster, one.images[0].read()[:2, :2].tolist())
