@@ -6,6 +6,7 @@ import pytest
 
 from axpo.errors import AxpoError
 from axpo.tasks.data import Source
+from axpo.tasks.selection import Selection
 from tests.axpo.tasks.test_data import rows_of, text
 
 
@@ -58,3 +59,21 @@ def test_a_file_that_unpacks_without_end_is_refused(tmp_path, monkeypatch):
     file.write_bytes(gzip.compress(b" " * (4 << 20) + row))
     with pytest.raises(AxpoError, match=r"a\.jsonl\.gz: unpacks to more than 1,048,576 bytes"):
         rows_of(file)
+
+
+@pytest.mark.parametrize(
+    ("condition", "kept"),
+    [
+        ([1], [1, 1.0]),
+        ([True], [True]),
+        (["1", None], ["1", None]),
+        ({"not_among": [1, None]}, ["1", True, [1]]),
+        ({"at_least": 1, "not_among": [True]}, [1, 1.0]),
+        ({"at_most": 0.5}, []),
+    ],
+)
+def test_a_condition_tells_numbers_texts_and_truth_values_apart(condition, kept):
+    parsed = Selection(path="a.jsonl", keep={"column": condition}).keep["column"]
+    values = [1, 1.0, "1", True, None, [1]]
+    found = [value for value in values if parsed.holds(value)]
+    assert list(map(repr, found)) == list(map(repr, kept))
