@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.text import Text
 
 from axpo.data_cli import app as data_app
 from axpo.errors import AxpoError
 from axpo.index_cli import app as index_app
+from axpo.texts import printable
 from axpo.tools_cli import app as tools_app
 
 if TYPE_CHECKING:
@@ -306,7 +308,7 @@ def _held_out(recipe: Recipe, model: str) -> None:
     with ray_session(recipe, learner=False), console.status("evaluating"):
         found = evaluate_model(recipe, model)
     for reason in found.unusable:
-        console.print(f"set aside: {reason}", highlight=False, markup=False, soft_wrap=True)
+        _print_lines([f"set aside: {reason}"], indent="")
     for name, value in found.numbers.items():
         is_count = name in ("dropped", "unusable")
         shown = f"{value:.0f}" if is_count else f"{value:.1%}"
@@ -413,9 +415,9 @@ def _decode_images(recipe: Recipe) -> list[str]:
 
 
 def _print_lines(lines: Iterable[str], indent: str = "   ") -> None:
-    """Print lines that may have brackets in them, as paths may."""
+    """Print lines that may have brackets in them, as paths may, or repeat what a file says."""
     for line in lines:
-        console.print(f"{indent}{line}", highlight=False, markup=False, soft_wrap=True)
+        console.print(Text(f"{indent}{printable(line)}"), soft_wrap=True)
 
 
 def _print_set_aside(reasons: Sequence[str]) -> None:
@@ -428,7 +430,8 @@ def _print_set_aside(reasons: Sequence[str]) -> None:
 
 def _print_warnings(warnings: Iterable[str]) -> None:
     for warning in warnings:
-        console.print(f"[yellow]warning[/] {escape(warning)}", highlight=False, soft_wrap=True)
+        line = Text.assemble(("warning", "yellow"), f" {printable(warning)}")
+        console.print(line, soft_wrap=True)
 
 
 def _new_run(recipe: Recipe, name: str | None) -> RunDirectory:
@@ -458,9 +461,9 @@ def main() -> None:
     try:
         app()
     except AxpoError as error:
-        Console(stderr=True, soft_wrap=True).print(
-            f"[red]error[/] {escape(str(error))}", highlight=False, markup=True
-        )
+        # An AxpoError is printable already.
+        line = Text.assemble(("error", "red"), f" {error}")
+        Console(stderr=True, soft_wrap=True).print(line)
         sys.exit(2)
 
 
