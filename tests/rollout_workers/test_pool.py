@@ -429,7 +429,7 @@ def test_nothing_is_left_behind(make):
         [worker.__ray_call__.remote(lambda self: os.getpid()) for worker in pool.workers],
         timeout=30,
     )
-    group = pool._fleet._group
+    group = pool._fleet._places.own
     pool.shutdown()
     pool.shutdown = lambda: None
     assert ray.util.placement_group_table(group)["state"] == "REMOVED"
