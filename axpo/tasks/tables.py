@@ -95,7 +95,7 @@ def read_dataset(place: Place, columns: Collection[str] | None) -> DatasetTable:
         raise
     except Exception as error:  # of `datasets`, of the hub, of the disk: anything may happen
         # The outermost error may say no more than that something went wrong.
-        cause = error
+        cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
         reason = one_line(f"{type(cause).__name__}: {cause}")
@@ -133,8 +133,8 @@ def _check_filled(file: Path) -> None:
 
 def _short_floats(features: Mapping[str, Any]) -> dict[str, type[np.floating]]:
     """Return the columns of short floats. As one of Python, 0.1 of 32 bits is 0.10000000149."""
-    known = {"float16": np.float16, "float32": np.float32}
-    named = {name: known.get(getattr(one, "dtype", None)) for name, one in features.items()}
+    known: dict[str, type[np.floating]] = {"float16": np.float16, "float32": np.float32}
+    named = {name: known.get(getattr(one, "dtype", "")) for name, one in features.items()}
     return {name: short for name, short in named.items() if short is not None}
 
 
