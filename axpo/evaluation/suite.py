@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import platform
 import shlex
 import subprocess
@@ -126,6 +127,8 @@ def prepare(target: Path, recipe: Recipe, model: str, options: Options) -> Evalu
     Raises:
         AxpoError: a benchmark, file, tool or judge is not there; a line for each.
     """
+    if options.temperature is not None and not math.isfinite(options.temperature):
+        raise AxpoError(f"--temperature {options.temperature}: expected a finite number")
     chosen = tuple(_benchmark(name, options) for name in options.names)
     judge = options.judge or _no_judge(chosen)
     # Before files of gigabytes are unpacked.

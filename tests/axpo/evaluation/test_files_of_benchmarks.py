@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from axpo.errors import AxpoError
+from axpo.evaluation import unpack
 from axpo.evaluation.benchmark import benchmarks
 from axpo.evaluation.paper import SUITE
 from axpo.evaluation.rows import Row
@@ -100,3 +101,20 @@ def test_pictures_in_json_are_base64_or_paths(tmp_path):
 def test_a_list_of_answers_may_be_written_as_a_text():
     row = Row({"a": '["70", " 40 "]', "b": '["70"', "c": ["x", None], "d": 7}, "row 1", [])
     assert [row.texts(name) for name in "abcd"] == [("70", "40"), ('["70"',), ("x",), ("7",)]
+
+
+def test_two_evaluations_may_unpack_one_file_at_a_time(tmp_path, monkeypatch):
+    invented.hr_bench(tmp_path)
+    expected = shown(tmp_path)
+    (cache,) = tmp_path.rglob(".axpo")
+    (folder,) = cache.iterdir()
+    hidden = folder.rename(tmp_path / "hidden")
+    publish = unpack._publish
+
+    def late(partial, target):
+        hidden.rename(target)
+        publish(partial, target)
+
+    monkeypatch.setattr(unpack, "_publish", late)
+    assert shown(tmp_path) == expected
+    assert list(cache.iterdir()) == [folder]

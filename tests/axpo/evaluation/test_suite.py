@@ -81,6 +81,7 @@ def test_what_cannot_be_measured_is_named_before_anything_starts(data, tmp_path)
     refused = [
         (["nothing"], {}, "--benchmark 'nothing': expected one of"),
         (["hrbench-4k"], {"rotations": "two"}, "rotations='two'"),
+        (["vstar"], {"temperature": float("nan")}, "--temperature nan: expected a finite"),
         (["vstar"], {"tools": ["crystal_ball"]}, "--tools crystal_ball: the recipe has image_zoom"),
         (["visualprobe-hard"], {}, "visualprobe-hard: needs a judge. --judge exact compares"),
         (["tests.axpo.evaluation.maps:NUMBER"], {}, "expected a function of"),
@@ -111,7 +112,10 @@ def test_names_and_judges_are_read_as_typed(tmp_path):
     assert (
         parse_judge("{name: local, model: some/model}").describe().startswith("some/model (local)")
     )
-    for text in ("nobody", "{name: endpoint}", "{a: [", str(tmp_path / "none.yaml")):
+    (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe")
+    (tmp_path / "empty.yaml").write_text("")
+    files = [str(tmp_path / f"{name}.yaml") for name in ("none", "bytes", "empty")]
+    for text in ("nobody", "{name: endpoint}", "{a: [", "[1, 2]", "5", "~", *files, str(tmp_path)):
         with pytest.raises(AxpoError, match="--judge"):
             parse_judge(text)
 
