@@ -10,6 +10,7 @@ import csv
 import gzip
 import json
 import os
+import re
 import sys
 import tempfile
 import zlib
@@ -43,6 +44,10 @@ _OTHERS = {
     b"\xfe\xff": "UTF-16",
     b"\x1f\x8b": "compressed with gzip",
 }
+
+
+_BEFORE_LIST = re.compile(r"\ufeff?\s*\[\s*")
+_BETWEEN_ROWS = re.compile(r"[\s,]*")
 
 
 class Table(Protocol):
@@ -133,13 +138,15 @@ def read_json(path: Path) -> Table:
     """
     with _opened(path) as file:
         raw = file.read()
+    text = ""
     try:
-        rows = parse_json(_text(raw))
+        text = _text(raw)
+        rows = parse_json(text)
     except ValueError as error:
         # A second object after the first: lines.
         if "Extra data" in str(error):
             return read_lines(path)
-        raise AxpoError(f"{path}: {error}") from None
+        raise AxpoError(f"{path}{_first_bad(text)}: {error}") from None
     if isinstance(rows, dict) and raw.count(b"\n", 0, len(raw.rstrip())) == 0:
         return read_lines(path)
     if not isinstance(rows, list):
@@ -147,6 +154,22 @@ def read_json(path: Path) -> Table:
         expected = "expected a list of objects, or an object a line"
         raise AxpoError(f"{path}: {expected}; found {found or shown(rows)}")
     return ListTable(rows)
+
+
+def _first_bad(text: str) -> str:
+    """Return the place of the first row of a list that cannot be parsed: `, row 3`."""
+    place = _BEFORE_LIST.match(text)
+    if place is None:
+        return ""
+    decoder = json.JSONDecoder(object_pairs_hook=_unique)
+    start, number = place.end(), 1
+    while True:
+        try:
+            _, stop = decoder.raw_decode(text, start)
+        except (ValueError, RecursionError):
+            return f", row {number}"
+        between = _BETWEEN_ROWS.match(text, stop)
+        start, number = between.end() if between else stop, number + 1
 
 
 def read_table(path: Path, separator: str) -> Table:
