@@ -43,7 +43,8 @@ _TAG = re.compile(r"<(?=[|｜/<A-Za-z_])|\[(?=/?[A-Z_]{2,}\])")
 PROMPT_HASH = hashlib.sha256(f"{SYSTEM}\0{USER}\0{_TAG.pattern}".encode()).hexdigest()[:12]
 """Stands beside every number that a judge made: another text judges otherwise."""
 
-_VERDICT = re.compile(r"\W*(yes|no)\b", re.IGNORECASE)
+# Not the question repeated: "Yes or No", "Yes/No".
+_VERDICT = re.compile(r"\W*(yes|no)\b(?!\W*(?:or\W+)?(?:yes|no)\b)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)

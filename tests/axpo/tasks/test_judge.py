@@ -204,6 +204,7 @@ def test_what_a_reply_says():
     yes = ["Yes", "yes.", " **Yes**", '"YES"', "<think>No?</think>\nYes", "Yes, it is."]
     no = ["No", "no!", "No: it hedges", "<think>Yes</think> no"]
     neither = ["", "Yesterday", "Maybe", "The answer is yes", "Nothing", "1"]
+    neither += ["Yes or No", "Yes/No", "yes | no", "<think>Yes, it is", "No, yes"]
     assert [verdict(text) for text in yes] == [True] * len(yes)
     assert [verdict(text) for text in no] == [False] * len(no)
     assert [verdict(text) for text in neither] == [None] * len(neither)
