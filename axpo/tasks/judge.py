@@ -44,7 +44,7 @@ PROMPT_HASH = hashlib.sha256(f"{SYSTEM}\0{USER}\0{_TAG.pattern}".encode()).hexdi
 """Stands beside every number that a judge made: another text judges otherwise."""
 
 # Not the question repeated: "Yes or No", "Yes/No".
-_VERDICT = re.compile(r"\W*(yes|no)\b(?!\W*(?:or\W+)?(?:yes|no)\b)", re.IGNORECASE)
+_VERDICT = re.compile(r"\W*(yes|no)\b(?!\s*(?:[/|]|or\b)\s*(?:yes|no)\b)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)

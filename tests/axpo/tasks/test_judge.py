@@ -202,9 +202,10 @@ def test_an_answer_cannot_end_its_part_or_speak_as_the_judge(written):
 
 def test_what_a_reply_says():
     yes = ["Yes", "yes.", " **Yes**", '"YES"', "<think>No?</think>\nYes", "Yes, it is."]
+    yes += ["Yes. No doubt.", "Yes: no mistake in it"]
     no = ["No", "no!", "No: it hedges", "<think>Yes</think> no"]
     neither = ["", "Yesterday", "Maybe", "The answer is yes", "Nothing", "1"]
-    neither += ["Yes or No", "Yes/No", "yes | no", "<think>Yes, it is", "No, yes"]
+    neither += ["Yes or No", "Yes/No", "yes | no", "<think>Yes, it is"]
     assert [verdict(text) for text in yes] == [True] * len(yes)
     assert [verdict(text) for text in no] == [False] * len(no)
     assert [verdict(text) for text in neither] == [None] * len(neither)
