@@ -6,6 +6,7 @@ import base64
 import csv
 import json
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -118,3 +119,18 @@ def test_two_evaluations_may_unpack_one_file_at_a_time(tmp_path, monkeypatch):
     monkeypatch.setattr(unpack, "_publish", late)
     assert shown(tmp_path) == expected
     assert list(cache.iterdir()) == [folder]
+
+
+def test_vstar_is_the_same_from_a_copy_with_its_pictures_inside(tmp_path):
+    invented.vstar(tmp_path / "one")
+    folder = tmp_path / "one" / "vstar_bench"
+    rows = [json.loads(line) for line in (folder / "test_questions.jsonl").open()]
+    pictures = [{"image": {"bytes": (folder / row["image"]).read_bytes()}} for row in rows]
+    copy = tmp_path / "two" / "vstar-bench" / "data"
+    copy.mkdir(parents=True)
+    both = [row | picture for row, picture in zip(rows, pictures, strict=True)]
+    pq.write_table(pa.Table.from_pylist(both), copy / "test-00000-of-00001.parquet")
+    one, two = (benchmarks.parse("vstar").load(tmp_path / name) for name in ("one", "two"))
+    for first, second in zip(one, two, strict=True):
+        assert (first.id, first.text, first.accepted) == (second.id, second.text, second.accepted)
+        assert (first.images[0].read() == second.images[0].read()).all()
