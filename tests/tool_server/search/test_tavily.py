@@ -246,6 +246,18 @@ def test_a_refused_query_is_the_policy_s_fault(provider, tmp_path):
     assert len(provider.requests) == 4
 
 
+@pytest.mark.parametrize("status", [403, 413, 414, 422, 431])
+def test_a_query_that_a_firewall_refuses_parks_nobody(provider, tmp_path, status):
+    """A policy chooses what it asks: `<script>` may be enough."""
+    provider.script((status, {}, b"<html>blocked</html>"))
+    tavily = client(provider, tmp_path)
+    (error,) = ask(tavily, "<script>../../etc/passwd")
+    assert type(error) is ToolError
+    assert str(error) == "the search service refused the query: no reason given"
+    provider.script((200, {}, answer("a")))
+    assert ask(tavily, "innocent")[0][0].title == "a"
+
+
 @pytest.mark.parametrize(
     "reply",
     [
