@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -286,15 +286,26 @@ def evaluate(
     if target is None:
         raise AxpoError("eval: expected a TARGET, or --compare A B")
     asks_benchmarks = suite is not None or benchmark is not None
+    options: dict[str, Any] = {"data": data, "judge": judge, "samples": samples, "tools": tools}
+    options |= {"temperature": temperature, "image_search": image_search, "limit": limit}
+    options |= {"rotations": rotations, "variants": variants, "seed": seed, "out": out}
+    if not asks_benchmarks:
+        _refuse_given(options)
     recipe, model = load_any(target, overrides or (), benchmarks=asks_benchmarks)
     if not asks_benchmarks:
         return _held_out(recipe, model)
-    options: dict[str, Any] = {"suite": suite, "benchmark": benchmark, "data": data, "judge": judge}
-    options |= {"samples": samples, "temperature": temperature, "tools": tools, "limit": limit}
-    options |= {"image_search": image_search}
-    options |= {"rotations": rotations, "variants": variants, "seed": seed, "out": out}
+    options |= {"suite": suite, "benchmark": benchmark}
     _check_model(recipe, model)
     run_benchmarks(target, recipe, model, options, console)
+
+
+def _refuse_given(options: Mapping[str, Any]) -> None:
+    """Raise AxpoError if an option of benchmarks is given, which held-out questions ignore."""
+    given = [name for name, value in options.items() if value is not None and value is not False]
+    if given:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        verb = "needs" if len(given) == 1 else "need"
+        raise AxpoError(f"{names}: {verb} --suite or --benchmark")
 
 
 def _held_out(recipe: Recipe, model: str) -> None:
