@@ -109,10 +109,11 @@ def _by_words(text: str, options: Sequence[str]) -> int | None:
     """Return the option whose words stand in a text, if it is exactly one."""
     said = normalised(text)
     words = [normalised(option) for option in options]
+    # An option that is a letter of the picture is one only by itself: of "A, D" an article is left.
+    if len(text.strip(" .()")) > 1:
+        words = [word if len(word) > 1 or word.isdigit() else "" for word in words]
     if said and said in words:
         return words.index(said) if words.count(said) == 1 else None
-    # Options that are letters of the picture are no words in a sentence.
-    words = [word if len(word) > 1 or word.isdigit() else "" for word in words]
     # The longest first, so that "dark red" is not taken for "red" too.
     parts = sorted({word for word in words if word}, key=len, reverse=True)
     if not parts:
