@@ -235,7 +235,7 @@ def _unpacked(packed: BinaryIO) -> BinaryIO:
     # In a file without a name: rows are read from their places, and a file takes no memory.
     with packed, gzip.open(packed) as content:
         copy = tempfile.TemporaryFile()  # noqa: SIM115
-        most = max(UNPACKED, MAX_RATIO * os.fstat(packed.fileno()).st_size)
+        most = most_unpacked(os.fstat(packed.fileno()).st_size)
         while chunk := content.read(1 << 20):
             copy.write(chunk)
             if copy.tell() > most:
@@ -243,6 +243,11 @@ def _unpacked(packed: BinaryIO) -> BinaryIO:
                 raise OSError(f"unpacks to more than {most:,} bytes; unpack it by hand if it may")
     copy.seek(0)
     return copy
+
+
+def most_unpacked(size: int) -> int:
+    """Return how many bytes a compressed file of a size may hold."""
+    return max(UNPACKED, MAX_RATIO * size)
 
 
 def lines_of(file: BinaryIO, path: Path) -> Iterator[bytes]:

@@ -61,6 +61,19 @@ def test_a_file_that_unpacks_without_end_is_refused(tmp_path, monkeypatch):
         rows_of(file)
 
 
+def test_a_parquet_file_that_unpacks_without_end_is_refused(tmp_path, monkeypatch):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    monkeypatch.setattr("axpo.tasks.lines.UNPACKED", 1 << 20)
+    table = pa.table({"question": ["x" * (4 << 20), "y"]})
+    file = tmp_path / "a.parquet"
+    pq.write_table(table, file, compression="zstd", use_dictionary=False)
+    for path in (file, tmp_path / "*.parquet"):
+        with pytest.raises(AxpoError, match=r"a\.parquet: unpacks to 4,19.* more than 1,048,576"):
+            rows_of(path)
+
+
 @pytest.mark.parametrize(
     ("condition", "kept"),
     [
