@@ -23,6 +23,9 @@ takes 100 MB while it is asked."""
 LARGEST = 1 << 30
 """Bytes of a JSON file."""
 
+NAMED = 3
+"""Files that are named if none of those that are there is the right one."""
+
 CACHE = ".axpo"
 """The folder, beside the files of a benchmark, of what was unpacked."""
 
@@ -135,7 +138,7 @@ def folder_of(data: Path, hub: str, also: Sequence[str] = ()) -> Path:
     for folder in folders:
         if _plain(folder.name) in wanted:
             return folder
-    raise AxpoError(f"{data / name} is not there; {download(data, hub)}")
+    raise AxpoError(f"{data / name} is not there; {download(hub, data / name)}")
 
 
 def find_files(data: Path, hub: str, pattern: str, also: Sequence[str] = ()) -> list[Path]:
@@ -147,14 +150,26 @@ def find_files(data: Path, hub: str, pattern: str, also: Sequence[str] = ()) -> 
     folder = folder_of(data, hub, also)
     found = sorted(path for path in folder.rglob(pattern) if not _is_hidden(path, folder))
     if not found:
-        raise AxpoError(f"{folder}: no {pattern} in it; {download(data, hub)}")
+        raise AxpoError(
+            f"{folder}: no {pattern} in it{_others(folder, pattern)}; {download(hub, folder)}"
+        )
     return found
 
 
-def download(data: Path, hub: str) -> str:
-    """Return how to get the files of a data set."""
-    name = hub.partition("/")[2]
-    return f"get it with: hf download {hub} --repo-type dataset --local-dir {data / name}"
+def download(hub: str, folder: Path) -> str:
+    """Return how to get the files of a data set into a folder."""
+    return f"get it with: hf download {hub} --repo-type dataset --local-dir {folder}"
+
+
+def _others(folder: Path, pattern: str) -> str:
+    """Return which files of the same kind are there, those of another split for example."""
+    found = sorted(
+        str(path.relative_to(folder))
+        for path in folder.rglob(f"*{Path(pattern).suffix}")
+        if not _is_hidden(path, folder)
+    )
+    more = " ..." if len(found) > NAMED else ""
+    return f" (it has {', '.join(found[:NAMED])}{more})" if found else ""
 
 
 def table_rows(files: Sequence[Path], pictures: Sequence[str]) -> Iterator[Row]:

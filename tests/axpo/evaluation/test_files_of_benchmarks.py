@@ -134,3 +134,21 @@ def test_vstar_is_the_same_from_a_copy_with_its_pictures_inside(tmp_path):
     for first, second in zip(one, two, strict=True):
         assert (first.id, first.text, first.accepted) == (second.id, second.text, second.accepted)
         assert (first.images[0].read() == second.images[0].read()).all()
+
+
+def test_files_of_another_split_are_named_and_the_right_ones_go_beside_them(tmp_path):
+    invented.mathvision(tmp_path)
+    (file,) = tmp_path.rglob("testmini*.parquet")
+    # The folder may be called otherwise than the data set; it is the one that is looked into.
+    file.rename(file.with_name("test-00000-of-00001.parquet"))
+    folder = (tmp_path / "MathVision").rename(tmp_path / "MATH-V")
+    with pytest.raises(AxpoError) as refused:
+        benchmarks.parse("mathvision").load(tmp_path)
+    assert str(refused.value) == (
+        f"{folder}: no testmini*.parquet in it (it has data/test-00000-of-00001.parquet); get it "
+        f"with: hf download MathLLMs/MathVision --repo-type dataset --local-dir {folder}"
+    )
+    invented.dynamath(tmp_path, variants=(2, 10))
+    message = r"no file of variant 1 in it \(it has those of 2, 10\); get it with: hf download Dyna"
+    with pytest.raises(AxpoError, match=message):
+        benchmarks.parse("dynamath").load(tmp_path)
