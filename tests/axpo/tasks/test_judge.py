@@ -131,9 +131,9 @@ def test_requests_keep_the_limits_of_concurrency_and_rate():
         judged(endpoint(server, concurrency=2), range(12))
         assert server.most <= 2
     with serving() as server:
-        judged(endpoint(server, requests_per_minute=1200), range(6))
-        # One in 0.05 s.
-        assert max(server.times) - min(server.times) >= 5 * 0.05 - 0.02
+        judged(endpoint(server, requests_per_minute=1200), range(17))
+        # One in 0.05 s. On a busy machine the first may arrive late.
+        assert max(server.times) - min(server.times) >= 16 * 0.05 - 0.3
 
 
 def test_a_verdict_is_kept_by_question_truths_answer_model_and_prompt(tmp_path):
