@@ -6,12 +6,13 @@ Imports stand inside the commands, so that `axpo --help` answers at once.
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from axpo.arguments import Concept, Overrides, RecipeFile, Target
 from axpo.check_cli import check
@@ -150,15 +151,26 @@ def evaluate(
     if target is None:
         raise AxpoError("eval: expected a TARGET, or --compare A B")
     asks_benchmarks = suite is not None or benchmark is not None
+    options: dict[str, Any] = {"data": data, "judge": judge, "samples": samples, "tools": tools}
+    options |= {"temperature": temperature, "image_search": image_search, "limit": limit}
+    options |= {"rotations": rotations, "variants": variants, "seed": seed, "out": out}
+    if not asks_benchmarks:
+        _refuse_given(options)
     recipe, model = load_any(target, overrides or (), benchmarks=asks_benchmarks)
     if not asks_benchmarks:
         return _held_out(recipe, model)
-    options: dict[str, Any] = {"suite": suite, "benchmark": benchmark, "data": data, "judge": judge}
-    options |= {"samples": samples, "temperature": temperature, "tools": tools, "limit": limit}
-    options |= {"image_search": image_search}
-    options |= {"rotations": rotations, "variants": variants, "seed": seed, "out": out}
+    options |= {"suite": suite, "benchmark": benchmark}
     check_model(recipe, console, model)
     run_benchmarks(target, recipe, model, options, console)
+
+
+def _refuse_given(options: Mapping[str, Any]) -> None:
+    """Raise AxpoError if an option of benchmarks is given, which held-out questions ignore."""
+    given = [name for name, value in options.items() if value is not None and value is not False]
+    if given:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        verb = "needs" if len(given) == 1 else "need"
+        raise AxpoError(f"{names}: {verb} --suite or --benchmark")
 
 
 def _held_out(recipe: Recipe, model: str) -> None:
@@ -172,7 +184,7 @@ def _held_out(recipe: Recipe, model: str) -> None:
     with ray_session(recipe, learner=False), console.status("evaluating"):
         found = evaluate_model(recipe, model)
     for reason in found.unusable:
-        console.print(f"set aside: {reason}", highlight=False, markup=False, soft_wrap=True)
+        print_lines([f"set aside: {reason}"], console, indent="")
     for name, value in found.numbers.items():
         is_count = name in ("dropped", "unusable")
         shown = f"{value:.0f}" if is_count else f"{value:.1%}"
@@ -215,9 +227,9 @@ def main() -> None:
     try:
         app()
     except AxpoError as error:
-        Console(stderr=True, soft_wrap=True).print(
-            f"[red]error[/] {escape(str(error))}", highlight=False, markup=True
-        )
+        # An AxpoError is printable already.
+        line = Text.assemble(("error", "red"), f" {error}")
+        Console(stderr=True, soft_wrap=True).print(line)
         sys.exit(2)
 
 

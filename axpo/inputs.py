@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
+
+from axpo.texts import printable
 
 if TYPE_CHECKING:
     from axpo.config import Recipe
@@ -54,9 +56,9 @@ def check_model(recipe: Recipe, console: Console, model: str | None = None) -> F
 
 
 def print_lines(lines: Iterable[str], console: Console, indent: str = "   ") -> None:
-    """Print lines that may have brackets in them, as paths may; they belong to what is above."""
+    """Print lines that may have brackets in them, as paths may, or repeat what a file says."""
     for line in lines:
-        console.print(f"{indent}{line}", highlight=False, markup=False, soft_wrap=True)
+        console.print(Text(f"{indent}{printable(line)}"), soft_wrap=True)
 
 
 def print_set_aside(reasons: Sequence[str], console: Console) -> None:
@@ -70,5 +72,5 @@ def print_set_aside(reasons: Sequence[str], console: Console) -> None:
 def print_warnings(warnings: Iterable[str], console: Console) -> None:
     """Print what is doubtful, a line each."""
     for warning in warnings:
-        line = f"[yellow]warning[/] {escape(warning)}"
-        console.print(line, highlight=False, soft_wrap=True)
+        line = Text.assemble(("warning", "yellow"), f" {printable(warning)}")
+        console.print(line, soft_wrap=True)

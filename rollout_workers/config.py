@@ -140,8 +140,8 @@ class RolloutConfig(BaseModel):
         300.0,
         gt=0,
         description="seconds of sampling until a rollout in flight ends as `deadline`; calls of "
-        "tools may wait as long again for free slots, and run as long again: if they run longer, "
-        "the rollout ends as `out_of_turns`",
+        "tools may wait three times as long for free slots, and run as long again: if they run "
+        "longer, the rollout ends as `out_of_turns`",
     )
     retries: int = Field(
         1,

@@ -9,20 +9,31 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
+WAITS = 3
+"""How much longer than it samples a rollout may wait for tools.
+
+With the defaults that is 900 s. If 64 rollouts make two calls each that sleep for 20 s, and four
+run at once, the last one waits for 640 s.
+"""
+
+ALL = 1 + WAITS + 1
+"""What sampling, waiting and running may take together, as a multiple of a rollout's seconds."""
+
 
 class Deadline:
     """End a block that takes too long, as `asyncio.timeout` does, but keep calls of tools apart.
 
     How long a call waits for a free slot depends on what other rollouts make the tools do, and how
     long it runs on what the policy wrote. Neither may end a rollout as if the machine had failed.
-    So the block's seconds are for sampling. Calls may wait as long again, and run as long again.
+    So the block's seconds are for sampling. Calls may wait `WAITS` times as long, and run as long
+    again.
     """
 
     def __init__(self, seconds: float) -> None:
         """Start the time when the block is entered, in a task of asyncio."""
         self._timeout = asyncio.timeout(seconds)
         # What is left for calls; below 0 if the last one took more.
-        self._waits_s = seconds
+        self._waits_s = WAITS * seconds
         self._runs_s = seconds
 
     @property

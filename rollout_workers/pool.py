@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import ray
 from ray.exceptions import RayActorError, RayError
 
+from rollout_workers import deadline
 from rollout_workers.causes import cause_of
 from rollout_workers.client import START_DEADLINE_S, as_future, cancel
 from rollout_workers.fleet import Fleet, Log, Worker, no_log
@@ -392,8 +393,7 @@ class RolloutPool:
         config = self._config
         waves = math.ceil((worker.load + work) / config.concurrency_min)
         attempts = 1 + config.retries
-        # Sampling, waiting for tools and running them may take a deadline each.
-        attempt_s = 3 * config.deadline_s + config.verify_s
+        attempt_s = deadline.ALL * config.deadline_s + config.verify_s
         return waves * attempts * attempt_s + _SCORING_MARGIN_S
 
     async def _trusted(self, worker: Worker, question: Question, answer: object, n: int) -> Group:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from tool_server.image_parts import MAX_PARTS, has_too_many
 from tool_server.tool import Pixels
 
 if TYPE_CHECKING:
@@ -183,6 +184,8 @@ def _open(source: Path | bytes, limits: ImageLimits) -> Image.Image:
     data = _read(source, limits.max_bytes) if isinstance(source, Path) else source
     if len(data) > limits.max_bytes:
         raise ImageError(f"is larger than {limits.max_bytes:,} bytes")
+    if has_too_many(data):
+        raise ImageError(f"has more than {MAX_PARTS:,} parts")
     try:
         image = Image.open(io.BytesIO(data), formats=limits.formats)
     except UnidentifiedImageError:

@@ -59,6 +59,10 @@ LEFT_BEHIND = 4
 """Threads that may have outlived their deadlines, as a multiple of `concurrency`."""
 
 
+MAX_TRACE = 20_000
+"""Characters of a traceback that are logged, its end: a message may be of any length."""
+
+
 class Circuit:
     """Open after so many failures in a row, for so many seconds.
 
@@ -306,9 +310,9 @@ class ToolRunner:
 
     def _failure(self, error: Exception, what: str = "", seconds: float = 0.0) -> ToolResult:
         # The error may repeat what a server or a page says, and logs are read on terminals.
-        trace = printable("".join(traceback.format_exception(error)).rstrip())
-        log.warning("tool %s failed\n%s", self.tool.name, trace)
-        text = clean(f"{self.tool.name} failed: {what}{type(error).__name__}: {error}")
+        trace = "".join(traceback.format_exception(error)).rstrip()
+        log.warning("tool %s failed\n%s", self.tool.name, printable(trace[-MAX_TRACE:]))
+        text = self._cut(f"{self.tool.name} failed: {what}{type(error).__name__}: {error}")
         return ToolResult(ToolStatus.INFRASTRUCTURE, text, seconds=seconds)
 
     def _refusal(self) -> ToolResult:

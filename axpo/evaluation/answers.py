@@ -26,9 +26,11 @@ _NAMED = re.compile(
     r"(?:([A-Z])|[(\[]([A-Za-z])[)\]])(?=[\s.,;:!]|$)"
 )
 _OPTION = re.compile(r"(?i:option|choice)\s+([a-z])[.)]?\s*$")
-_BRACKETED = re.compile(r"[(\[]([A-Z])[)\]]")
+_BRACKETED = re.compile(r"(?<!\w)[(\[]([A-Z])[)\]]")
 _ALONE = re.compile(r"(?<![\w'])[A-HJ-Z](?![\w'])")
 _LAST = re.compile(r"\s([A-Z])[.!]?$")
+# Letters in a formula, P(A) or AB = C, name no choice.
+_FORMULA = re.compile(r"[\\=^]")
 _EMPHASIS = re.compile(r"\*\*|__|`")
 _ESCAPED = re.compile(r"\\([%$&#_])")
 
@@ -91,7 +93,7 @@ def within(given: float | None, truth: float, absolute: float = 0.0, relative: f
 def _named(text: str) -> str | None:
     """Return the letter that a sentence names: `the answer is B`, `option b`, `it is (B)`."""
     named = ["".join(letters) for letters in _NAMED.findall(text)] or _OPTION.findall(text)
-    if not named:
+    if not named and not _FORMULA.search(text):
         bracketed = set(_BRACKETED.findall(text))
         named = list(bracketed) if len(bracketed) == 1 else []
     return named[-1].upper() if named else None
@@ -99,7 +101,7 @@ def _named(text: str) -> str | None:
 
 def _at_the_end(text: str) -> str | None:
     """Return the capital that ends a sentence, if no other stands alone: `so it is B`."""
-    last = _LAST.search(text)
+    last = None if _FORMULA.search(text) else _LAST.search(text)
     return last[1] if last and set(_ALONE.findall(text)) == {last[1]} else None
 
 
@@ -107,8 +109,9 @@ def _by_words(text: str, options: Sequence[str]) -> int | None:
     """Return the option whose words stand in a text, if it is exactly one."""
     said = normalised(text)
     words = [normalised(option) for option in options]
-    # Options that are letters of the picture are no words.
-    words = [word if len(word) > 1 or word.isdigit() else "" for word in words]
+    # An option that is a letter of the picture is one only by itself: of "A, D" an article is left.
+    if len(text.strip(" .()")) > 1:
+        words = [word if len(word) > 1 or word.isdigit() else "" for word in words]
     if said and said in words:
         return words.index(said) if words.count(said) == 1 else None
     # The longest first, so that "dark red" is not taken for "red" too.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import signal
 import socket
@@ -24,6 +25,7 @@ from axpo.tasks.judge import PROMPT_HASH, Judge, Judgement, judges
 from axpo.tasks.judge_endpoint import Endpoint
 
 _SERVER = "vllm.entrypoints.openai.api_server"
+_SERVED = "axpo.evaluation.served"
 _STOP_S = 30.0
 
 
@@ -63,7 +65,8 @@ class Local(Judge):
             AxpoError: the server does not start.
         """
         port = _free_port()
-        command = [sys.executable, "-m", _SERVER, "--model", self.model, "--port", str(port)]
+        command = [sys.executable, "-m", _SERVED, str(os.getpid()), _SERVER]
+        command += ["--model", self.model, "--port", str(port)]
         command += ["--host", "127.0.0.1", "--served-model-name", "judge", *self.args]
         with tempfile.TemporaryFile() as log:
             # A session of its own, so that its engine processes end with it.
@@ -85,9 +88,11 @@ class Local(Judge):
                 _end(server)
 
     def _cache(self) -> str | None:
-        # The endpoint calls every model "judge".
-        name = Path(self.model).name
-        return None if self.cache is None else str(Path(self.cache) / name)
+        if self.cache is None:
+            return None
+        # The endpoint calls every model "judge", and two folders may have one name.
+        digest = hashlib.sha256(self.model.encode()).hexdigest()[:8]
+        return str(Path(self.cache) / f"{Path(self.model).name}-{digest}")
 
 
 class _NotServing(Exception):

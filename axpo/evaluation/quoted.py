@@ -37,7 +37,8 @@ def quoted(benchmark: str) -> dict[str, dict[str, float]]:
         return {}
     column = _NAMES.index(benchmark)
     found: dict[str, dict[str, float]] = {}
-    for name, table in (("pass1", _PASS1), ("pass4", _PASS4)):
+    # Pass@4 is published of all models, so its order is that of the rows.
+    for name, table in (("pass4", _PASS4), ("pass1", _PASS1)):
         for model, row in table.items():
             found.setdefault(model, {})[name] = round(row[column] / 100, 4)
     return found

@@ -12,6 +12,7 @@ from typing import Any
 from axpo.errors import AxpoError
 from axpo.evaluation.unpack import ROWS, save_picture, unpacked
 from axpo.plain_files import NotPlain, read_plain
+from axpo.tasks.verifiers import accepted
 from rollout_workers.trajectory import LazyImage, Pixels, UnusableQuestion
 from tool_server.images import ImageError, ImageLimits, decode
 
@@ -21,6 +22,9 @@ takes 100 MB while it is asked."""
 
 LARGEST = 1 << 30
 """Bytes of a JSON file."""
+
+NAMED = 3
+"""Files that are named if none of those that are there is the right one."""
 
 CACHE = ".axpo"
 """The folder, beside the files of a benchmark, of what was unpacked."""
@@ -72,11 +76,14 @@ class Row:
     def texts(self, name: str) -> tuple[str, ...]:
         """Return a column that must be a list of texts, or one text; without empty ones.
 
+        A list may also be written as a text: `["70", "40"]`.
+
         Raises:
             AxpoError: it is something else.
         """
         value = self.get(name)
-        values = value if isinstance(value, list) else [value]
+        listed = accepted(value) if isinstance(value, str) else [value]
+        values = value if isinstance(value, list) else listed
         if not all(isinstance(one, str | int | float) or one is None for one in values):
             raise self.fault(name, "texts", value)
         return tuple(str(one).strip() for one in values if str(one or "").strip())
@@ -131,7 +138,7 @@ def folder_of(data: Path, hub: str, also: Sequence[str] = ()) -> Path:
     for folder in folders:
         if _plain(folder.name) in wanted:
             return folder
-    raise AxpoError(f"{data / name} is not there; {download(data, hub)}")
+    raise AxpoError(f"{data / name} is not there; {download(hub, data / name)}")
 
 
 def find_files(data: Path, hub: str, pattern: str, also: Sequence[str] = ()) -> list[Path]:
@@ -143,14 +150,26 @@ def find_files(data: Path, hub: str, pattern: str, also: Sequence[str] = ()) -> 
     folder = folder_of(data, hub, also)
     found = sorted(path for path in folder.rglob(pattern) if not _is_hidden(path, folder))
     if not found:
-        raise AxpoError(f"{folder}: no {pattern} in it; {download(data, hub)}")
+        raise AxpoError(
+            f"{folder}: no {pattern} in it{_others(folder, pattern)}; {download(hub, folder)}"
+        )
     return found
 
 
-def download(data: Path, hub: str) -> str:
-    """Return how to get the files of a data set."""
-    name = hub.partition("/")[2]
-    return f"get it with: hf download {hub} --repo-type dataset --local-dir {data / name}"
+def download(hub: str, folder: Path) -> str:
+    """Return how to get the files of a data set into a folder."""
+    return f"get it with: hf download {hub} --repo-type dataset --local-dir {folder}"
+
+
+def _others(folder: Path, pattern: str) -> str:
+    """Return which files of the same kind are there, those of another split for example."""
+    found = sorted(
+        str(path.relative_to(folder))
+        for path in folder.rglob(f"*{Path(pattern).suffix}")
+        if not _is_hidden(path, folder)
+    )
+    more = " ..." if len(found) > NAMED else ""
+    return f" (it has {', '.join(found[:NAMED])}{more})" if found else ""
 
 
 def table_rows(files: Sequence[Path], pictures: Sequence[str]) -> Iterator[Row]:

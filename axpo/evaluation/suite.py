@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import platform
 import shlex
 import subprocess
@@ -126,7 +127,10 @@ def prepare(target: Path, recipe: Recipe, model: str, options: Options) -> Evalu
     Raises:
         AxpoError: a benchmark, file, tool or judge is not there; a line for each.
     """
+    if options.temperature is not None and not math.isfinite(options.temperature):
+        raise AxpoError(f"--temperature {options.temperature}: expected a finite number")
     chosen = tuple(_benchmark(name, options) for name in options.names)
+    _check_used(chosen, options)
     judge = options.judge or _no_judge(chosen)
     # Before files of gigabytes are unpacked.
     judge.check_settings()
@@ -215,6 +219,14 @@ def _benchmark(name: str, options: Options) -> Benchmark:
         return benchmarks.parse({"name": name, **given})
     except ValueError as error:
         raise AxpoError(f"--benchmark {error}") from None
+
+
+def _check_used(chosen: Sequence[Benchmark], options: Options) -> None:
+    """Raise AxpoError if an option is given that no chosen benchmark has."""
+    for name, value in (("rotations", options.rotations), ("variants", options.variants)):
+        if value and not any(name in one.settings for one in chosen):
+            names = ", ".join(one.name for one in chosen)
+            raise AxpoError(f"--{name} {value}: none of {names} has {name}")
 
 
 def _no_judge(chosen: Sequence[Benchmark]) -> Judge:

@@ -76,11 +76,19 @@ def unpack(file: Path, pictures: Sequence[str], folder: Path) -> None:
                 _check_columns(pictures, row)
                 files = {name: save_picture(row[name], partial) for name in pictures}
                 rows.write(json.dumps({**row, **files}, ensure_ascii=False, default=str) + "\n")
-        if not folder.exists():
-            partial.rename(folder)
+        _publish(partial, folder)
     finally:
         # Also if the disk is full: what is there of it would take room for nothing.
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _publish(partial: Path, folder: Path) -> None:
+    try:
+        partial.rename(folder)
+    except OSError:
+        # Another evaluation was faster, with the same rows.
+        if not (folder / ROWS).is_file():
+            raise
 
 
 def save_picture(picture: Any, folder: Path) -> Any:

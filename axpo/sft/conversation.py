@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import PurePath
 from typing import Any
 
 from axpo.sft.messages import (
@@ -110,11 +111,26 @@ def _check_named_images(messages: Sequence[Mapping[str, Any]], images: Sequence[
         parts = content if isinstance(content, Sequence) and not isinstance(content, str) else ()
         for place, part in enumerate(parts):
             named = part.get("image") if isinstance(part, Mapping) else None
-            if named and named not in images:
+            if named and not _is_one_of(named, images):
                 raise ValueError(
                     f"messages[{number}].content[{place}].image: {shown(named)} is none of the "
                     "row's `images`, which the image parts take in order"
                 )
+
+
+def _is_one_of(named: Any, images: Sequence[Any]) -> bool:
+    """Return whether an image is among the images, as far as names tell."""
+    names = [_file_name(image) for image in images]
+    name = _file_name(named)
+    # Bytes have no name, and may be those of any file.
+    return named in images or name is None or None in names or name in names
+
+
+def _file_name(image: Any) -> str | None:
+    """Return the name of an image's file, without its folders; None if it has none."""
+    path = image.get("path") if isinstance(image, Mapping) else image
+    # Base64 and `data:` addresses end in no suffix.
+    return PurePath(path).name if isinstance(path, str) and PurePath(path).suffix else None
 
 
 def _turns(roles: Sequence[str]) -> Iterator[tuple[int, int]]:

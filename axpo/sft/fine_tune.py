@@ -17,6 +17,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
+from rich.text import Text
 
 from axpo.config import Recipe, SFTStage
 from axpo.errors import AxpoError
@@ -25,6 +26,7 @@ from axpo.session import await_tools, local_path, places, tool_servers
 from axpo.sft.batches import Batches, Examples, RowExamples, TaskExamples
 from axpo.sft.check import demonstrations
 from axpo.tasks import Task
+from axpo.texts import printable
 from learner.ahead import made_ahead
 from learner.config import LearnerConfig
 from learner.learner import Learner, Start
@@ -195,7 +197,7 @@ def _print_set_aside(stage: Stage, batches: Batches, console: Console) -> None:
     """Say which rows were not trained on, a line each for the first few."""
     reasons = batches.set_aside
     for reason in reasons[:SET_ASIDE_SHOWN]:
-        console.print(f"row set aside: {reason}", highlight=False, markup=False, soft_wrap=True)
+        console.print(Text(printable(f"row set aside: {reason}")), soft_wrap=True)
     if reasons:
         console.print(f"sft stage {stage.number}: {len(reasons)} rows set aside", highlight=False)
 

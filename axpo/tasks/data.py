@@ -18,7 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from axpo.errors import AxpoError
 from axpo.tasks.left_out import COMMAND, left_out
-from axpo.tasks.lines import Row, Table, read_json, read_lines, read_table
+from axpo.tasks.lines import Row, Table, read_json, read_lines
+from axpo.tasks.separated import read_table
 from axpo.tasks.tables import Place, read_dataset
 from axpo.texts import check_text, one_line, shown
 from tool_server.images import ImageLimits

@@ -1,16 +1,15 @@
-"""Read rows from files of text: JSON lines, JSON, and tables with tabs or commas.
+"""Read rows from files of JSON lines and of JSON, plain and compressed.
 
-Of lines and tables only the places are kept: a row is read and parsed when it is asked for. A row
-that cannot be parsed is that row's fault. A file that is no text in UTF-8 is refused as a whole.
+Of lines only the places are kept: a row is read and parsed when it is asked for. A row that
+cannot be parsed is that row's fault. A file that is no text in UTF-8 is refused as a whole.
 """
 
 from __future__ import annotations
 
-import csv
 import gzip
 import json
 import os
-import shutil
+import re
 import sys
 import tempfile
 import zlib
@@ -28,6 +27,10 @@ Parse = Callable[[bytes], Row]
 
 MAX_LINE = 256 << 20
 """Bytes of one row. An image of 100 MB is 134 MB in base64."""
+UNPACKED = 1 << 30
+"""Bytes that any compressed file may hold. What holds more must not be `MAX_RATIO` times smaller: a
+file that fills the disk is no data set. Rows of text shrink to a tenth, seldom to a fiftieth."""
+MAX_RATIO = 200
 BOM = b"\xef\xbb\xbf"
 # What a file of another kind begins with, the longest first.
 _OTHERS = {
@@ -40,6 +43,10 @@ _OTHERS = {
     b"\xfe\xff": "UTF-16",
     b"\x1f\x8b": "compressed with gzip",
 }
+
+
+_BEFORE_LIST = re.compile(r"\ufeff?\s*\[\s*")
+_BETWEEN_ROWS = re.compile(r"[\s,]*")
 
 
 class Table(Protocol):
@@ -110,10 +117,10 @@ def read_lines(path: Path) -> Table:
     Raises:
         AxpoError: there is no such file, or it is no text in UTF-8.
     """
-    file = _opened(path)
-    starts, encoding = array("q"), _Encoding(path, "row")
+    file = opened(path)
+    starts, encoding = array("q"), Encoding(path, "row")
     stop = file.tell()
-    for line in _lines(file, path):
+    for line in lines_of(file, path):
         start, stop = stop, stop + len(line)
         if line.strip():
             starts.extend((start, stop))
@@ -128,15 +135,17 @@ def read_json(path: Path) -> Table:
     Raises:
         AxpoError: there is no such file, it is no text in UTF-8, or it holds something else.
     """
-    with _opened(path) as file:
+    with opened(path) as file:
         raw = file.read()
+    text = ""
     try:
-        rows = parse_json(_text(raw))
+        text = utf8_text(raw)
+        rows = parse_json(text)
     except ValueError as error:
         # A second object after the first: lines.
         if "Extra data" in str(error):
             return read_lines(path)
-        raise AxpoError(f"{path}: {error}") from None
+        raise AxpoError(f"{path}{_first_bad(text)}: {error}") from None
     if isinstance(rows, dict) and raw.count(b"\n", 0, len(raw.rstrip())) == 0:
         return read_lines(path)
     if not isinstance(rows, list):
@@ -146,100 +155,28 @@ def read_json(path: Path) -> Table:
     return ListTable(rows)
 
 
-def read_table(path: Path, separator: str) -> Table:
-    """Return the rows of a .tsv or .csv file, whose first row names the columns.
-
-    Raises:
-        AxpoError: there is no such file, it is no text in UTF-8, or its rows cannot be told apart.
-    """
-    csv.field_size_limit(MAX_LINE)
-    file = _opened(path)
-    starts, encoding = array("q"), _Encoding(path, "line")
-    position = file.tell()
-
-    def decoded() -> Iterator[str]:
-        nonlocal position
-        for line in _lines(file, path):
-            position += len(line)
-            encoding.look_at(line)
-            yield line.decode(errors="replace")
-
-    last = start = position
-    columns: list[str] = []
-    for fields in _records(decoded(), separator):
-        if isinstance(fields, csv.Error) and (not columns or position - start > MAX_LINE):
-            raise AxpoError(f"{path}, line {encoding.lines}: {_of_csv(fields)}")
-        if not columns and not isinstance(fields, csv.Error):
-            columns = fields
-        elif fields:
-            starts.extend((start, position))
-        last, start = start, position
-    encoding.check()
-    if _is_open(os.pread(file.fileno(), position - last, last), separator):
-        raise AxpoError(f"{path}, row {len(starts) // 2}: begins a quote that nothing closes")
-    if len(set(columns)) < len(columns):
-        raise AxpoError(f"{path}: expected names of columns in its first line, each once")
-    return FileTable(file, starts, _Fields(columns, separator), columns)
-
-
-def _records(lines: Iterator[str], separator: str) -> Iterator[list[str] | csv.Error]:
-    """Yield the fields of each row, or why it has none."""
-    reader = csv.reader(lines, delimiter=separator)
+def _first_bad(text: str) -> str:
+    """Return the place of the first row of a list that cannot be parsed: `, row 3`."""
+    place = _BEFORE_LIST.match(text)
+    if place is None:
+        return ""
+    decoder = json.JSONDecoder(object_pairs_hook=_unique)
+    start, number = place.end(), 1
     while True:
         try:
-            yield next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield error  # the reader goes on with the next line
-
-
-def _is_open(raw: bytes, separator: str) -> bool:
-    """Return whether the last row of a file ends inside of a quote: it swallowed those after it."""
-    try:
-        list(csv.reader([raw.decode(errors="replace")], delimiter=separator, strict=True))
-    except csv.Error as error:
-        return "unexpected end of data" in str(error)
-    return False
-
-
-def _of_csv(error: csv.Error) -> str:
-    # The reader says "do you need to open the file in universal-newline mode?"
-    if "new-line" in str(error):
-        return "a carriage return outside of quotes that ends no line"
-    if "expected after" in str(error):
-        return "text behind a closing quote (quotes inside of a quoted field are doubled)"
-    return f"{error} (a quote that nothing closes?)"
-
-
-class _Fields:
-    """Parses one row of a table."""
-
-    def __init__(self, columns: Sequence[str], separator: str) -> None:
-        self._columns, self._separator = columns, separator
-
-    def __call__(self, raw: bytes) -> Row:
-        text = _text(raw)
-        try:
-            # Strict: `"Yes" he said` would be read without its quotes.
-            fields = next(csv.reader([text], delimiter=self._separator, strict=True))
-        except csv.Error as error:
-            raise ValueError(_of_csv(error)) from None
-        if len(fields) != len(self._columns):
-            lines = raw.rstrip(b"\r\n").count(b"\n") + 1
-            spread = f" on {lines:,} lines (is a quote not closed?)" if lines > 1 else ""
-            expected = f"the first line names {len(self._columns)} columns"
-            raise ValueError(f"{len(fields)} fields{spread}, but {expected}")
-        # An empty field is a missing one.
-        return {name: field or None for name, field in zip(self._columns, fields, strict=True)}
+            _, stop = decoder.raw_decode(text, start)
+        except (ValueError, RecursionError):
+            return f", row {number}"
+        between = _BETWEEN_ROWS.match(text, stop)
+        start, number = between.end() if between else stop, number + 1
 
 
 def parse_row(raw: bytes) -> Row:
     """Return the object of a line of JSON; raise ValueError if it is none."""
-    return _object(parse_json(_text(raw)))
+    return _object(parse_json(utf8_text(raw)))
 
 
-class _Encoding:
+class Encoding:
     """Tells a file of another encoding from one with a few bad lines."""
 
     def __init__(self, path: Path, counted: str) -> None:
@@ -249,6 +186,7 @@ class _Encoding:
         self._first = ""
 
     def look_at(self, line: bytes) -> None:
+        """Count a line."""
         self.lines += 1
         if line.isascii():
             return
@@ -268,7 +206,7 @@ class _Encoding:
             )
 
 
-def _opened(path: Path) -> BinaryIO:
+def opened(path: Path) -> BinaryIO:
     """Open a file after its byte order mark; one that is compressed, as an unpacked copy.
 
     Raises:
@@ -297,12 +235,22 @@ def _unpacked(packed: BinaryIO) -> BinaryIO:
     # In a file without a name: rows are read from their places, and a file takes no memory.
     with packed, gzip.open(packed) as content:
         copy = tempfile.TemporaryFile()  # noqa: SIM115
-        shutil.copyfileobj(content, copy, 1 << 20)
+        most = most_unpacked(os.fstat(packed.fileno()).st_size)
+        while chunk := content.read(1 << 20):
+            copy.write(chunk)
+            if copy.tell() > most:
+                copy.close()
+                raise OSError(f"unpacks to more than {most:,} bytes; unpack it by hand if it may")
     copy.seek(0)
     return copy
 
 
-def _lines(file: BinaryIO, path: Path) -> Iterator[bytes]:
+def most_unpacked(size: int) -> int:
+    """Return how many bytes a compressed file of a size may hold."""
+    return max(UNPACKED, MAX_RATIO * size)
+
+
+def lines_of(file: BinaryIO, path: Path) -> Iterator[bytes]:
     """Yield the lines of a file; only a line feed ends one."""
     number = 0
     while line := file.readline(MAX_LINE + 1):
@@ -343,7 +291,8 @@ def _object(found: Any) -> Row:
     return found
 
 
-def _text(raw: bytes) -> str:
+def utf8_text(raw: bytes) -> str:
+    """Return the text of bytes; raise ValueError if they are no UTF-8."""
     try:
         return raw.decode()
     except UnicodeDecodeError:

@@ -95,20 +95,20 @@ _MAGNITUDES = {
     "billion": 10**9,
     "trillion": 10**12,
 }
-_UNIT_SPELLING = re.compile(r"[\s{}\\]")
-# Words for signs. Those of per cent and dollars are left out, as the signs are.
+# Words and signs for one unit are the same. Those of per cent and dollars are left out.
 _UNIT_WORDS = {
-    "percent": "",
-    "dollar": "",
-    "dollars": "",
-    "deg": "\u00b0",
-    "degree": "\u00b0",
-    "degrees": "\u00b0",
-    "degreesCelsius": "\u00b0C",
-    "degreesFahrenheit": "\u00b0F",
-    "euro": "\u20ac",
-    "euros": "\u20ac",
+    **{"meter": "m", "metre": "m", "inch": "in", "foot": "ft", "feet": "ft", "yard": "yd"},
+    **{"mile": "mi", "gram": "g", "liter": "L", "litre": "L", "l": "L", "ml": "mL"},
+    **{"sec": "s", "second": "s", "min": "min", "minute": "min", "hr": "h", "hour": "h"},
+    **{"deg": "\u00b0", "degree": "\u00b0", "celsius": "C", "fahrenheit": "F"},
+    **{"percent": "", "dollar": "", "euro": "\u20ac"},
 }
+_PREFIXES = {"kilo": "k", "centi": "c", "milli": "m"}
+_WORD = re.compile(r"[^\W\d_]+")
+_RAISED_UNIT = re.compile(r"\b(square|sq\.?|cubic|cu\.?) +([^\s/]+)")
+# `cm2`, as many write it
+_PLAIN_EXPONENT = re.compile(r"(?<![^\W\d_])([mcdk]?m|in|ft|yd|mi)([23])(?![\w^])")
+_UNIT_SPELLING = re.compile(r"[\s{}\\]")
 
 
 @dataclass(frozen=True)
@@ -139,8 +139,7 @@ def quantity(text: str) -> Quantity | None:
         value = _value(found) * (_MAGNITUDES[magnitude[1]] if magnitude else 1)
     except ZeroDivisionError:
         return None
-    unit = _UNIT_SPELLING.sub("", written).rstrip(".")
-    return Quantity(-value if found["sign"] == "-" else value, _UNIT_WORDS.get(unit, unit))
+    return Quantity(-value if found["sign"] == "-" else value, _unit(written))
 
 
 def number(text: str) -> Fraction | None:
@@ -163,10 +162,35 @@ def _plain(text: str) -> str:
     plain = _BARE_POWER.sub(lambda power: f"{power[1]}1e{power[2] or power[3]}", plain)
     plain = _DEGREES.sub("\u00b0", _TEXT.sub(r" \1", plain))
     plain = _GREEK_UNIT.sub(lambda letter: _GREEK[letter[1]], plain)
+    plain = _PLAIN_EXPONENT.sub(r"\1^\2", plain)
     # The space keeps the whole part of `1\frac{1}{2}` apart.
     plain = _FRACTION.sub(lambda part: f" {part[1] or part[2]}/{part[3] or part[4]}", plain)
     plain = " ".join(_SPACES.sub(" ", plain).split())
     return _CURRENCY_FIRST.sub(r"\1\3\4 \2", plain)
+
+
+def _unit(written: str) -> str:
+    """Return a unit in its one spelling: `cm^2` of `square centimeters`."""
+    unit = re.sub(r"\bper cents?\b", "", written)
+    unit = _WORD.sub(lambda word: _sign_of(word[0]), unit)
+    unit = re.sub(r" +per +", "/", unit)
+    unit = _RAISED_UNIT.sub(
+        lambda raised: f"{raised[2]}^{'2' if raised[1][0] == 's' else '3'}", unit
+    )
+    return _UNIT_SPELLING.sub("", unit).rstrip(".")
+
+
+def _sign_of(word: str) -> str:
+    """Return the sign of a unit's word, in the singular or plural; another word as it is."""
+    plain = word.casefold()
+    for one in (plain, plain.removesuffix("s"), plain.removesuffix("es")):
+        if one in _UNIT_WORDS:
+            return _UNIT_WORDS[one]
+        prefix = next((prefix for prefix in _PREFIXES if one.startswith(prefix)), "")
+        base = one.removeprefix(prefix)
+        if prefix and base in ("meter", "metre", "gram", "liter", "litre"):
+            return _PREFIXES[prefix] + _UNIT_WORDS[base]
+    return word
 
 
 def _as_exponent(power: re.Match[str]) -> str:

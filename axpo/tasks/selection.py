@@ -35,9 +35,9 @@ class Condition(BaseModel):
 
     def holds(self, value: Any) -> bool:
         """Return whether a value is what it must be; a value that is no number is in no range."""
-        if self.among is not None and value not in self.among:
+        if self.among is not None and not _is_one_of(value, self.among):
             return False
-        if value in self.not_among:
+        if _is_one_of(value, self.not_among):
             return False
         if self.at_least is None and self.at_most is None:
             return True
@@ -45,6 +45,12 @@ class Condition(BaseModel):
             return False
         above = self.at_least is None or value >= self.at_least
         return above and (self.at_most is None or value <= self.at_most)
+
+
+def _is_one_of(value: Any, values: tuple[Scalar, ...]) -> bool:
+    # For Python, true is 1.
+    same = [one for one in values if isinstance(one, bool) == isinstance(value, bool)]
+    return value in same
 
 
 ConditionOrList = Annotated[Condition, BeforeValidator(_condition_of)]

@@ -6,6 +6,7 @@ our limits.
 
 from __future__ import annotations
 
+import glob
 import re
 from collections.abc import Collection, Mapping
 from copy import copy
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from axpo.errors import AxpoError
-from axpo.tasks.lines import Row
+from axpo.tasks.lines import Row, most_unpacked
 from axpo.texts import one_line
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def read_dataset(place: Place, columns: Collection[str] | None) -> DatasetTable:
         raise
     except Exception as error:  # of `datasets`, of the hub, of the disk: anything may happen
         # The outermost error may say no more than that something went wrong.
-        cause = error
+        cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
         reason = one_line(f"{type(cause).__name__}: {cause}")
@@ -106,7 +107,8 @@ def _load(place: Place) -> datasets.Dataset:
     import datasets
 
     if place.path.endswith(".parquet"):
-        _check_filled(Path(place.path))
+        for file in glob.glob(place.path):
+            _check_filled(Path(file))
         # Files without a split have the one that is asked for; it may be a part: train[:100].
         split = re.sub(r"\W.*", "", place.split)
         files = {split: place.path}
@@ -124,17 +126,27 @@ def _load(place: Place) -> datasets.Dataset:
 
 
 def _check_filled(file: Path) -> None:
-    """Raise AxpoError if a parquet file has no rows: `datasets` speaks of its batches then."""
+    """Raise AxpoError if a parquet file has no rows, or says that it unpacks without end.
+
+    `datasets` would write all of it into its cache, and speaks of its batches if there are no rows.
+    """
     import pyarrow.parquet
 
-    if file.is_file() and pyarrow.parquet.read_metadata(file).num_rows == 0:
+    if not file.is_file():
+        return
+    about = pyarrow.parquet.read_metadata(file)
+    if about.num_rows == 0:
         raise AxpoError(f"{file}: no rows")
+    unpacked = sum(about.row_group(i).total_byte_size for i in range(about.num_row_groups))
+    most = most_unpacked(file.stat().st_size)
+    if unpacked > most:
+        raise AxpoError(f"{file}: unpacks to {unpacked:,} bytes, more than {most:,}")
 
 
 def _short_floats(features: Mapping[str, Any]) -> dict[str, type[np.floating]]:
     """Return the columns of short floats. As one of Python, 0.1 of 32 bits is 0.10000000149."""
-    known = {"float16": np.float16, "float32": np.float32}
-    named = {name: known.get(getattr(one, "dtype", None)) for name, one in features.items()}
+    known: dict[str, type[np.floating]] = {"float16": np.float16, "float32": np.float32}
+    named = {name: known.get(getattr(one, "dtype", "")) for name, one in features.items()}
     return {name: short for name, short in named.items() if short is not None}
 
 

@@ -30,6 +30,7 @@ from rich.text import Text
 
 from axpo.record.summary import before_after, duration
 from axpo.record.transcript import Transcript
+from axpo.texts import printable
 
 SHOWN = {
     "pass1": ("pass@1", "{:.2f}"),
@@ -190,8 +191,8 @@ class Progress:
             self.say(f"{more} more {what}{'s' if more > 1 else ''} set aside")
 
     def say(self, text: str) -> None:
-        """Print one line of log, above the live display if there is one."""
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        """Print one line of log, above the live display if there is one; it may repeat a file."""
+        self.console.print(Text(printable(text)), soft_wrap=True)
 
     def _render(self) -> RenderableType:
         if not self._rows:

@@ -14,7 +14,10 @@ from axpo.limited.client import Limited, OverLimits
 
 SCRIPT = """
 import os, signal
+from axpo.limited import server
 from axpo.limited.server import serve
+
+server.CPU_S = 1
 
 def work(request):
     match request:

@@ -60,7 +60,7 @@ def test_a_build_waits_for_another_and_not_for_a_killed_one(tmp_path):
     other.stdout.close()
     started = time.monotonic()
     build(lambda: None, tmp_path)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 60
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):

@@ -47,8 +47,8 @@ def tool_that(waits, runs=0.0):
 
 
 def test_a_wait_for_a_slot_is_no_part_of_a_rollouts_time(model):
-    # 1.2 s of waiting in all, of 1.5 s; sampling has 1.5 s of its own.
-    response = play(model, [CALL] * 3 + [ANSWER], tool_that(waits=0.4), deadline_s=1.5)
+    # 2.1 s of waiting in all, of 4.5 s; sampling has 1.5 s of its own.
+    response = play(model, [CALL] * 3 + [ANSWER], tool_that(waits=0.7), deadline_s=1.5)
     assert (response.end, response.answer) == (EndReason.ANSWERED, "7")
 
 
@@ -66,7 +66,7 @@ def test_sleepers_do_not_end_the_rollouts_that_wait_behind_them(model):
         slot = asyncio.Semaphore(1)
 
         async def one():
-            async with Deadline(2.0) as deadline:
+            async with Deadline(1.5) as deadline:
                 await asyncio.sleep(0.3)  # it samples
                 ran: list[float] = []
                 with deadline.calling(ran):

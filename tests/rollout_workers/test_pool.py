@@ -294,7 +294,7 @@ def test_two_workers_dead_at_once(make):
 def test_a_worker_that_never_answers_is_given_up_at_its_deadline(make, monkeypatch):
     monkeypatch.setattr("rollout_workers.pool._SCORING_MARGIN_S", 0.5)
     pool = make(workers=1, deadline_s=0.1, verify_s=0.1, max_failures=0)
-    with pytest.raises(WorkersFailed, match="rollout gave no answer for 1 s"):
+    with pytest.raises(WorkersFailed, match="rollout gave no answer for 2 s"):
         list(pool.rollout([ask(id="a", seconds=60)], step=4))
 
 
@@ -429,7 +429,7 @@ def test_nothing_is_left_behind(make):
         [worker.__ray_call__.remote(lambda self: os.getpid()) for worker in pool.workers],
         timeout=30,
     )
-    group = pool._fleet._group
+    group = pool._fleet._places.own
     pool.shutdown()
     pool.shutdown = lambda: None
     assert ray.util.placement_group_table(group)["state"] == "REMOVED"

@@ -416,10 +416,11 @@ def test_a_list_of_tools_that_is_none_does_not_give_the_key_away(monkeypatch, ca
 
 
 def test_a_log_holds_nothing_that_a_terminal_would_obey(caplog):
-    content = [{"type": "text", "text": 5, "title": "\x1b[2J\u202e"}]
+    content = [{"type": "text", "text": 5, "title": "\x1b[2J\u202e"}] * 1000
     _, result = session(hostile([offered()], content), ("t", {}))
     assert result.status is ToolStatus.INFRASTRUCTURE
     assert "tool t failed" in caplog.text
+    assert len(caplog.text) < 30_000
     assert not set(caplog.text) & set("\x1b\u202e")
 
 

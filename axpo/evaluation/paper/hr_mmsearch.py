@@ -45,7 +45,9 @@ class HRMMSearch(Benchmark):
             yield from table_rows(files, [_picture_column(files[0])])
             return
         if not any(folder.rglob("*.json*")):
-            raise AxpoError(f"{folder}: no parquet or JSON file in it; {download(data, self.hub)}")
+            raise AxpoError(
+                f"{folder}: no parquet or JSON file in it; {download(self.hub, folder)}"
+            )
         for file in find_files(data, self.hub, "*.json*", self.also):
             for row in json_rows(file, _PICTURES):
                 # Beside the questions lie other files, for example lists of results.

@@ -8,7 +8,7 @@ from pathlib import Path
 from axpo.errors import AxpoError
 from axpo.evaluation.answers import f1, final_text
 from axpo.evaluation.benchmark import Benchmark, Item, Score, benchmarks
-from axpo.evaluation.rows import Row, download, find_files, table_rows
+from axpo.evaluation.rows import Row, download, find_files, folder_of, table_rows
 
 
 @benchmarks.register("mmsearch")
@@ -31,7 +31,8 @@ class MMSearch(Benchmark):
         # The other parts, rerank and summarization, lie beside it.
         files = [file for file in files if "end2end" in f"{file.parent.name}/{file.name}"]
         if not files:
-            raise AxpoError(f"{data}: no end2end*.parquet; {download(data, self.hub)}")
+            folder = folder_of(data, self.hub, self.also)
+            raise AxpoError(f"{folder}: no end2end*.parquet in it; {download(self.hub, folder)}")
         for row in table_rows(files, ["query_image", "image_search_result"]):
             yield _item(row)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from axpo.evaluation.answers import chosen, final_text
 from axpo.evaluation.benchmark import Benchmark, Item, Score, benchmarks
-from axpo.evaluation.rows import Row, find_files, json_rows
+from axpo.evaluation.rows import Row, find_files, folder_of, json_rows, table_rows
 from axpo.tasks import choices
 
 _DIRECTLY = "Answer with the option's letter from the given choices directly."
@@ -31,9 +31,18 @@ class VStar(Benchmark):
 
         In those the first option is always the right one.
         """
-        for file in find_files(data, self.hub, "test_questions.jsonl", self.also):
-            for row in json_rows(file):
-                yield _item(row)
+        for row in self._rows(data):
+            yield _item(row)
+
+    def _rows(self, data: Path) -> Iterator[Row]:
+        name = "test_questions.jsonl"
+        folder = folder_of(data, self.hub, self.also)
+        # A public copy has the same rows, with their pictures, in a parquet file.
+        if not any(folder.rglob(name)) and any(folder.rglob("*.parquet")):
+            yield from table_rows(find_files(data, self.hub, "*.parquet", self.also), ["image"])
+            return
+        for file in find_files(data, self.hub, name, self.also):
+            yield from json_rows(file)
 
     def score(self, item: Item, answer: str) -> Score:
         """Compare the letter or the words of the choice; a judge reads what is neither."""

@@ -45,6 +45,12 @@ def test_a_choice_is_named_by_letter_or_words():
         **{"red or blue": None, "D": None, "": None, "green": None, "reddish": None},
     }
     assert {text: chosen(text, options) for text in named} == named
+    # Options that are letters themselves, of which none is a choice's.
+    named = {"R": 2, "r": 2, "C": 2, "the letter R": None, "T": None}
+    assert {text: chosen(text, ("P", "Q", "R", "S")) for text in named} == named
+    # A letter in a formula names nothing.
+    for text in ("P(A)", "P(A) = 0.3", "\\angle C", "AB = C", "f (B) = 2"):
+        assert chosen(text, options) is None
     # Options of the same words cannot be told apart by them.
     assert chosen("4", ("4", "4", "5")) is None
     assert chosen("B", ("4", "4", "5")) == 1

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import psutil
 import pytest
 
@@ -28,7 +31,12 @@ def test_a_local_judge_serves_while_it_is_open_and_is_gone_afterwards(monkeypatc
         assert judge.judge("How many?", ["seven"], "it is 8").right is False
     assert children() == []
     # Kept apart from other models, all of which are called "judge" by their server.
-    assert len(list((tmp_path / "mine").rglob("*.json"))) == 2
+    (folder,) = tmp_path.iterdir()
+    assert len(list(folder.rglob("*.json"))) == 2
+    other = judges.parse(spec | {"model": "others/mine"})
+    with other.opened() as judge:
+        judge.judge("How many?", ["seven"], "it is 7")
+    assert sorted(found.name[:5] for found in tmp_path.iterdir()) == ["mine-", "mine-"]
     with pytest.raises(RuntimeError, match="must be opened first"):
         local.judge("?", ["x"], "y")
 
@@ -54,3 +62,30 @@ def test_a_server_ends_if_judging_fails(monkeypatch):
     with pytest.raises(KeyboardInterrupt), local.opened():
         raise KeyboardInterrupt
     assert children() == []
+
+
+DRIVER = f"""
+import time
+from axpo.evaluation import local_judge
+from axpo.tasks.judge import judges
+local_judge._SERVER = "{SERVER}"
+with judges.parse({{"name": "local", "model": "mine", "start_s": 30}}).opened():
+    print("serving", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_server_ends_when_the_evaluation_is_killed():
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER], stdout=subprocess.PIPE, text=True)
+    try:
+        assert driver.stdout.readline() == "serving\n"
+        (server,) = psutil.Process(driver.pid).children()
+        driver.kill()
+        driver.wait()
+        # Gone, or a zombie of whoever inherits it.
+        gone, alive = psutil.wait_procs([server], timeout=20)
+        assert gone or alive[0].status() == psutil.STATUS_ZOMBIE
+    finally:
+        driver.kill()
+        driver.wait()
+        driver.stdout.close()

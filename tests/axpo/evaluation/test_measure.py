@@ -17,7 +17,7 @@ from axpo.report.evaluation import render_evaluation
 from axpo.tasks.judge import PROMPT_HASH, Judge, Judgement, judges
 from rollout_workers.trajectory import EndReason, Group, LazyImage, UnusableQuestion
 from tests.axpo.helpers import QUESTION_IMAGE, TOKENS, decode, direct, zooming
-from tests.axpo.tasks.faulty_judge import FAULTS, endpoint, random_faults, serving
+from tests.axpo.tasks.faulty_judge import FAULTS, TIMEOUT_S, endpoint, random_faults, serving
 
 SAMPLES = 4
 
@@ -252,7 +252,7 @@ def test_no_score_depends_on_how_the_judge_fails(tmp_path):
     for seed in range(3):
         with serving(random_faults(seed, FAULTS) if seed else lambda number: None) as server:
             out = tmp_path / str(seed)
-            judge = endpoint(server, cache=str(tmp_path / f"cache {seed}"))
+            judge = endpoint(server, cache=str(tmp_path / f"cache {seed}"), timeout_s=TIMEOUT_S)
             parts.append(run(plan(tmp_path, judge), out, Pool(answers)))
             rows.append((out / "results.jsonl").read_text())
             # Four equal samples of each of 12 questions.

@@ -81,6 +81,9 @@ def test_what_cannot_be_measured_is_named_before_anything_starts(data, tmp_path)
     refused = [
         (["nothing"], {}, "--benchmark 'nothing': expected one of"),
         (["hrbench-4k"], {"rotations": "two"}, "rotations='two'"),
+        (["vstar"], {"rotations": "all"}, "--rotations all: none of vstar has rotations"),
+        (["hrbench-4k"], {"variants": "all"}, "--variants all: none of hrbench-4k has variants"),
+        (["vstar"], {"temperature": float("nan")}, "--temperature nan: expected a finite"),
         (["vstar"], {"tools": ["crystal_ball"]}, "--tools crystal_ball: the recipe has image_zoom"),
         (["visualprobe-hard"], {}, "visualprobe-hard: needs a judge. --judge exact compares"),
         (["tests.axpo.evaluation.maps:NUMBER"], {}, "expected a function of"),
@@ -111,7 +114,10 @@ def test_names_and_judges_are_read_as_typed(tmp_path):
     assert (
         parse_judge("{name: local, model: some/model}").describe().startswith("some/model (local)")
     )
-    for text in ("nobody", "{name: endpoint}", "{a: [", str(tmp_path / "none.yaml")):
+    (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe")
+    (tmp_path / "empty.yaml").write_text("")
+    files = [str(tmp_path / f"{name}.yaml") for name in ("none", "bytes", "empty")]
+    for text in ("nobody", "{name: endpoint}", "{a: [", "[1, 2]", "5", "~", *files, str(tmp_path)):
         with pytest.raises(AxpoError, match="--judge"):
             parse_judge(text)
 
@@ -121,6 +127,9 @@ def test_the_command_says_what_it_lacks_in_one_line(monkeypatch, capsys, tmp_pat
         ([], "expected a TARGET, or --compare A B"),
         ([str(DEBUG), "--suite", "paper"], "--data: expected the folder"),
         (["--compare", str(tmp_path), str(tmp_path)], "no evaluation"),
+        ([str(DEBUG), "--judge", "exact"], "--judge: needs --suite or --benchmark"),
+        ([str(DEBUG), "--limit", "2", "--seed", "0"], "--limit, --seed: need --suite or --bench"),
+        ([str(DEBUG), "--image-search"], "--image-search: needs --suite or --benchmark"),
         ([str(DEBUG), "--benchmark", "vstar", "--data", str(tmp_path)], "vstar_bench is not there"),
     ]
     for arguments, message in wrong:

@@ -106,6 +106,15 @@ def test_lines_that_are_no_objects_are_no_rows(run, file, line):
     assert render(run).exists()
 
 
+def test_a_text_that_turns_the_direction_of_writing_turns_no_verdict(run):
+    """A browser shows what follows U+202E from right to left, as far as its element is isolated."""
+    change(run / STEP, put("question", "text", "what?\u202e"))
+    html = render(run).read_text()
+    assert "<b>what?\u202e</b>" in html
+    rule = "b, span:not(.u), summary, dd, td { unicode-bidi: isolate; }"
+    assert rule in html
+
+
 @pytest.mark.parametrize("value", ["text", 1e308, -1e308, True, [1], {"a": 1}, None, float("inf")])
 def test_metrics_that_are_no_numbers_are_not_drawn(run, value):
     names = ["pass1", "kl", "time/rollout", "use/x", "tool/x/calls", "tool/x/p99_s", "eval/pass1"]

@@ -1,5 +1,6 @@
 """Chat rows with images, from JSONL and from a Hugging Face dataset, as scripted trajectories."""
 
+import base64
 import io
 import json
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 
 from axpo.errors import AxpoError
+from axpo.sft.conversation import conversation_of
 from axpo.sft.demonstrations import Demonstrations
 from axpo.tasks.data import DataConfig
 from rollout_workers.chat import Chat
@@ -307,6 +309,26 @@ def test_a_bad_row_is_named(folder, chat, change, message):
     row = {"messages": messages(), "images": ["photo.png", "crop.png"]} | change
     with pytest.raises(AxpoError, match=rf"data\.jsonl, row 1: .*{message}"):
         Demonstrations(write(folder, row), chat, 0).example(0)
+
+
+@pytest.mark.parametrize(
+    ("named", "images"),
+    [
+        ("photo.png", ["photo.png"]),
+        ("pictures/photo.png", ["photo.png"]),
+        ({"path": "photo.png", "bytes": None}, ["photo.png"]),
+        ("photo.png", [{"path": "x/photo.png", "bytes": png(PHOTO)}]),
+        ("other.png", [{"path": None, "bytes": png(PHOTO)}]),
+        ("other.png", [base64.b64encode(png(PHOTO)).decode()]),
+        ("", ["photo.png"]),
+        (None, ["photo.png"]),
+    ],
+)
+def test_a_part_may_name_its_image(chat, named, images):
+    content = [{"type": "image", "image": named}, {"type": "text", "text": "?"}]
+    answer = {"role": "assistant", "content": "Clear.</think>7"}
+    row = {"messages": [{"role": "user", "content": content}, answer], "images": images}
+    assert conversation_of(row, chat.family).question.places == (0,)
 
 
 def test_missing_data_is_named(folder, chat):

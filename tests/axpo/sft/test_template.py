@@ -112,6 +112,8 @@ class Writer:
             message["content"] = self.text(f"<think>\n{text_of(rng)}\n</think>\n\n{text_of(rng)}")
         if self.tools and not (last and rng.random() < 0.7):
             message["tool_calls"] = [self.call() for _ in range(rng.randint(1, 3))]
+        elif not says_something(message):
+            message["content"] = "7"  # an empty turn is refused
         return message
 
     def call(self) -> dict:
@@ -121,6 +123,12 @@ class Writer:
             arguments = json.dumps(arguments)
         function = {"name": "zoom", "arguments": arguments}
         return self.rng.choice([function, {"type": "function", "function": function}])
+
+
+def says_something(message: dict) -> bool:
+    content = message["content"]
+    parts = [{"text": content}] if isinstance(content, str) else content
+    return any((part.get("text") or "").strip() for part in parts)
 
 
 def template_text(chat: Chat, row: dict) -> str:

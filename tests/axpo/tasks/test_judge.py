@@ -11,7 +11,7 @@ from axpo.errors import AxpoError
 from axpo.tasks.judge import PROMPT_HASH, Judgement, judges, messages, verdict
 from axpo.tasks.verifiers import verifiers
 from rollout_workers.trajectory import Question
-from tests.axpo.tasks.faulty_judge import FAULTS, endpoint, random_faults, reply, serving
+from tests.axpo.tasks.faulty_judge import FAULTS, TIMEOUT_S, endpoint, random_faults, reply, serving
 
 
 def judged(judge, numbers):
@@ -26,7 +26,7 @@ def judged(judge, numbers):
 def test_every_answer_is_judged_once_whatever_the_faults_are(seed, tmp_path):
     numbers = range(40)
     with serving(random_faults(seed, FAULTS)) as server:
-        judge = endpoint(server, cache=str(tmp_path))
+        judge = endpoint(server, cache=str(tmp_path), timeout_s=TIMEOUT_S)
         found = judged(judge, numbers)
         # No score depends on the seed of the faults.
         assert [one.right for one in found] == [n % 2 == 0 for n in numbers]
@@ -131,9 +131,9 @@ def test_requests_keep_the_limits_of_concurrency_and_rate():
         judged(endpoint(server, concurrency=2), range(12))
         assert server.most <= 2
     with serving() as server:
-        judged(endpoint(server, requests_per_minute=1200), range(6))
-        # One in 0.05 s.
-        assert max(server.times) - min(server.times) >= 5 * 0.05 - 0.02
+        judged(endpoint(server, requests_per_minute=1200), range(17))
+        # One in 0.05 s. On a busy machine the first may arrive late.
+        assert max(server.times) - min(server.times) >= 16 * 0.05 - 0.3
 
 
 def test_a_verdict_is_kept_by_question_truths_answer_model_and_prompt(tmp_path):
@@ -157,8 +157,8 @@ def test_a_verdict_is_kept_by_question_truths_answer_model_and_prompt(tmp_path):
         assert {"question", "accepted", "answer", "model", "right", "reply"} < set(kept)
         # A file that was cut off is no verdict.
         files[0].write_text(files[0].read_text()[:20])
-        judge.judge(kept["question"], kept["accepted"], kept["answer"])
-        other.judge(kept["question"], kept["accepted"], kept["answer"])
+        asked = {"m": judge, "n": other}[kept["model"]]
+        asked.judge(kept["question"], kept["accepted"], kept["answer"])
         assert server.requests == 6
 
 
@@ -202,8 +202,10 @@ def test_an_answer_cannot_end_its_part_or_speak_as_the_judge(written):
 
 def test_what_a_reply_says():
     yes = ["Yes", "yes.", " **Yes**", '"YES"', "<think>No?</think>\nYes", "Yes, it is."]
+    yes += ["Yes. No doubt.", "Yes: no mistake in it"]
     no = ["No", "no!", "No: it hedges", "<think>Yes</think> no"]
     neither = ["", "Yesterday", "Maybe", "The answer is yes", "Nothing", "1"]
+    neither += ["Yes or No", "Yes/No", "yes | no", "<think>Yes, it is"]
     assert [verdict(text) for text in yes] == [True] * len(yes)
     assert [verdict(text) for text in no] == [False] * len(no)
     assert [verdict(text) for text in neither] == [None] * len(neither)

@@ -1,9 +1,12 @@
 """Tables with bad rows, files that were put together, and numbers that a column made short."""
 
+import gzip
+
 import pytest
 
 from axpo.errors import AxpoError
 from axpo.tasks.data import Source
+from axpo.tasks.selection import Selection
 from tests.axpo.tasks.test_data import rows_of, text
 
 
@@ -44,3 +47,46 @@ def test_short_floats_are_read_as_they_were_written(tmp_path):
     pq.write_table(pa.table(numbers).slice(0, 0), tmp_path / "b.parquet")
     with pytest.raises(AxpoError, match=r"b\.parquet: no rows$"):
         rows_of(tmp_path / "b.parquet")
+
+
+def test_a_file_that_unpacks_without_end_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("axpo.tasks.lines.UNPACKED", 1 << 20)
+    row = text({"question": "x" * 1000}).encode()
+    file = tmp_path / "a.jsonl.gz"
+    file.write_bytes(gzip.compress(row * 1000))
+    assert len(rows_of(file)) == 1000
+    # 1,000 times its size
+    file.write_bytes(gzip.compress(b" " * (4 << 20) + row))
+    with pytest.raises(AxpoError, match=r"a\.jsonl\.gz: unpacks to more than 1,048,576 bytes"):
+        rows_of(file)
+
+
+def test_a_parquet_file_that_unpacks_without_end_is_refused(tmp_path, monkeypatch):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    monkeypatch.setattr("axpo.tasks.lines.UNPACKED", 1 << 20)
+    table = pa.table({"question": ["x" * (4 << 20), "y"]})
+    file = tmp_path / "a.parquet"
+    pq.write_table(table, file, compression="zstd", use_dictionary=False)
+    for path in (file, tmp_path / "*.parquet"):
+        with pytest.raises(AxpoError, match=r"a\.parquet: unpacks to 4,19.* more than 1,048,576"):
+            rows_of(path)
+
+
+@pytest.mark.parametrize(
+    ("condition", "kept"),
+    [
+        ([1], [1, 1.0]),
+        ([True], [True]),
+        (["1", None], ["1", None]),
+        ({"not_among": [1, None]}, ["1", True, [1]]),
+        ({"at_least": 1, "not_among": [True]}, [1, 1.0]),
+        ({"at_most": 0.5}, []),
+    ],
+)
+def test_a_condition_tells_numbers_texts_and_truth_values_apart(condition, kept):
+    parsed = Selection(path="a.jsonl", keep={"column": condition}).keep["column"]
+    values = [1, 1.0, "1", True, None, [1]]
+    found = [value for value in values if parsed.holds(value)]
+    assert list(map(repr, found)) == list(map(repr, kept))

@@ -172,6 +172,32 @@ def test_a_unit_may_be_left_out_but_not_exchanged():
     assert verify("numeric", "5 s^{-1}", "\\boxed{5 s\u207b\u00b9}") == 1
 
 
+@pytest.mark.parametrize(
+    ("truth", "same", "other"),
+    [
+        ("12 cm", "12 centimeters", "12 meters"),
+        ("12 cm^2", "12 square centimetres", "12 cubic centimetres"),
+        ("12 cm\u00b2", "12 cm2", "12 cm3"),
+        ("5 sq. ft", "5 ft^2", "5 ft"),
+        ("3 m/s", "3 meters per second", "3 meters per minute"),
+        ("2 hours", "2 h", "2 min"),
+        ("6 inches", "6 in", "6 ft"),
+        ("6 min", "6 mins", "6 s"),
+        ("6 feet", "6 ft", "6 in"),
+        ("250 ml", "250 milliliters", "250 litres"),
+        ("2 kg", "2 kilograms", "2 g"),
+        ("20 \u00b0C", "20 degrees Celsius", "20 degrees"),
+        ("20 %", "20 per cent", "20 cm"),
+        ("4 apples", "4 apples", "4 pears"),
+        ("5 Mm", "5 Mm", "5 mm"),
+    ],
+)
+def test_a_unit_may_be_spelled_as_a_word_or_as_a_sign(truth, same, other):
+    assert verify("numeric", truth, f"\\boxed{{{same}}}") == 1
+    assert verify("numeric", same, f"\\boxed{{{truth}}}") == 1
+    assert verify("numeric", truth, f"\\boxed{{{other}}}") == 0
+
+
 def test_a_magnitude_is_part_of_the_number():
     for answer in ("3,000,000", "3 million", "3 \\times 10^6", "3 million people"):
         assert verify("numeric", "3 million people", f"\\boxed{{{answer}}}") == 1, answer

@@ -80,6 +80,13 @@ def test_questions_that_are_set_aside_are_named_and_many_are_counted():
     ]
 
 
+def test_no_reason_is_obeyed_by_the_terminal():
+    out = io.StringIO()
+    with Progress(10, console=Console(file=out, width=40)) as progress:
+        progress.set_aside("question", ["row \x1b[2J\u202e[/red] :smile: x"])
+    assert out.getvalue() == "question set aside: row \\x1b[2J\\u202e[/red] :smile: x\n"
+
+
 def test_the_summary_shows_before_and_after(tmp_path):
     out = io.StringIO()
     table = summary_table(NUMBERS, "demo", {"report": tmp_path / "report.html"})
