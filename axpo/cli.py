@@ -206,10 +206,21 @@ def main() -> None:
     try:
         app()
     except AxpoError as error:
-        Console(stderr=True, soft_wrap=True).print(
-            f"[red]error[/] {escape(str(error))}", highlight=False, markup=True
-        )
-        sys.exit(2)
+        _refuse(error)
+    except (ImportError, OSError, RuntimeError) as error:
+        from axpo.set_up import why_unfinished
+
+        reason = why_unfinished(error)
+        if reason is None:
+            raise
+        _refuse(AxpoError(f"{reason}: `axpo setup` finishes this environment, once"))
+
+
+def _refuse(error: AxpoError) -> None:
+    Console(stderr=True, soft_wrap=True).print(
+        f"[red]error[/] {escape(str(error))}", highlight=False, markup=True
+    )
+    sys.exit(2)
 
 
 if __name__ == "__main__":
