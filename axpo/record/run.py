@@ -16,6 +16,7 @@
                                  by `axpo.training.cursor`
     summary.json                 held-out numbers before and after; exists only if the run ended
     lock                         the process that writes here
+    profile/step_0001/           torch's profiler, if the recipe asks for it
     trackers.json                what finds the run again in each of `logging.trackers`
     tensorboard/, wandb/, ...    files of these trackers
 
