@@ -63,5 +63,7 @@ def _bound(port: int | None) -> socket.socket:
         except OSError:
             listening.close()
             continue
+        # Who opens the address at once waits for the server and is not refused.
+        listening.listen()
         return listening
     raise AxpoError(f"port {port} is taken: choose another one with --port, or 0 for a free one")
