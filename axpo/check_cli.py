@@ -51,8 +51,10 @@ def check(
     from axpo.model_folder import check_models
     from axpo.placement import placement_lines
     from axpo.sft.check import check_stages
+    from axpo.trackers import check_all
 
     loaded = load_recipe(recipe, overrides or ())
+    check_all(loaded.logging.trackers)
     placement = placement_lines(loaded, nodes)
     report = check_models(loaded)
     set_aside = [*loaded.check_inputs(report.fits), *check_stages(loaded)]
