@@ -24,6 +24,7 @@ PATHS = (
     "/r/1/held-out",
     "/r/1/timeline",
     "/r/1/faults",
+    "/r/1/logs",
     "/r/7",
 )
 NOT_FOUND = "error: Failed to load resource: the server responded with a status of 404 (Not Found)"
