@@ -54,7 +54,7 @@ from axpo.record.records import Credited, Decode, ImageFolder, group_from_json, 
 from axpo.record.summary import read_summary
 from axpo.record.timeline import bars
 from axpo.record.tracked import Tracking
-from axpo.texts import one_line
+from axpo.texts import closest, one_line
 from axpo.trackers import Tracker, check_all
 from rollout_workers.trajectory import Group
 
@@ -133,7 +133,9 @@ class RunDirectory:
         """Return an existing run for reading. Raises AxpoError if `path` is no run directory."""
         path = Path(path)
         if not (path / "recipe.yaml").is_file():
-            raise AxpoError(f"{path} is not a run directory: expected a recipe.yaml in it")
+            raise AxpoError(
+                f"{path} is not a run directory: expected a recipe.yaml in it{_meant(path)}"
+            )
         return cls(path)
 
     @classmethod
@@ -370,6 +372,12 @@ class RunDirectory:
             for later, file in by_step(self.path / folder, ".jsonl"):
                 if later > step:
                     file.unlink()
+
+
+def _meant(path: Path) -> str:
+    """Return "; did you mean ...?" if a run beside a path has almost its name, or ""."""
+    near = closest(path.name, [recipe.parent.name for recipe in path.parent.glob("*/recipe.yaml")])
+    return f"; did you mean {path.parent / near}?" if near else ""
 
 
 def _write_rows(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
