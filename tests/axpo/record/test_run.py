@@ -56,7 +56,7 @@ def test_a_run_that_is_not_there_is_answered_with_the_one_that_was_meant(tmp_pat
     RunDirectory.create("demo-axpo-7", {}, tmp_path).close()
     with pytest.raises(AxpoError, match=r"did you mean \S+/demo-axpo-7\?"):
         RunDirectory.open(tmp_path / "demo-axpo-8")
-    with pytest.raises(AxpoError, match="in it$"):
+    with pytest.raises(AxpoError, match=r"in it$"):
         RunDirectory.open(tmp_path / "other")
 
 
