@@ -8,19 +8,17 @@ printed before it died is there.
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import ray
+from ray._private import worker
 from ray._private.ray_logging import global_worker_stdstream_dispatcher as dispatcher
 
 from axpo.record.actor_logs import ActorLogs
 
-log = logging.getLogger(__name__)
 _NAME = "axpo"
 LAST_S = 0.5
 """Seconds for the last lines to arrive: a monitor looks ten times a second."""
@@ -39,21 +37,25 @@ def collected(folder: Path | None) -> Iterator[None]:
     logs = ActorLogs(folder)
     dispatcher.add_handler(_NAME, logs.write)
     _listen()
+    # What a raylet says of a worker that died: on the console the run says it, with the cause.
+    prints = worker.print_to_stdstream
+    worker.print_to_stdstream = lambda batch, ignore_prefix: logs.write(batch)
     try:
         yield
     finally:
         time.sleep(LAST_S)
+        worker.print_to_stdstream = prints
         dispatcher.remove_handler(_NAME)
         logs.close()
 
 
 def _listen() -> None:
     """Start Ray's thread that hands out published lines, if it does not run already."""
-    worker = ray._private.worker.global_worker
-    running = getattr(worker, "logger_thread", None)
+    session = worker.global_worker
+    running = getattr(session, "logger_thread", None)
     if running is not None and running.is_alive():
         return
     # What `ray.init(log_to_driver=True)` does, without the handler that prints. `ray.shutdown`
     # ends the thread.
-    worker.logger_thread = threading.Thread(target=worker.print_logs, daemon=True, name=_NAME)
-    worker.logger_thread.start()
+    session.logger_thread = threading.Thread(target=session.print_logs, daemon=True, name=_NAME)
+    session.logger_thread.start()

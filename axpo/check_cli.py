@@ -55,8 +55,10 @@ def check(
     from axpo.model_folder import check_models
     from axpo.placement import placement_lines
     from axpo.sft.check import check_stages
+    from axpo.trackers import check_all
 
     loaded = load_recipe(recipe, overrides or ())
+    check_all(loaded.logging.trackers)
     placement = placement_lines(loaded, nodes)
     report = check_models(loaded)
     set_aside = [*loaded.check_inputs(report.fits), *check_stages(loaded)]
@@ -73,7 +75,8 @@ def check(
     print_set_aside(set_aside, console)
     print_warnings(doubts, console)
     warnings = len(report.warnings) + len(silent) + len(set_aside) + len(doubts)
-    _print_table(loaded, _rows(placement, memory, len(set_aside), warnings))
+    told = [("recipe", f"{loaded.name}, {loaded.algorithm}"), ("model", _model(loaded, memory))]
+    _print_table([*told, *_rows(placement, memory, len(set_aside), warnings)])
     console.print(f"[green]ok[/] {escape(loaded.describe())}", highlight=False, soft_wrap=True)
 
 
@@ -103,7 +106,7 @@ def _rows(
     for line in memory:
         name, _, value = line.partition(": ")
         # Only the totals: what they consist of is above.
-        if name == "model" or name.startswith(("learner, each", "engine, each")):
+        if name.startswith(("learner, each", "engine, each")):
             yield name, value.partition(" (")[0]
     yield "nodes", placement[0].removeprefix("needs ").removesuffix(":")
     if set_aside:
@@ -111,11 +114,16 @@ def _rows(
     yield "warnings", f"{warnings}, above" if warnings else "none"
 
 
-def _print_table(recipe: Recipe, rows: Iterable[tuple[str, str]]) -> None:
-    told = [("recipe", f"{recipe.name}, {recipe.algorithm}"), ("model folder", recipe.model), *rows]
-    width = max(len(name) for name, _ in told)
+def _model(recipe: Recipe, memory: Sequence[str]) -> str:
+    """Return which model it is, with its size if that is known."""
+    sizes = [line.removeprefix("model: ") for line in memory if line.startswith("model: ")]
+    return ", ".join([recipe.model, *sizes])
+
+
+def _print_table(rows: Sequence[tuple[str, str]]) -> None:
+    width = max(len(name) for name, _ in rows)
     console.print()
-    print_lines((f"{name:<{width}}  {value}" for name, value in told), console)
+    print_lines((f"{name:<{width}}  {value}" for name, value in rows), console)
 
 
 def _silent_service(recipe: Recipe) -> list[str]:

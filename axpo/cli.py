@@ -227,10 +227,21 @@ def main() -> None:
     try:
         app()
     except AxpoError as error:
-        # An AxpoError is printable already.
-        line = Text.assemble(("error", "red"), f" {error}")
-        Console(stderr=True, soft_wrap=True).print(line)
-        sys.exit(2)
+        _refuse(error)
+    except (ImportError, OSError, RuntimeError) as error:
+        from axpo.set_up import why_unfinished
+
+        reason = why_unfinished(error)
+        if reason is None:
+            raise
+        _refuse(AxpoError(f"{reason}: `axpo setup` finishes this environment, once"))
+
+
+def _refuse(error: AxpoError) -> None:
+    # An AxpoError is printable already.
+    line = Text.assemble(("error", "red"), f" {error}")
+    Console(stderr=True, soft_wrap=True).print(line)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

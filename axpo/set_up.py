@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import runpy
 import shutil
 import subprocess
@@ -59,6 +60,17 @@ def make_toolbox() -> Path:
     finally:
         os.umask(before)
     return folder
+
+
+def why_unfinished(error: BaseException | None) -> str | None:
+    """Return what an environment lacks if that is why it failed; None: it failed otherwise."""
+    while error is not None:
+        for package in ("torchvision", *LINKED_AGAINST_CUDA):
+            # Their operators are not there, or their libraries do not load.
+            if re.search(rf"\b(lib)?{package}\b|_{package}\b", str(error)):
+                return f"{package} does not fit torch"
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def check_stack() -> int:

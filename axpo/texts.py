@@ -16,8 +16,11 @@ MAX_CHARACTERS = 4_000_000
 """Of one text. The longest contexts are a million tokens, of about four characters each."""
 MAX_DEPTH = 64
 """Lists and objects inside each other. Deeper ones cannot be pickled or written as JSON again."""
+MANY = 50
+"""Texts of a list that are looked at together."""
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_NUMBERS = frozenset((int, float, bool, type(None)))
 
 
 def shown(value: Any, limit: int = 80) -> str:
@@ -89,14 +92,27 @@ def _texts(value: Any) -> Iterator[tuple[str, int]]:
     waiting = [(value, 0)]
     while waiting:
         found, depth = waiting.pop()
+        parts: list[Any] = []
         if isinstance(found, str):
             yield found, depth
         elif isinstance(found, Mapping):
-            waiting += [(part, depth + 1) for pair in found.items() for part in pair]
+            parts = [*found.keys(), *found.values()]
         elif isinstance(found, Sequence) and not isinstance(found, bytes | bytearray):
-            waiting += [(part, depth + 1) for part in found]
-        if depth > MAX_DEPTH and not isinstance(found, str):
-            yield "", depth
+            parts = _joined(found)
+        if parts and depth >= MAX_DEPTH:
+            yield "", depth + 1
+        # A recorded rollout is thousands of numbers: they have no text, and are most of the work.
+        waiting += [(part, depth + 1) for part in parts if type(part) not in _NUMBERS]
+
+
+def _joined(values: Sequence[Any]) -> list[Any]:
+    """Return the parts of a list; many short texts as one: a rollout has a text for each token."""
+    parts = list(values)
+    if len(parts) < MANY or not all(type(part) is str for part in parts):
+        return parts
+    text = "".join(parts)
+    # Longer ones may each be short enough.
+    return [text] if len(text) <= MAX_CHARACTERS else parts
 
 
 def _check_one(text: str) -> None:

@@ -48,8 +48,7 @@ def train(
     if sum(map(bool, (resume, replay, rollouts_only))) > 1:
         raise AxpoError("--resume, --replay and --rollouts-only: at most one of them")
     console = Transcript()
-    # Before anything is written: a folder that is no run must leave no new one behind.
-    source = None if replay is None else RunDirectory.open(replay)
+    source: RunDirectory | None = None
     # A run goes on exactly as it was started, or it could not be repeated.
     if resume is not None:
         if overrides or run:
@@ -59,6 +58,8 @@ def train(
         raise AxpoError("train: expected a RECIPE (`axpo recipes` lists some), or --resume RUN")
     else:
         loaded = checked_recipe(recipe, overrides, console)
+        # Before anything is written: what is no run must leave no new one behind.
+        source = None if replay is None else RunDirectory.open(replay)
         if source is None:
             loaded.task.check_service()
         directory, first = _new_run(loaded, run), 0

@@ -161,6 +161,12 @@ class LearnerConfig(BaseModel):
     offload_optimizer: bool = Field(False, description="optimizer states in host memory")
     offload_parameters: bool = Field(False, description="parameters in host memory")
 
+    profile_steps: tuple[int, int] | None = Field(
+        None,
+        description="first and last step of a window in which torch's profiler records every rank, "
+        "into RUN/profile; the window is slower",
+    )
+
     # Weights to the engines, and faults
     bucket_mb: int = Field(256, ge=1, description="weights gathered and sent at a time, MB")
     check_sync: bool = Field(
@@ -193,6 +199,12 @@ class LearnerConfig(BaseModel):
             raise ValueError(
                 f"learner.total_steps={self.total_steps}: the cosine schedule needs more than "
                 f"learner.warmup_steps={self.warmup_steps}"
+            )
+        first, last = self.profile_steps or (1, 1)
+        if not 1 <= first <= last:
+            raise ValueError(
+                f"learner.profile_steps={[first, last]}: expected a first step of at least 1, and "
+                "a last one that is not before it"
             )
         if self.check_sync and adapters_alone(self):
             raise ValueError(

@@ -273,6 +273,14 @@ class Learner:
         about = manifest.verify(Path(folder))
         self._all("load", os.path.abspath(folder), about["ranks"])
 
+    def begin_profile(self) -> None:
+        """Let torch's profiler record what every rank does, until `end_profile`."""
+        self._all("begin_profile")
+
+    def end_profile(self, folder: str) -> None:
+        """Write what was recorded since `begin_profile`: `rank_<n>.json.gz` and `rank_<n>.txt`."""
+        self._all("end_profile", os.path.abspath(folder))
+
     def release_memory(self) -> None:
         """Give the memory of the policy and its optimizer away until `reclaim_memory`.
 

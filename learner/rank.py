@@ -38,6 +38,7 @@ from learner.images import image_processor
 from learner.parking import Memory, needs_memory
 from learner.passes import Passes
 from learner.policy import Policy, load_policy
+from learner.profiling import Profiling
 from learner.reference import Reference, without_adapters, without_gradient
 from learner.schedule import lr_factor
 from learner.sync import WeightSync
@@ -71,6 +72,7 @@ class LearnerRank:
         self.memory = Memory(engines, torch.device(self.engine.device))
         self._sync = WeightSync(model, config, settings.serving, settings.rank)
         self._saving = Saving()
+        self._profiling = Profiling(settings.rank)
         self._files: Any = None  # process group of the thread that saves
 
     @needs_memory
@@ -160,6 +162,14 @@ class LearnerRank:
             else:
                 client = load_other_ranks(self.engine, state / "learner", self.rank)
         self.updater.skipped_in_a_row = client["skipped_in_a_row"]
+
+    def begin_profile(self) -> None:
+        """See `Learner.begin_profile`."""
+        self._profiling.begin()
+
+    def end_profile(self, folder: str) -> None:
+        """See `Learner.end_profile`."""
+        self._profiling.end(Path(folder))
 
     def release_memory(self) -> None:
         """See `Learner.release_memory`."""

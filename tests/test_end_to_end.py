@@ -15,6 +15,7 @@ import pytest
 
 from axpo.config import load_recipe
 from axpo.record.ledger import balance, read
+from axpo.record.meta import read_meta
 
 DEBUG = "deploy/recipes/debug.yaml"
 AXPO = [sys.executable, "-m", "axpo.cli"]
@@ -51,7 +52,7 @@ def killed_after_first_checkpoint(root: Path) -> Path:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
     folder = killed_after_first_checkpoint(tmp_path_factory.mktemp("runs"))
-    axpo("train", DEBUG, "--resume", str(folder))
+    axpo("train", "--resume", str(folder))
     return folder
 
 
@@ -99,6 +100,26 @@ def test_every_step_reports_the_papers_diagnostics_and_engine_and_learner_agree(
     resampled = [row for row in merged.values() if row.get("resampled_prefixes")]
     assert resampled, "no step resampled a prefix"
     assert all(row["fork_cached_share_min"] >= 0.8 for row in resampled)
+
+
+def test_the_run_explains_itself(run):
+    killed, resumed = read_meta(run)
+    assert killed["first_step"] == 0
+    assert resumed["command"][1:] == ["train", "--resume", str(run)]
+    assert resumed["first_step"] >= 1
+    assert len(resumed["nodes"]) == 1
+    told = (run / "axpo.log").read_text()
+    assert told.count("starting on ") == 2
+    assert "step 1/3" in told
+    assert "step 3/3" in told
+    # Of both processes, the killed one too: it is collected while the run runs.
+    who = [file.name.split("-")[:2] for file in (run / "logs").iterdir()]
+    for name in ("engine", "rank"):
+        assert who.count([name, "0"]) == 2, who
+    for step in (0, 3):
+        kept = lines(run / "held_out" / f"step_{step:04d}.jsonl")
+        assert len(kept) == 8
+        assert all(len(group["rollouts"]) == 4 for group in kept)
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
+import torch
 
 from axpo import __version__
 
@@ -40,11 +41,18 @@ class Installed:
 
     def run(self, *command: str, folder: Path | None = None, timeout: int = 600) -> str:
         """Run a command of the environment as a user would, and return what it printed."""
+        done = self.ended(*command, folder=folder, timeout=timeout)
+        assert done.returncode == 0, f"{command}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+        return done.stdout
+
+    def ended(
+        self, *command: str, folder: Path | None = None, timeout: int = 600
+    ) -> subprocess.CompletedProcess[str]:
         binaries = self.environment / "bin"
         variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         variables |= {"PATH": f"{binaries}:{os.environ['PATH']}", "HOME": str(self.folder.parent)}
         variables |= {"VIRTUAL_ENV": str(self.environment), "COLUMNS": "200"}
-        done = subprocess.run(
+        return subprocess.run(
             [str(binaries / command[0]), *command[1:]],
             cwd=folder or self.folder,
             env=variables,
@@ -52,8 +60,6 @@ class Installed:
             text=True,
             timeout=timeout,
         )
-        assert done.returncode == 0, f"{command}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
-        return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +137,11 @@ def test_the_wheel_says_what_it_is(installed: Installed) -> None:
     assert {"cpu", "gpu"} <= set(about["provides_extra"])
 
 
+@pytest.mark.skipif(torch.version.cuda is not None, reason="a CUDA torch fits its torchvision")
 def test_set_up_makes_the_environment_whole(installed: Installed) -> None:
+    refused = installed.ended("axpo", "check", "demo")
+    assert refused.returncode == 2
+    assert refused.stderr.strip().endswith("`axpo setup` finishes this environment, once")
     said = installed.run("axpo", "setup")
     for part in ("vllm", "ray", "deepspeed", "Qwen3-VL processor"):
         assert f"  ok    {part}" in said, said

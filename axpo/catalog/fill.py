@@ -201,7 +201,7 @@ def _complete_lines(lines: Any) -> Iterator[bytes]:
 def _time(row: dict[str, Any]) -> float:
     """Return when something happened, in seconds since the epoch; 0 if the row does not say."""
     try:
-        written = row.get("t", row.get("time"))
+        written: Any = row.get("t", row.get("time"))
         if isinstance(written, str):
             return datetime.fromisoformat(written).timestamp()
         return min(max(float(written), 0.0), 1e11)

@@ -95,7 +95,8 @@ def open_for_writing(file: Path) -> sqlite3.Connection:
     try:
         return _opened(file)
     except sqlite3.OperationalError as error:
-        raise AxpoError(f"{file}: {error}") from None
+        # Some network file systems cannot lock files.
+        raise AxpoError(f"{file}: {error}: choose a folder of this machine with --cache") from None
     except sqlite3.DatabaseError:
         # Not a catalog, or a damaged one: nothing is lost.
         delete(file)

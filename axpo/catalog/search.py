@@ -99,17 +99,17 @@ class Catalog:
         """
         conditions, values = wanted.sql()
         with self._reading() as connection:
-            (total,) = connection.execute(
-                f"SELECT count(*) FROM groups WHERE {conditions}", values
-            ).fetchone()
-            rows = connection.execute(
-                f"SELECT * FROM groups WHERE {conditions} ORDER BY {ORDERS[order]} LIMIT ?, ?",
-                [*values, first, most],
+            # All of them, to count them: to search the texts a second time would take longer.
+            found = connection.execute(
+                f"SELECT id FROM groups WHERE {conditions} ORDER BY {ORDERS[order]}", values
             ).fetchall()
-            listed = [_listed(row) for row in rows]
+            listed = []
+            for (number,) in found[first : first + most]:
+                row = connection.execute("SELECT * FROM groups WHERE id = ?", [number]).fetchone()
+                listed.append(_listed(row))
             if wanted.match:
                 listed = [_with_excerpt(connection, one, wanted.match) for one in listed]
-        return Found(total, listed)
+        return Found(len(found), listed)
 
     def keys(self, wanted: Wanted, order: str = "newest") -> list[Key]:
         """Return the names of all groups that are wanted."""

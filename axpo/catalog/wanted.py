@@ -150,7 +150,8 @@ def parse(typed: str) -> Wanted:
         elif name == "is":
             wanted = replace(wanted, properties=wanted.properties | {_property(value)})
         else:
-            wanted = replace(wanted, **{name: _value(name, value)})
+            changed: dict[str, Any] = {name: _value(name, value)}
+            wanted = replace(wanted, **changed)
     return replace(wanted, text=" ".join(words))
 
 

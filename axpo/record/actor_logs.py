@@ -7,15 +7,20 @@ libraries and policies make them print, so nothing in it is trusted.
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeAlias
 
 from axpo.texts import printable
 
+_Process: TypeAlias = tuple[str, str]
+"""The address of its node, and its id."""
 FOLDER = "logs"
 MAX_BYTES = 32 << 20
 """Of a file. A fuller one is kept once under another name, and the process goes on in a new one."""
+_LEFT_OUT = ("autoscaler",)
+"""Processes of Ray that print pages about nothing, every few seconds."""
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _ODD = re.compile(r"[^\w.-]+")
 
@@ -25,37 +30,52 @@ class ActorLogs:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._files: dict[str, TextIO] = {}
+        self._files: dict[_Process, TextIO] = {}
+        self._names: dict[_Process, str] = {}
+        self._lock = threading.Lock()
 
     def write(self, batch: Mapping[str, Any]) -> None:
-        """Append a batch as Ray's log monitor sends it: who printed, where, and the lines."""
-        name = _name_of(batch)
-        file = self._files.get(name)
-        if file is None or file.tell() > MAX_BYTES:
-            file = self._opened(name)
-        for line in batch["lines"]:
-            file.write(printable(_COLOUR.sub("", str(line)).rstrip()) + "\n")
-        file.flush()
+        """Append a batch as Ray's log monitor sends it: who printed, where, and the lines.
+
+        Any thread may call this.
+        """
+        process = (str(batch.get("ip", "")), str(batch.get("pid", "")))
+        if process[1] in _LEFT_OUT:
+            return
+        lines = [printable(_COLOUR.sub("", str(line)).rstrip()) + "\n" for line in batch["lines"]]
+        with self._lock:
+            file = self._file(process, _name_of(batch.get("actor_name"), process))
+            file.writelines(lines)
+            file.flush()
 
     def close(self) -> None:
         """Close all files."""
         for file in self._files.values():
             file.close()
-        self._files = {}
+        self._files, self._names = {}, {}
 
-    def _opened(self, name: str) -> TextIO:
-        self.folder.mkdir(parents=True, exist_ok=True)
+    def _file(self, process: _Process, name: str) -> TextIO:
+        """Return the open file of a process."""
         path = self.folder / f"{name}.log"
-        if name in self._files:
-            self._files[name].close()
+        before = self._names.get(process)
+        if before == name and self._files[process].tell() <= MAX_BYTES:
+            return self._files[process]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if before is not None:
+            self._files[process].close()
+        if before == name:
             path.replace(path.with_suffix(".before.log"))
-        file = path.open("a", encoding="utf-8", errors="replace")
-        self._files[name] = file
-        return file
+        elif before is not None:
+            # While an actor starts it has the name of its class only.
+            (self.folder / f"{before}.log").replace(path)
+        self._names[process] = name
+        self._files[process] = path.open("a", encoding="utf-8", errors="replace")
+        return self._files[process]
 
 
-def _name_of(batch: Mapping[str, Any]) -> str:
+def _name_of(actor: str | None, process: _Process) -> str:
     """Return what the file of a process is called: who, on which node, with which id."""
-    who = batch.get("actor_name") or "worker"
-    parts = [str(who), str(batch.get("ip", "")), str(batch.get("pid", ""))]
+    ip, pid = process
+    # The processes of Ray itself have a name instead of an id.
+    parts = [actor or "worker", ip, pid] if pid.isdecimal() else [pid, ip]
     return _ODD.sub("_", "-".join(part for part in parts if part))[:120]

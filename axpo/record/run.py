@@ -16,6 +16,7 @@
                                  by `axpo.training.cursor`
     summary.json                 held-out numbers before and after; exists only if the run ended
     lock                         the process that writes here
+    profile/step_0001/           torch's profiler, if the recipe asks for it
     trackers.json                what finds the run again in each of `logging.trackers`
     tensorboard/, wandb/, ...    files of these trackers
 
@@ -54,7 +55,7 @@ from axpo.record.summary import read_summary
 from axpo.record.timeline import bars
 from axpo.record.tracked import Tracking
 from axpo.strict_yaml import read_yaml
-from axpo.texts import one_line
+from axpo.texts import closest, one_line
 from axpo.trackers import Tracker, check_all
 from rollout_workers.trajectory import Group
 
@@ -133,7 +134,9 @@ class RunDirectory:
         """Return an existing run for reading. Raises AxpoError if `path` is no run directory."""
         path = Path(path)
         if not (path / "recipe.yaml").is_file():
-            raise AxpoError(f"{path} is not a run directory: expected a recipe.yaml in it")
+            raise AxpoError(
+                f"{path} is not a run directory: expected a recipe.yaml in it{_meant(path)}"
+            )
         return cls(path)
 
     @classmethod
@@ -370,6 +373,12 @@ class RunDirectory:
             for later, file in by_step(self.path / folder, ".jsonl"):
                 if later > step:
                     file.unlink()
+
+
+def _meant(path: Path) -> str:
+    """Return "; did you mean ...?" if a run beside a path has almost its name, or ""."""
+    near = closest(path.name, [recipe.parent.name for recipe in path.parent.glob("*/recipe.yaml")])
+    return f"; did you mean {path.parent / near}?" if near else ""
 
 
 def _write_rows(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:

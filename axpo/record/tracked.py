@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from axpo.texts import clean
 from axpo.trackers import Followers, Session, Table, Tracker
 from axpo.trackers.tracker import Numbers, finite
 
@@ -128,18 +129,18 @@ def trajectory_table(groups: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _row(group: Mapping[str, Any], trajectory: Mapping[str, Any]) -> tuple[Any, ...]:
-    text = "".join(segment["text"] for segment in trajectory["segments"])
+    text = "".join(segment["text"] for segment in trajectory["segments"])[:LONGEST_TEXT]
     fork, credit = trajectory["fork"], trajectory.get("credit")
     return (
         group["step"],
-        group["question"]["id"],
-        str(group["question"]["answer"]),
+        clean(group["question"]["id"]),
+        clean(str(group["question"]["answer"])),
         trajectory["rollout"],
         fork["index"] if fork else None,
         trajectory["reward"],
         trajectory["end"],
-        trajectory["answer"],
+        clean(trajectory["answer"] or ""),
         trajectory["stats"].get("tool_calls"),
         credit["advantage"] if credit else None,
-        text[:LONGEST_TEXT],
+        clean(text),
     )

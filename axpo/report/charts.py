@@ -155,7 +155,7 @@ def thinned(points: Points) -> Points:
         ends = {min(near, key=lambda point: point[1]), max(near, key=lambda point: point[1])}
         kept += sorted(ends)
     # The line begins and ends where the data does.
-    return sorted({tuple(points[0]), *kept, tuple(points[-1])})
+    return sorted({points[0], *kept, points[-1]})
 
 
 def ticks(low: float, high: float, most: int = 5) -> list[float]:

@@ -187,7 +187,7 @@ def _records(run: RunDirectory, choice: Choice) -> tuple[list[Record], str]:
     catalog = Catalog(run.path, choice.cache)
     catalog.update()
     found = catalog.find(wanted, choice.order, most=choice.groups)
-    records = [catalog.record(one) for one in found.groups]
+    records: list[Record] = [catalog.record(one) for one in found.groups]
     # The catalog has read every group, and knows which of them are none.
     run.unreadable += [reason for reason in catalog.unreadable() if reason not in run.unreadable]
     shown = f"{len(records)} of the {found.total:,} groups that fit" if records else "No group fits"

@@ -14,8 +14,10 @@ WIDTH, LEFT, ROW, GAP, AXIS = 1240, 8, 5, 1, 22
 """Pixels."""
 ROWS_SHOWN = 160
 """More rows than this are thinned out evenly."""
-AXIS_SHARES = (0, 0.25, 0.5, 0.75, 1)
+AXIS_SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Where the axis has a time, as shares of the step."""
+OUTER = {0.0: "x first", 1.0: "x last"}
+"""Classes of the times at the ends of the axis."""
 
 Bar = Mapping[str, Any]
 """One of `axpo.record.timeline.bars`."""
@@ -88,6 +90,6 @@ def _axis(scale: Scale, height: int) -> str:
         x = LEFT + share * (WIDTH - 2 * LEFT)
         seconds = share * scale.end
         # The outer ones would be cut off in their middle.
-        place = {0: "x first", 1: "x last"}.get(share, "x")
+        place = OUTER.get(share, "x")
         marks.append(f'<text x="{x:.0f}" y="{height - 6}" class="{place}">{seconds:.1f} s</text>')
     return "".join(marks)

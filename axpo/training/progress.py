@@ -158,7 +158,7 @@ class Progress:
         self._bar.update(self._task, completed=step)
         phases = _phases(metrics)
         seconds = sum(phases.values())
-        self._seconds += seconds
+        self._seconds += seconds - phases.get("start", 0.0)
         left = self._seconds / max(step - self._first, 1) * (self._steps - step)
         spent = ", ".join(f"{name} {value:.1f}" for name, value in phases.items())
         remarks = _remarks(metrics)

@@ -158,6 +158,7 @@ def record_run(recipe: Recipe, directory: RunDirectory, console: Console) -> Non
             )
         flow = Flow(recipe, task, pool, resampler, telling.log)
         record(Recording(recipe, pool, tools, flow, directory, progress, _decode(recipe)))
+    directory.tracking.end({"steps": recipe.steps})
 
 
 def replay_run(
@@ -191,6 +192,7 @@ def replay_run(
         steps = replay(Replaying(recipe, learner, tokens, directory, progress), source)
     if not steps:
         raise AxpoError(f"{source.path}: no rollouts to replay (write them with --rollouts-only)")
+    directory.tracking.end({"steps": steps})
     return steps
 
 

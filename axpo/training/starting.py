@@ -25,6 +25,7 @@ class Starting:
         self.plan: Plan | None = None
         self._say = say
         self._waiting: list[str] = []
+        self._lock = threading.Lock()
         self._since = time.monotonic()
 
     def placed(self, plan: Plan) -> None:
@@ -46,9 +47,11 @@ class Starting:
 
     def is_there(self, what: str) -> None:
         """Stop waiting for an actor, or for all of a kind: "rank" or "tool server"."""
-        self._waiting = [
-            name for name in self._waiting if name != what and not name.startswith(f"{what} ")
-        ]
+        # The pool's thread says so of an engine, and the main thread of all others.
+        with self._lock:
+            self._waiting = [
+                name for name in self._waiting if name != what and not name.startswith(f"{what} ")
+            ]
 
     def awaited(self) -> str:
         """Return what is waited for, with the nodes: "engine 1 on 10.0.0.2"."""

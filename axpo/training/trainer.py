@@ -7,8 +7,8 @@ down, evaluates and saves what is due.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,6 +16,7 @@ from axpo.config import Recipe
 from axpo.errors import AxpoError
 from axpo.evaluation.diagnostics import by_family, diagnostics
 from axpo.evaluation.held_out import held_out
+from axpo.record.files import step_name
 from axpo.record.records import Decode
 from axpo.record.run import RunDirectory
 from axpo.record.set_aside import HELD_OUT, read_set_aside
@@ -107,8 +108,9 @@ def _steps(run: TrainingRun, due: Due, first: int) -> End | None:
     """Make the steps; return STOPPED if the process was asked to end, None after the last one."""
     _begin(run, first)
     for step in range(first, run.recipe.steps):
-        result = _train_step_or_save(run, step, first)
         done = step + 1
+        with _profiled(run, done):
+            result = _train_step_or_save(run, step, first)
         _write_down(run, done, result)
         if due.evaluation(done):
             evaluation(run, done)
@@ -128,6 +130,19 @@ def _steps(run: TrainingRun, due: Due, first: int) -> End | None:
             run.directory.log_event("stopped", step=done)
             return End.STOPPED
     return None
+
+
+@contextmanager
+def _profiled(run: TrainingRun, done: int) -> Iterator[None]:
+    """Let the ranks be profiled during step `done` if it is in the window of the recipe."""
+    window, learner = run.recipe.learner.profile_steps, run.actors.learner
+    if window is None or not window[0] <= done <= window[1]:
+        yield
+        return
+    learner.begin_profile()
+    yield  # if the step fails, the ranks may be gone, too
+    with run.progress.phase("profile"):
+        learner.end_profile(str(run.directory.path / "profile" / step_name(done)))
 
 
 def _begin(run: TrainingRun, first: int) -> None:

@@ -12,7 +12,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from axpo.errors import AxpoError
-from axpo.viewer import listing, overview, reading, working
+from axpo.viewer import listing, logs, overview, reading, working
 from axpo.viewer.guard import Guard
 from axpo.viewer.site import HERE, NotThere, Site
 
@@ -30,6 +30,7 @@ PAGES: dict[str, Page] = {
     "/r/{run:int}/timeline": working.timeline,
     "/r/{run:int}/trace.json": working.step_trace,
     "/r/{run:int}/faults": working.faults,
+    "/r/{run:int}/logs": logs.logs,
 }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import signal
 import time
 from collections.abc import Sequence
 from contextlib import closing
@@ -64,19 +65,19 @@ class Follower:
 def _follow(places: Sequence[tuple[Path, Path]], asked: Connection) -> None:
     """Read new files each time somebody asks."""
     os.nice(5)  # training comes first
+    # Ctrl-C reaches us, too. The server ends us when it has answered.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     while True:
         try:
             asked.recv_bytes()
             # Several questions at once have one answer.
             while asked.poll():
                 asked.recv_bytes()
-        except (EOFError, KeyboardInterrupt):
+        except EOFError:
             return
         for run, file in places:
             try:
                 with closing(open_for_writing(file)) as connection:
                     fill(connection, run)
-            except KeyboardInterrupt:
-                return
             except (AxpoError, OSError) as error:
                 log.warning("%s: %s", run, error)

@@ -22,8 +22,8 @@ def overview(site: Site, request: Request) -> Response:
     """Return the page of all runs; of a single run its own page."""
     if len(site.runs) == 1:
         return RedirectResponse("/r/0", 303)
-    undrawn: list[str] = []
-    drawn = overlaid_charts([(run.name, run.metrics()) for run in site.runs], undrawn)
+    signature = "-".join(run.signature() for run in site.runs)
+    drawn, undrawn = site.memory.get("overlaid", signature, lambda: _overlaid(site.runs))
     return site.page(
         request,
         "overview.html.jinja",
@@ -49,6 +49,12 @@ def run_page(site: Site, request: Request) -> Response:
         charts=drawn,
         undrawn=undrawn,
     )
+
+
+def _overlaid(runs: Sequence[Watched]) -> tuple[list[str], list[str]]:
+    """Return the charts of several runs, and which could not be drawn."""
+    undrawn: list[str] = []
+    return overlaid_charts([(run.name, run.metrics()) for run in runs], undrawn), undrawn
 
 
 def _charts(metrics: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[str]]:

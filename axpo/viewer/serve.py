@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import socket
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import uvicorn
@@ -48,7 +48,9 @@ def serve(
             app, log_level="warning", access_log=False, server_header=False, lifespan="off"
         )
         tell(f"http://{LOOPBACK}:{port}/?token={token}")
-        uvicorn.Server(config).run(sockets=[listening])
+        # uvicorn ends in good order, and passes Ctrl-C on.
+        with suppress(KeyboardInterrupt):
+            uvicorn.Server(config).run(sockets=[listening])
 
 
 def _bound(port: int | None) -> socket.socket:
@@ -63,5 +65,7 @@ def _bound(port: int | None) -> socket.socket:
         except OSError:
             listening.close()
             continue
+        # Who opens the address at once waits for the server and is not refused.
+        listening.listen()
         return listening
     raise AxpoError(f"port {port} is taken: choose another one with --port, or 0 for a free one")

@@ -18,7 +18,7 @@ from axpo.errors import AxpoError
 from axpo.report.rollout_view import SURE
 from axpo.texts import clean
 from axpo.viewer.following import Follower
-from axpo.viewer.watched import Watched
+from axpo.viewer.watched import Memory, Watched
 
 HERE = Path(__file__).parent
 SEEN = "x-axpo-seen"
@@ -34,6 +34,7 @@ class Site:
 
     def __init__(self, runs: Sequence[Watched], follower: Follower) -> None:
         self.runs, self.follower = runs, follower
+        self.memory = Memory()
         # What a policy wrote is shown as text, never as markup; a name that a template misspells
         # fails instead of showing nothing.
         folders = [HERE / "templates", Path(axpo.report.__file__).parent]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
@@ -28,12 +27,23 @@ MOST_RUNS = 24
 Made = TypeVar("Made")
 
 
-@dataclass(frozen=True)
-class Remembered:
-    """What was made of files, and their signature then."""
+class Memory:
+    """Keeps what was made of files until the files change."""
 
-    signature: str
-    value: Any
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[str, Any]] = {}
+        self._lock = Lock()
+
+    def get(self, name: str, signature: str, make: Callable[[], Made]) -> Made:
+        """Return what `make` returns, which is called only if there is another signature now."""
+        with self._lock:
+            known = self._known.get(name)
+        if known is None or known[0] != signature:
+            known = (signature, make())
+            with self._lock:
+                self._known[name] = known
+        made: Made = known[1]
+        return made
 
 
 class Watched:
@@ -50,8 +60,7 @@ class Watched:
         self.directory = RunDirectory.open(path)
         self.catalog = Catalog(path, cache)
         self.pictures = Pictures(f"/r/{index}/image/", self.directory.images)
-        self._remembered: dict[str, Remembered] = {}
-        self._lock = Lock()
+        self._memory = Memory()
 
     @cached_property
     def recipe(self) -> dict[str, Any]:
@@ -73,14 +82,7 @@ class Watched:
 
     def remember(self, name: str, make: Callable[[], Made]) -> Made:
         """Return what `make` returns, which is called only if the metrics have changed."""
-        signature = self._signature()
-        with self._lock:
-            known = self._remembered.get(name)
-        if known is None or known.signature != signature:
-            known = Remembered(signature, make())
-            with self._lock:
-                self._remembered[name] = known
-        return known.value
+        return self._memory.get(name, self.signature(), make)
 
     def state(self) -> str:
         """Return `ended`, `running` or `stopped`."""
@@ -100,9 +102,10 @@ class Watched:
     def version(self) -> str:
         """Return a text that changes whenever pages of the run may look different."""
         groups, files = self.catalog.size()
-        return f"{self._signature()}.{groups}.{files}.{self.state()}"
+        return f"{self.signature()}.{groups}.{files}.{self.state()}"
 
-    def _signature(self) -> str:
+    def signature(self) -> str:
+        """Return a text that changes when the metrics do."""
         try:
             found = os.stat(self.path / "metrics.jsonl")
         except OSError:

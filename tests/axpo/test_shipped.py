@@ -154,6 +154,17 @@ def test_below_tmp_the_toolbox_is_a_link_to_where_the_jail_sees_it(tmp_path, mon
         folder.rmdir()
 
 
+def test_an_environment_that_is_not_finished_is_told_from_other_failures():
+    nms = RuntimeError("operator torchvision::nms does not exist")
+    model = ModuleNotFoundError("Could not import module 'Qwen3VLForConditionalGeneration'")
+    model.__cause__ = nms
+    library = OSError("/site-packages/torchaudio/lib/libtorchaudio.so: undefined symbol: x")
+    assert set_up.why_unfinished(model) == "torchvision does not fit torch"
+    assert set_up.why_unfinished(library) == "torchaudio does not fit torch"
+    for other in (None, OSError("no space left"), ModuleNotFoundError("No module named 'ray'")):
+        assert set_up.why_unfinished(other) is None
+
+
 def test_elsewhere_the_toolbox_is_in_the_environment(monkeypatch):
     monkeypatch.setattr(sys, "prefix", "/opt/environment")
     usual = Path("/opt/environment/toolbox")

@@ -24,3 +24,10 @@ def test_a_cosine_needs_steps_after_the_warm_up():
 def test_an_objective_that_divides_by_a_constant_needs_it(objective):
     with pytest.raises(ValueError, match="expected the longest response in tokens"):
         LearnerConfig(objective=objective)
+
+
+@pytest.mark.parametrize("window", [(0, 3), (5, 4)])
+def test_a_window_of_the_profiler_begins_at_step_1_and_does_not_end_before_it_begins(window):
+    with pytest.raises(ValueError, match=r"learner\.profile_steps=\["):
+        LearnerConfig(profile_steps=window)
+    assert LearnerConfig(profile_steps=(1, 1)).profile_steps == (1, 1)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
+import json
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -469,3 +471,20 @@ def test_adapters_train_alone_and_leave_merged(model: str, cluster: None, tmp_pa
             np.testing.assert_allclose(a, b, atol=2e-5)
     finally:
         whole.shutdown()
+
+
+def test_a_profile_of_every_rank_holds_the_operators_of_an_update(learner, model, tmp_path):
+    learner.begin_profile()
+    learner.update(on_policy(learner, make_items(model, 3)))
+    learner.end_profile(str(tmp_path / "profile" / "step_0001"))
+    for rank in range(2):
+        file = tmp_path / "profile" / "step_0001" / f"rank_{rank}.json.gz"
+        with gzip.open(file) as packed:
+            events = json.load(packed)["traceEvents"]
+        names = {event.get("name") for event in events}
+        assert "aten::mm" in names
+        assert any("all_gather" in str(name) or "allgather" in str(name) for name in names)
+        assert "aten::mm" in file.with_name(f"rank_{rank}.txt").read_text()
+    # Without a profile under way there is nothing to write.
+    learner.end_profile(str(tmp_path / "none"))
+    assert not (tmp_path / "none").exists()

@@ -47,7 +47,7 @@ def test_the_cause_is_said_and_not_the_name_of_the_wrapper(cluster):
     assert told(first.asks.remote(second)) == raised  # through another actor
     assert told(actors.remote(False).raises.remote()).startswith("ValueError: no such model:")
     ended = told(first.ends.remote())
-    assert ended.startswith("its process was killed or crashed (process ")
+    assert ended.startswith("its process was killed, or crashed (process ")
     assert "\n" not in ended
     ray.kill(second)
     assert "ray.kill" in told(second.raises.remote())

@@ -95,6 +95,12 @@ document.addEventListener("click", (event) => {
   for (const open of document.querySelectorAll(".switch[open]")) if (!open.contains(event.target)) open.open = false;
 });
 
+// A log is read from its end.
+function toEnd(root) {
+  for (const log of root.querySelectorAll("[data-tail]")) log.scrollTop = log.scrollHeight;
+}
+toEnd(document);
+
 // News: the parts of the page that are marked as living are replaced when the run has gone on.
 async function news() {
   if (!document.hidden) {
@@ -107,6 +113,7 @@ async function news() {
           if (fresh && fresh.innerHTML !== part.innerHTML && !part.contains(document.activeElement)) {
             part.replaceWith(fresh);
             enliven(fresh);
+            toEnd(fresh);
           }
         }
         const now = page.getElementById("main");

@@ -52,6 +52,14 @@ def test_open_refuses_a_folder_that_is_no_run(tmp_path):
         RunDirectory.open(tmp_path)
 
 
+def test_a_run_that_is_not_there_is_answered_with_the_one_that_was_meant(tmp_path):
+    RunDirectory.create("demo-axpo-7", {}, tmp_path).close()
+    with pytest.raises(AxpoError, match=r"did you mean \S+/demo-axpo-7\?"):
+        RunDirectory.open(tmp_path / "demo-axpo-8")
+    with pytest.raises(AxpoError, match=r"in it$"):
+        RunDirectory.open(tmp_path / "other")
+
+
 def test_a_second_writer_is_refused_and_a_reader_is_not(tmp_path):
     run = RunDirectory.create("a", {}, tmp_path)
     with pytest.raises(AxpoError, match="in use by process"):

@@ -94,7 +94,21 @@ def test_what_actors_print_is_a_file_for_each_process(tmp_path):
     assert found == {
         "engine-0-10.0.0.2-7.log": "loading\nCUDA \\x07error\nlater\n",
         "rank-1-10.0.0.2-8.log": "ready\n",
-        "worker-.._.._etc-raylet.log": "from nobody\n",
+        "raylet-.._.._etc.log": "from nobody\n",
+    }
+
+
+def test_a_file_takes_the_name_that_an_actor_gets_when_it_has_started(tmp_path):
+    logs = ActorLogs(tmp_path)
+    logs.write(batch(["loading"], actor_name="RolloutWorker"))
+    logs.write(batch(["serving"]))
+    logs.write(batch(["another process"], actor_name="RolloutWorker", pid=8))
+    logs.write(batch(["scaling nothing"], actor_name=None, pid="autoscaler"))
+    logs.close()
+    found = {file.name: file.read_text() for file in tmp_path.iterdir()}
+    assert found == {
+        "engine-0-10.0.0.2-7.log": "loading\nserving\n",
+        "RolloutWorker-10.0.0.2-8.log": "another process\n",
     }
 
 

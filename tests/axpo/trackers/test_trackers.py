@@ -7,7 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ import pytest
 from axpo.config import parse_recipe
 from axpo.errors import AxpoError
 from axpo.record.run import RunDirectory
-from axpo.trackers import Session, Sink, Tracker, trackers
+from axpo.trackers import Session, Sink, Tracker, followers, trackers
 from tests.axpo.record.helpers import checkpoint
 from tests.axpo.trackers import readers
 
@@ -160,6 +162,44 @@ def test_a_tracker_that_breaks_is_told_once_and_ends_no_run(tmp_path):
     assert event["event"] == "tracker fault"
     assert event["reason"].endswith("OSError: no route to host")
     assert len(run.metrics()) == 3
+
+
+class Slow(Broken):
+    """Wait until the test lets it go on."""
+
+    def open(self, session: Session) -> Sink:
+        return _Slow()
+
+
+class _Slow(_Broken):
+    go_on = threading.Event()
+    taken: ClassVar[list[int]] = []
+
+    def log(self, step, numbers):
+        taken = self.taken  # the next run of the test has another list
+        assert self.go_on.wait(60)
+        taken.append(step)
+
+
+def test_a_run_does_not_wait_for_a_slow_tracker_but_for_some_seconds_at_its_end(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(followers, "CLOSE_S", 0.2)
+    stuck = RunDirectory.create("stuck", {}, tmp_path, trackers=[Slow()])
+    stuck.log_metrics(1, {"loss": 1.0})
+    stuck.close()
+    assert "was not done 0.2 s after the run ended" in (stuck.path / "events.jsonl").read_text()
+    _Slow.go_on.set()
+
+    monkeypatch.setattr(followers, "CLOSE_S", 60.0)
+    _Slow.go_on, _Slow.taken = threading.Event(), []
+    run = RunDirectory.create("slow", {}, tmp_path, trackers=[Slow()])
+    for step in range(3):
+        run.log_metrics(step, {"loss": 1.0})
+    assert _Slow.taken == []  # and yet all three calls have returned
+    _Slow.go_on.set()
+    run.close()
+    assert _Slow.taken == [0, 1, 2]
 
 
 def test_a_tracker_that_does_not_start_leaves_no_run_behind(tmp_path):

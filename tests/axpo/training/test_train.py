@@ -131,6 +131,27 @@ def start(run, pool, learner, /, first=0, **fields):
             flow.close()
 
 
+def test_the_ranks_are_profiled_in_the_steps_of_the_window_alone(tmp_path):
+    class Profiled(Learner):
+        folders = ()
+
+        def begin_profile(self):
+            self.begun = self.updates
+
+        def end_profile(self, folder):
+            assert self.updates == self.begun + 1
+            self.folders += (Path(folder).relative_to(tmp_path),)
+
+    learner = Profiled()
+    with RunDirectory.create("a", {}, tmp_path) as run:
+        start(run, Pool(), learner, learner={"profile_steps": [2, 3]})
+    assert learner.updates == 4
+    assert [str(folder) for folder in learner.folders] == [
+        "a/profile/step_0002",
+        "a/profile/step_0003",
+    ]
+
+
 @pytest.mark.parametrize(
     ("done", "skipped", "stopped", "end"),
     [

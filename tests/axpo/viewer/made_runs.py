@@ -108,6 +108,9 @@ def write_run(
         ledger = Ledger(run.path / "rollouts.jsonl")
         ledger.log("unusable", question="z", reason=f"row 3: {text}")
         ledger.log("worker lost", worker=1, why="killed by signal 9")
+        (run.path / "axpo.log").write_text(f"12:00:00 step 1 \x1b[31m{text}\x1b[0m\n")
+        (run.path / "logs").mkdir()
+        (run.path / "logs" / "rank-0.log").write_text("loaded\n" * 40_000 + "the last line\n")
         if ended:
             write_summary(run.path, NUMBERS)
     return run.path

@@ -23,7 +23,7 @@ FILTERS = {
     "is:forked is:wrong": 0,
     "tool:image_zoom_in step:500..": 501 * GROUPS // 4,
     "reward:>0.9": 0,
-    "length:>400": STEPS * GROUPS * 3 // 4,
+    "length:>100": STEPS * GROUPS * 3 // 4,
     "look": STEPS * GROUPS,
     "question:train-777-*": GROUPS,
     "end:answered": STEPS * GROUPS,

@@ -29,6 +29,7 @@ PATHS = (
     "/r/1/held-out",
     "/r/1/timeline",
     "/r/1/faults",
+    "/r/1/logs",
 )
 
 
@@ -269,3 +270,32 @@ def test_a_reader_goes_from_one_held_out_question_to_the_next(client):
     assert 'rel="next"' not in last
     assert 'rel="up" href="/compare"' in last
     assert 'rel="prev"' not in client.get("/compare?left=0.training.3.0&right=0.training.4.0").text
+
+
+def test_logs_are_shown_from_their_end_and_no_other_file_is(client, made_runs):
+    html = client.get("/r/0/logs").text
+    assert re.findall(r"<option(?: selected)?>([^<]+)</option>", html) == [
+        "axpo.log",
+        "logs/rank-0.log",
+    ]
+    assert "12:00:00 step 1 seven\n" in html
+    end = client.get("/r/0/logs?file=logs/rank-0.log").text
+    assert "The end of the file." in end
+    assert "the last line" in end
+    assert end.count("loaded") < 30_000
+    for other in ("recipe.yaml", "../hostile/recipe.yaml", "/etc/hostname", "logs/../recipe.yaml"):
+        page = client.get("/r/0/logs", params={"file": other}).text
+        assert "algorithm" not in page
+        assert "12:00:00" in page
+
+
+def test_a_log_that_leads_out_of_the_run_is_not_read(tmp_path, tmp_path_factory):
+    path = write_run(tmp_path, "a", steps=1)
+    secret = tmp_path / "secret"
+    secret.write_text("never shown")
+    (path / "axpo.log").unlink()
+    (path / "axpo.log").symlink_to(secret)
+    one = client_of([path], tmp_path_factory, cookies={"axpo-view": "secret-token"})
+    html = one.get("/r/0/logs").text
+    assert "never shown" not in html
+    assert "leaves the folder" in html
