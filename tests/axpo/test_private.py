@@ -2,6 +2,10 @@
 
 import os
 import stat
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -83,3 +87,30 @@ def test_a_folder_of_somebody_else_or_a_link_is_refused(home, monkeypatch):
 def test_the_socket_of_a_session_has_room_in_the_longest_path():
     longest = f"/tmp/axpo-{2**32 - 2}/ray/session_2026-11-30_23-48-56_594411_4194304"
     assert len(f"{longest}/sockets/plasma_store") <= 107
+
+
+def test_a_run_starts_a_cluster_of_its_own_beside_the_traces_of_a_dead_one():
+    # The paths of sockets must be short.
+    with tempfile.TemporaryDirectory(prefix="axpo-") as around:
+        assert_starts_alone(Path(around))
+
+
+def assert_starts_alone(around):
+    folder = around / "ray"
+    folder.mkdir()
+    # `ray start --head` leaves it; a Ray that is killed does not remove it.
+    (folder / "ray_current_cluster").write_text("127.0.0.1:1")
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    code = (
+        "import ray, axpo.session as s\n"
+        "s._join_or_start()\n"
+        "print(len(ray.nodes()), ray.get_runtime_context().gcs_address != '127.0.0.1:1')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment | {"RAY_TMPDIR": str(around)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout.split() == ["1", "True"], done.stderr

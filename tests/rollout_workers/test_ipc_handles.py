@@ -41,9 +41,7 @@ def test_every_dtype_is_part_of_a_handle(dtype):
     assert ipc_handles.unpack(pickle.dumps({"handle": dtype})) == {"handle": dtype}
 
 
-@pytest.mark.parametrize(
-    "other", [getattr, eval, torch.load, torch.nn.Linear, pickle.loads, pytest]
-)
+@pytest.mark.parametrize("other", [len, eval, torch.load, torch.nn.Linear, pickle.loads, pytest])
 def test_nothing_else_is_read(other):
     try:
         data = pickle.dumps({"handle": other})
