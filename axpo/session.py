@@ -80,7 +80,10 @@ def _join_or_start() -> None:
     with private.files() as workers, _token_is_kept():
         workers["env_vars"] |= variables
         folder = private.session_folder()
-        ray.init(include_dashboard=False, _temp_dir=folder, runtime_env=workers, **quiet)
+        # "local": without it Ray joins a cluster of this folder, even one that is dead, and waits.
+        ray.init(
+            "local", include_dashboard=False, _temp_dir=folder, runtime_env=workers, **quiet
+        )
 
 
 @contextmanager
