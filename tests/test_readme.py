@@ -4,11 +4,13 @@
 must be given its values, too.
 """
 
+import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -85,6 +87,8 @@ class Home:
 
     path: Path
     folder: Path
+    ray: Path
+    """For Ray's sessions; short, because they hold sockets."""
 
     @property
     def variables(self) -> dict[str, str]:
@@ -93,6 +97,8 @@ class Home:
         return {
             "HOME": str(self.path),
             "PATH": f"{binaries}:/usr/local/bin:/usr/bin:/bin:/usr/sbin",
+            # Not /tmp/ray: what a killed cluster leaves there would be joined by later tests.
+            "RAY_TMPDIR": str(self.ray),
             "SHELL": "/bin/bash",
             "LANG": "C.UTF-8",
             "COLUMNS": "200",
@@ -127,7 +133,8 @@ class Home:
 
 @pytest.fixture
 def home(tmp_path: Path) -> Iterator[Home]:
-    found = Home(tmp_path / "home", tmp_path / "home" / "work")
+    ray = Path(tempfile.mkdtemp(prefix="axpo-home-"))
+    found = Home(tmp_path / "home", tmp_path / "home" / "work", ray)
     found.folder.mkdir(parents=True)
     yield found
     # A Ray cluster outlives the shell that started it.
@@ -135,6 +142,9 @@ def home(tmp_path: Path) -> Iterator[Home]:
     for process in left:
         process.kill()
     psutil.wait_procs(left, timeout=30)
+    shutil.rmtree(ray, ignore_errors=True)
+    # deploy/README has a folder of its own; this file in it names the cluster that is gone.
+    Path(f"/tmp/axpo-{os.getuid()}/ray/ray_current_cluster").unlink(missing_ok=True)
 
 
 def test_every_command_about_recipes_is_run() -> None:

@@ -61,6 +61,10 @@ class Transcript(Console):
                     self.note("".join(traceback.format_exception(error.__cause__)))
                 self.note(f"error {error}")
                 raise
+            except (KeyboardInterrupt, SystemExit) as error:
+                # Ctrl-C or SIGTERM before the first step, or after the last one.
+                self.note(f"ended by {type(error).__name__} {error}".rstrip())
+                raise
             except BaseException as error:
                 self.note("".join(traceback.format_exception(error)))
                 raise

@@ -63,6 +63,9 @@ def test_the_log_says_how_a_run_ended_and_why(tmp_path):
     with pytest.raises(KeyError), console.written_to(tmp_path):
         raise KeyError("a bug")
     assert lines(tmp_path)[-1] == "KeyError: 'a bug'"
+    with pytest.raises(KeyboardInterrupt), console.written_to(tmp_path):
+        raise KeyboardInterrupt
+    assert lines(tmp_path)[-1] == "ended by KeyboardInterrupt"
 
 
 def test_nothing_in_the_log_moves_a_terminal(tmp_path):
