@@ -47,8 +47,8 @@ def test_actors_print_into_the_run_and_their_loss_is_one_line(tmp_path):
         timeout=120,
     )
     # Nothing of the actor is on the console, and no warning of the token that is kept.
-    assert done.stdout.splitlines()[0] == "driver"
-    assert "to std" not in done.stdout + done.stderr
+    assert done.stdout == "driver\n"
+    assert "to std" not in done.stderr
     assert "Token authentication" not in done.stderr
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("rollout_workers.causes.ActorsLost: its process ")
