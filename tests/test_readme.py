@@ -193,7 +193,9 @@ def serves(home: Home) -> bool:
     try:
         assert viewer.stdout is not None
         address = viewer.stdout.readline().removeprefix("open ").strip()
-        with urllib.request.urlopen(address, timeout=60) as page:
+        # The token in the address becomes a cookie.
+        browser = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+        with browser.open(address, timeout=60) as page:
             found = "first" in page.read().decode("utf-8")
         viewer.send_signal(signal.SIGINT)
         viewer.wait(timeout=60)
