@@ -150,7 +150,7 @@ def test_a_rank_calls_nothing_without_its_memory() -> None:
     """Every method that a learner calls holds the memory, or does not need it."""
     from learner.rank import LearnerRank
 
-    without = {"finish_save", "release_memory", "reclaim_memory"}
+    without = {"finish_save", "release_memory", "reclaim_memory", "begin_profile", "end_profile"}
     public = {name for name in vars(LearnerRank) if not name.startswith("_")}
     holding = {name for name in public if hasattr(getattr(LearnerRank, name), "__wrapped__")}
     assert public - holding == without
