@@ -28,7 +28,10 @@ NOT_SOURCE = shutil.ignore_patterns(".git", ".venv", "runs", "build", "*.egg-inf
 SFT = (
     "sft={output: tuned, stages: [{steps: 1, batch_size: 4, lr: 1.0e-4, mix: {demonstration: 1}}]}"
 )
-WORDS = "sft={output: made, stages: [{steps: 2, batch_size: 8, lr: 1.0e-3, mix: {sheet: 1}}]}"
+WORDS = (
+    "sft={output: made, stages: [{steps: 2, batch_size: 8, lr: 1e-3, "
+    "task: {digit: 22, border: 5}, mix: {sheet: 1}}]}"
+)
 BOX = '{"bbox_2d": [0, 0, 500, 500]}'
 
 ABOUT_RECIPES: dict[str, tuple[str, ...]] = {

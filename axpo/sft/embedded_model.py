@@ -55,13 +55,15 @@ def _vocabulary_texts(recipe: Recipe, task: Task) -> list[str]:
     assert recipe.sft is not None
     schemas = [json.dumps(schema) for schema in tool_schemas(recipe)]
     texts = [CHAT_TEMPLATE, task.system or "", *schemas] * REPEATS
-    kinds: set[str] = set()
+    # A kind is drawn by the task of a stage that has it: that of the recipe may have no room for it.
+    tasks: dict[str, Task] = {}
     for stage in recipe.sft.stages:
-        kinds.update(stage.mix)
+        for kind in stage.mix:
+            tasks.setdefault(kind, recipe.stage_task(stage).load())
     # In a fixed order, so that the same recipe gives the same tokenizer.
-    for kind in sorted(kinds):
+    for kind in sorted(tasks):
         for index in range(EXAMPLES):
-            question, turns, _ = task.example(kind, index)
+            question, turns, _ = tasks[kind].example(kind, index)
             texts.append(question.text)
             texts += [turn if isinstance(turn, str) else turn[0] for turn in turns]
     return texts
