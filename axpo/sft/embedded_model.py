@@ -55,7 +55,7 @@ def _vocabulary_texts(recipe: Recipe, task: Task) -> list[str]:
     assert recipe.sft is not None
     schemas = [json.dumps(schema) for schema in tool_schemas(recipe)]
     texts = [CHAT_TEMPLATE, task.system or "", *schemas] * REPEATS
-    # A kind is drawn by the task of a stage that has it: that of the recipe may have no room for it.
+    # A kind is drawn by the task of a stage that has it: the recipe's may have no room for it.
     tasks: dict[str, Task] = {}
     for stage in recipe.sft.stages:
         for kind in stage.mix:
