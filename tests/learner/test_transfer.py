@@ -340,7 +340,7 @@ def test_an_engine_killed_in_a_broadcast_ends_the_ranks_within_the_deadline_of_a
     processes = [psutil.Process(pid) for pid in pids]
     ranks.config = CONFIG.model_copy(update={"sync_s": 5.0})
     begun = time.monotonic()
-    with pytest.raises(RanksLost, match="weight update 4 failed: .* within learner.sync_s=5"):
+    with pytest.raises(RanksLost, match=r"weight update 4 failed: .* within learner.sync_s=5"):
         ranks.send_weights(engines, 4)
     took = time.monotonic() - begun
     print(f"\nranks ended {took:.1f} s after the sync began")
