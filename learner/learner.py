@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import ray
 
@@ -29,6 +29,9 @@ DEATH_S = 5.0
 """Seconds for Ray to notice that a process is gone, after another one has missed it."""
 PLACEMENT_S = 60.0
 """Seconds for Ray to place ranks that stand alone."""
+
+
+Within: TypeAlias = Literal["deadline_s", "sync_s"]
 
 
 class RanksLost(AxpoError):
@@ -293,6 +296,10 @@ class Learner:
         """Take the memory back that `release_memory` gave away."""
         self._all("reclaim_memory")
 
+    def signs_of_life(self) -> list[Any]:
+        """Ask every rank for a sign of life: a reference each; it fails if the rank has ended."""
+        return [rank.__ray_ready__.remote() for rank in self._ranks]
+
     def shutdown(self) -> None:
         """End the ranks and give their resources back."""
         for rank in self._ranks:
@@ -327,9 +334,7 @@ class Learner:
         for rank in self._ranks:
             ray.kill(rank)
 
-    def _all(
-        self, method: str, *arguments: Any, within: Literal["deadline_s", "sync_s"] = "deadline_s"
-    ) -> list[Any]:
+    def _all(self, method: str, *arguments: Any, within: Within = "deadline_s") -> list[Any]:
         # Collective calls of several threads must reach every rank in one order.
         with self._order:
             if self._lost:
@@ -347,12 +352,7 @@ class Learner:
             self._lose(f"rank {first}{others} of the learner ended during {method}: {why}")
             raise RanksLost(self._lost) from error
 
-    def _wait(
-        self,
-        what: str,
-        references: list[Any],
-        within: Literal["deadline_s", "sync_s"] = "deadline_s",
-    ) -> list[Any]:
+    def _wait(self, what: str, references: list[Any], within: Within = "deadline_s") -> list[Any]:
         seconds = getattr(self.config, within)
         try:
             return ray.get(references, timeout=seconds)

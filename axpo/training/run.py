@@ -27,6 +27,7 @@ from axpo.training.progress import Progress
 from axpo.training.replay import Recording, Replaying, record, replay
 from axpo.training.telling import Telling, both
 from axpo.training.trainer import TrainingRun, train
+from axpo.training.watching import ranks_watched
 from learner.learner import RanksLost
 from resampler.resampler import start_resampler
 from rollout_workers.causes import ActorsLost, cause_of
@@ -123,6 +124,7 @@ def _train_run(
                 decode = _decode(recipe)
                 if first:
                     actors.learner.load(str(directory.checkpoints.path(first)))
+            stack.enter_context(ranks_watched(actors.learner, actors.pool))
             _write_nodes(directory, telling.starting.plan)
             # Engines and ranks serve: only now the run has begun, or goes on.
             directory.log_event("resume" if first else "start", step=first)
