@@ -136,6 +136,7 @@ def start(actor: type, config: LearnerConfig) -> list[Any]:
     return [remote.remote(settings(config, rank, port)) for rank in range(config.ranks)]
 
 
+@pytest.mark.slow
 def test_gradients_of_sixty_micro_batches_on_two_ranks_are_summed_in_float32(cluster: None) -> None:
     # Each trajectory is a micro-batch.
     config = CONFIG.model_copy(update={"ranks": 2, "micro_batch_tokens": 60})
@@ -187,6 +188,7 @@ class CarelessRank:
         return "nothing"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("careless_with", ["policy", "reference"])
 def test_a_rank_does_not_start_with_buffers_in_bfloat16(cluster: None, careless_with: str) -> None:
     [rank] = start(CarelessRank, CONFIG.model_copy(update={"kl_beta": 1e-3}))

@@ -432,6 +432,7 @@ def test_mini_batches_and_epochs_take_steps_and_the_first_has_ratio_one(
     assert first["correction_mean"] <= 2
 
 
+@pytest.mark.slow
 def test_adapters_train_alone_and_leave_merged(model: str, cluster: None, tmp_path: Path) -> None:
     config = CONFIG.model_copy(
         update={"lora": LoraSettings(rank=4, alpha=8, targets=("q_proj", "down_proj")), "lr": 0.02}

@@ -102,6 +102,7 @@ def test_plain_transformers_loads_the_export_and_generates(thought: Trained) -> 
     check_export(thought.exported)
 
 
+@pytest.mark.slow
 def test_a_model_tuned_on_chat_rows_is_exported_and_measured(
     instruct: Path, tmp_path: Path
 ) -> None:

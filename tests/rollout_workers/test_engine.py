@@ -417,6 +417,7 @@ def test_a_dead_engine_is_a_typed_end(worker):
     assert [(t.end, t.reward) for t in group.rollouts] == [(EndReason.ENGINE_FAILURE, None)] * 2
 
 
+@pytest.mark.slow
 def test_a_refused_update_and_a_killed_actor(cluster, model, new_weights, tmp_path):
     """On a second engine.
 

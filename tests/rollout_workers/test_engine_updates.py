@@ -62,6 +62,7 @@ def tokens(group) -> list[list[int]]:
     return [t.response_ids.tolist() for t in group.rollouts]
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_replaced_and_its_rollouts_are_the_same(pool):
     """The seeds decide: not even the tokens differ from a run without the fault."""
     (expected,) = pool.rollout([QUESTION], step=7)

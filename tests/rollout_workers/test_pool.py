@@ -414,7 +414,13 @@ def test_forks_go_home_unless_it_is_overloaded_or_gone(make):
     assert pool.take_stats()["forks_home_share"] < 1
 
 
-@pytest.mark.parametrize("again", [[], ["again"]], ids=["alone", "before another session"])
+@pytest.mark.parametrize(
+    "again",
+    [
+        pytest.param([], id="alone"),
+        pytest.param(["again"], id="before another session", marks=pytest.mark.slow),
+    ],
+)
 def test_a_pool_that_outlives_its_ray_session_stops_and_prints_nothing(again):
     """It once started a Ray session of its own, and printed a traceback as the process ended."""
     command = [sys.executable, "-m", "tests.rollout_workers.outlive", *again]
