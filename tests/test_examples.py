@@ -31,14 +31,8 @@ def test_an_example_is_checked(name):
 
 
 # Each trains for 50 s, mostly the start of engine and ranks. One of them is enough by default.
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param("own_data", marks=pytest.mark.slow),
-        pytest.param("own_tool", marks=pytest.mark.slow),
-        "own_objective",
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["own_data", "own_tool", "own_objective"])
 def test_an_example_trains_to_its_end(name, tmp_path):
     recipe = recipe_of(name)
     command = [*AXPO, "train", recipe, "--run", name, "--set", f"logging.root={tmp_path}"]

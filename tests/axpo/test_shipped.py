@@ -111,6 +111,7 @@ def test_data_of_the_package_is_found_by_its_path(elsewhere):
     assert any(Path("wines.index").iterdir())
 
 
+@pytest.mark.slow
 def test_a_starter_project_passes_its_check(tmp_path):
     folder = tmp_path / "my project"
     started = command("init", folder, folder=tmp_path)

@@ -12,6 +12,7 @@ from deploy.check_stack import DEEPSPEED
 from learner.extensions import build
 
 
+@pytest.mark.slow
 @pytest.mark.engine
 def test_the_check_of_set_up_does_not_wait_for_a_stale_lock(tmp_path, monkeypatch):
     # With DeepSpeed's defaults it would wait for ever: it would compile its collectives.

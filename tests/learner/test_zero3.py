@@ -222,6 +222,7 @@ def test_save_and_load_restore_weights_optimizer_and_schedule(
         learner.load(saved)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_loads_on_another_number_of_ranks(
     learner: Learner, model: str, cluster: None, tmp_path: Path
 ) -> None:

@@ -16,7 +16,7 @@ from rollout_workers.trajectory import EndReason, uses_tools
 from rollout_workers.worker import RolloutWorker
 from tests.rollout_workers.helpers import MockTools, question, zoomed
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(600)]
 CONFIG = RolloutConfig(
     n=8,
     max_turns=4,
@@ -49,7 +49,7 @@ async def played(settings):
 
 
 # `tests/real/test_end_to_end.py` starts an Instruct too.
-@pytest.mark.parametrize("family", [pytest.param("instruct", marks=pytest.mark.slow), "qwen2_5"])
+@pytest.mark.parametrize("family", ["instruct", "qwen2_5"])
 def test_calls_and_answers_are_read(family, request):
     model = str(request.getfixturevalue(family))
     chat, tools = Chat.load(model), MockTools(zoomed, ("image_zoom_in",))

@@ -30,6 +30,7 @@ def can_unshare():
 
 pytestmark = [
     pytest.mark.engine,
+    pytest.mark.slow,
     pytest.mark.skipif(not can_unshare(), reason="needs mount namespaces"),
 ]
 

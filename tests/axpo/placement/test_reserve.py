@@ -75,6 +75,7 @@ def test_a_rank_and_an_engine_see_the_same_gpu(tmp_path):
     assert devices(ranks)[0].isdigit()
 
 
+@pytest.mark.slow
 def test_eight_ranks_and_engines_share_eight_gpus_two_by_two(tmp_path):
     _, ranks, engines = seen(ONE_NODE, tmp_path / "a")
     assert ranks == engines

@@ -138,6 +138,7 @@ def test_boxes_light_up_with_their_rollout_and_tokens_tell_their_probability(pag
     assert page.text_content("#tip") == "probability 0.50"
 
 
+@pytest.mark.slow
 def test_a_run_that_trains_is_followed(browser, tmp_path):
     path = write_run(tmp_path, "live", steps=3, ended=False)
     with served(path, cache=tmp_path / "cache") as url:

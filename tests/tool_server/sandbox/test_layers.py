@@ -155,6 +155,7 @@ def test_no_isolation_at_all_is_refused_whatever_the_recipe_says():
     assert said.startswith("REFUSED")
 
 
+@pytest.mark.slow
 def test_without_landlock_a_recipe_that_says_so_still_holds_attacks():
     """The code can then list the jail's own root. The namespaces keep everything else out."""
     holds(machine_without(LANDLOCK, {"allow_missing": ["landlock"]}, [*ATTACKS, 16]))
@@ -192,6 +193,7 @@ def public_toolbox() -> Iterator[Path]:
         shutil.rmtree(folder)
 
 
+@pytest.mark.slow
 @needs_root
 def test_without_namespaces_a_recipe_that_says_so_still_holds_attacks(public_toolbox):
     """Two attacks are not among these.
