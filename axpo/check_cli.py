@@ -17,6 +17,13 @@ from axpo.inputs import print_lines, print_set_aside, print_warnings
 if TYPE_CHECKING:
     from axpo.config import Recipe
 
+Nodes = Annotated[
+    tuple[int, int, float] | None,
+    typer.Option(
+        metavar="NODES GPUS CPUS",
+        help="place the run on NODES nodes, each with GPUS and CPUS. Default: what it needs",
+    ),
+]
 SERVICE_S = 10.0
 """Seconds in which a judge must answer."""
 
@@ -29,13 +36,7 @@ def check(
     gpu_memory: Annotated[
         float, typer.Option(metavar="GIB", help="memory of one GPU, for the estimate's warnings")
     ] = 80,
-    nodes: Annotated[
-        tuple[int, int, float] | None,
-        typer.Option(
-            metavar="NODES GPUS CPUS",
-            help="place the run on NODES nodes, each with GPUS and CPUS. Default: what it needs",
-        ),
-    ] = None,
+    nodes: Nodes = None,
     images: Annotated[
         bool,
         typer.Option(

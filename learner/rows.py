@@ -53,13 +53,11 @@ def make_row(
         item: has at least one trained token.
         images: the step's; the item's own are added to them.
         image_pad: id of an image's placeholder.
-        divisor: a token weighs the item's weight / divisor; None: the number of its trained tokens,
-            so that the item counts as their mean.
+        divisor: a token weighs the item's weight / divisor; None: the number of trained tokens.
         old_logprobs: what the ratio compares with, shape [R]; None: the engine's.
 
     Raises:
-        ValueError: placeholders and images differ in number, or the engine saw prompts of other
-            lengths.
+        ValueError: placeholders and images differ in number, or the engine's prompts in length.
     """
     trajectory = item.trajectory
     keys = images.add(item)

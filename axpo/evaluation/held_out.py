@@ -12,7 +12,13 @@ from pathlib import Path
 
 from axpo.config import EvaluationConfig, Recipe, load_recipe
 from axpo.errors import AxpoError
-from axpo.evaluation.diagnostics import by_family, by_kind, evaluate_groups, question_counts
+from axpo.evaluation.diagnostics import (
+    Measure,
+    by_family,
+    by_kind,
+    evaluate_groups,
+    question_counts,
+)
 from axpo.record.run import RunDirectory
 from axpo.session import rollout_actors
 from axpo.tasks import Task
@@ -56,8 +62,7 @@ def held_out(
         task: the task, for its held-out questions.
         settings: samples a question, temperature and tools.
         success_above: the recipe's `resampler.trigger.success_above`, as in training's diagnostics.
-        keep: how many groups are returned whole, for people to read: of the same questions in every
-            evaluation, spread evenly over all of them.
+        keep: how many groups are returned whole, to be read: always of the same questions.
 
     Returns:
         The numbers of `evaluate_groups` and those of `question_counts`. The former also have
@@ -85,18 +90,23 @@ def held_out(
             finished.append(_without_images(outcome))
     groups, dropped = complete(finished, questions)
     tokens = pool.ready()
-    measure = partial(evaluate_groups, tokens=tokens, success_above=success_above)
-
-    def measure_family(of_one: Sequence[Group]) -> dict[str, float]:
-        return measure(of_one) | by_kind(of_one, measure)
-
-    # A mixed task has kinds within each family; other tasks have kinds only.
-    parts = by_family(groups, measure_family) or by_kind(groups, measure)
     left_out = {"dropped": float(dropped), "unusable": float(len(unusable))}
-    numbers = measure(groups) | parts | left_out
+    measure = partial(evaluate_groups, tokens=tokens, success_above=success_above)
+    numbers = _whole_and_parts(groups, measure) | left_out
     reasons = tuple(one_line(str(error)) for error in unusable)
     kept, _ = complete(whole, questions)
     return HeldOut(numbers, question_counts(groups, tokens), reasons, tuple(kept))
+
+
+def _whole_and_parts(groups: Sequence[Group], measure: Measure) -> dict[str, float]:
+    """Return the numbers of all groups, and of each family and kind."""
+
+    def measure_family(of_one: Sequence[Group]) -> dict[str, float]:
+        return {**measure(of_one), **by_kind(of_one, measure)}
+
+    # A mixed task has kinds within each family; other tasks have kinds only.
+    parts = by_family(groups, measure_family) or by_kind(groups, measure)
+    return {**measure(groups), **parts}
 
 
 def load_target(target: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, str]:
