@@ -30,7 +30,7 @@ def test_an_example_is_checked(name):
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 
 
-# Each trains for 50 s, mostly the start of engine and ranks. One of them is enough by default.
+# Each trains for 50 s, mostly the start of engine and ranks.
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["own_data", "own_tool", "own_objective"])
 def test_an_example_trains_to_its_end(name, tmp_path):

@@ -124,24 +124,20 @@ def cluster(tmp_path):
 
 def steps(run):
     file = run / "metrics.jsonl"
-    return (
-        [json.loads(line)["step"] for line in file.read_text().splitlines()]
-        if file.exists()
-        else []
-    )
+    if not file.exists():
+        return []
+    return [json.loads(line)["step"] for line in file.read_text().splitlines()]
 
 
 def test_a_node_without_axpo_is_named_before_anything_loads(cluster, tmp_path):
     cluster.add(Path("axpo").resolve())
-    began = time.monotonic()
     run = cluster.axpo(
         "train", "debug", "--set", f"logging.root={tmp_path}", "--run", "x", cwd=tmp_path
     )
     told, _ = run.communicate(timeout=300)
-    print(f"{time.monotonic() - began:.0f} s\n{told}")
-    assert run.returncode == 2
-    assert "error" in told
-    assert "axpo" in told.splitlines()[-1]
+    assert run.returncode == 2, told
+    # Long lines are broken between words.
+    assert "AXPO's environment" in " ".join(told.split()), told
     assert "Traceback" not in told
 
 
@@ -160,8 +156,7 @@ def test_a_node_lost_in_mid_run_ends_it_with_the_way_to_go_on(cluster, tmp_path)
     began = time.monotonic()
     told, _ = run.communicate(timeout=300)
     seconds = time.monotonic() - began
-    print(f"{seconds:.0f} s\n{told}")
-    assert run.returncode == 2
+    assert run.returncode == 2, told
     assert "Traceback" not in told
     assert "--resume" in told
     assert seconds < 90
