@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from axpo.errors import AxpoError
+from axpo.record.files import read_text, replace_file
 from axpo.texts import clean
 from axpo.trackers import Followers, Session, Table, Tracker
 from axpo.trackers.tracker import Numbers, finite
 
+IDS = "trackers.json"
+"""In the run directory: what finds the run again in each tracker."""
 LONGEST_TEXT = 8_000
 """Characters of a trajectory in a table; the run directory has all of it."""
 COLUMNS = (
@@ -49,6 +54,7 @@ class Tracking:
         self._trackers: Sequence[Tracker] = ()
         self._followers: Followers | None = None
         self._summary: Mapping[str, Any] | None = None
+        self._not_reopened: list[str] = []
 
     def start(self, trackers: Sequence[Tracker], step: int = 0) -> None:
         """Open the trackers, for a run that goes on after `step`.
@@ -61,13 +67,22 @@ class Tracking:
             run = self._run
             name = run.path.resolve().name
             session = Session(run.path, name, run.recipe(), RunHistory(run), step)
-            self._followers = Followers(trackers, session)
+            ids = _read_ids(run.path / IDS)
+            self._followers = Followers(trackers, session, ids)
+            replace_file(run.path / IDS, json.dumps(ids | self._followers.ids()) + "\n")
 
     def wind_back(self, step: int) -> None:
-        """Let trackers that are open forget what came after `step`."""
+        """Let trackers that are open forget what came after `step`.
+
+        If one of them does not start again, the run goes on without any: it is in the middle of its
+        work, and a resume gives them the whole history.
+        """
         if self._followers is not None:
             self.stop()
-            self.start(self._trackers, step)
+            try:
+                self.start(self._trackers, step)
+            except AxpoError as error:
+                self._not_reopened = [f"{error}; the run goes on without trackers"]
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
         """Send a step's numbers."""
@@ -81,7 +96,10 @@ class Tracking:
 
     def take_faults(self) -> list[str]:
         """Return what trackers did not take since the last call, a line each."""
-        return self._followers.take_faults() if self._followers else []
+        faults, self._not_reopened = self._not_reopened, []
+        if self._followers is not None:
+            faults += self._followers.take_faults()
+        return faults
 
     def end(self, summary: Mapping[str, Any]) -> None:
         """Say that the run has ended; the trackers get its summary when they stop."""
@@ -91,9 +109,18 @@ class Tracking:
         """Let the trackers write what they have, and end them."""
         if self._followers is not None:
             self._followers.close(self._summary)
-            for fault in self._followers.take_faults():
-                self._run.log_event("tracker fault", reason=fault)
-            self._followers = None
+        for fault in self.take_faults():
+            self._run.log_event("tracker fault", reason=fault)
+        self._followers = None
+
+
+def _read_ids(file: Path) -> dict[str, str]:
+    """Return the ids that an earlier process wrote; none if the file is missing or damaged."""
+    try:
+        ids = json.loads(read_text(file))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return {str(name): str(value) for name, value in ids.items()} if isinstance(ids, dict) else {}
 
 
 class RunHistory:

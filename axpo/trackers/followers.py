@@ -6,11 +6,10 @@ directory still has it. Only a tracker that cannot even start ends a run, before
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from axpo.errors import AxpoError
@@ -19,38 +18,45 @@ from axpo.trackers.tracker import Session, Sink, Table, Tracker, finite
 
 Call = Callable[[Sink], None]
 
+RAISED = (Exception, SystemExit)
+"""Whatever a package raises. Some exit if they find no key, which would end a thread in silence."""
 START_S = 180.0
 """Seconds until a tracker that does not open is given up."""
 LONGEST_QUEUE = 10_000
 """Calls that wait for a tracker that answers slowly; the next ones are left out."""
 CLOSE_S = 60.0
 """Seconds for a tracker to take what waits when the run ends."""
-IDS = "trackers.json"
-"""In the run directory: what finds the run again in each tracker."""
 
 
 class Followers:
     """All trackers of one run, open for writing."""
 
-    def __init__(self, trackers: Sequence[Tracker], session: Session) -> None:
+    def __init__(
+        self, trackers: Sequence[Tracker], session: Session, ids: Mapping[str, str]
+    ) -> None:
         """Open the trackers.
 
         Args:
             trackers: of the recipe.
-            session: what they are opened with; the ids of an earlier process are read here.
+            session: what they are opened with, apart from the id.
+            ids: of the sinks of an earlier process, by the tracker's name.
 
         Raises:
             AxpoError: a tracker did not start.
         """
-        ids = _read_ids(session.run)
         # All of them start side by side: some import for seconds.
-        self._feeds = [_Feed(tracker, _of(session, ids.get(tracker.name))) for tracker in trackers]
+        self._feeds = [
+            _Feed(tracker, dataclasses.replace(session, id=ids.get(tracker.name)))
+            for tracker in trackers
+        ]
         failed = [feed for feed in self._feeds if not feed.started()]
         if failed:
             self.close(None)
             raise AxpoError(f"logging.trackers: {failed[0].take_faults()[0]}")
-        ids |= {feed.tracker.name: feed.sink.id for feed in self._feeds if feed.sink}
-        (session.run / IDS).write_text(json.dumps(ids) + "\n", encoding="utf-8")
+
+    def ids(self) -> dict[str, str]:
+        """Return what finds the run again in each tracker, by the tracker's name."""
+        return {feed.tracker.name: feed.sink.id for feed in self._feeds if feed.sink}
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
         """Send a step's numbers; those that are not finite are left out."""
@@ -144,7 +150,7 @@ class _Feed:
     def _work(self) -> None:
         try:
             sink = self.sink = self.tracker.open(self._session)
-        except (Exception, SystemExit) as error:  # whatever the package raises
+        except RAISED as error:
             self._fault(f"did not start: {type(error).__name__}: {error}")
             return
         finally:
@@ -152,7 +158,7 @@ class _Feed:
         while (call := self._waiting.get()) is not None:
             try:
                 call(sink)
-            except Exception as error:  # whatever the package raises
+            except RAISED as error:
                 self._fault(f"{type(error).__name__}: {error}")
 
     def _fault(self, reason: str) -> None:
@@ -161,18 +167,3 @@ class _Feed:
             if fault not in self._told:
                 self._told.add(fault)
                 self._faults.append(fault)
-
-
-def _of(session: Session, sink_id: str | None) -> Session:
-    """Return the session with the id of a tracker's own run."""
-    return Session(
-        session.run, session.name, session.recipe, session.history, session.step, sink_id
-    )
-
-
-def _read_ids(run: Path) -> dict[str, str]:
-    try:
-        ids = json.loads((run / IDS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return {str(name): str(value) for name, value in ids.items()} if isinstance(ids, dict) else {}

@@ -139,6 +139,36 @@ class _Broken:
         pass
 
 
+class Exiting(Broken):
+    """Exit, as a program does that finds no key."""
+
+    def open(self, session: Session) -> Sink:
+        return _Exiting()
+
+
+class _Exiting(_Broken):
+    taken: ClassVar[list[int]] = []
+
+    def log(self, step, numbers):
+        if step == 1:
+            raise SystemExit("no key")
+        self.taken.append(step)
+
+
+class Once(Broken):
+    """Start once, and never again."""
+
+    def open(self, session: Session) -> Sink:
+        if session.id is not None:
+            raise PermissionError("no key")
+        return _Once()
+
+
+class _Once(_Broken):
+    def log(self, step, numbers):
+        pass
+
+
 class Dead(Broken):
     """Do not start."""
 
@@ -162,6 +192,40 @@ def test_a_tracker_that_breaks_is_told_once_and_ends_no_run(tmp_path):
     assert event["event"] == "tracker fault"
     assert event["reason"].endswith("OSError: no route to host")
     assert len(run.metrics()) == 3
+
+
+def test_a_tracker_that_exits_is_told_and_gets_the_next_steps(tmp_path):
+    run = RunDirectory.create("r", {}, tmp_path, trackers=[Exiting()])
+    for step in range(3):
+        run.log_metrics(step, {"loss": 1.0})
+    run.close()
+    assert "SystemExit: no key" in (run.path / "events.jsonl").read_text()
+    assert _Exiting.taken == [0, 2]
+
+
+def test_a_tracker_that_does_not_start_again_in_the_middle_of_a_run_does_not_end_it(tmp_path):
+    run = RunDirectory.create("r", {}, tmp_path, trackers=[Once()])
+    run.log_metrics(1, {"loss": 1.0})
+    checkpoint(run, 1)
+    assert run.wind_back() == 1
+    run.log_metrics(2, {"loss": 2.0})
+    (fault,) = run.tracking.take_faults()
+    assert fault.endswith("PermissionError: no key; the run goes on without trackers")
+    assert run.tracking.take_faults() == []
+    run.close()
+    assert [row["step"] for row in run.metrics()] == [1, 2]
+
+
+def test_a_link_in_place_of_the_ids_is_refused_and_what_it_leads_to_is_left_alone(tmp_path):
+    run = RunDirectory.create("r", {}, tmp_path, trackers=[Slow()])
+    run.close()
+    mine = tmp_path / "mine"
+    mine.write_text("mine")
+    (run.path / "trackers.json").unlink()
+    (run.path / "trackers.json").symlink_to(mine)
+    with pytest.raises(AxpoError, match=r"trackers.json: is no regular file"):
+        RunDirectory.resume(run.path, trackers=[Slow()])
+    assert mine.read_text() == "mine"
 
 
 class Slow(Broken):
