@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO, TypeAlias
 
+from axpo.record.files import appending
 from axpo.texts import printable
 
 _Process: TypeAlias = tuple[str, str]
@@ -45,8 +46,8 @@ class ActorLogs:
         lines = [printable(_COLOUR.sub("", str(line)).rstrip()) + "\n" for line in batch["lines"]]
         with self._lock:
             file = self._file(process, _name_of(batch.get("actor_name"), process))
-            file.writelines(lines)
-            file.flush()
+            # One call: the file is written at each.
+            file.write("".join(lines))
 
     def close(self) -> None:
         """Close all files."""
@@ -69,7 +70,7 @@ class ActorLogs:
             # While an actor starts it has the name of its class only.
             (self.folder / f"{before}.log").replace(path)
         self._names[process] = name
-        self._files[process] = path.open("a", encoding="utf-8", errors="replace")
+        self._files[process] = appending(path)
         return self._files[process]
 
 

@@ -54,8 +54,7 @@ def write_meta(run: Path, first: int = 0) -> None:
         run: the run directory.
         first: the step that this process goes on from.
     """
-    processes = [*read_meta(run), _described(first)]
-    replace_file(run / FILE, json.dumps({"processes": processes}, indent=2) + "\n")
+    _write(run, [*read_meta(run), _described(first)])
 
 
 def add_nodes(run: Path, nodes: Sequence[Mapping[str, Any]]) -> None:
@@ -64,7 +63,7 @@ def add_nodes(run: Path, nodes: Sequence[Mapping[str, Any]]) -> None:
     if not processes:
         return
     processes[-1]["nodes"] = [dict(node) for node in nodes]
-    replace_file(run / FILE, json.dumps({"processes": processes}, indent=2) + "\n")
+    _write(run, processes)
 
 
 def read_meta(run: Path) -> list[dict[str, Any]]:
@@ -79,6 +78,10 @@ def read_meta(run: Path) -> list[dict[str, Any]]:
     if not isinstance(processes, list):
         return []
     return [process for process in processes if isinstance(process, dict)]
+
+
+def _write(run: Path, processes: Sequence[Mapping[str, Any]]) -> None:
+    replace_file(run / FILE, json.dumps({"processes": processes}, indent=2) + "\n")
 
 
 def version_line() -> str:

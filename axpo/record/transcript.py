@@ -17,6 +17,7 @@ from rich.control import Control
 from rich.file_proxy import FileProxy
 
 from axpo.errors import AxpoError
+from axpo.record.files import appending
 from axpo.texts import printable
 
 FILE = "axpo.log"
@@ -45,9 +46,12 @@ class Transcript(Console):
         """Write into a run's log during a block, and how the block ended.
 
         Warnings of Python's loggers are shown and written, too.
+
+        Raises:
+            AxpoError: the log is a link or no regular file.
         """
         handlers = {logging.getLogger(): _Shown(self), logging.getLogger("ray"): _Noted(self)}
-        with (run / FILE).open("a", encoding="utf-8", buffering=1) as file:
+        with appending(run / FILE) as file:
             self._kept_file = file
             file.writelines(self._kept_pending)
             self._kept_pending = []

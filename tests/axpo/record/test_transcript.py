@@ -75,6 +75,21 @@ def test_nothing_in_the_log_moves_a_terminal(tmp_path):
     assert lines(tmp_path) == ["a\\x1b[2Jb"]
 
 
+def test_a_link_in_place_of_a_log_is_refused_and_what_it_leads_to_is_left_alone(tmp_path):
+    mine = tmp_path / "mine"
+    mine.write_text("mine")
+    for name in ("axpo.log", "engine-0-10.0.0.2-7.log"):
+        (tmp_path / name).symlink_to(mine)
+    with (
+        pytest.raises(AxpoError, match="is no regular file"),
+        Transcript(file=io.StringIO()).written_to(tmp_path),
+    ):
+        pass
+    with pytest.raises(AxpoError, match="is no regular file"):
+        ActorLogs(tmp_path).write(batch(["loading"]))
+    assert mine.read_text() == "mine"
+
+
 def batch(lines, **who):
     return (
         {"actor_name": "engine-0", "ip": "10.0.0.2", "pid": 7, "is_err": True}
