@@ -11,12 +11,14 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from axpo.catalog.entry import entry_of, labels_of, text_of
+from axpo.catalog.schema import open_for_writing
 from axpo.errors import AxpoError
 from axpo.record.files import MAX_LINE, by_step, open_record, parse_rows
 from axpo.record.forms import check_group
@@ -32,24 +34,30 @@ COMMIT_S = 0.5
 """So often readers see what is new."""
 
 
-def fill(connection: sqlite3.Connection, run: Path) -> int:
-    """Bring a catalog up to date.
+def fill(file: Path, run: Path) -> None:
+    """Bring a catalog up to date, or make it; minutes for a very long run.
 
     Args:
-        connection: of `axpo.catalog.schema.open_for_writing`.
+        file: of the catalog, as `axpo.catalog.schema.catalog_file` names it.
         run: the run directory.
 
-    Returns:
-        How many files were read.
+    Raises:
+        AxpoError: the catalog cannot be written: its disk is full, or another process writes it.
     """
-    filler = _Filler(connection, run)
-    with filler:
+    with closing(open_for_writing(file)) as connection:
+        try:
+            _fill(connection, run)
+        except sqlite3.Error as error:
+            raise AxpoError(f"{file}: {error}") from None
+
+
+def _fill(connection: sqlite3.Connection, run: Path) -> None:
+    with _Filler(connection, run) as filler:
         for log in LOGS:
             filler.follow(log)
         for source in SOURCES:
             filler.groups(source)
         filler.forget_missing()
-    return filler.files_read
 
 
 class _Filler:
@@ -59,7 +67,6 @@ class _Filler:
         self._connection, self._run = connection, run
         self._present: set[str] = set()
         self._committed = time.monotonic()
-        self.files_read = 0
 
     def __enter__(self) -> _Filler:
         self._connection.execute("BEGIN IMMEDIATE")
@@ -67,8 +74,10 @@ class _Filler:
         self._known = {name: (signature, read) for name, signature, read in rows}
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        self._connection.execute("COMMIT")
+    def __exit__(self, error: type[BaseException] | None, *rest: object) -> None:
+        # After an error, closing the connection takes back what is half done.
+        if error is None:
+            self._connection.execute("COMMIT")
 
     def groups(self, source: str) -> None:
         """Read the new and changed files of one kind of groups."""
@@ -92,12 +101,12 @@ class _Filler:
         if not signature:
             return
         self._present.add(name)
-        inode, _, size = signature.partition(":")
+        inode, _, size = signature.split(":")
         known, read = self._known.get(name, ("", 0))
         if known == signature:
             return
         # Another file, or a shorter one: from the beginning.
-        if known.partition(":")[0] != inode or int(size.rpartition(":")[2]) < read:
+        if known.partition(":")[0] != inode or int(size) < read:
             self._forget(name)
             read = 0
         try:
@@ -156,7 +165,6 @@ class _Filler:
         self._connection.execute(
             "INSERT OR REPLACE INTO files VALUES (?, ?, ?)", (name, signature, read)
         )
-        self.files_read += 1
         now = time.monotonic()
         if now - self._committed > COMMIT_S:
             self._connection.execute("COMMIT")

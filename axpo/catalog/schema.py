@@ -6,6 +6,7 @@ import hashlib
 import os
 import sqlite3
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from axpo.errors import AxpoError
@@ -13,7 +14,7 @@ from axpo.errors import AxpoError
 VERSION = 1
 """A catalog of another version is made again."""
 UNUSED_DAYS = 60
-"""Catalogs that nobody wrote to for so long are deleted."""
+"""Catalogs that nobody opened for writing for so long are deleted."""
 BUSY_S = 20.0
 """How long one process waits until another has written."""
 
@@ -105,8 +106,9 @@ def open_for_writing(file: Path) -> sqlite3.Connection:
 
 def open_for_reading(file: Path) -> sqlite3.Connection:
     """Open a catalog that is there; its rows can be used by the names of their columns."""
-    # Not `immutable`: another process may be writing.
-    connection = sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=BUSY_S)
+    # Not `immutable`: another process may be writing. As an address: a name may have a "?" in it.
+    address = f"{file.absolute().as_uri()}?mode=ro"
+    connection = sqlite3.connect(address, uri=True, timeout=BUSY_S)
     connection.row_factory = sqlite3.Row
     return connection
 
@@ -136,6 +138,8 @@ def _opened(file: Path) -> sqlite3.Connection:
         connection.execute(f"PRAGMA user_version = {VERSION}")
     connection.execute("COMMIT")
     file.chmod(0o600)
+    # A run that has ended changes nothing, but somebody looks at it.
+    os.utime(file)
     return connection
 
 
@@ -147,5 +151,7 @@ def _cache_home() -> Path:
 def _delete_unused(folder: Path) -> None:
     oldest = time.time() - UNUSED_DAYS * 86_400
     for file in folder.glob("*.sqlite3"):
-        if file.stat().st_mtime < oldest:
-            delete(file)
+        # Another viewer may have deleted it meanwhile.
+        with suppress(FileNotFoundError):
+            if file.stat().st_mtime < oldest:
+                delete(file)

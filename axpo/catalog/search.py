@@ -79,12 +79,8 @@ class Catalog:
         self.file = catalog_file(run, cache)
 
     def update(self) -> None:
-        """Make the catalog if need be, and bring it up to date; minutes for a very long run."""
-        connection = open_for_writing(self.file)
-        try:
-            fill(connection, self.run)
-        finally:
-            connection.close()
+        """Bring the catalog up to date, as `fill` does."""
+        fill(self.file, self.run)
 
     def find(
         self, wanted: Wanted, order: str = "newest", *, first: int = 0, most: int = 50
@@ -225,6 +221,9 @@ class Catalog:
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
+        # Somebody has deleted it: it is empty until the next `fill`.
+        if not self.file.exists():
+            open_for_writing(self.file).close()
         # One a question: threads of a server do not share connections, and opening takes 0.1 ms.
         connection = open_for_reading(self.file)
         try:

@@ -27,7 +27,7 @@ _SEARCHED = re.compile(r'"([^"]*)"?|([^\s"]+)')
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from `low` to `high`, both included; None is no limit. `open` leaves them out."""
+    """Numbers from `low` to `high`; None is no limit. If `is_open`, the limits are left out."""
 
     low: float | None = None
     high: float | None = None
@@ -139,7 +139,9 @@ def parse(typed: str) -> Wanted:
         AxpoError: a filter has no such value.
     """
     if len(typed) > MOST_CHARACTERS:
-        raise AxpoError(f"the search has {len(typed)} characters; expected {MOST_CHARACTERS}")
+        raise AxpoError(
+            f"the search has {len(typed)} characters; expected at most {MOST_CHARACTERS}"
+        )
     wanted = Wanted()
     words = []
     for word in _WORD.findall(typed):

@@ -12,7 +12,6 @@ import os
 import signal
 import time
 from collections.abc import Sequence
-from contextlib import closing
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -77,7 +76,6 @@ def _follow(places: Sequence[tuple[Path, Path]], asked: Connection) -> None:
             return
         for run, file in places:
             try:
-                with closing(open_for_writing(file)) as connection:
-                    fill(connection, run)
+                fill(file, run)
             except (AxpoError, OSError) as error:
                 log.warning("%s: %s", run, error)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import time
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
 
-from axpo.catalog.schema import VERSION, catalog_file, open_for_writing
+from axpo.catalog.schema import UNUSED_DAYS, VERSION, catalog_file, delete, open_for_writing
 from axpo.catalog.search import Catalog, Key
 from axpo.catalog.wanted import Range, from_fields, parse
 from axpo.errors import AxpoError
@@ -199,6 +202,44 @@ def test_an_old_or_damaged_catalog_is_made_again(catalog, run):
     catalog.update()
     assert catalog.size() == (5, 3)
     assert catalog.file.stat().st_mode & 0o077 == 0
+
+
+def test_a_catalog_that_was_deleted_is_empty_until_the_run_is_read_again(catalog):
+    delete(catalog.file)
+    assert catalog.find(parse("")).total == 0
+    assert catalog.size() == (0, 0)
+    catalog.update()
+    assert catalog.size() == (5, 3)
+
+
+def test_a_catalog_that_cannot_be_written_is_an_error_and_keeps_nothing_half_done(catalog, run):
+    with closing(open_for_writing(catalog.file)) as connection:
+        connection.execute("DROP TABLE texts")
+    Ledger(run / "rollouts.jsonl").log("worker lost", worker=1, why="died")
+    RunDirectory.open(run).save_groups(3, [group([direct(0, 0.0, "m")], question="m")], decode)
+    with pytest.raises(AxpoError, match=r"\.sqlite3: no such table: texts"):
+        catalog.update()
+    assert len(catalog.happened()) == 4
+    assert catalog.size() == (5, 3)
+
+
+def test_a_catalog_is_deleted_if_nobody_opens_it_for_long(run, tmp_path):
+    used, unused = Catalog(run, tmp_path / "cache"), Catalog(tmp_path, tmp_path / "cache")
+    used.update()
+    unused.update()
+    now = time.time()
+    for catalog, days in ((used, UNUSED_DAYS - 1), (unused, UNUSED_DAYS + 1)):
+        os.utime(catalog.file, (now, now - days * 86_400))
+    used.update()
+    assert not unused.file.exists()
+    # Nothing was new in it, but it was used.
+    assert used.file.stat().st_mtime > now - 60
+
+
+def test_a_cache_folder_may_have_any_name(run, tmp_path):
+    catalog = Catalog(run, tmp_path / "a?b#c%20d")
+    catalog.update()
+    assert catalog.size() == (5, 3)
 
 
 def test_two_runs_have_two_files_and_links_lead_to_one(run, tmp_path):
