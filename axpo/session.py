@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import socket
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,9 @@ from rollout_workers.settings import WorkerSettings
 from tool_server.config import ToolServerConfig
 from tool_server.pool import ToolPool, start_tool_servers
 from tool_server.tool import ToolUnavailable
+
+CONNECT_S = 10.0
+"""Seconds in which the head of a cluster must accept a connection."""
 
 
 @contextmanager
@@ -71,6 +75,7 @@ def _join_or_start() -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
     address = os.environ.get("RAY_ADDRESS")
     if address:
+        _check_answers(address)
         try:
             ray.init(address, runtime_env={"env_vars": variables}, **quiet)
         except (ConnectionError, ValueError) as error:
@@ -82,6 +87,18 @@ def _join_or_start() -> None:
         folder = private.session_folder()
         # "local": without it Ray joins a cluster of this folder, even one that is dead, and waits.
         ray.init("local", include_dashboard=False, _temp_dir=folder, runtime_env=workers, **quiet)
+
+
+def _check_answers(address: str) -> None:
+    """Raise AxpoError if nobody listens at the address: Ray would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if "//" in address or not port.isdigit():
+        return  # ray://..., auto
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_S).close()
+    except OSError as error:
+        reason = one_line(error.strerror or str(error))
+        raise AxpoError(f"RAY_ADDRESS={address}: no cluster answers there: {reason}") from error
 
 
 @contextmanager

@@ -34,7 +34,13 @@ def measure() -> list[Entry]:
         folder = Path(root)
         checkpoint, plain = folder / "checkpoint", folder / "plain.pt"
         model = _larger_model(folder / "model")
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="warning")
+        ray.init(
+            "local",
+            num_cpus=2,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="warning",
+        )
         learner = Learner(str(model), CONFIG)
 
         def save() -> float:

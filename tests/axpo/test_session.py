@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+import time
 
 import pytest
+import ray
+
+from axpo.config import load_recipe
+from axpo.errors import AxpoError
+from axpo.session import ray_session
 
 pytestmark = [pytest.mark.engine]
 
@@ -54,3 +61,16 @@ def test_actors_print_into_the_run_and_their_loss_is_one_line(tmp_path):
     assert last.startswith("rollout_workers.causes.ActorsLost: its process ")
     (file,) = (tmp_path / "logs").glob("talker-3-*.log")
     assert sorted(file.read_text().splitlines()) == ["to stderr", "to stdout"]
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "[::1]:1", "nowhere.invalid:6379"])
+def test_an_address_that_nobody_listens_at_is_refused_at_once(address, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # by another test's session
+    began = time.monotonic()
+    with (
+        pytest.raises(AxpoError, match=re.escape(f"RAY_ADDRESS={address}: no cluster answers")),
+        ray_session(load_recipe("debug")),
+    ):
+        pass
+    assert time.monotonic() - began < 60  # Ray itself tries for minutes
