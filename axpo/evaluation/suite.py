@@ -149,13 +149,11 @@ def prepare(target: Path, recipe: Recipe, model: str, options: Options) -> Evalu
         recipe = recipe.model_copy(update={"seed": options.seed})
     asked, doubts = load_questions(plan)
     doubts += _unanswerable(plan, recipe, options)
-    tools = sorted({*recipe.tools.tools, *recipe.evaluation.tools})
-    tools += [given.NAME] if options.image_search else []
     settings = {
         "model": model,
         "weights": _digest_of_model(model),
         **plan.to_json(),
-        "tools": tools,
+        "tools": _offered(recipe, options),
         "seed": recipe.seed,
         "questions": _digest([one.to_json() for one in asked]),
         "rollout": recipe.rollout.model_dump(mode="json"),
@@ -244,7 +242,8 @@ def _unanswerable(plan: Plan, recipe: Recipe, options: Options) -> list[str]:
     """Return what to tell of benchmarks whose questions need a search, if no tool searches."""
     offered = {**recipe.tools.tools, **recipe.evaluation.tools}
     kinds = {tool.kind or name for name, tool in offered.items()}
-    if options.image_search or kinds - NO_SEARCH:
+    # An MCP server names its tools only when it runs; one may search.
+    if options.image_search or recipe.tools.mcp or kinds - NO_SEARCH:
         return []
     return [
         f"{one.name}: its questions need a search, and no tool searches"
@@ -253,8 +252,15 @@ def _unanswerable(plan: Plan, recipe: Recipe, options: Options) -> list[str]:
     ]
 
 
+def _offered(recipe: Recipe, options: Options) -> list[str]:
+    """Return the names of the tools, and what the servers of MCP are called."""
+    tools = sorted({*recipe.tools.tools, *recipe.evaluation.tools})
+    tools += [server.label for server in recipe.tools.mcp]
+    return [*tools, given.NAME] if options.image_search else tools
+
+
 def _with_tools(recipe: Recipe, names: Sequence[str] | None) -> Recipe:
-    """Return the recipe with these of its tools alone."""
+    """Return the recipe with these of its tools alone: those of MCP servers are not named."""
     if names is None:
         return recipe
     known = recipe.tools.tools | recipe.evaluation.tools
@@ -265,7 +271,7 @@ def _with_tools(recipe: Recipe, names: Sequence[str] | None) -> Recipe:
     late = {name: tool for name, tool in recipe.evaluation.tools.items() if name in names}
     return recipe.model_copy(
         update={
-            "tools": recipe.tools.model_copy(update={"tools": kept}),
+            "tools": recipe.tools.model_copy(update={"tools": kept, "mcp": ()}),
             "evaluation": recipe.evaluation.model_copy(update={"tools": late}),
         }
     )
