@@ -69,10 +69,11 @@ def _context_of(folder: Path) -> int:
     """Return the longest context of a model folder; of a name on the hub, what is usual."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        of_text = config.get("text_config", config)
+        return int(of_text.get("max_position_embeddings", CONTEXT))
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        # What is wrong with the file is told when the model is loaded.
         return CONTEXT
-    of_text = config.get("text_config", config)
-    return int(of_text.get("max_position_embeddings", CONTEXT))
 
 
 def _gpus() -> int:

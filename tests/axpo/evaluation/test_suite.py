@@ -75,6 +75,15 @@ def test_a_benchmark_that_needs_a_search_is_doubtful_without_one(tmp_path):
     )
     found = prepare(DEBUG, recipe, recipe.model, Options(["mmsearch"], tmp_path, judge))
     assert found.doubts == [count]
+    # A server of MCP may search, unless the chosen tools leave it out.
+    recipe = load_recipe(DEBUG, ["tools.mcp=[{command: [server]}]"])
+    for tools, doubts in ((None, [count]), ([], [count, told])):
+        options = Options(["mmsearch"], tmp_path, judge, tools=tools)
+        found = prepare(DEBUG, recipe, recipe.model, options)
+        assert found.doubts == doubts
+        assert bool(found.recipe.tools.mcp) == (tools is None)
+        offered = ["image_zoom_in", "server"] if tools is None else []
+        assert found.settings["tools"] == offered
 
 
 def test_what_cannot_be_measured_is_named_before_anything_starts(data, tmp_path):
@@ -150,6 +159,9 @@ def test_a_model_needs_no_recipe(tmp_path):
     assert (recipe.model, recipe.rollout.max_turns) == (folder, 2)
     assert recipe.rollout.max_context_tokens == 2048  # what the model has
     assert model_recipe("owner/name").rollout.max_context_tokens == 32_768
+    for damaged in ("[" * 100_000, "[]", '{"text_config": 5}', '{"max_position_embeddings": null}'):
+        (tmp_path / "config.json").write_text(damaged)
+        assert model_recipe(str(tmp_path)).rollout.max_context_tokens == 32_768
     assert load_any(Path(folder), [], benchmarks=True)[1] == folder
     with pytest.raises(AxpoError, match="is a model without held-out questions: give --suite or"):
         load_any(Path(folder), [], benchmarks=False)
