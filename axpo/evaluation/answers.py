@@ -71,14 +71,12 @@ def chosen(text: str, options: Sequence[str]) -> int | None:
         options: the texts of the choices A, B, C ...
     """
     plain = _EMPHASIS.sub("", text).strip()
-    letter = choice(plain) or _named(plain)
-    if letter is not None and ord(letter) - ord("A") < len(options):
-        return ord(letter) - ord("A")
-    position = _by_words(plain, options)
-    if position is not None:
-        return position
-    letter = _at_the_end(plain)
-    return ord(letter) - ord("A") if letter and ord(letter) - ord("A") < len(options) else None
+    position = _position(choice(plain) or _named(plain), options)
+    if position is None:
+        position = _by_words(plain, options)
+    if position is None:
+        position = _position(_at_the_end(plain), options)
+    return position
 
 
 def within(given: float | None, truth: float, absolute: float = 0.0, relative: float = 0.0) -> bool:
@@ -88,6 +86,12 @@ def within(given: float | None, truth: float, absolute: float = 0.0, relative: f
     # 1e-9: 6.284 is within 0.001 of 6.283, whatever floats say.
     allowed = max(absolute, relative * abs(truth)) + 1e-9 * max(1.0, abs(truth))
     return abs(given - truth) <= allowed
+
+
+def _position(letter: str | None, options: Sequence[str]) -> int | None:
+    """Return which option a letter names, from 0; None if there are not so many."""
+    position = ord(letter) - ord("A") if letter else len(options)
+    return position if position < len(options) else None
 
 
 def _named(text: str) -> str | None:
