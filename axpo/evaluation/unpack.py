@@ -70,7 +70,7 @@ def unpack(file: Path, pictures: Sequence[str], folder: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        table = _tsv_rows(file) if file.suffix == ".tsv" else _parquet_rows(file, pictures)
+        table = _tsv_rows(file) if file.suffix == ".tsv" else _parquet_rows(file)
         with (partial / ROWS).open("w", encoding="utf-8") as rows:
             for row in table:
                 _check_columns(pictures, row)
@@ -118,14 +118,13 @@ def save_picture(picture: Any, folder: Path) -> Any:
     return file.name
 
 
-def _parquet_rows(file: Path, pictures: Sequence[str]) -> Iterator[dict[str, Any]]:
+def _parquet_rows(file: Path) -> Iterator[dict[str, Any]]:
     import pyarrow
     import pyarrow.parquet
 
     try:
         # Without buffers for whole columns: a page at a time is enough.
         source = pyarrow.parquet.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)
-        _check_columns(pictures, source.schema_arrow.names)
         for batch in source.iter_batches(batch_size=8):
             yield from batch.to_pylist()
     except pyarrow.ArrowException as error:
