@@ -36,9 +36,9 @@ SYSTEM = (
 )
 USER = "Question:\n{question}\n\nAccepted answers:\n{accepted}\n\n<answer>\n{answer}\n</answer>"
 
-_TAG = re.compile(r"<(?=[|｜/<A-Za-z_])|\[(?=/?[A-Z_]{2,}\])")
 # What begins a tag, or a token of a chat template: <|im_end|>, </s>, [INST]. A server reads such
 # tokens in a message as its own, so an answer could end its part and go on as the judge.
+_TAG = re.compile(r"<(?=[|｜/<A-Za-z_])|\[(?=/?[A-Z_]{2,}\])")
 
 PROMPT_HASH = hashlib.sha256(f"{SYSTEM}\0{USER}\0{_TAG.pattern}".encode()).hexdigest()[:12]
 """Stands beside every number that a judge made: another text judges otherwise."""

@@ -164,7 +164,6 @@ def test_a_command_that_ends_is_started_again_and_ends_with_the_server():
 
 OWNER = """
 import asyncio, sys
-from tool_server import mcp_log
 from tool_server.config import ToolServerConfig
 from tool_server.server import ToolServer
 
