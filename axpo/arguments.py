@@ -28,8 +28,12 @@ def _runs(incomplete: str) -> Iterator[str]:
 
 
 def _targets(incomplete: str) -> Iterator[str]:
-    yield from _recipes(incomplete)
-    yield from _runs(incomplete)
+    """Yield recipes and runs. Both look through folders, and each folder is offered once."""
+    runs = list(_runs(incomplete))
+    for recipe in _recipes(incomplete):
+        if recipe not in runs and recipe.removesuffix("/") not in runs:
+            yield recipe
+    yield from runs
 
 
 def _keys(incomplete: str) -> list[str]:
@@ -85,6 +89,12 @@ Overrides = Annotated[
 ]
 RunFolder = Annotated[
     Path, typer.Argument(metavar="RUN", help="a run directory", autocompletion=_runs)
+]
+RunFolders = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="RUN...", help="run directories, or folders of them", autocompletion=_runs
+    ),
 ]
 Target = Annotated[
     Path | None,

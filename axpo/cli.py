@@ -23,7 +23,7 @@ from axpo.inputs import (
     check_inputs,
     check_model,
     checked_recipe,
-    print_lines,
+    print_line,
     print_set_aside,
 )
 from axpo.project_cli import init, recipes_app, setup
@@ -184,7 +184,7 @@ def _held_out(recipe: Recipe, model: str) -> None:
     with ray_session(recipe, learner=False), console.status("evaluating"):
         found = evaluate_model(recipe, model)
     for reason in found.unusable:
-        print_lines([f"set aside: {reason}"], console, indent="")
+        print_line(f"set aside: {reason}", console)
     for name, value in found.numbers.items():
         is_count = name in ("dropped", "unusable")
         shown = f"{value:.0f}" if is_count else f"{value:.1%}"
@@ -205,7 +205,7 @@ def sft(recipe: RecipeFile, overrides: Overrides = None) -> None:
     print_set_aside(check_stages(loaded), console)
     with ray_session(loaded, workers=False):
         folder = fine_tune(loaded, console)
-    print_lines([f"model {folder}"], console, indent="")
+    print_line(f"model {folder}", console)
 
 
 @model_app.command()
@@ -219,7 +219,7 @@ def build(recipe: RecipeFile = Path("embedded"), overrides: Overrides = None) ->
 
     # The recipe's model does not exist yet, so its inputs are not checked.
     folder = build_embedded(load_recipe(recipe, overrides or ()), console)
-    print_lines([f"model {folder}"], console, indent="")
+    print_line(f"model {folder}", console)
 
 
 def main() -> None:

@@ -11,7 +11,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
+from axpo.inputs import print_line, print_warnings
 from axpo.texts import printable
 
 if TYPE_CHECKING:
@@ -68,15 +70,13 @@ def decontaminate(
         shown = progress.add_task("")
 
         def tell(what: str, done: int, total: int) -> None:
-            progress.update(shown, description=escape(what), completed=done, total=total)
+            progress.update(shown, description=escape(printable(what)), completed=done, total=total)
 
         index = Index(asked, tell, min_words)
         found = write_report(trained, index, out, tell)
-    for fault in index.unread:
-        line = escape(printable(f"compared by its text alone: {fault}"))
-        console.print(f"[yellow]warning[/] {line}", highlight=False, soft_wrap=True)
+    print_warnings((f"compared by its text alone: {fault}" for fault in index.unread), console)
     _print_counts(trained, found, console)
-    console.print(f"report {out}", highlight=False, markup=False, soft_wrap=True)
+    print_line(f"report {out}", console)
 
 
 def _print_counts(trained: Sequence[Trained], found: Sequence[Found], console: Console) -> None:
@@ -86,7 +86,6 @@ def _print_counts(trained: Sequence[Trained], found: Sequence[Found], console: C
         table.add_column(name, justify="right")
     for part, one in zip(trained, found, strict=True):
         counts = [one.removed[why] for why in ("same picture", "alike picture", "same text")]
-        table.add_row(
-            escape(part.source.path), *[f"{count:,}" for count in (one.rows, *counts, one.bad)]
-        )
+        numbers = [f"{count:,}" for count in (one.rows, *counts, one.bad)]
+        table.add_row(Text(printable(part.source.path)), *numbers)
     console.print(table)

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from axpo.config import Recipe
 from axpo.errors import AxpoError
+from axpo.inputs import print_line, print_lines, print_warnings
 from axpo.texts import closest, printable
 
 if TYPE_CHECKING:
@@ -67,18 +68,17 @@ def run_benchmarks(
     # Files of gigabytes are unpacked the first time.
     with console.status("reading the benchmarks"):
         evaluation = prepare(target, recipe, model, _options(options))
-    for doubt in evaluation.doubts:
-        _warn(doubt, console)
-    _say(f"results {evaluation.out}", console)
+    print_warnings(evaluation.doubts, console)
+    print_line(f"results {evaluation.out}", console)
     with console.status("evaluating") as status:
 
         def progress(what: str, done: int, total: int) -> None:
-            status.update(f"{what}: {done} of {total}")
+            status.update(Text(printable(f"{what}: {done} of {total}")))
 
         summary = evaluate(evaluation, progress)
     print_summary(summary, console)
     page = render_evaluation(evaluation.out)
-    _say(f"report {page}", console)
+    print_line(f"report {page}", console)
 
 
 def print_summary(summary: Mapping[str, Any], console: Console) -> None:
@@ -125,7 +125,7 @@ def run_comparison(first: Path, second: Path, out: Path | None, console: Console
     page = write_comparison(first, second, found, out) if out is not None else None
     print_comparison(first, second, found, console)
     if page is not None:
-        _say(f"report {page}", console)
+        print_line(f"report {page}", console)
 
 
 def print_comparison(first: Path, second: Path, found: Comparison, console: Console) -> None:
@@ -149,12 +149,11 @@ def print_comparison(first: Path, second: Path, found: Comparison, console: Cons
         change = found.average.to_json()
         table.add_row("average", "", "", "", *points(change), "", "", "")
     console.print(table)
-    _say("* McNemar's exact test of better against worse", console)
+    print_line("* McNemar's exact test of better against worse", console)
     for one in found.differences:
         if one.only_one:
-            _say(f"{one.benchmark}: measured in one of them only: {one.only_one}", console)
-    for warning in found.warnings:
-        _warn(f"they differ in {warning}", console)
+            print_line(f"{one.benchmark}: measured in one of them only: {one.only_one}", console)
+    print_warnings((f"they differ in {warning}" for warning in found.warnings), console)
 
 
 def shown(estimate: Mapping[str, float] | None) -> str:
@@ -181,12 +180,12 @@ def _print_set_aside(name: str, set_aside: Mapping[str, Any], console: Console) 
     if not set_aside["counts"]:
         return
     counts = ", ".join(f"{count} {word}" for word, count in set_aside["counts"].items())
-    _say(Text.assemble(("set aside", "yellow"), printable(f" {name}: {counts}")), console)
-    reasons = list(set_aside["reasons"].items())
-    for key, reason in reasons[:SHOWN_REASONS]:
-        _say(f"   {key}: {reason}", console)
+    line = Text.assemble(("set aside", "yellow"), printable(f" {name}: {counts}"))
+    console.print(line, soft_wrap=True)
+    reasons = [f"{key}: {reason}" for key, reason in set_aside["reasons"].items()]
+    print_lines(reasons[:SHOWN_REASONS], console)
     if len(reasons) > SHOWN_REASONS:
-        _say(f"   and {len(reasons) - SHOWN_REASONS} more, see summary.json", console)
+        print_lines([f"and {len(reasons) - SHOWN_REASONS} more, see summary.json"], console)
 
 
 def _percent(estimate: Mapping[str, float] | None) -> str:
@@ -209,16 +208,6 @@ def _add_columns(table: Table, names: Sequence[str]) -> None:
     table.add_column("benchmark", no_wrap=True)
     for name in names:
         table.add_column(name, justify="right", no_wrap=True)
-
-
-def _warn(text: str, console: Console) -> None:
-    _say(Text.assemble(("warning", "yellow"), f" {printable(text)}"), console)
-
-
-def _say(line: str | Text, console: Console) -> None:
-    """Print a line that may have brackets in it: paths, names, what a judge's server said."""
-    shown = line if isinstance(line, Text) else printable(line)
-    console.print(shown, highlight=False, markup=False, soft_wrap=True)
 
 
 def _options(given: Mapping[str, Any]) -> Any:

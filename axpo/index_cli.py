@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from axpo.errors import AxpoError
+from axpo.inputs import print_line
 
 if TYPE_CHECKING:
     from tool_server.search.index import Manifest
@@ -65,7 +66,7 @@ def build(
         raise AxpoError(str(error)) from None
     state = f"built in {time.monotonic() - started:.1f} s" if built else "up to date"
     line = f"index {folder}: {_contents(manifest)}, {state}"
-    console.print(line, highlight=False, markup=False, soft_wrap=True)
+    print_line(line, console)
 
 
 def _contents(manifest: Manifest) -> str:

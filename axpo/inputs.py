@@ -55,10 +55,15 @@ def check_model(recipe: Recipe, console: Console, model: str | None = None) -> F
     return report.fits
 
 
-def print_lines(lines: Iterable[str], console: Console, indent: str = "   ") -> None:
-    """Print lines that may have brackets in them, as paths may, or repeat what a file says."""
+def print_line(line: str, console: Console) -> None:
+    """Print a line that may have brackets in it, as paths may, or repeat what a file says."""
+    console.print(Text(printable(line)), soft_wrap=True)
+
+
+def print_lines(lines: Iterable[str], console: Console) -> None:
+    """Print lines with an indent, each as `print_line` does."""
     for line in lines:
-        console.print(Text(f"{indent}{printable(line)}"), soft_wrap=True)
+        print_line(f"   {line}", console)
 
 
 def print_set_aside(reasons: Sequence[str], console: Console) -> None:

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from axpo.errors import AxpoError
+from axpo.inputs import print_line, print_lines
 
 recipes_app = typer.Typer(help="The recipes that come along.")
 console = Console()
@@ -51,7 +52,7 @@ def copy_recipe(
         raise AxpoError(f"{file}: exists; expected the name of a new file") from None
     except OSError as error:
         raise AxpoError(f"{file}: {error.strerror}") from None
-    console.print(f"recipe {file}", highlight=False, soft_wrap=True)
+    print_line(f"recipe {file}", console)
 
 
 def init(
@@ -61,12 +62,8 @@ def init(
     from axpo.starter import write_project
 
     write_project(folder)
-    console.print(
-        f"project {folder}\n  cd {folder}\n  axpo check recipe.yaml\n  axpo train recipe.yaml",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
+    print_line(f"project {folder}", console)
+    print_lines([f"cd {folder}", "axpo check recipe.yaml", "axpo train recipe.yaml"], console)
 
 
 def setup(

@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from axpo.errors import AxpoError
+from axpo.inputs import print_line
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -255,9 +256,7 @@ def _print_result(result: ToolResult, name: str, out: Path) -> None:
         file = out / f"{name}_{index}.png"
         Image.fromarray(pixels).save(file)
         height, width, _ = pixels.shape
-        console.print(
-            f"image {file}: {width} x {height}", highlight=False, markup=False, soft_wrap=True
-        )
+        print_line(f"image {file}: {width} x {height}", console)
     # An answer without text says at least that there was one.
     if result.status is not ToolStatus.OK or result.text == "":
         console.print(f"{result.status} after {result.seconds:.2f} s", style="dim", highlight=False)

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from axpo.arguments import OptionalRecipe, Overrides, Replayed, Resumed
 from axpo.errors import AxpoError
-from axpo.inputs import check_inputs, checked_recipe, print_lines
+from axpo.inputs import check_inputs, checked_recipe, print_line
 
 if TYPE_CHECKING:
     from axpo.config import Recipe
@@ -68,10 +68,10 @@ def train(
         write_meta(directory.path, first)
         if rollouts_only:
             record_run(loaded, directory, console)
-            print_lines([f"rollouts {directory.path / 'rollouts'}"], console, indent="")
+            print_line(f"rollouts {directory.path / 'rollouts'}", console)
         elif source is not None:
             steps = replay_run(loaded, source, directory, console)
-            print_lines([f"checkpoint {directory.checkpoints.path(steps)}"], console, indent="")
+            print_line(f"checkpoint {directory.checkpoints.path(steps)}", console)
         else:
             _train(loaded, directory, first, console)
 
@@ -95,7 +95,7 @@ def _train(recipe: Recipe, directory: RunDirectory, first: int, console: Console
     # Also of a run that was stopped: its curves are worth a look.
     report = render(path)
     if summary is None:
-        print_lines([f"stopped with a checkpoint; continue with --resume {path}"], console, "")
+        print_line(f"stopped with a checkpoint; continue with --resume {path}", console)
         return
     title = f"{recipe.name} · {recipe.algorithm}"
     console.print(summary_table(summary, title, {"run": path, "report": report}))

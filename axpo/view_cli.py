@@ -8,12 +8,12 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from axpo.arguments import RunFolder, RunFolders
 from axpo.errors import AxpoError
-from axpo.inputs import print_lines
+from axpo.inputs import print_line
 
 console = Console()
 
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="a run directory")]
 Cache = Annotated[
     Path | None,
     typer.Option(metavar="DIR", help="folder of the search indexes. Default: your cache folder"),
@@ -43,13 +43,11 @@ def report(
     if order not in ORDERS:
         raise AxpoError(f"--order {order}: expected one of {', '.join(ORDERS)}")
     page = render(run, Choice(show, groups, order, cache))
-    print_lines([f"report {page}"], console, indent="")
+    print_line(f"report {page}", console)
 
 
 def view(
-    runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="run directories, or folders of them")
-    ],
+    runs: RunFolders,
     port: Annotated[
         int | None,
         typer.Option(min=0, max=65535, help="port on this machine. Default: 8600, or a free one"),
@@ -63,7 +61,7 @@ def view(
     from axpo.viewer.serve import serve
 
     def tell(address: str) -> None:
-        print_lines([f"open {address}"], console, indent="")
+        print_line(f"open {address}", console)
         console.print("end with Ctrl-C", highlight=False)
 
     serve(runs, port, cache, tell)

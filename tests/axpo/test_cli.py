@@ -187,6 +187,21 @@ def test_the_version_names_the_parts(monkeypatch):
     assert "ray " in said.output
 
 
+def completed(typed):
+    """Return what a shell is offered for a command line that ends in the middle of a word."""
+    environment = {"_AXPO_COMPLETE": "complete_bash", "COMP_WORDS": typed}
+    environment["COMP_CWORD"] = str(len(typed.split()) - 1)
+    done = subprocess.run(
+        [sys.executable, "-c", "from axpo import cli; cli.app(prog_name='axpo')"],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stderr == ""
+    return done.stdout.split()
+
+
 @pytest.mark.parametrize(
     ("typed", "expected"),
     [
@@ -197,17 +212,7 @@ def test_the_version_names_the_parts(monkeypatch):
     ],
 )
 def test_a_shell_completes_recipes_keys_and_concepts(typed, expected):
-    words = typed.split()
-    environment = {"_AXPO_COMPLETE": "complete_bash", "COMP_WORDS": typed}
-    environment["COMP_CWORD"] = str(len(words) - 1)
-    done = subprocess.run(
-        [sys.executable, "-c", "from axpo import cli; cli.app(prog_name='axpo')"],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.stdout.split() == expected, done.stderr
+    assert completed(typed) == expected
 
 
 def test_runs_are_completed(tmp_path, monkeypatch):
@@ -215,6 +220,8 @@ def test_runs_are_completed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert list(arguments._runs("")) == ["runs/", "runs/a"]
     assert list(arguments._runs("runs/")) == ["runs/a"]
+    for command in ("report", "view", "train --resume", "train --replay", "eval"):
+        assert completed(f"axpo {command} runs/") == ["runs/a"]
 
 
 def test_an_older_runs_recipe_says_what_has_moved(tmp_path, monkeypatch, capsys):

@@ -91,6 +91,12 @@ def test_a_recipe_is_copied_once(elsewhere):
         CliRunner().invoke(app, ["recipes", "copy", "dem0"], catch_exceptions=False)
 
 
+def test_a_name_with_brackets_is_printed_as_it_is(elsewhere):
+    assert said("recipes", "copy", "demo", "my[red]recipe.yaml") == "recipe my[red]recipe.yaml\n"
+    project = "project my[red]project\n   cd my[red]project\n"
+    assert said("init", "my[red]project").startswith(project)
+
+
 def test_embedded_models_are_found_by_name(elsewhere):
     tiny = str(MODELS / "qwen3-vl-tiny")
     assert model_folder("qwen3-vl-tiny") == tiny
