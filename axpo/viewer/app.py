@@ -34,7 +34,7 @@ PAGES: dict[str, Page] = {
 }
 
 
-def make_app(site: Site, token: str, cookie: str = "axpo-view") -> ASGIApp:
+def make_app(site: Site, token: str, cookie: str) -> ASGIApp:
     """Return the viewer as an application that answers requests with the token only.
 
     Args:

@@ -51,15 +51,15 @@ HEADERS = {
 class Guard:
     """Let requests with the token through, and put the headers on every answer."""
 
-    def __init__(self, app: ASGIApp, token: str, name: str = "axpo-view") -> None:
+    def __init__(self, app: ASGIApp, token: str, cookie: str) -> None:
         """Make the guard.
 
         Args:
             app: what it guards.
             token: what a request must have.
-            name: of the cookie. Cookies do not know ports: two viewers need two names.
+            cookie: its name. Cookies do not know ports: two viewers need two names.
         """
-        self._app, self._token, self._cookie = app, token, name
+        self._app, self._token, self._cookie = app, token, cookie
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or pass it on."""
@@ -78,8 +78,8 @@ class Guard:
         if self._is_token(request.query_params.get("token", "")):
             return self._welcome(request.url)
         if not self._is_token(request.cookies.get(self._cookie, "")):
-            told = "Open the address that `axpo view` printed: the token in it is missing here."
-            return PlainTextResponse(told, 401)
+            reason = "Open the address that `axpo view` printed: the token in it is missing here."
+            return PlainTextResponse(reason, 401)
         return None
 
     def _welcome(self, url: URL) -> Response:

@@ -11,12 +11,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from axpo.plain_files import NotPlain, inside, open_plain
+from axpo.record.actor_logs import FOLDER
 from axpo.record.meta import read_meta
+from axpo.record.transcript import FILE as CONSOLE
 from axpo.texts import printable
 from axpo.viewer.site import Site
 
-CONSOLE, FOLDER = "axpo.log", "logs"
-"""What the console showed; the folder of what engines, ranks and tool servers printed."""
 TAIL = 200_000
 """Bytes of the end of a file that a page shows."""
 _COLOUR = re.compile("\x1b\\[[0-9;?]*[A-Za-z]")

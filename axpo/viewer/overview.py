@@ -8,7 +8,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from axpo.record.summary import before_after, duration, label
+from axpo.record.summary import duration
 from axpo.report.curves import charts, overlaid_charts, points
 from axpo.report.page import rates, tile
 from axpo.viewer.site import Site
@@ -67,7 +67,8 @@ def _facts(
     run: Watched, metrics: Sequence[Mapping[str, Any]], summary: Mapping[str, Any] | None
 ) -> list[str]:
     """Return what a run is, and what it cost or where it stands."""
-    facts = [word.upper() for word in (run.recipe.get("algorithm"),) if isinstance(word, str)]
+    algorithm = run.recipe.get("algorithm")
+    facts = [algorithm.upper()] if isinstance(algorithm, str) else []
     if summary:
         facts += [f"{summary['steps']} steps", duration(summary["seconds"])]
         facts.append(f"{summary['tokens']:,} tokens generated")
@@ -80,19 +81,17 @@ def _facts(
 def _row(run: Watched) -> dict[str, Any]:
     """Return what the table of runs says of one."""
     metrics, summary = run.metrics(), run.summary()
-    rates_of_run = before_after(summary or {})
-    held_out = points(metrics, "eval/pass1")
     training = points(metrics, "pass1")
-    if not rates_of_run and held_out:
-        rates_of_run = [(label("pass1"), held_out[0][1], held_out[-1][1])]
+    # The first rate is the one that says most.
+    _, before, after = next(iter(rates(metrics, summary)), ("", None, None))
     return {
         "run": run,
         "state": run.state(),
         "step": metrics[-1]["step"] if metrics else 0,
         "steps": run.recipe.get("steps", "?"),
-        "training": f"{training[-1][1]:.1%}" if training else "–",
-        "before": _percent(rates_of_run[0][1]) if rates_of_run else "–",
-        "after": _percent(rates_of_run[0][2]) if rates_of_run else "–",
+        "training": _percent(training[-1][1] if training else None),
+        "before": _percent(before),
+        "after": _percent(after),
         "groups": run.catalog.size()[0],
     }
 
@@ -103,7 +102,7 @@ def _percent(value: float | None) -> str:
 
 def _differences(runs: Sequence[Watched]) -> list[tuple[str, list[str]]]:
     """Return the fields in which recipes differ, with the value of each run."""
-    flat = [dict(_flat(run.recipe)) for run in runs]
+    flat = [_flat(run.recipe) for run in runs]
     names: dict[str, None] = {}
     for recipe in flat:
         names.update(dict.fromkeys(recipe))
@@ -111,17 +110,22 @@ def _differences(runs: Sequence[Watched]) -> list[tuple[str, list[str]]]:
     for name in names:
         values = [recipe.get(name, "–") for recipe in flat]
         if len(set(values)) > 1:
-            rows.append((name, values))
+            rows.append((name, [_ends(value) for value in values]))
     return rows
 
 
-def _flat(recipe: Mapping[str, Any], prefix: str = "", depth: int = 8) -> list[tuple[str, str]]:
-    """Return `section.field` and the value of each field of a recipe, as text."""
-    found = []
+def _ends(value: str) -> str:
+    """Return a value without its middle if it is long: paths differ in their ends."""
+    half = SHOWN // 2
+    return value if len(value) <= SHOWN else f"{value[:half]} … {value[-half:]}"
+
+
+def _flat(recipe: Mapping[str, Any], prefix: str = "", depth: int = 8) -> dict[str, str]:
+    """Return the value of each field of a recipe as text, by `section.field`."""
+    found: dict[str, str] = {}
     for name, value in recipe.items():
         if isinstance(value, dict) and depth:
-            found += _flat(value, f"{prefix}{name}.", depth - 1)
+            found |= _flat(value, f"{prefix}{name}.", depth - 1)
         else:
-            text = str(value)
-            found.append((f"{prefix}{name}", text[:SHOWN] + " …" * (len(text) > SHOWN)))
+            found[f"{prefix}{name}"] = str(value)
     return found

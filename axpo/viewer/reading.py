@@ -21,7 +21,7 @@ from axpo.viewer.site import NotThere, Site
 from axpo.viewer.watched import Watched
 
 ELSEWHERE = 60
-"""Groups of one question that a page links to."""
+"""Groups of one question, in one run, that a page links to."""
 HELD_OUT_MOST = 1000
 """Questions of an evaluation that a page lists."""
 COMMON = 300
@@ -52,12 +52,8 @@ def group(site: Site, request: Request) -> Response:
     keys = run.catalog.keys(wanted_of(given), order_of(given))
     place = keys.index(key) if key in keys else None
     view = group_view(record)
-    others = [
-        (other, one)
-        for other in site.runs
-        for one in other.catalog.of_question(listed.facts["question"])
-        if (other, one.key) != (run, key)
-    ]
+    same = _of_question(site, listed.facts["question"])
+    others = [(other, one) for other, one in same if (other, one.key) != (run, key)]
     return site.page(
         request,
         "group.html.jinja",
@@ -70,9 +66,10 @@ def group(site: Site, request: Request) -> Response:
         place=place,
         total=len(keys),
         query=query_of(given),
-        others=others[:ELSEWHERE],
+        others=others,
         own=name_of(run, key),
         name_of=name_of,
+        comparison=comparison,
     )
 
 
@@ -91,17 +88,20 @@ def held_out(site: Site, request: Request) -> Response:
     steps = run.catalog.steps("held-out")
     rows = []
     if steps:
-        first = run.catalog.find(
-            parse(f"source:held-out step:{steps[0]}"), most=HELD_OUT_MOST
-        ).groups
-        last = run.catalog.find(
-            parse(f"source:held-out step:{steps[-1]}"), most=HELD_OUT_MOST
-        ).groups
-        after = {one.facts["question"]: one for one in last}
-        pairs = [(one, after.get(one.facts["question"])) for one in first]
+        after = {one.facts["question"]: one for one in _evaluated(run, steps[-1])}
+        before = _evaluated(run, steps[0])
+        pairs = [(one, after.get(one.facts["question"])) for one in before]
         rows = [(one, other) for one, other in pairs if other is not None]
         rows.sort(key=lambda pair: pair[0].facts["reward"] - pair[1].facts["reward"])
-    return site.page(request, "held_out.html.jinja", run, steps=steps, rows=rows, name_of=name_of)
+    return site.page(
+        request,
+        "held_out.html.jinja",
+        run,
+        steps=steps,
+        rows=rows,
+        name_of=name_of,
+        comparison=comparison,
+    )
 
 
 def compare(site: Site, request: Request) -> Response:
@@ -109,13 +109,9 @@ def compare(site: Site, request: Request) -> Response:
     given = request.query_params
     names = [given.get(side, "") for side in ("left", "right")]
     if not any(names):
-        return site.page(request, "common.html.jinja", None, rows=_common(site), name_of=name_of)
+        return site.page(request, "common.html.jinja", None, rows=_common(site))
     left, right = (_side(site, name) for name in names)
     run = left.run if left.run is right.run else None
-    question = left.listed.facts["question"]
-    choices = [
-        (run, one) for run in site.runs for one in run.catalog.of_question(question)[:ELSEWHERE]
-    ]
     before, after = _neighbours(left, right)
     return site.page(
         request,
@@ -125,7 +121,7 @@ def compare(site: Site, request: Request) -> Response:
         after=after,
         sides=[("left", left, _shown(site, left)), ("right", right, _shown(site, right))],
         question=left.view.record["question"],
-        choices=choices,
+        choices=_of_question(site, left.listed.facts["question"]),
         name_of=name_of,
     )
 
@@ -138,6 +134,11 @@ def key_of(parts: Mapping[str, Any]) -> Key:
 def name_of(run: Watched, key: Key) -> str:
     """Return how an address names a group of any run."""
     return f"{run.index}.{key.source}.{key.step}.{key.place}"
+
+
+def comparison(left: str, right: str) -> str:
+    """Return the address of the page that shows two groups of these names side by side."""
+    return f"/compare?{urlencode({'left': left, 'right': right})}"
 
 
 def facts_of(view: GroupView) -> list[dict[str, Any]]:
@@ -154,7 +155,6 @@ def _facts(title: str, rollout: Rollout) -> dict[str, Any]:
     stats, credit = record["stats"], record.get("credit")
     segments = [segment for segment in record["segments"] if segment["kind"] == "policy"]
     logprobs = [logprob for segment in segments for logprob in segment["logprobs"]]
-    versions = sorted({segment["policy_version"] for segment in segments})
     return {
         "title": title,
         "right": rollout.right,
@@ -167,7 +167,7 @@ def _facts(title: str, rollout: Rollout) -> dict[str, Any]:
         "in_tools": stats.get("tool_seconds") or 0.0,
         "tools": ", ".join(stats.get("tools") or ()),
         "confidence": _confidence(logprobs),
-        "versions": "–".join(str(version) for version in (versions[:1] + versions[1:][-1:])),
+        "versions": _versions(segments),
         "fault": stats.get("fault") or "",
     }
 
@@ -175,6 +175,14 @@ def _facts(title: str, rollout: Rollout) -> dict[str, Any]:
 def _confidence(logprobs: Sequence[float]) -> str:
     """Return the geometric mean of the tokens' probabilities."""
     return f"{math.exp(sum(logprobs) / len(logprobs)):.2f}" if logprobs else "–"
+
+
+def _versions(segments: Sequence[Mapping[str, Any]]) -> str:
+    """Return the first and the last policy that wrote a rollout, as one number if they are one."""
+    versions = sorted({segment["policy_version"] for segment in segments})
+    if len(versions) > 1:
+        return f"{versions[0]}–{versions[-1]}"
+    return "".join(map(str, versions))
 
 
 def _side(site: Site, name: str) -> Side:
@@ -197,26 +205,38 @@ def _neighbours(left: Side, right: Side) -> list[str]:
     keys = (left.listed.key, right.listed.key)
     if {key.source for key in keys} != {"held-out"}:
         return ["", ""]
-    of_left, of_right = (
-        {one.facts["question"]: name_of(side.run, one.key) for one in _evaluated(side)}
-        for side in (left, right)
-    )
+    of_left, of_right = _names(left), _names(right)
     common = [question for question in of_left if question in of_right]
     if left.listed.facts["question"] not in common:
         return ["", ""]
     place = common.index(left.listed.facts["question"])
     found = []
     for other in (place - 1, place + 1):
-        question = common[other] if 0 <= other < len(common) else None
-        query = {"left": of_left[question], "right": of_right[question]} if question else {}
-        found.append(f"/compare?{urlencode(query)}" if query else "")
+        if 0 <= other < len(common):
+            question = common[other]
+            found.append(comparison(of_left[question], of_right[question]))
+        else:
+            found.append("")
     return found
 
 
-def _evaluated(side: Side) -> list[Listed]:
-    """Return the held-out groups of the same evaluation, in order."""
-    step = side.listed.key.step
-    return side.run.catalog.find(parse(f"source:held-out step:{step}"), most=HELD_OUT_MOST).groups
+def _names(side: Side) -> dict[str, str]:
+    """Return the names of the groups of the same evaluation, by question, in order."""
+    groups = _evaluated(side.run, side.listed.key.step)
+    return {one.facts["question"]: name_of(side.run, one.key) for one in groups}
+
+
+def _evaluated(run: Watched, step: int) -> list[Listed]:
+    """Return the held-out groups of one evaluation, in order."""
+    return run.catalog.find(parse(f"source:held-out step:{step}"), most=HELD_OUT_MOST).groups
+
+
+def _of_question(site: Site, question: str) -> list[tuple[Watched, Listed]]:
+    """Return the groups of one question with their runs, the newest of each run first."""
+    found = []
+    for run in site.runs:
+        found += [(run, one) for one in run.catalog.of_question(question)[:ELSEWHERE]]
+    return found
 
 
 def _shown(site: Site, side: Side) -> Markup:
@@ -225,8 +245,11 @@ def _shown(site: Site, side: Side) -> Markup:
     return Markup(template.render(g=side.view, facts=side.facts, images=side.run.pictures))
 
 
-def _common(site: Site) -> list[tuple[Listed, list[Listed | None]]]:
-    """Return the questions that at least two runs kept, with the newest group of each run."""
+def _common(site: Site) -> list[tuple[Listed, str, list[Listed | None]]]:
+    """Return the questions that at least two runs kept.
+
+    Each with one of its groups, the comparison of its first two, and the newest group of each run.
+    """
     newest = [run.catalog.newest_of_each() for run in site.runs]
     counts: dict[str, int] = {}
     for of_run in newest:
@@ -235,5 +258,7 @@ def _common(site: Site) -> list[tuple[Listed, list[Listed | None]]]:
     rows = []
     for question in sorted(name for name, count in counts.items() if count > 1)[:COMMON]:
         row = [of_run.get(question) for of_run in newest]
-        rows.append((next(one for one in row if one is not None), row))
+        kept = [(run, one) for run, one in zip(site.runs, row, strict=True) if one is not None]
+        left, right = (name_of(run, one.key) for run, one in kept[:2])
+        rows.append((kept[0][1], comparison(left, right), row))
     return rows

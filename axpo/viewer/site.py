@@ -102,9 +102,9 @@ class Site:
 def number(given: Mapping[str, str], name: str, default: int, most: int = 10**9) -> int:
     """Return a whole number from 0 to `most` of a request; the default if it has none."""
     text = given.get(name, "")
-    return (
-        min(int(text), most) if text.isascii() and text.isdecimal() and len(text) < 12 else default
-    )
+    # Python refuses to read numbers of thousands of digits.
+    is_number = text.isascii() and text.isdecimal() and len(text) < 12
+    return min(int(text), most) if is_number else default
 
 
 def marked(excerpt: str) -> Markup:

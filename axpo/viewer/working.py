@@ -7,19 +7,19 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from axpo.catalog.search import Happened
 from axpo.record.files import by_step
 from axpo.record.run import RunDirectory
 from axpo.record.set_aside import HELD_OUT
 from axpo.report.timeline import picture
 from axpo.report.trace import trace
+from axpo.texts import one_line
 from axpo.viewer.site import Site, number
 from axpo.viewer.watched import Watched
 
 SLOWEST = 12
 """Rollouts that the table under the timeline names."""
 SHOWN = 500
-"""Reasons in a list."""
+"""Reasons in a list, and characters of an event."""
 
 
 def timeline(site: Site, request: Request) -> Response:
@@ -43,8 +43,7 @@ def timeline(site: Site, request: Request) -> Response:
 def step_trace(site: Site, request: Request) -> Response:
     """Return the same as a Chrome trace, a file to download."""
     _, step, bars = _timed(site.run_of(request), request)
-    name = f'attachment; filename="trace_{step or 0}.json"'
-    headers = {"Content-Disposition": name}
+    headers = {"Content-Disposition": f'attachment; filename="trace_{step or 0}.json"'}
     return Response(trace(bars, step or 0), media_type="application/json", headers=headers)
 
 
@@ -58,7 +57,7 @@ def faults(site: Site, request: Request) -> Response:
         set_aside=_set_aside(run),
         unreadable=run.catalog.unreadable()[:SHOWN],
         counts=run.catalog.happened_counts(),
-        happened=[(one, _fields(one)) for one in run.catalog.happened()],
+        happened=[(one, one_line(one.fields, SHOWN)) for one in run.catalog.happened()],
     )
 
 
@@ -78,11 +77,6 @@ def _set_aside(run: Watched) -> list[tuple[str, list[str]]]:
     training = run.catalog.reasons("rollouts.jsonl", "unusable")
     held_out = run.catalog.reasons("events.jsonl", HELD_OUT)
     return [("training", training[:SHOWN]), ("held-out", held_out[:SHOWN])]
-
-
-def _fields(happened: Happened) -> str:
-    """Return the other fields of an event, as its log has them."""
-    return happened.fields if len(happened.fields) < SHOWN else f"{happened.fields[:SHOWN]} …"
 
 
 def _slowest(bars: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -8,7 +8,8 @@ from axpo.viewer.site import Site
 from axpo.viewer.watched import watch
 from tests.axpo.viewer.made_runs import HOSTILE, write_run
 
-TOKEN = "secret-token"
+TOKEN, COOKIE = "secret-token", "axpo-view"
+ORIGIN = "http://127.0.0.1:8600"
 
 
 class Still:
@@ -27,23 +28,21 @@ def made_runs(tmp_path_factory):
     return root
 
 
-def client_of(runs, tmp_path_factory, **options):
+def client_of(runs, tmp_path_factory):
+    """Return a browser that has the token of a viewer of some runs."""
     watched = watch(runs, tmp_path_factory.mktemp("cache"))
     for run in watched:
         run.catalog.update()
-    app = make_app(Site(watched, Still()), TOKEN)
-    return TestClient(app, base_url="http://127.0.0.1:8600", follow_redirects=False, **options)
+    app = make_app(Site(watched, Still()), TOKEN, COOKIE)
+    return TestClient(app, base_url=ORIGIN, follow_redirects=False, cookies={COOKIE: TOKEN})
 
 
 @pytest.fixture(scope="session")
 def client(made_runs, tmp_path_factory):
-    """A browser that has the token."""
-    made = client_of([made_runs / "a", made_runs / "hostile"], tmp_path_factory)
-    made.cookies.set("axpo-view", TOKEN)
-    return made
+    return client_of([made_runs / "a", made_runs / "hostile"], tmp_path_factory)
 
 
 @pytest.fixture
 def stranger(client):
     """A browser that has not."""
-    return TestClient(client.app, base_url="http://127.0.0.1:8600", follow_redirects=False)
+    return TestClient(client.app, base_url=ORIGIN, follow_redirects=False)

@@ -24,9 +24,25 @@ HOSTILE = (
     "<a href='javascript:window.hacked=1'>go</a></textarea></style>"
 )
 
+ADDRESSES = (
+    "/",
+    "/compare",
+    "/compare?left=0.held-out.0.1&right=1.held-out.12.1",
+    "/r/1",
+    "/r/1/groups",
+    "/r/1/groups?q=script",
+    "/r/1/groups/training/3/0",
+    "/r/1/groups/training/3/1",
+    "/r/1/held-out",
+    "/r/1/timeline",
+    "/r/1/faults",
+    "/r/1/logs",
+)
+"""One or more of each kind of page, if the runs of the viewer are `a` and `hostile`."""
+
 
 def timed(trajectory: Trajectory, started: float, seconds: float) -> Trajectory:
-    calls = any(segment for segment in trajectory.segments[1:])
+    calls = len(trajectory.segments) > 1
     stats = RolloutStats(
         started=started,
         seconds=seconds,

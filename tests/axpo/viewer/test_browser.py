@@ -10,23 +10,9 @@ import pytest
 from axpo.record.run import RunDirectory
 from tests.axpo.helpers import decode
 from tests.axpo.viewer.browser import Watcher, launched, served, violations, wait_for
-from tests.axpo.viewer.made_runs import answered, numbers, write_run
+from tests.axpo.viewer.made_runs import ADDRESSES, answered, numbers, write_run
 
-PATHS = (
-    "/",
-    "/compare",
-    "/compare?left=0.held-out.0.1&right=1.held-out.12.1",
-    "/r/1",
-    "/r/1/groups",
-    "/r/1/groups?q=script",
-    "/r/1/groups/training/3/0",
-    "/r/1/groups/training/3/1",
-    "/r/1/held-out",
-    "/r/1/timeline",
-    "/r/1/faults",
-    "/r/1/logs",
-    "/r/7",
-)
+PATHS = (*ADDRESSES, "/r/7")
 NOT_FOUND = "error: Failed to load resource: the server responded with a status of 404 (Not Found)"
 WIDE, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.axpo.viewer.conftest import TOKEN
+from tests.axpo.viewer.conftest import COOKIE, TOKEN
 
 
 def test_the_token_comes_by_address_once_and_by_cookie_then(stranger):
@@ -16,8 +16,9 @@ def test_the_token_comes_by_address_once_and_by_cookie_then(stranger):
     assert "httponly" in cookie
     assert "samesite=lax" in cookie
     assert stranger.get("/r/0/groups?step=3").status_code == 200
-    stranger.cookies.set("axpo-view", "wrong")
-    stranger.cookies.delete("axpo-view", domain="127.0.0.1")
+    stranger.cookies.clear()
+    stranger.cookies.set(COOKIE, "wrong")
+    assert stranger.get("/r/0/groups?step=3").status_code == 401
 
 
 def test_a_redirect_stays_on_this_host(stranger):
