@@ -6,11 +6,11 @@ from typing import Any
 
 from torch import nn
 
+from axpo.scratch import remove_left
 from learner.config import LearnerConfig, Serving, adapters_alone
 from learner.receivers import SETTLE_S, Receivers
 from learner.senders import Adapters, Rendezvous, Sender, SharedMemory, vllm_sender
 from learner.weights import stream_bytes, stream_shared_memory
-from rollout_workers.scratch import remove_left
 
 
 class WeightSync:

@@ -20,9 +20,9 @@ from typing import Any, BinaryIO, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from axpo.scratch import SHARED_MEMORY, Scratch
 from learner import lora
 from learner.receivers import Receivers
-from rollout_workers.scratch import SHARED_MEMORY, Scratch
 
 Named: TypeAlias = list[tuple[str, Tensor]]
 """Hugging Face names and whole tensors."""

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from rollout_workers.scratch import Scratch, remove_left
+from axpo.scratch import Scratch, remove_left
 from rollout_workers.settings import WorkerSettings
 
 if TYPE_CHECKING:

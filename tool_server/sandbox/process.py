@@ -23,6 +23,7 @@ from pathlib import Path
 from signal import SIGKILL
 from typing import IO, TypeAlias
 
+from axpo.scratch import Scratch, remove_left
 from tool_server.images import MAX_ASPECT
 from tool_server.sandbox import syscalls
 from tool_server.sandbox.channels import OutputPipe, ResultPipe, Work, open_inputs, open_pipe
@@ -30,7 +31,6 @@ from tool_server.sandbox.inside import protocol
 from tool_server.sandbox.jail import Toolbox, command, readable
 from tool_server.sandbox.options import MAX_FILES, MIB, Isolation, PythonOptions, limits
 from tool_server.sandbox.places import OutOfMemory, Place, Places
-from tool_server.sandbox.work_folder import WorkFolder
 from tool_server.tool import Pixels, ToolUnavailable
 
 START_S = 120.0
@@ -92,7 +92,7 @@ class Jail:
         self._loop = asyncio.get_running_loop()
         self._numbers = itertools.count()
         self._ended: dict[int, asyncio.Future[protocol.Ended]] = {}
-        self._work: WorkFolder | None = None
+        self._work: Scratch | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._reaped: asyncio.Future[int] | None = None
@@ -203,10 +203,14 @@ class Jail:
                     await asyncio.shield(self._reaped)
 
     def _make_work_folder(self) -> None:
-        """Make the folder of the calls' working directories; with namespaces they need none."""
+        """Make the folder of the calls' working directories; with namespaces they need none.
+
+        Those that killed servers left are removed.
+        """
         if self._isolation.namespaces:
             return
-        self._work = WorkFolder()
+        remove_left()
+        self._work = Scratch()
         # Each call is a user of its own: it makes its folder here, and sees no other one.
         if os.geteuid() == 0 and not self._isolation.bare:
             self._work.share()
@@ -385,7 +389,7 @@ class Jail:
             # Reaps bubblewrap; a moment after the zygote, so not on the event loop.
             self._reaped = self._loop.run_in_executor(None, self._process.wait)
         if self._work is not None:
-            self._work.remove()
+            self._work.close()
             self._work = None
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from axpo.scratch import PREFIX
 from tool_server.sandbox import layers
 from tool_server.sandbox.layers import check, isolation, table
 from tool_server.sandbox.options import Isolation, Layer, PythonOptions
@@ -208,7 +209,7 @@ def test_without_namespaces_a_recipe_that_says_so_still_holds_attacks(public_too
 
 
 def work_folders() -> set[Path]:
-    return set(Path(tempfile.gettempdir()).glob("axpo-python-*"))
+    return set(Path(tempfile.gettempdir()).glob(f"{PREFIX}*"))
 
 
 @needs_root

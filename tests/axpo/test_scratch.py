@@ -5,12 +5,12 @@ import signal
 import subprocess
 import sys
 
-from rollout_workers.scratch import PREFIX, Scratch, remove_left
+from axpo.scratch import PREFIX, Scratch, remove_left
 
 CHILD = """
 import sys, time
 from pathlib import Path
-from rollout_workers.scratch import Scratch
+from axpo.scratch import Scratch
 folder = Scratch(Path(sys.argv[1]))
 (folder.path / "bucket").write_bytes(bytes(1 << 20))
 print(folder.path.name, flush=True)
@@ -35,6 +35,14 @@ def test_a_folder_is_private_and_goes_with_its_block(tmp_path):
         assert folder.stat().st_mode & 0o777 == 0o700
         (folder / "file").write_text("x")
         assert remove_left((tmp_path,)) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_in_a_shared_folder_others_make_folders_and_see_none(tmp_path):
+    folder = Scratch(tmp_path)
+    folder.share()
+    assert folder.path.stat().st_mode & 0o7777 == 0o1733
+    folder.close()
     assert list(tmp_path.iterdir()) == []
 
 

@@ -29,6 +29,10 @@ class Scratch:
         # Also when nobody holds this object any more, and when the interpreter ends.
         self._remove = weakref.finalize(self, _remove, self.path, lock)
 
+    def share(self) -> None:
+        """Let every user make a folder in it, and list or remove no other one's."""
+        self.path.chmod(0o1733)
+
     def close(self) -> None:
         """Remove the folder with what it holds; nothing happens if it is closed."""
         self._remove()
