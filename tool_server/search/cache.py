@@ -56,7 +56,7 @@ class DiskCache:
         """Return an answer; None if there is none yet, or none that can be read."""
         try:
             return [Result(**row) for row in json.loads(path.read_bytes())]
-        except (OSError, ValueError, TypeError):
+        except (OSError, ValueError, TypeError, RecursionError):
             # Not there, damaged, or of another form of results: ask the provider.
             return None
 

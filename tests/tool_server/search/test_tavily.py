@@ -219,10 +219,11 @@ def test_of_two_servers_that_ask_at_once_the_first_answer_counts(provider, tmp_p
     assert len(provider.requests) == 2
 
 
-def test_a_damaged_cache_file_is_asked_again(provider, tmp_path):
+@pytest.mark.parametrize("damaged", ['[{"title": ', '[{"name": "a"}]', "[" * 100_000])
+def test_a_damaged_cache_file_is_asked_again(provider, tmp_path, damaged):
     ask(client(provider, tmp_path), "q")
     (file,) = (tmp_path / "cache").rglob("*.json")
-    file.write_text('[{"title": ')
+    file.write_text(damaged)
     assert ask(client(provider, tmp_path), "q")[0][0].title == "a"
     assert ask(client(provider, tmp_path), "q")[0][0].title == "a"
     assert len(provider.requests) == 2
