@@ -161,15 +161,24 @@ def test_a_unit_may_be_left_out_but_not_exchanged():
     for answer in ("12 m", "12 cm^2", "13 cm", "cm", "12 cm or 13 cm"):
         assert verify("numeric", "12 cm", f"\\boxed{{{answer}}}") == 0, answer
     assert verify("numeric", "12", "\\boxed{12 cm}") == 0  # of what, the truth does not say
-    assert verify("numeric", "5 m/s^2", "\\boxed{5\\ \\text{m}/\\text{s}^{2}}") == 1
-    assert verify("numeric", "90^\\circ", "\\boxed{90\u00b0}") == 1
-    assert verify("numeric", "90^\\circ", "\\boxed{90 degrees}") == 1
-    assert verify("numeric", "20 \u2103", "\\boxed{20^\\circ\\text{C}}") == 1
-    assert verify("numeric", "20 \u2103", "\\boxed{20\u00b0F}") == 0
-    assert verify("numeric", "\u20ac5", "\\boxed{5 \u20ac}") == 1
-    assert verify("numeric", "\u20ac5", "\\boxed{\u00a35}") == 0
-    assert verify("numeric", "5 \u00b5m", "\\boxed{5\\,\\mu\\text{m}}") == 1
-    assert verify("numeric", "5 s^{-1}", "\\boxed{5 s\u207b\u00b9}") == 1
+
+
+@pytest.mark.parametrize(
+    ("truth", "answer", "right"),
+    [
+        ("5 m/s^2", "5\\ \\text{m}/\\text{s}^{2}", True),
+        ("90^\\circ", "90\u00b0", True),
+        ("90^\\circ", "90 degrees", True),
+        ("20 \u2103", "20^\\circ\\text{C}", True),
+        ("20 \u2103", "20\u00b0F", False),
+        ("\u20ac5", "5 \u20ac", True),
+        ("\u20ac5", "\u00a35", False),
+        ("5 \u00b5m", "5\\,\\mu\\text{m}", True),
+        ("5 s^{-1}", "5 s\u207b\u00b9", True),
+    ],
+)
+def test_a_unit_may_be_typeset(truth, answer, right):
+    assert verify("numeric", truth, f"\\boxed{{{answer}}}") == right
 
 
 @pytest.mark.parametrize(
@@ -327,18 +336,24 @@ def test_data_that_cannot_be_compared_with_raises():
         verify("choice", "12", "\\boxed{A}")
 
 
-def test_math():
+@pytest.mark.parametrize(
+    ("truth", "answer", "right"),
+    [
+        ("\\frac{1}{2}", "\\boxed{0.5}", True),
+        ("$x^2 + 2x + 1$", "\\boxed{(x+1)^2}", True),
+        ("\\frac{1}{2}", "\\boxed{0.51}", False),
+        ("\\frac{1}{2}", "0.5", False),  # no box
+        ("\\frac{3}{2}", "\\boxed{1 1/2}", True),
+        ("1\\frac{1}{2}", "\\boxed{1.5}", True),
+        ("x+1", "\\boxed{9^{9^{9^9}}}", False),
+        ("x+1", "\\boxed{" + "(" * 500 + "}", False),
+        ("7", "\\boxed{3 4}", False),  # no mixed number
+        ("x-1", "\\boxed{x\u20131}", True),
+        ("12\\text{ cm}", "\\boxed{12}", True),
+        ("12\\text{ cm}", "\\boxed{12\\text{ m}}", False),
+        ('["x", "x+1"]', "\\boxed{1+x}", True),
+    ],
+)
+def test_math(truth, answer, right):
     pytest.importorskip("math_verify")
-    assert verify("math", "\\frac{1}{2}", "\\boxed{0.5}") == 1
-    assert verify("math", "$x^2 + 2x + 1$", "\\boxed{(x+1)^2}") == 1
-    assert verify("math", "\\frac{1}{2}", "\\boxed{0.51}") == 0
-    assert verify("math", "\\frac{1}{2}", "0.5") == 0
-    assert verify("math", "\\frac{3}{2}", "\\boxed{1 1/2}") == 1
-    assert verify("math", "1\\frac{1}{2}", "\\boxed{1.5}") == 1
-    assert verify("math", "x+1", "\\boxed{9^{9^{9^9}}}") == 0
-    assert verify("math", "x+1", "\\boxed{" + "(" * 500 + "}") == 0
-    assert verify("math", "7", "\\boxed{3 4}") == 0  # no mixed number
-    assert verify("math", "x-1", "\\boxed{x\u20131}") == 1
-    assert verify("math", "12\\text{ cm}", "\\boxed{12}") == 1
-    assert verify("math", "12\\text{ cm}", "\\boxed{12\\text{ m}}") == 0
-    assert verify("math", '["x", "x+1"]', "\\boxed{1+x}") == 1
+    assert verify("math", truth, answer) == right
