@@ -16,6 +16,8 @@ from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as Picture
 from PIL import ImageDraw
 
+from axpo.evaluation.benchmark import Benchmark, Item, benchmarks
+
 TEXT, NUMBER = Value("string"), Value("int64")
 SMALL = (64, 48)
 
@@ -40,6 +42,12 @@ def write(data: Path) -> Path:
     ):
         make(data)
     return data
+
+
+def load(name: str, data: Path, **options: Any) -> tuple[Benchmark, dict[str, Item]]:
+    """Return a benchmark and its questions by their names."""
+    benchmark = benchmarks.parse({"name": name, **options})
+    return benchmark, {item.id: item for item in benchmark.load(data)}
 
 
 def mathvision(data: Path) -> None:
@@ -191,7 +199,7 @@ def hr_bench(data: Path, sizes: dict[str, tuple[int, int]] | None = None) -> Non
     for name, size in (sizes or {"4k": (400, 300), "8k": (768, 432)}).items():
         rows = []
         for question, options, right, category in asked:
-            encoded = base64.b64encode(_jpeg(picture(question, size))).decode()
+            encoded = base64.b64encode(jpeg(picture(question, size))).decode()
             for turn in range(4):
                 turned = options[turn:] + options[:turn]
                 row = {"index": len(rows), "question": question, "category": category}
@@ -262,7 +270,7 @@ def _lines(file: Path, rows: list[dict[str, Any]]) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def _jpeg(image: Picture.Image) -> bytes:
+def jpeg(image: Picture.Image) -> bytes:
     data = io.BytesIO()
     image.save(data, "JPEG", quality=90)
     return data.getvalue()

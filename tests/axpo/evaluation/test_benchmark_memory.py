@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.axpo.evaluation.invented import _jpeg
+from tests.axpo.evaluation.invented import jpeg
 
 QUESTIONS, SIZE, SAMPLES = 200, (7680, 4320), 4
 LIMIT = 2 * 2**30
@@ -52,7 +52,7 @@ def write_rows(folder: Path) -> None:
     from PIL import Image
 
     noise = np.random.default_rng(0).integers(0, 256, (270, 480, 3), dtype=np.uint8)
-    encoded = _jpeg(Image.fromarray(noise).resize(SIZE, Image.Resampling.BICUBIC))
+    encoded = jpeg(Image.fromarray(noise).resize(SIZE, Image.Resampling.BICUBIC))
     # What follows the end of a JPEG is not read: these are 200 files of other digests.
     images = [base64.b64encode(encoded + bytes([n])).decode() for n in range(QUESTIONS)]
     columns: dict[str, list] = {"index": list(range(QUESTIONS)), "image": images}

@@ -81,7 +81,7 @@ def test_a_tsv_file_of_another_form_is_one_line(tmp_path):
 
 
 def test_pictures_in_json_are_base64_or_paths(tmp_path):
-    encoded = invented._jpeg(invented.picture("x", (30, 20)))
+    encoded = invented.jpeg(invented.picture("x", (30, 20)))
     text = base64.b64encode(encoded).decode()
     folder = tmp_path / "HR-MMSearch"
     (folder / "images").mkdir(parents=True)
