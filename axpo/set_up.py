@@ -32,21 +32,20 @@ TOOLBOX = ("landlockpy", "matplotlib", "numpy", "pandas", "pillow", "scipy", "sy
 """Packages that code of a policy may import."""
 
 
-def fit_to_cpu() -> bool:
-    """Let the stack import beside a CPU build of torch; return whether this was needed."""
+def fit_to_cpu() -> None:
+    """Let the stack import beside a CPU build of torch; beside a CUDA build, do nothing."""
     if not _torch_is_for_cpus():
-        return False
+        return
     surplus = [name for name in LINKED_AGAINST_CUDA if importlib.util.find_spec(name)]
     if surplus:
         _pip("uninstall", "-qq", "--yes", *surplus)
     site = Path(sysconfig.get_path("purelib"))
     shutil.copyfile(DEPLOY / "torchvision_cpu.py", site / f"{HOOK}.py")
     (site / f"{HOOK}.pth").write_text(f"import {HOOK}\n", encoding="utf-8")
-    return True
 
 
-def make_toolbox() -> Path:
-    """Make the interpreter of the policy's code beside this one, and return its folder.
+def make_toolbox() -> None:
+    """Make the interpreter of the policy's code beside this one.
 
     Its versions are those of the constraints. Nothing of AXPO is in it.
     """
@@ -59,7 +58,6 @@ def make_toolbox() -> Path:
         _pip("--python", python, "install", "-qq", "--constraint", str(CONSTRAINTS), *TOOLBOX)
     finally:
         os.umask(before)
-    return folder
 
 
 def why_unfinished(error: BaseException | None) -> str | None:
