@@ -76,8 +76,8 @@ def check(
     print_set_aside(set_aside, console)
     print_warnings(doubts, console)
     warnings = len(report.warnings) + len(silent) + len(set_aside) + len(doubts)
-    told = [("recipe", f"{loaded.name}, {loaded.algorithm}"), ("model", _model(loaded, memory))]
-    _print_table([*told, *_rows(placement, memory, len(set_aside), warnings)])
+    run = [("recipe", f"{loaded.name}, {loaded.algorithm}"), ("model", _model(loaded, memory))]
+    _print_table([*run, *_rows(placement, memory, len(set_aside), warnings)])
     console.print(f"[green]ok[/] {escape(loaded.describe())}", highlight=False, soft_wrap=True)
 
 
@@ -109,7 +109,9 @@ def _rows(
         # Only the totals: what they consist of is above.
         if name.startswith(("learner, each", "engine, each")):
             yield name, value.partition(" (")[0]
-    yield "nodes", placement[0].removeprefix("needs ").removesuffix(":")
+    # Which of the two it is depends on --nodes.
+    nodes = placement[0].removeprefix("needs ").removeprefix("placement on ")
+    yield "nodes", nodes.removesuffix(":")
     if set_aside:
         yield "set aside", f"{set_aside} rows"
     yield "warnings", f"{warnings}, above" if warnings else "none"

@@ -177,6 +177,8 @@ def test_check_ends_with_a_table_and_its_verdict_and_shows_the_recipe_if_asked()
     full = CliRunner().invoke(cli.app, ["check", DEMO, "--full"]).output.splitlines()
     assert len(full) > 150
     assert full[0].strip() == "name: demo"
+    on_mine = CliRunner().invoke(cli.app, ["check", DEMO, "--nodes", "2", "0", "8"])
+    assert on_mine.output.splitlines()[-3].split()[:3] == ["nodes", "2", "nodes"]
 
 
 def test_the_version_names_the_parts(monkeypatch):
