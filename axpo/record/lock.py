@@ -58,7 +58,8 @@ def is_held(run: Path) -> bool:
         held = Path("/proc/locks").read_text(encoding="ascii")
     except OSError:
         return False
-    # 1: FLOCK  ADVISORY  WRITE 2107 00:1c:93045 0 EOF
+    # A line is, for example, "1: FLOCK  ADVISORY  WRITE 2107 00:1c:93045 0 EOF". Its device is not
+    # always the one that `stat` names (on Btrfs, for example), so the inode alone is compared.
     fields = [line.split() for line in held.splitlines()]
     places = [field[5] for field in fields if "FLOCK" in field and len(field) > 5]
     return any(place.rpartition(":")[2] == str(inode) for place in places)

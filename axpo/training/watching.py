@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import ray
-from ray.exceptions import ActorDiedError
+from ray.exceptions import ActorDiedError, RayError
 
 from learner.learner import Learner, RanksLost
 from rollout_workers.causes import cause_of
@@ -32,7 +32,7 @@ def ranks_watched(learner: Learner, pool: RolloutPool) -> Iterator[None]:
         signs = learner.signs_of_life()
         while not over.wait(EVERY_S):
             answered, open_signs = ray.wait(signs, num_returns=len(signs), timeout=0)
-            lost.extend(why for sign in answered if (why := _end(sign)))
+            lost.extend(reason for reason in map(_end, answered) if reason)
             if lost:
                 return pool.fail(lost[0])
             if not open_signs:
@@ -57,6 +57,6 @@ def _end(sign: ray.ObjectRef) -> str:
         ray.get(sign)
     except ActorDiedError as error:
         return cause_of(error)
-    except ray.exceptions.RayError:
+    except RayError:
         return ""  # not reached for now, for example: it is asked again
     return ""
