@@ -6,18 +6,15 @@ the loopback interface, as Debian's does.
 
 from __future__ import annotations
 
-import fcntl
 import ipaddress
 import socket
-import struct
 import sys
 from collections.abc import Iterator
 
+from learner.network import interface_address
+
 ELSEWHERE = ("192.0.2.1", 9)
 """An address that nobody has (RFC 5737). Nothing is sent to it: the kernel only names a route."""
-
-_SIOCGIFADDR = 0x8915
-"""Linux's request for the IPv4 address of an interface."""
 
 
 def address(interface: str | None = None) -> str:
@@ -31,7 +28,7 @@ def address(interface: str | None = None) -> str:
         OSError: the interface has no IPv4 address, or only the loopback interface has one.
     """
     if interface is not None:
-        return of_interface(interface)
+        return interface_address(interface)
     for candidate in (*of_name(), *of_route(), *of_interfaces()):
         if reachable(candidate):
             return candidate
@@ -68,17 +65,9 @@ def of_interfaces() -> Iterator[str]:
     """Yield the addresses of the interfaces that have one."""
     for _, name in socket.if_nameindex():
         try:
-            yield of_interface(name)
+            yield interface_address(name)
         except OSError:
             continue
-
-
-def of_interface(name: str) -> str:
-    """Return the address of an interface; raise OSError if there is none."""
-    request = struct.pack("256s", name.encode()[:15])
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        answer = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, request)
-    return socket.inet_ntoa(answer[20:24])
 
 
 if __name__ == "__main__":
