@@ -7,9 +7,17 @@ is left out, and said to be.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+)
 
 from axpo.texts import check_text, one_line
 from rollout_workers.trajectory import EndReason, ForkPoint, RolloutStats
@@ -19,11 +27,28 @@ ImageName: TypeAlias = Annotated[
 ]
 """A plain name: one with a slash would lead out of the folder."""
 
-Number: TypeAlias = Annotated[float, Field(ge=-1e9, le=1e9, allow_inf_nan=False)]
-Count: TypeAlias = Annotated[int, Field(ge=0, le=1_000_000_000)]
-Ids: TypeAlias = list[Annotated[int, Field(ge=0, lt=2**31)]]
+# Strict: what reads a record computes with its numbers, and a text "0.5" is none.
+Number: TypeAlias = Annotated[float, Field(ge=-1e9, le=1e9, allow_inf_nan=False, strict=True)]
+Whole: TypeAlias = Annotated[int, Field(strict=True)]
+Count: TypeAlias = Annotated[int, Field(ge=0, le=1_000_000_000, strict=True)]
+Ids: TypeAlias = list[Annotated[int, Field(ge=0, lt=2**31, strict=True)]]
 # Round-off may leave a logprob a little above 0.
-LogProb: TypeAlias = Annotated[float, Field(ge=-1e5, le=1.0, allow_inf_nan=False)]
+LogProb: TypeAlias = Annotated[float, Field(ge=-1e5, le=1.0, allow_inf_nan=False, strict=True)]
+
+_MEASURED = [one.name for one in fields(RolloutStats) if isinstance(one.default, int | float)]
+"""Numbers of a rollout's statistics."""
+
+
+def _check_measured(stats: Any) -> Any:
+    """Raise ValueError if a text stands for a number of `RolloutStats`, which is not strict."""
+    if isinstance(stats, Mapping):
+        texts = [name for name in _MEASURED if isinstance(stats.get(name), str)]
+        if texts:
+            raise ValueError(f"{texts[0]}: expected a number")
+    return stats
+
+
+Stats: TypeAlias = Annotated[RolloutStats, BeforeValidator(_check_measured)]
 
 
 class _Form(BaseModel):
@@ -48,7 +73,7 @@ class _Observation(_Form):
 
 class _Policy(_Form):
     kind: Literal["policy"]
-    policy_version: int
+    policy_version: Whole
     token_ids: Ids
     token_texts: list[str]
     logprobs: list[LogProb]
@@ -67,7 +92,7 @@ class _Trajectory(_Form):
     end: EndReason
     answer: str | None
     reward: Number | None
-    stats: RolloutStats
+    stats: Stats
     prompt_ids: Ids
     segments: list[Annotated[_Observation | _Policy, Field(discriminator="kind")]]
     credit: _Credit | None
@@ -81,7 +106,7 @@ class _Resample(_Form):
 
 class _Group(_Form):
     step: Count
-    worker: int | None
+    worker: Whole | None
     question: _Question
     prompt: str
     rollouts: Annotated[list[_Trajectory], Field(min_length=1)]
@@ -92,7 +117,7 @@ class _Bar(_Form):
     question: str
     rollout: Count
     fork: Count | None
-    worker: int
+    worker: Whole
     start: Number
     stop: Number
     tools: list[tuple[Number, Number]]

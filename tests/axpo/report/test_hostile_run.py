@@ -64,6 +64,10 @@ DAMAGE = {
     "half a surrogate pair": put("question", "text", "\ud83d"),
     "a huge reward": put(*ROLLOUT, "reward", 1e308),
     "a text for a reward": put(*ROLLOUT, "reward", "right"),
+    "a text of a number for a reward": put(*ROLLOUT, "reward", "0.5"),
+    "a text of a number for a logprob": put(*ROLLOUT, "segments", 0, "logprobs", 0, "-1"),
+    "a text of a number for a policy": put(*ROLLOUT, "segments", 0, "policy_version", "0"),
+    "a text of a number for a time": put(*ROLLOUT, "stats", {"seconds": "1.5"}),
     "a huge logprob": put(*ROLLOUT, "segments", 0, "logprobs", 0, 1e308),
     "a step that is a text": put("step", "<script>"),
     "a missing list": lambda record: record.pop("resamples"),
@@ -134,7 +138,12 @@ def test_a_summary_that_is_none_is_an_error_in_one_line(run, text):
         render(run)
 
 
-@pytest.mark.parametrize("text", ["[]", "{}", '[{"worker": "x"}]', "[1]", "no", "[" * 100_000])
+BAR = {"question": "q", "rollout": 0, "fork": None, "start": 0, "stop": 1, "tools": []}
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "{}", json.dumps([BAR | {"worker": "0"}]), "[1]", "no", "[" * 100_000]
+)
 def test_a_timeline_that_is_none_is_left_out(run, text):
     (run / "timeline" / "step_0001.json").write_text(text)
     assert '<figure class="chart timeline">' not in render(run).read_text()
