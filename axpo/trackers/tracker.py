@@ -94,9 +94,11 @@ class Tracker(Variant):
         spec = find_spec(self.package)
         # Trackers leave folders of their own names behind, which Python takes for packages.
         if spec is None or spec.origin is None:
+            # A tracker of the user's own is named by its import path, and no extra is.
+            needed = self.package if ":" in self.name else f"'axpo[{self.name}]'"
             raise AxpoError(
-                f"logging.trackers: {self.name} is not installed: "
-                f"pip install 'axpo[{self.name}]', or leave it out of the recipe"
+                f"logging.trackers: {self.name}: {self.package} is not installed: "
+                f"pip install {needed}, or leave the tracker out of the recipe"
             )
 
     def wants_table(self, step: int) -> bool:

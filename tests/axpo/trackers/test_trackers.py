@@ -179,7 +179,6 @@ class Dead(Broken):
 class Absent(Broken):
     """Need a package that is not there."""
 
-    name = "absent"
     package = "no_such_package_at_all"
 
 
@@ -281,14 +280,20 @@ def test_a_tracker_that_does_not_start_leaves_no_run_behind(tmp_path):
 
 
 def test_a_tracker_that_is_not_installed_is_refused_with_the_command(tmp_path, monkeypatch):
-    with pytest.raises(AxpoError, match=r"absent is not installed: pip install 'axpo\[absent\]'"):
-        RunDirectory.create("r", {}, tmp_path, trackers=[Absent()])
+    own = trackers.parse(f"{__name__}:Absent")
+    missing = r"no_such_package_at_all is not installed: pip install"
+    with pytest.raises(AxpoError, match=rf"Absent: {missing} no_such_package_at_all,"):
+        RunDirectory.create("r", {}, tmp_path, trackers=[own])
     assert not list(tmp_path.iterdir())
+    swanlab = trackers.parse("swanlab")
+    monkeypatch.setattr(type(swanlab), "package", own.package)
+    with pytest.raises(AxpoError, match=rf"swanlab: {missing} 'axpo\[swanlab\]',"):
+        swanlab.check()
     # A folder of that name, which trackers leave behind, is no package.
     (tmp_path / "no_such_package_at_all").mkdir()
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(AxpoError, match="not installed"):
-        Absent().check()
+        own.check()
 
 
 def test_ranks_that_were_lost_take_the_trackers_back_too(tmp_path):
