@@ -75,7 +75,7 @@ class Tracking:
         """Let trackers that are open forget what came after `step`.
 
         If one of them does not start again, the run goes on without any: it is in the middle of its
-        work, and a resume gives them the whole history.
+        work, and the run directory has everything.
         """
         if self._followers is not None:
             self.stop()
