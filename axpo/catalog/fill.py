@@ -7,6 +7,7 @@ log grows by lines, so only what was added is read.
 from __future__ import annotations
 
 import json
+import math
 import os
 import sqlite3
 import time
@@ -212,6 +213,8 @@ def _time(row: dict[str, Any]) -> float:
         written: Any = row.get("t", row.get("time"))
         if isinstance(written, str):
             return datetime.fromisoformat(written).timestamp()
-        return min(max(float(written), 0.0), 1e11)
+        seconds = float(written)
+        # JSON as Python reads it has NaN, which no column takes.
+        return min(max(seconds, 0.0), 1e11) if math.isfinite(seconds) else 0.0
     except (TypeError, ValueError, OverflowError):
         return 0.0

@@ -164,6 +164,17 @@ def test_what_was_not_ordinary_is_kept(catalog, run):
     assert len(catalog.happened()) == 6
 
 
+@pytest.mark.parametrize(
+    "time", ["NaN", "-Infinity", "1" + 400 * "0", '"0001-01-01"', "[]", "null"]
+)
+def test_an_event_without_a_time_is_kept(catalog, run, time):
+    with (run / "events.jsonl").open("a") as lines:
+        lines.write(f'{{"event": "odd", "time": {time}}}\n')
+    catalog.update()
+    (odd,) = [one for one in catalog.happened() if one.name == "odd"]
+    assert odd.time == 0.0
+
+
 def test_it_follows_new_changed_and_missing_files(catalog, run):
     writer = RunDirectory.open(run)
     old = catalog.find(parse("step:1")).groups[0]
