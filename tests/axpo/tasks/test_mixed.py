@@ -167,66 +167,55 @@ def of_kind(number, kind, *rollouts, **info):
     return replace(made, question=replace(made.question, info={"kind": kind} | info))
 
 
-def test_an_evaluation_has_numbers_by_kind_within_a_family():
-    right, wrong = [direct(i, 1.0) for i in range(4)], [zooming(i, 0.0) for i in range(4)]
+RIGHT, WRONG = [direct(i, 1.0) for i in range(4)], [zooming(i, 0.0) for i in range(4)]
+
+
+def test_numbers_by_kind():
     groups = [
-        of_kind(0, "frame", *wrong),
-        of_kind(1, "two hops", *right),
-        of_kind(2, "frame", *right),
+        of_kind(0, "frame", *WRONG),
+        of_kind(1, "two hops", *RIGHT),
+        of_kind(2, "frame", *RIGHT),
     ]
     metrics = by_kind(groups, lambda of_one: evaluate_groups(of_one, TOKENS))
-    assert (
-        metrics["kind/frame/pass1"],
-        metrics["kind/frame/tool_use"],
-        metrics["kind/two_hops/pass1"],
-    ) == (
-        0.5,
-        0.5,
-        1.0,
-    )
+    assert metrics["kind/frame/pass1"] == 0.5
+    assert metrics["kind/frame/tool_use"] == 0.5
+    assert metrics["kind/two_hops/pass1"] == 1.0
     assert by_kind(groups[:1], lambda of_one: evaluate_groups(of_one, TOKENS)) == {}
     # A user's column may be called `kind` and hold numbers, which are no kinds of questions.
-    numbered = [of_kind(0, 3, *wrong), of_kind(1, 4, *wrong)]
+    numbered = [of_kind(0, 3, *WRONG), of_kind(1, 4, *WRONG)]
     assert by_kind(numbered, lambda of_one: {"n": 1.0}) == {}
 
-    class Pool:
-        def __init__(self, groups):
-            self.groups = groups
 
-        def outcomes(self, questions, step, n, temperature, evaluating):
-            return iter(self.groups)
+def evaluated(groups):
+    """Return the numbers of a held-out evaluation that gives these groups."""
+    pool = SimpleNamespace(
+        outcomes=lambda questions, step, n, temperature, evaluating: iter(groups),
+        ready=lambda: TOKENS,
+    )
+    asked = [replace(group.question, images=()) for group in groups]
+    task = SimpleNamespace(held_out=lambda: asked)
+    return held_out(pool, task, SimpleNamespace(samples=4, temperature=1.0)).numbers
 
-        def ready(self):
-            return TOKENS
 
-    def evaluated(groups):
-        task = SimpleNamespace(
-            held_out=lambda: [replace(group.question, images=()) for group in groups]
-        )
-        return held_out(Pool(groups), task, SimpleNamespace(samples=4, temperature=1.0)).numbers
-
-    assert evaluated(groups)["kind/frame/pass1"] == 0.5
+def test_an_evaluation_has_numbers_by_kind_within_a_family():
+    kinds = [of_kind(0, "frame", *WRONG), of_kind(1, "hops", *RIGHT), of_kind(2, "frame", *RIGHT)]
+    assert evaluated(kinds)["kind/frame/pass1"] == 0.5
     families = [
-        of_kind(0, "frame", *wrong, family="zoom"),
-        of_kind(1, "control", *right, family="zoom"),
-        of_kind(2, "easy", *right, family="search"),
+        of_kind(0, "frame", *WRONG, family="zoom"),
+        of_kind(1, "control", *RIGHT, family="zoom"),
+        of_kind(2, "easy", *RIGHT, family="search"),
     ]
     numbers = evaluated(families)
-    assert (
-        numbers["zoom/pass1"],
-        numbers["zoom/kind/control/pass1"],
-        numbers["zoom/kind/frame/tool_use"],
-    ) == (0.5, 1.0, 1.0)
+    assert numbers["zoom/pass1"] == 0.5
+    assert numbers["zoom/kind/control/pass1"] == 1.0
+    assert numbers["zoom/kind/frame/tool_use"] == 1.0
     assert not [name for name in numbers if name.startswith(("kind/", "search/kind"))]
+
+
+def test_a_report_names_kinds_and_compares_the_whole_alone():
     assert label("zoom/kind/control/pass1") == "zoom/kind/control: Pass@1"
-    assert before_after(
-        {
-            "kind/control/pass1_start": 0.1,
-            "kind/control/pass1_end": 0.2,
-            "pass1_start": 0.3,
-            "pass1_end": 0.4,
-        }
-    ) == [("Pass@1", 0.3, 0.4)]
-    assert before_after({"pass1_start": None, "pass1_end": 0.4}) == [
-        ("Pass@1", None, 0.4)
-    ]  # evaluation.start false
+    of_kinds = {"kind/control/pass1_start": 0.1, "kind/control/pass1_end": 0.2}
+    whole = {"pass1_start": 0.3, "pass1_end": 0.4}
+    assert before_after(of_kinds | whole) == [("Pass@1", 0.3, 0.4)]
+    # With `evaluation.start: false`.
+    assert before_after({"pass1_start": None, "pass1_end": 0.4}) == [("Pass@1", None, 0.4)]
