@@ -94,8 +94,7 @@ def list_variants(concept: Concept = None) -> None:
         console.print(f"[bold]{name}[/]", highlight=False)
         width = max((len(variant) for variant, _ in described), default=0)
         for variant, description in described:
-            line = f"  {variant:<{width}}  {description}"
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
+            print_line(f"  {variant:<{width}}  {description}", console)
 
 
 @app.command(name="eval")
@@ -188,7 +187,7 @@ def _held_out(recipe: Recipe, model: str) -> None:
     for name, value in found.numbers.items():
         is_count = name in ("dropped", "unusable")
         shown = f"{value:.0f}" if is_count else f"{value:.1%}"
-        console.print(f"{label(name):<22} {shown}", highlight=False)
+        print_line(f"{label(name):<22} {shown}", console)
 
 
 @app.command()

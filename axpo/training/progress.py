@@ -243,7 +243,8 @@ def summary_table(summary: Mapping[str, Any], title: str, paths: Mapping[str, Pa
         # Without an evaluation of the start model there is nothing to compare with.
         before = "–" if start is None else f"{start:.1%}"
         change = "" if start is None else f"{100 * (end - start):+.1f} pts"
-        table.add_row(name, before, f"{end:.1%}", Text(change, style="bold"))
+        shown = Text(printable(name))  # a task may call its families as it likes
+        table.add_row(shown, before, f"{end:.1%}", Text(change, style="bold"))
     seconds = duration(summary["seconds"])
     cost = f"{summary['steps']} steps, {seconds}, {summary['tokens']:,} tokens generated"
     width = max((len(name) for name in paths), default=0)

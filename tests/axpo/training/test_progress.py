@@ -87,6 +87,13 @@ def test_no_reason_is_obeyed_by_the_terminal():
     assert out.getvalue() == "question set aside: row \\x1b[2J\\u202e[/red] :smile: x\n"
 
 
+def test_the_summary_shows_the_names_of_families_as_they_are():
+    out = io.StringIO()
+    numbers = NUMBERS | {"a[red]b\x1b[2J/pass1_start": 0.25, "a[red]b\x1b[2J/pass1_end": 0.5}
+    Console(file=out, width=100).print(summary_table(numbers, "demo", {}))
+    assert "a[red]b\\x1b[2J: Pass@1" in out.getvalue()
+
+
 def test_the_summary_shows_before_and_after(tmp_path):
     out = io.StringIO()
     table = summary_table(NUMBERS, "demo", {"report": tmp_path / "report.html"})
