@@ -37,11 +37,12 @@ def read_table(path: Path, separator: str) -> Table:
     last = start = position
     columns: list[str] = []
     for fields in _records(decoded(), separator):
+        # A file without names of columns is none, and a quote that is never closed takes all rows.
         if isinstance(fields, csv.Error) and (not columns or position - start > MAX_LINE):
             raise AxpoError(f"{path}, line {encoding.lines}: {_of_csv(fields)}")
         if not columns and not isinstance(fields, csv.Error):
             columns = fields
-        elif fields:
+        elif fields:  # or an error, which is told when the row is asked for
             starts.extend((start, position))
         last, start = start, position
     encoding.check()
