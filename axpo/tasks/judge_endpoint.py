@@ -1,9 +1,9 @@
 """Ask a model behind an endpoint that speaks OpenAI's protocol for verdicts.
 
 A request that fails for a passing reason (408, 409, 425, 429, 5xx, a slow or cut connection, a body
-that is no reply) is made again, later and later. A reply that says neither yes nor no is asked for once
-more. An answer that the endpoint does not take (another 4xx, for example a filter of contents) has
-no verdict; a key or a model that it does not know ends the judging.
+that is no reply) is made again, later and later. A reply that says neither yes nor no is asked for
+once more. An answer that the endpoint does not take (another 4xx, for example a filter of contents)
+has no verdict; a key or a model that it does not know ends the judging.
 Verdicts are kept on disk by question, accepted answers, answer, model and prompt, so that no answer
 is judged twice, and an evaluation that goes on asks for what is missing only.
 """
