@@ -42,7 +42,10 @@ def _places(timeline: Sequence[Bar]) -> list[tuple[int, int]]:
         rows = free_at.setdefault(bar["worker"], [])
         free = (number for number, stop in enumerate(rows) if stop <= bar["start"])
         row = next(free, len(rows))
-        rows[row : row + 1] = [bar["stop"]]
+        if row == len(rows):
+            rows.append(bar["stop"])
+        else:
+            rows[row] = bar["stop"]
         places.append((bar["worker"], row))
     return places
 

@@ -58,15 +58,16 @@ def _answer(site: Site, page: Page) -> Callable[[Request], Response]:
         try:
             return page(site, request)
         except NotThere as error:
-            return _message(site, str(error), 404)
+            return _message(site, 404, "Not there", str(error))
         except AxpoError as error:
-            return _message(site, str(error), 500)
+            return _message(site, 500, "Not readable", str(error))
 
     return answer
 
 
-def _message(site: Site, text: str, status: int) -> Response:
-    html = site.templates.get_template("message.html.jinja").render(site.frame(None), text=text)
+def _message(site: Site, status: int, title: str, text: str) -> Response:
+    template = site.templates.get_template("message.html.jinja")
+    html = template.render(site.frame(None), title=title, text=text)
     return Response(html, status, media_type="text/html")
 
 

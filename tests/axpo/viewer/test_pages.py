@@ -282,6 +282,14 @@ def test_logs_are_shown_from_their_end_and_no_other_file_is(client, made_runs):
         assert "12:00:00" in page
 
 
+def test_what_cannot_be_read_is_said_on_the_page(tmp_path, tmp_path_factory):
+    path = write_run(tmp_path, "a", steps=1)
+    (path / "summary.json").write_text("{}")
+    page = client_of([path], tmp_path_factory).get("/r/0")
+    assert (page.status_code, "<h1>Not readable</h1>" in page.text) == (500, True)
+    assert "summary.json" in page.text
+
+
 def test_a_log_that_leads_out_of_the_run_is_not_read(tmp_path, tmp_path_factory):
     path = write_run(tmp_path, "a", steps=1)
     secret = tmp_path / "secret"
