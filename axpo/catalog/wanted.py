@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from axpo.errors import AxpoError
-from axpo.texts import shown
+from axpo.texts import clean, shown
 
 MOST_CHARACTERS = 500
 """Of what somebody types. A search for more words takes longer than anybody waits."""
@@ -142,9 +142,11 @@ def parse(typed: str) -> Wanted:
         raise AxpoError(
             f"the search has {len(typed)} characters; expected at most {MOST_CHARACTERS}"
         )
+    # SQLite takes no half of a surrogate pair, and a NUL for the end.
+    readable = clean(typed).replace("\0", " ")
     wanted = Wanted()
     words = []
-    for word in _WORD.findall(typed):
+    for word in _WORD.findall(readable):
         name, colon, value = word.partition(":")
         value = value.strip('"')
         if not colon or name not in (*NAMES, "is"):

@@ -28,7 +28,7 @@ def groups(site: Site, request: Request) -> Response:
     try:
         found = run.catalog.find(from_fields(given), order, first=(page - 1) * PAGE, most=PAGE)
     except AxpoError as error:
-        # While somebody types, a filter is not whole yet.
+        # While somebody types, a filter is not complete yet.
         found, fault = Found(0, []), str(error)
     return site.page(
         request,

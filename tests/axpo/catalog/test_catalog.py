@@ -101,6 +101,10 @@ QUESTIONS = {
     "purple* -": ["c"],
     "body:purple": [],
     "bbox_2d": ["a", "b"],
+    # What an address or a terminal may hold.
+    "purple\0elephants": ["c"],
+    '"purple\0elephants"': ["c"],
+    "question:\udcff": [],
 }
 
 
