@@ -25,9 +25,7 @@ How questions are asked is in `asking.py`; what happens to one of them is in `fo
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 
 from axpo.config import Recipe
@@ -36,7 +34,7 @@ from axpo.tasks import Task
 from axpo.training.asking import Asking
 from axpo.training.cursor import Cursor, Kept
 from axpo.training.following import Following
-from axpo.training.in_flight import QuestionInFlight
+from axpo.training.in_flight import InFlight, QuestionInFlight
 from resampler.client import ResamplerClient
 from rollout_workers.fleet import Log, no_log
 from rollout_workers.pool import RolloutPool
@@ -85,20 +83,21 @@ class Flow:
         self._log = log
         self._following = Following(recipe, pool, resampler, log)
         self._asking = Asking(task, recipe.questions_per_step, self._following, log)
-        self._in_flight: list[QuestionInFlight] = []
+        self._in_flight = InFlight()
         self._unusable_in_a_row = 0
-        self._something_finished = threading.Condition()
 
     def resume(self, cursor: Cursor) -> None:
         """Go on where an earlier process of the run stood; call it before the first `feed`."""
-        self._in_flight = self._asking.resume(cursor)
+        for restored in self._asking.resume(cursor):
+            self._in_flight.add(restored)
         if cursor.history is not None:
             self._resampler.restore(cursor.history)
 
     @property
     def cursor(self) -> Cursor:
         """Return what a resume needs, between `take` and `feed`."""
-        complete = [asked for asked in self._in_flight if asked.complete]
+        # A question may become complete while this looks: each is asked once.
+        complete = {asked: None for asked in self._in_flight if asked.complete}
         found = {q.question.id: q.unusable for q in self._in_flight if q.unusable is not None}
         again = sorted(
             asked.index
@@ -152,17 +151,12 @@ class Flow:
 
     def _ask(self, count: int, step: int) -> None:
         for asked in self._asking.ask(count, version=step):
-            self._in_flight.append(asked)
-            asked.result.add_done_callback(self._notify)
+            self._in_flight.add(asked)
 
-    def _notify(self, _: Future[Group | None]) -> None:
-        with self._something_finished:
-            self._something_finished.notify_all()
-
-    def _uninformative(self, finished: Sequence[QuestionInFlight]) -> list[QuestionInFlight]:
+    def _uninformative(self, finished: Sequence[QuestionInFlight]) -> dict[QuestionInFlight, None]:
         if not self._recipe.dynamic_sampling:
-            return []
-        return [asked for asked in finished if asked.uninformative]
+            return {}
+        return {asked: None for asked in finished if asked.uninformative}
 
     def _wait(self, step: int, size: int) -> tuple[list[QuestionInFlight], list[QuestionInFlight]]:
         """Wait for `size` finished questions, or for all.
@@ -171,53 +165,28 @@ class Flow:
             The oldest finished questions, and those that were given up because they are too old.
         """
         dropped: list[QuestionInFlight] = []
-        with self._something_finished:
-            while True:
-                finished = self._finished()
-                # Both lists are of one moment. A question that finishes right now stays overdue,
-                # and is among the finished ones in the next round.
-                overdue = self._overdue(step, finished)
-                enough = len(finished) >= min(size, len(self._in_flight))
-                if enough and self._recipe.stale == "drop":
-                    # A question that waits for the resampler only is kept: it waits for the
-                    # stragglers of its batch, and they are dropped here.
-                    late = [asked for asked in overdue if not asked.has_rollouts]
-                    overdue = [asked for asked in overdue if asked.has_rollouts]
-                    self._give_up(late)
-                    dropped += late
-                if enough and not overdue:
-                    break
-                self._something_finished.wait()
-        # The order does not depend on which question finished first: a synchronous run repeats.
-        oldest = sorted(finished, key=lambda asked: (asked.version, asked.index))[:size]
-        self._forget(oldest)
+        in_flight = self._in_flight
+        # Groups that this version began are too old in the batch of the next step.
+        too_old = step - self._recipe.max_staleness
+        with in_flight.lock:
+            in_flight.wait_for_finished(size)
+            if self._recipe.stale == "drop":
+                # A question that waits for the resampler only is kept: it waits for the
+                # stragglers of its batch, and they are dropped here.
+                overdue = in_flight.overdue(too_old)
+                dropped = [asked for asked in overdue if not asked.has_rollouts]
+                self._give_up(dropped)
+            in_flight.wait_for_overdue(too_old)
+            # The order does not depend on which question finished first: a synchronous run repeats.
+            by_age = sorted(in_flight.finished(), key=lambda asked: (asked.version, asked.index))
+            oldest = by_age[:size]
+            in_flight.forget(oldest)
         return oldest, dropped
 
-    def _finished(self) -> list[QuestionInFlight]:
-        finished = [asked for asked in self._in_flight if asked.result.done()]
-        # A bug in one question ends the run at once, whatever the others are doing.
-        for asked in finished:
-            error = asked.result.exception()
-            if error is not None:
-                raise error
-        return finished
-
-    def _overdue(self, step: int, finished: Sequence[QuestionInFlight]) -> list[QuestionInFlight]:
-        """Return the unfinished questions that would be too old in the batch of the next step."""
-        bound = self._recipe.max_staleness
-        return [
-            asked
-            for asked in self._in_flight
-            if asked.version + bound <= step and asked not in finished
-        ]
-
     def _give_up(self, late: Sequence[QuestionInFlight]) -> None:
-        self._forget(late)
+        self._in_flight.forget(late)
         for asked in late:
             asked.result.cancel()
-
-    def _forget(self, gone: Sequence[QuestionInFlight]) -> None:
-        self._in_flight = [asked for asked in self._in_flight if asked not in gone]
 
     def _taken(
         self,
@@ -230,7 +199,7 @@ class Flow:
         trained = [asked for asked in batch if asked.complete]
         trained.sort(key=lambda asked: asked.index)
         unusable = [asked for asked in batch if asked.unusable is not None]
-        broken = [asked for asked in batch if not asked.complete and asked not in unusable]
+        broken = [asked for asked in batch if not asked.complete and asked.unusable is None]
         for asked in trained:
             self._log("trained", question=asked.question.id, step=step)
         self._log_dropped(broken, step, "infrastructure")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from itertools import chain
 
 from learner.credit import informative
 from rollout_workers.trajectory import Group, Question, Resample
@@ -55,3 +57,91 @@ class Batch:
 
     number: int  # counts the batches of a run; the seeds of the rollouts derive from it
     questions: Sequence[QuestionInFlight]
+
+
+class InFlight:
+    """Hold the questions that are asked and not taken, and wait until enough of them are finished.
+
+    Adding, finishing and forgetting a question cost the same however many are in flight: a large
+    run has tens of thousands. All methods are for the trainer's thread. Questions finish on other
+    threads, but only while nobody holds the `lock`: who holds it sees one moment.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Condition()
+        # Dictionaries, because they keep an order. The questions are found by their results: a
+        # result that remembered its question would be a cycle, and keep a group alive.
+        self._questions: dict[Future[Group | None], QuestionInFlight] = {}
+        self._finished: dict[QuestionInFlight, None] = {}
+        self._unfinished: dict[int, dict[QuestionInFlight, None]] = {}  # by their versions
+        self._failed: list[QuestionInFlight] = []
+
+    def __len__(self) -> int:
+        return len(self._questions)
+
+    def __iter__(self) -> Iterator[QuestionInFlight]:
+        return iter(self._questions.values())
+
+    def add(self, asked: QuestionInFlight) -> None:
+        """Take in a question that was asked, finished or not."""
+        with self.lock:
+            self._questions[asked.result] = asked
+            self._unfinished.setdefault(asked.version, {})[asked] = None
+        asked.result.add_done_callback(self._finish)
+
+    def forget(self, gone: Iterable[QuestionInFlight]) -> None:
+        """Let questions go: a batch took them, or they are given up."""
+        with self.lock:
+            for asked in gone:
+                del self._questions[asked.result]
+                self._finished.pop(asked, None)
+                self._leave_unfinished(asked)
+
+    def finished(self) -> list[QuestionInFlight]:
+        """Return the finished questions, whatever came of them, in the order they finished in."""
+        return list(self._finished)
+
+    def overdue(self, version: int) -> list[QuestionInFlight]:
+        """Return the unfinished questions that were begun by `version` or an earlier one."""
+        begun = [of_one for v, of_one in self._unfinished.items() if v <= version]
+        return list(chain.from_iterable(begun))
+
+    def wait_for_finished(self, count: int) -> None:
+        """Wait until `count` questions are finished, or all.
+
+        Raises:
+            Exception: what a question's own task raised, as soon as it did.
+        """
+        self._wait_until(lambda: len(self._finished) >= min(count, len(self._questions)))
+
+    def wait_for_overdue(self, version: int) -> None:
+        """Wait until no question is unfinished that `version` or an earlier one began.
+
+        Raises:
+            Exception: what a question's own task raised, as soon as it did.
+        """
+        self._wait_until(lambda: all(v > version for v in self._unfinished))
+
+    def _wait_until(self, ready: Callable[[], bool]) -> None:
+        with self.lock:
+            self.lock.wait_for(lambda: bool(self._failed) or ready())
+            # A bug in one question ends the run at once, whatever the others are doing.
+            for asked in self._failed:
+                asked.result.result()
+
+    def _finish(self, result: Future[Group | None]) -> None:
+        with self.lock:
+            asked = self._questions.get(result)
+            if asked is None:  # it was given up, and then cancelled
+                return
+            self._leave_unfinished(asked)
+            self._finished[asked] = None
+            if result.cancelled() or result.exception() is not None:
+                self._failed.append(asked)
+            self.lock.notify_all()
+
+    def _leave_unfinished(self, asked: QuestionInFlight) -> None:
+        of_its_version = self._unfinished.get(asked.version, {})
+        of_its_version.pop(asked, None)
+        if not of_its_version:
+            self._unfinished.pop(asked.version, None)

@@ -214,15 +214,14 @@ def test_a_straggler_that_finishes_while_the_trainer_looks_is_in_the_batch():
     (straggler,) = [asked for asked in flow._in_flight if asked.index == 0]
     flow.feed(1)
     time.sleep(0.2)  # all others are there
-    look = flow._finished
+    look = flow._in_flight.wait_for_finished
 
-    def slow_look():
-        finished = look()
+    def slow_look(count):
+        look(count)
         while not straggler.result.done():
             time.sleep(0.01)
-        return finished
 
-    flow._finished = slow_look
+    flow._in_flight.wait_for_finished = slow_look
     assert 0 in ids(flow.take(1))
 
 
