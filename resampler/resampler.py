@@ -28,6 +28,7 @@ class Resampler:
         self._rules = Rules(tokens, config.fork_at, config.ranking, seed)
         self._selections: dict[int, Selection] = {}  # of the batches under way, by their number
         self._history = History()
+        self._failed_up_to: float | None = None  # the trigger's answer, until a batch is finished
 
     def offer(self, group: Group | None, batch: int, place: int, questions: int) -> Decision:
         """Take in a finished group, and return what it leads to.
@@ -51,6 +52,7 @@ class Resampler:
         if selection.complete:
             del self._selections[batch]
             self._history = self._history.after_batch(selection.past)
+            self._failed_up_to = None
         return decision
 
     def learn(self, outcome: Outcome) -> None:
@@ -68,6 +70,7 @@ class Resampler:
         """Go on from the history of an earlier process of the run."""
         self._history = history
         self._selections = {}
+        self._failed_up_to = None
 
     def _opened(self, questions: int) -> Selection:
         """Return the choice of a new batch of `questions`."""
@@ -88,7 +91,10 @@ class Resampler:
         # A lost group has no candidates, but its question still counts for the budget.
         if group is None:
             return selection.offer(place, [])
-        failed_up_to = self._config.trigger.failed_up_to(self._history.rewards)
+        # Once a batch, not once a question: there are four batches of rewards.
+        if self._failed_up_to is None:
+            self._failed_up_to = self._config.trigger.failed_up_to(self._history.rewards)
+        failed_up_to = self._failed_up_to
         found = candidates(group, self._rules, batch=batch, place=place, failed_up_to=failed_up_to)
         return selection.offer(place, found, group.rewards.tolist())
 

@@ -15,11 +15,11 @@ is
     rate     such candidates per question, over the m questions and the last BATCHES batches
 
 A candidate that is not within the budget yet is held, and looked at again when the next question
-comes in. When all but the stragglers are in, the rank is the one among the candidates seen. So
-what is left of the budget goes where the paper's order puts it, without the stragglers. Only the
-stragglers' candidates, and those that were taken too early, can differ from the paper's choice.
-The budget is never exceeded. Budget that nobody used goes to the last questions, in the paper's
-order.
+comes in. Only the best of those held is looked at: the rank of any other is no lower. When all but
+the stragglers are in, the rank is the one among the candidates seen. So what is left of the budget
+goes where the paper's order puts it, without the stragglers. Only the stragglers' candidates, and
+those that were taken too early, can differ from the paper's choice. The budget is never exceeded.
+Budget that nobody used goes to the last questions, in the paper's order.
 
 With priced tools (`resampler.budget.target_cost_s`) a candidate uses up `price` units of the
 budget instead of 1, and counts for as many in the rank. A price is at most the whole budget. A
@@ -32,12 +32,12 @@ from abc import abstractmethod
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, chain
-from typing import ClassVar
+from itertools import chain
+from typing import ClassVar, TypeAlias
 
 from axpo.registry import Registry, Variant
 from resampler.history import Entry, PastBatch
-from resampler.select import Candidate, allocate
+from resampler.select import Candidate, Held, allocate
 
 STRAGGLER = 16
 """One question in so many, the last ones to finish, for which no budget is kept. Their forks would
@@ -54,6 +54,9 @@ class Schedule(Variant):
     @abstractmethod
     def takes(self, rank: float, prefixes: int) -> bool:
         """Return whether a candidate is forked while questions of its batch are still out.
+
+        Candidates are asked in the order of their ranks, and the first that is not taken ends it:
+        if a rank is taken, every lower one must be.
 
         Args:
             rank: the rank that the candidate is expected to have in the whole batch, from 1.
@@ -113,8 +116,9 @@ class Selection:
         self._before = _Counts(chain.from_iterable(batch.entries for batch in past))
         self._seen = 0
         self._entries: list[Entry] = []  # of all candidates seen
+        self._counts = _Counts()  # of the same
         self._rewards: list[float] = []
-        self._held: list[Candidate] = []
+        self._held = Held(self._price)
         self._unsettled: set[int] = set()
 
     @property
@@ -141,68 +145,83 @@ class Selection:
         self._seen += 1
         self._rewards += rewards
         self._unsettled.add(place)
-        self._entries += [(c.depth, c.score, self._price(c)) for c in found]
-        self._held += found
+        entries = [(c.depth, c.score, self._price(c)) for c in found]
+        self._entries += entries
+        self._counts.add(entries)
+        self._held.add(place, found)
         return Decision(self._take(), self._settle())
 
     def _take(self) -> tuple[Candidate, ...]:
         if self._schedule.whole_batch and not self.complete:
             return ()
-        counts = _Counts(self._entries)
 
         def may_take(candidate: Candidate) -> bool:
             # What is left when all questions are in goes to whoever is next.
             if self.complete:
                 return True
-            return self._schedule.takes(self._rank(candidate, counts), self._terms.prefixes)
+            return self._schedule.takes(self._rank(candidate), self._terms.prefixes)
 
-        # Every question that comes in changes the ranks, so all that are held are asked again.
-        chosen = allocate(self._held, self._left, price=self._price, may_take=may_take)
+        chosen = allocate(self._held, self._left, may_take)
         for candidate in chosen:
             self._left -= self._price(candidate)
-        taken = set(chosen)
-        self._held = [candidate for candidate in self._held if candidate not in taken]
         return tuple(chosen)
 
     def _settle(self) -> tuple[int, ...]:
         """Return the questions that need not wait any longer, each once."""
-        settled = set(self._unsettled)
-        if not self.complete:
-            settled -= self._waiting()
+        if self.complete:
+            settled = set(self._unsettled)
+        elif self._schedule.whole_batch:
+            settled = set()
+        else:
+            settled = self._held.take_without()
         self._unsettled -= settled
         return tuple(sorted(settled))
-
-    def _waiting(self) -> set[int]:
-        """Return the questions for which a fork may still come."""
-        if self._schedule.whole_batch:
-            return self._unsettled
-        return {c.group for c in self._held if self._price(c) <= self._left}
 
     def _price(self, candidate: Candidate) -> float:
         price = self._terms.prices.get(candidate.tool, 1.0)
         # The most expensive tool can still be tried once a batch, so its cost is measured again.
         return min(price, max(1, self._terms.prefixes))
 
-    def _rank(self, candidate: Candidate, counts: _Counts) -> float:
+    def _rank(self, candidate: Candidate) -> float:
         """Return the rank that a candidate is expected to have in the whole batch."""
         questions = self._terms.questions
-        seen = counts.up_to(candidate)
+        seen = self._counts.up_to(candidate)
         awaited = max(0, questions - questions // STRAGGLER - self._seen)
         as_good = seen + self._before.up_to(candidate)
         return seen + awaited * as_good / (self._seen + self._asked_before)
 
 
+_Key: TypeAlias = tuple[int, float]
+"""Depth and score: what the order of candidates goes by."""
+
+
 class _Counts:
     """Count the candidates that are at least as good as one, each with its price.
 
-    A search takes logarithmic time, because every held candidate asks whenever a question comes in.
+    The keys of each price are in sorted runs, each more than twice as long as the next. A run that
+    is added is merged with those that are too short. So adding a key costs a logarithm on average,
+    and counting costs a search in each of a logarithm of runs.
     """
 
-    def __init__(self, entries: Iterable[Entry]) -> None:
-        ordered = sorted(entries)
-        self._keys = [(depth, score) for depth, score, _ in ordered]
-        self._totals = [0.0, *accumulate(price for *_, price in ordered)]
+    def __init__(self, entries: Iterable[Entry] = ()) -> None:
+        self._runs: dict[float, list[list[_Key]]] = {}  # by price, of which there are few
+        self.add(entries)
+
+    def add(self, entries: Iterable[Entry]) -> None:
+        """Count these, too."""
+        by_price: dict[float, list[_Key]] = {}
+        for depth, score, price in entries:
+            by_price.setdefault(price, []).append((depth, score))
+        for price, keys in by_price.items():
+            runs = self._runs.setdefault(price, [])
+            while runs and len(runs[-1]) <= 2 * len(keys):
+                keys += runs.pop()
+            runs.append(sorted(keys))
 
     def up_to(self, candidate: Candidate) -> float:
         """Return the prices of the candidates up to this one, summed; itself included."""
-        return self._totals[bisect_right(self._keys, (candidate.depth, candidate.score))]
+        key = (candidate.depth, candidate.score)
+        total = 0.0
+        for price, runs in self._runs.items():
+            total += price * sum(bisect_right(run, key) for run in runs)
+        return total

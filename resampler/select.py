@@ -2,13 +2,17 @@
 
 Rule 1 is `triggered`. Rule 2, the prefixes of a question, is `candidates`, with a fork place
 (`places.py`) and a ranking (`rankings.py`). Rule 3 is `allocate`, which chooses for every schedule
-(`schedules.py`).
+(`schedules.py`), from the candidates that are `Held`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from heapq import heappop, heappush
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,12 +107,64 @@ def _at_once(candidate: Candidate) -> bool:
     return True
 
 
+_Order: TypeAlias = tuple[int, float, int, int]
+
+
+class Held:
+    """Hold the candidates that may still be forked, in the order of rule 3.
+
+    Adding or taking one costs a logarithm of how many there are: in a large batch every question
+    that comes in asks for the first of tens of thousands.
+    """
+
+    def __init__(self, price: Callable[[Candidate], float] = _one_unit) -> None:
+        """Hold nothing yet; `price` is how many units of the budget a candidate uses up."""
+        self.price = price
+        # One heap for each price, of which there are as many as tools. So all that the budget
+        # cannot pay any more go at once.
+        self._heaps: dict[float, list[tuple[_Order, int, Candidate]]] = {}
+        self._serial = itertools.count()  # candidates themselves have no order
+        self._candidates: Counter[int] = Counter()  # held, by their questions
+        self._without: set[int] = set()
+
+    def add(self, place: int, found: Sequence[Candidate]) -> None:
+        """Take in the candidates of the question at a place of the batch; each place once."""
+        self._candidates[place] = len(found)
+        if not found:
+            self._without.add(place)
+        for candidate in found:
+            heap = self._heaps.setdefault(self.price(candidate), [])
+            heappush(heap, (_breadth_first(candidate), next(self._serial), candidate))
+
+    def first(self, budget: float) -> Candidate | None:
+        """Return the first candidate; let go of those that `budget` cannot pay.
+
+        What is left of a budget only falls: nobody will pay for them later.
+        """
+        for price in [price for price in self._heaps if price > budget]:
+            for *_, candidate in self._heaps.pop(price):
+                self._remove(candidate)
+        heads = [heap[0] for heap in self._heaps.values() if heap]
+        return min(heads)[-1] if heads else None
+
+    def take(self, candidate: Candidate) -> None:
+        """Let go of the first candidate: it is forked."""
+        heappop(self._heaps[self.price(candidate)])
+        self._remove(candidate)
+
+    def take_without(self) -> set[int]:
+        """Return the questions without candidates, each in one call only."""
+        taken, self._without = self._without, set()
+        return taken
+
+    def _remove(self, candidate: Candidate) -> None:
+        self._candidates[candidate.group] -= 1
+        if self._candidates[candidate.group] == 0:
+            self._without.add(candidate.group)
+
+
 def allocate(
-    found: Iterable[Candidate],
-    budget: float,
-    *,
-    price: Callable[[Candidate], float] = _one_unit,
-    may_take: Callable[[Candidate], bool] = _at_once,
+    held: Held, budget: float, may_take: Callable[[Candidate], bool] = _at_once
 ) -> list[Candidate]:
     """Choose the candidates to fork: breadth first, within the budget (rule 3).
 
@@ -117,26 +173,25 @@ def allocate(
     is our reading of the paper. Ties go to the earlier group, then to the earlier rollout.
 
     Args:
-        found: candidates of any number of questions, with their depths.
-        budget: units that the choice may use up.
-        price: units that a candidate uses up. It is passed over if what is left cannot pay it.
-        may_take: whether a candidate may be taken now.
+        held: candidates of any number of questions, with their depths. It keeps those that may be
+            chosen later.
+        budget: units that the choice may use up. A candidate is passed over if what is left cannot
+            pay it.
+        may_take: whether a candidate may be taken now. If it may not, those behind it wait too.
 
     Returns:
         The chosen candidates, in that order.
     """
     chosen: list[Candidate] = []
     left = budget
-    for candidate in sorted(found, key=_breadth_first):
-        units = price(candidate)
-        # The walk goes on after one that is too expensive: a later one may be cheaper.
-        if units <= left and may_take(candidate):
-            chosen.append(candidate)
-            left -= units
+    while (candidate := held.first(left)) and may_take(candidate):
+        held.take(candidate)
+        chosen.append(candidate)
+        left -= held.price(candidate)
     return chosen
 
 
-def _breadth_first(candidate: Candidate) -> tuple[int, float, int, int]:
+def _breadth_first(candidate: Candidate) -> _Order:
     return candidate.depth, candidate.score, candidate.group, candidate.rollout
 
 

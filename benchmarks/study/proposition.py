@@ -35,7 +35,7 @@ from benchmarks.study.intervals import Array, Estimate, estimate
 from benchmarks.study.runs import written
 from resampler.places import FirstCall
 from resampler.rankings import Confidence
-from resampler.select import Candidate, Rules, allocate, candidates
+from resampler.select import Candidate, Held, Rules, allocate, candidates
 from rollout_workers.settings import ForkRequest
 from rollout_workers.trajectory import (
     Group,
@@ -293,7 +293,9 @@ def _least_confident(group: Group, recipe: Recipe, tokens: SpecialTokens) -> Can
         place=0,
         failed_up_to=recipe.resampler.trigger.success_above,
     )
-    chosen = allocate(found, budget=1)
+    held = Held()
+    held.add(0, found)
+    chosen = allocate(held, budget=1)
     return chosen[0] if chosen else None
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from resampler.places import Answer, Observation, Prompt
 from resampler.rankings import EntropyRise
-from resampler.select import Candidate, allocate, triggered
+from resampler.select import Candidate, Held, allocate, triggered
 from tests.resampler.helpers import calling, direct, found_in, group, scored, turns
 
 
@@ -103,15 +103,23 @@ def test_arpo_forks_after_observations_where_the_entropy_rose_most_in_any_group(
     found = found_in(group("q", right, branching(1, 1.0, 1.0), branching(2, 3.0)), **arpo)
     assert [(c.rollout, c.prefix_tokens, c.score) for c in found] == [(0, 26, -0.5)]
     both = found_in(group("q", branching(0, 1.0, 1.25, 2.0)), **arpo)
-    assert [(c.prefix_tokens, c.score) for c in allocate(both, 2)] == [(52, -1.0), (26, -0.25)]
+    chosen = allocate(held(both), 2)
+    assert [(c.prefix_tokens, c.score) for c in chosen] == [(52, -1.0), (26, -0.25)]
 
 
 def batch_of(*rows: list[float]) -> list[Candidate]:
     return [candidate for place, row in enumerate(rows) for candidate in scored(place, *row)]
 
 
-def chosen(found: list[Candidate], budget: float, **options) -> list[tuple[int, int]]:
-    return [(c.group, c.rollout) for c in allocate(found, budget, **options)]
+def held(found: list[Candidate], **options) -> Held:
+    kept = Held(**options)
+    for place in {candidate.group for candidate in found}:
+        kept.add(place, [candidate for candidate in found if candidate.group == place])
+    return kept
+
+
+def chosen(kept: Held, budget: float, **options) -> list[tuple[int, int]]:
+    return [(c.group, c.rollout) for c in allocate(kept, budget, **options)]
 
 
 def test_allocation_is_breadth_first():
@@ -119,20 +127,34 @@ def test_allocation_is_breadth_first():
     found = batch_of([0.9, 0.2, 0.3], [], [0.4, 0.1], [0.5])
     everything = [(2, 1), (0, 1), (3, 0), (0, 2), (2, 0), (0, 0)]
     for prefixes in range(8):
-        assert chosen(found, prefixes) == everything[:prefixes]
-        assert chosen(found[::-1], prefixes) == everything[:prefixes]  # in whatever order they are
+        assert chosen(held(found), prefixes) == everything[:prefixes]
+        assert (
+            chosen(held(found[::-1]), prefixes) == everything[:prefixes]
+        )  # in whatever order they are
 
 
 def test_ties_go_to_the_earlier_group_and_rollout():
-    assert chosen(batch_of([0.5, 0.5], [0.5]), 3) == [(0, 0), (1, 0), (0, 1)]
+    assert chosen(held(batch_of([0.5, 0.5], [0.5])), 3) == [(0, 0), (1, 0), (0, 1)]
 
 
 def test_a_candidate_that_what_is_left_cannot_pay_is_passed_over():
     found = batch_of([0.1], [0.2], [0.3])
     prices = {0: 1.5, 1: 2.0, 2: 1.5}
-    assert chosen(found, 3.0, price=lambda c: prices[c.group]) == [(0, 0), (2, 0)]
+    kept = held(found, price=lambda c: prices[c.group])
+    assert chosen(kept, 3.0) == [(0, 0), (2, 0)]
+    assert kept.take_without() == {0, 1, 2}
 
 
-def test_a_candidate_that_is_held_back_uses_up_nothing():
-    found = batch_of([0.1], [0.2], [0.3])
-    assert chosen(found, 2, may_take=lambda c: c.group != 0) == [(1, 0), (2, 0)]
+def test_a_candidate_that_is_held_back_uses_up_nothing_and_holds_back_those_behind_it():
+    kept = held(batch_of([0.1, 0.4], [0.2], [0.3]))
+    assert chosen(kept, 3, may_take=lambda c: c.group != 1) == [(0, 0)]
+    # Only question 0's second candidate, the last in order, is beyond what is left.
+    assert kept.take_without() == set()
+    assert chosen(kept, 2) == [(1, 0), (2, 0)]
+    assert (kept.take_without(), kept.take_without()) == ({0, 1, 2}, set())
+
+
+def test_a_question_without_candidates_is_told_at_once():
+    kept = Held()
+    kept.add(3, [])
+    assert kept.take_without() == {3}
