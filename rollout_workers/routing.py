@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import heapq
 from collections import deque
+from collections.abc import Sequence
 
 from rollout_workers.fleet import Fleet, Worker, WorkersFailed
 
@@ -28,7 +30,8 @@ class Router:
         self._fleet = fleet
         self._concurrency = concurrency
         self._waiting: deque[tuple[int, asyncio.Future[Worker]]] = deque()
-        fleet.on_change = self._place_waiting
+        self._loads = _Loads(fleet.serving)
+        fleet.on_change = self._changed
 
     async def least_loaded(self, work: int) -> Worker:
         """Return the least loaded worker once it has room; callers are served in their order.
@@ -47,24 +50,23 @@ class Router:
 
         A fork does not wait for it to have room: its prefix is in the cache now.
         """
-        serving = self._serving()
-        home = next((worker for worker in serving if worker.id == worker_id), None)
+        home = self._loads.worker(worker_id)
         if home is None:
             return None
-        load = sum(worker.load for worker in serving)
-        room = max(self._concurrency, OVERLOAD * load / len(serving) + work)
+        room = max(self._concurrency, OVERLOAD * self._loads.mean + work)
         if home.load + work > room:
             return None
-        home.load += work
+        self._loads.add(home, work)
         return home
 
     def done(self, worker: Worker, work: int) -> None:
         """Take work off a worker's load, and give its room to who waits."""
-        worker.load -= work
+        self._loads.add(worker, -work)
         self._place_waiting()
 
-    def _serving(self) -> list[Worker]:
-        return [worker for worker in self._fleet.serving if not worker.lost.done()]
+    def _changed(self) -> None:
+        self._loads = _Loads(self._fleet.serving)
+        self._place_waiting()
 
     def _place_waiting(self) -> None:
         while self._waiting:
@@ -76,13 +78,57 @@ class Router:
                 self._waiting.popleft()
                 future.set_exception(WorkersFailed(str(self._fleet.failed)))
                 continue
-            serving = self._serving()
-            if not serving:
-                return
             # Questions wait in their order: nothing behind the first is placed before it.
-            worker = min(serving, key=lambda worker: (worker.load, worker.place))
-            if worker.load >= BACKLOG * self._concurrency:
+            worker = self._loads.least_loaded()
+            if worker is None or worker.load >= BACKLOG * self._concurrency:
                 return
             self._waiting.popleft()
-            worker.load += work
+            self._loads.add(worker, work)
             future.set_result(worker)
+
+
+class _Loads:
+    """The loads of the workers that serve. Its methods cost a logarithm of how many there are."""
+
+    def __init__(self, workers: Sequence[Worker]) -> None:
+        self._workers = {worker.id: worker for worker in workers}
+        self._total = sum(worker.load for worker in workers)
+        self._heap = [_entry(worker) for worker in workers]
+        heapq.heapify(self._heap)
+
+    @property
+    def mean(self) -> float:
+        """Return the mean load of the workers; there must be one."""
+        return self._total / len(self._workers)
+
+    def worker(self, worker_id: int) -> Worker | None:
+        """Return a worker; None if it is gone."""
+        worker = self._workers.get(worker_id)
+        # One that is lost serves no more, also before the fleet has retired it.
+        return None if worker is None or worker.lost.done() else worker
+
+    def add(self, worker: Worker, work: int) -> None:
+        """Add work to a worker's load, or take it off."""
+        worker.load += work
+        if worker.id not in self._workers:
+            return
+        self._total += work
+        heapq.heappush(self._heap, _entry(worker))
+        # Entries of earlier loads stay until they come first, or until most are such.
+        if len(self._heap) > 4 * len(self._workers):
+            self._heap = [_entry(serving) for serving in self._workers.values()]
+            heapq.heapify(self._heap)
+
+    def least_loaded(self) -> Worker | None:
+        """Return the least loaded worker, of equal ones that in the first place; None without."""
+        while self._heap:
+            load, _, worker_id = self._heap[0]
+            worker = self.worker(worker_id)
+            if worker is not None and worker.load == load:
+                return worker
+            heapq.heappop(self._heap)
+        return None
+
+
+def _entry(worker: Worker) -> tuple[int, int, int]:
+    return worker.load, worker.place, worker.id

@@ -1,8 +1,10 @@
 """Which worker gets a question or a fork, without Ray."""
 
 import asyncio
+import time
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from rollout_workers.fleet import Worker, WorkersFailed
@@ -58,7 +60,7 @@ def test_a_fork_goes_home_while_home_has_slots_or_is_not_far_above_the_mean():
     async def scenario(router, fleet):
         home, other = fleet.serving
         taken = [router.home(home.id, 2) is home for _ in range(3)]
-        other.load = 6
+        assert router.home(other.id, 4) is router.home(other.id, 2) is other
         return [*taken, router.home(home.id, 2) is home, home.load]
 
     # Loads 2 and 4 are within the slots. 6 is more than 1.25 * mean 2 + 2; with 6 on the other
@@ -88,3 +90,54 @@ def test_who_waits_hears_that_the_fleet_has_failed():
             await router.least_loaded(1)
 
     routed(scenario, workers=1)
+
+
+def test_each_choice_is_what_the_loads_say():
+    """Random work on a fleet that loses workers and gets others, against the plain definition."""
+    rng = np.random.default_rng(0)
+
+    async def scenario(router, fleet):
+        loop, running, homes = asyncio.get_running_loop(), [], 0
+        for step in range(3_000):
+            alive = [worker for worker in fleet.serving if not worker.lost.done()]
+            loads = [worker.load for worker in alive]
+            work = int(rng.integers(1, 5))
+            if step % 100 == 50:
+                rng.choice(alive).lose("died")
+            elif step % 100 == 55:  # later, as in a fleet
+                gone = next(worker for worker in fleet.serving if worker.lost.done())
+                new = Worker(1_000 + step, gone.place, None, loop.create_future())
+                fleet.serving = [w for w in fleet.serving if w is not gone] + [new]
+                fleet.on_change()
+            elif running and rng.uniform() < 0.5:
+                worker, its_work = running.pop(int(rng.integers(len(running))))
+                router.done(worker, its_work)
+            elif rng.uniform() < 0.5:
+                home = rng.choice(alive)
+                # With the load of one that is lost and not retired yet.
+                mean = sum(w.load for w in fleet.serving) / len(fleet.serving)
+                fits = home.load + work <= max(8, 1.25 * mean + work)
+                assert router.home(home.id, work) is (home if fits else None)
+                homes += fits
+                running += [(home, work)] * fits
+            elif min(loads) < 16:
+                expected = min(alive, key=lambda w: (w.load, w.place))
+                assert await router.least_loaded(work) is expected
+                running.append((expected, work))
+        return homes
+
+    assert routed(scenario, workers=7, concurrency=8) > 100
+
+
+def test_placing_work_costs_the_same_for_a_thousand_workers():
+    async def scenario(router, fleet):
+        begun = time.process_time()
+        for _ in range(2_000):
+            worker = await router.least_loaded(2)
+            assert router.home(worker.id, 2) is worker
+            router.done(worker, 4)
+        return time.process_time() - begun
+
+    few, many = (min(routed(scenario, workers=workers) for _ in range(3)) for workers in (4, 1_000))
+    # Going through all workers was 30 times as much here.
+    assert many < 6 * few
