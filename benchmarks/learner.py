@@ -1,6 +1,6 @@
 """Run `make bench-learner`: the learner's benchmarks, into results/learner.json.
 
-It takes about ten minutes on two quiet cores. `python -m benchmarks.learner bench_gap` measures
+It takes about twenty minutes on two quiet cores. `python -m benchmarks.learner bench_gap` measures
 this module only and keeps the file's other entries.
 """
 
@@ -14,6 +14,7 @@ from benchmarks.result import exit_with, imported, run
 MODULES = (
     "bench_layouts",
     "bench_trl",
+    "bench_whole_step",
     "bench_head",
     "bench_bf16",
     "bench_gap",
@@ -24,6 +25,7 @@ EXPECTED = (
     "tree_vs_padded_demo",
     "tree_vs_padded_1024",
     "step_vs_trl",
+    "whole_step_vs_trl",
     "logprob_head_memory_vs_full",
     "bf16_kl_at_3000",
     "engine_gap_kl_bf16",
