@@ -16,6 +16,9 @@ adds 1 + K entries and dilutes no other. std is the population's. With rewards o
 is 1 iff any continuation is right. This is the baseline "group"; others stand in
 `learner.baselines`, and every stream uses the same one.
 
+With `resampler.schedule: carry` the second and third stream of a group come one update later than
+the first (`Carried`): its continuations are not there yet. The values and weights are the same.
+
 If a source is forked at several places, the tokens up to a fork point are credited with all the
 continuations that share them. A source that is forked at the prompt shares nothing with its
 continuations: it is one of the other rollouts.
@@ -32,8 +35,9 @@ Two ablations change the streams:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,6 +67,21 @@ class TrainItem:
     weight: float
 
 
+class Update(NamedTuple):
+    """The update that trains a batch."""
+
+    step: int  # counted from 0
+    groups: int  # of the batch (B)
+
+
+@dataclass(frozen=True)
+class Carried:
+    """A group that is trained, but for the sources that it carries (`group.carried`)."""
+
+    group: Group  # with its resamples
+    trained: Update  # what trained the rest of it
+
+
 @dataclass(frozen=True)
 class _Entry:
     """A trajectory, the advantage of each of its R tokens, and which of them are trained."""
@@ -86,36 +105,35 @@ class _Rewards:
 
 
 def credit(
-    groups: Sequence[Group], tokens: SpecialTokens, config: LearnerConfig = LearnerConfig()
+    groups: Sequence[Group],
+    tokens: SpecialTokens,
+    config: LearnerConfig = LearnerConfig(),
+    carried: Sequence[Carried] = (),
 ) -> list[TrainItem]:
     """Return the train items of a batch. Without resamples this is plain GRPO.
 
     Args:
-        groups: the B groups of the batch.
+        groups: the B groups of the batch. Rollouts that a group carries are left out.
         tokens: the model's special tokens; they say which rollouts call a tool.
         config: its `credit` section, and its objective for the baseline.
+        carried: groups of earlier batches. Of these only what was left out is trained: the sources
+            and their continuations.
 
     Returns:
         Items with at least one trained token.
 
     Raises:
-        ValueError: a rollout has no reward, a source was resampled twice at one place, or a
-            continuation does not start with its source's prefix.
+        ValueError: a rollout has no reward, a source was resampled twice at one place, a
+            continuation does not start with its source's prefix, or a group that carries rollouts
+            is credited jointly.
     """
-    settings = config.credit
-    baseline = settings.baseline or config.objective.baseline
     items: list[TrainItem] = []
     for group in groups:
-        _check(group)
-        rewards = _shaped(group, tokens, settings.tool_bonus)
-        if settings.joined:
-            size = rewards.count
-            entries = _joined(group, rewards, baseline)
-        else:
-            size = len(rewards.rollouts)
-            entries = _separate(group, rewards, baseline, prefix=settings.prefix)
-        weight = 1.0 / (size * len(groups))
-        items += [_item(group.question, entry, weight) for entry in entries]
+        everyone = range(len(group.rollouts))
+        now = [rollout for rollout in everyone if rollout not in group.carried]
+        items += _items(group, now, len(groups), tokens, config)
+    for late in carried:
+        items += _items(late.group, late.group.carried, late.trained.groups, tokens, config)
     # An item that trains nothing has no mean over its trained tokens.
     return [item for item in items if item.mask.any()]
 
@@ -141,7 +159,12 @@ def shaped_rewards(
 
 
 def informative(group: Group) -> bool:
-    """Return whether the verified outcomes of a group differ; a tool bonus does not count."""
+    """Return whether the verified outcomes of a group differ; a tool bonus does not count.
+
+    A group with forks under way counts: their outcomes may differ.
+    """
+    if group.carried:
+        return True
     outcomes = set(group.rewards.tolist())
     for resample in group.resamples:
         outcomes |= {continuation.reward for continuation in resample.continuations}
@@ -163,12 +186,43 @@ def sft_items(pairs: Sequence[tuple[Question, Trajectory]]) -> list[TrainItem]:
     return items
 
 
+def _items(
+    group: Group,
+    sources: Collection[int],
+    batch_size: int,
+    tokens: SpecialTokens,
+    config: LearnerConfig,
+) -> Iterator[TrainItem]:
+    """Yield the items of some rollouts of a group, and of the continuations of these."""
+    _check(group)
+    settings = config.credit
+    baseline = settings.baseline or config.objective.baseline
+    rewards = _shaped(group, tokens, settings.tool_bonus)
+    if settings.joined:
+        if group.carried:
+            raise ValueError(f"question {group.question.id}: carried rollouts cannot join a group")
+        size = rewards.count
+        entries = _joined(group, rewards, baseline)
+    else:
+        size = len(rewards.rollouts)
+        entries = _separate(group, rewards, sources, baseline, prefix=settings.prefix)
+    weight = 1.0 / (size * batch_size)
+    for entry in entries:
+        yield _item(group.question, entry, weight)
+
+
 def _separate(
-    group: Group, rewards: _Rewards, baseline: Baseline, *, prefix: bool
+    group: Group,
+    rewards: _Rewards,
+    sources: Collection[int],
+    baseline: Baseline,
+    *,
+    prefix: bool,
 ) -> Iterator[_Entry]:
-    """Yield the entries of the three streams; the second trains nothing without `prefix`."""
+    """Yield the entries of some rollouts in three streams; the second needs `prefix`."""
     plain = baseline.advantages(rewards.rollouts)
-    for i, rollout in enumerate(group.rollouts):
+    for i in sources:
+        rollout = group.rollouts[i]
         own = _longest_first(group, i, rewards.continuations)
         advantages = np.full(len(rollout.response_ids), plain[i])
         replaced = rewards.rollouts.copy()

@@ -3,7 +3,9 @@
 The paper ranks the candidates of a whole batch, so every fork waits for the slowest rollout of the
 batch (`schedule: batch`). This module can decide earlier (`schedule: streaming`): it forks a
 candidate as soon as the rank that we expect it to have in the whole batch is within the budget.
-Both choose with `select.allocate` (docs/method.md, rule 3).
+Both choose with `select.allocate` (docs/method.md, rule 3). A third schedule (`carry`) chooses like
+the paper, and lets the batch be trained meanwhile: its forks run beside the update and the rollouts
+of the next batch, and are trained with that batch.
 
 How the rank is estimated. When m of the B questions of a batch are in, a candidate's expected rank
 is
@@ -46,10 +48,12 @@ the choice stays the same, `make bench-rollouts` says what it saves."""
 
 
 class Schedule(Variant):
-    """Say when a prefix is forked: how long it waits for the other questions of its batch."""
+    """Say when a prefix is forked, and when what comes of it is trained."""
 
     whole_batch: ClassVar[bool] = False
     """Whether nothing is decided before the whole batch is in."""
+    carries: ClassVar[bool] = False
+    """Whether forks run beside the update and the next batch, and are trained with that batch."""
 
     @abstractmethod
     def takes(self, rank: float, prefixes: int) -> bool:
@@ -76,6 +80,13 @@ class Batch(Schedule):
     def takes(self, rank: float, prefixes: int) -> bool:
         # Nobody asks: nothing is decided before the whole batch is in.
         return False
+
+
+@schedules.register("carry")
+class Carry(Batch):
+    """Choose when the whole batch is there; train the forks with the next batch."""
+
+    carries = True
 
 
 @schedules.register("streaming")

@@ -232,6 +232,9 @@ class Group:
     rollouts: tuple[Trajectory, ...]
     worker: int  # the rollout worker whose engine holds the prefixes
     resamples: tuple[Resample, ...] = ()
+    # Indices of the rollouts whose forks were still under way when the others were trained
+    # (`resampler.schedule: carry`). They train later, with their continuations.
+    carried: tuple[int, ...] = ()
 
     @property
     def rewards(self) -> NDArray[np.float64]:

@@ -29,7 +29,9 @@ from axpo.texts import clean, one_line
 SOURCES = {"training": TRAINING_GROUPS, "held-out": HELD_OUT_GROUPS}
 """Which groups there are, and in which folder of a run."""
 LOGS = ("events.jsonl", "rollouts.jsonl")
-ORDINARY = frozenset(("dispatched", "finished", "trained", "forked", "checkpoint", "worker serves"))
+ORDINARY = frozenset(
+    ("dispatched", "finished", "trained", "carried", "forked", "checkpoint", "worker serves")
+)
 """Events of a run that goes well: they are many, and nobody looks for them."""
 COMMIT_S = 0.5
 """So often readers see what is new."""

@@ -267,6 +267,12 @@ class Recipe(Section):
                 f"learner.credit.joined=False: must be True with resampler.fork_at={place.name!r}, "
                 "whose continuations join their group"
             )
+        if settings.joined and self.resampler.schedule.carries:
+            raise ValueError(
+                "learner.credit.joined=True: one group needs all its outcomes at once, and with "
+                f"resampler.schedule={self.resampler.schedule.name!r} those of forks come later; "
+                "choose 'batch' or 'streaming'"
+            )
         if not place.keeps_prefix and not settings.prefix:
             raise ValueError(
                 f"learner.credit.prefix=False: with resampler.fork_at={place.name!r} there is no "

@@ -93,9 +93,17 @@ def diagnostics(
     values = {
         **_rollout_diagnostics(groups, tokens),
         **_subgroup_diagnostics(groups, tokens, success_above),
-        **_resample_diagnostics(groups, tokens),
     }
-    return {name: float(np.mean(numbers)) for name, numbers in values.items() if numbers}
+    return _means(values) | resample_diagnostics(groups, tokens)
+
+
+def resample_diagnostics(groups: Sequence[Group], tokens: SpecialTokens) -> dict[str, float]:
+    """Return those diagnostics that are of the resampled prefixes of groups.
+
+    Raises:
+        ValueError: a continuation has no reward.
+    """
+    return _means(_resample_diagnostics(groups, tokens))
 
 
 def evaluate_groups(
@@ -209,6 +217,10 @@ def pass_at_k(correct: int, n: int, k: int) -> float:
             f"got correct={correct}, n={n}, k={k}"
         )
     return 1.0 - comb(n - correct, k) / comb(n, k)
+
+
+def _means(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    return {name: float(np.mean(numbers)) for name, numbers in values.items() if numbers}
 
 
 def _labelled(groups: Sequence[Group], labels: Sequence[str | None], wanted: str) -> list[Group]:

@@ -111,6 +111,7 @@ class _Group(_Form):
     prompt: str
     rollouts: Annotated[list[_Trajectory], Field(min_length=1)]
     resamples: list[_Resample]
+    carried: list[Count] = []
 
 
 class _Bar(_Form):
@@ -133,6 +134,9 @@ def check_group(record: Mapping[str, Any]) -> None:
         _check_lengths(trajectory)
     for resample in group.resamples:
         _check_resample(resample, group.rollouts)
+    for source in group.carried:
+        if source >= len(group.rollouts):
+            raise ValueError(f"carried: no rollout {source}")
 
 
 def _check_resample(resample: _Resample, rollouts: Sequence[_Trajectory]) -> None:

@@ -153,7 +153,25 @@ def group_to_json(
         "prompt": decode(group.rollouts[0].prompt_ids.tolist()),
         "rollouts": [record(trajectory) for trajectory in group.rollouts],
         "resamples": resamples,
+        "carried": list(group.carried),
     }
+
+
+def completed(record: Mapping[str, Any], whole: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the record of a group with what came of its carried forks.
+
+    Args:
+        record: of the group, made when the rest of it was trained.
+        whole: by the ids of questions, records that have the resamples, and the credit of the
+            carried sources alone.
+    """
+    late = whole.get(record["question"]["id"])
+    if late is None or not record.get("carried"):
+        return dict(record)
+    pairs = zip(late["rollouts"], record["rollouts"], strict=True)
+    # A rollout was trained now, or before.
+    rollouts = [after if after["credit"] else before for after, before in pairs]
+    return {**record, "rollouts": rollouts, "resamples": late["resamples"]}
 
 
 def group_from_json(record: Mapping[str, Any], images: ImageFolder) -> Group:
@@ -168,7 +186,8 @@ def group_from_json(record: Mapping[str, Any], images: ImageFolder) -> Group:
     question = Question(asked["id"], asked["text"], question_images, asked["answer"])
     resamples = tuple(_resample_from_json(row, images) for row in record["resamples"])
     rollouts = tuple(trajectory_from_json(row, images) for row in record["rollouts"])
-    return Group(question, rollouts, record["worker"], resamples)
+    carried = tuple(record.get("carried", ()))
+    return Group(question, rollouts, record["worker"], resamples, carried)
 
 
 def trajectory_to_json(

@@ -50,13 +50,21 @@ from axpo.record.files import (
 )
 from axpo.record.forms import check_bar, check_group
 from axpo.record.lock import RunLock
-from axpo.record.records import Credited, Decode, ImageFolder, group_from_json, group_to_json
+from axpo.record.records import (
+    Credited,
+    Decode,
+    ImageFolder,
+    completed,
+    group_from_json,
+    group_to_json,
+)
 from axpo.record.summary import read_summary
 from axpo.record.timeline import bars
 from axpo.record.tracked import Tracking
 from axpo.strict_yaml import read_yaml
 from axpo.texts import closest, one_line
 from axpo.trackers import Tracker, check_all
+from learner.credit import Carried
 from rollout_workers.trajectory import Group
 
 TRAINING_GROUPS, HELD_OUT_GROUPS = "trajectories", "held_out"
@@ -249,10 +257,28 @@ class RunDirectory:
         if limit < 1 or not groups:
             return
         # The sort is stable: apart from that the groups keep their order.
-        chosen = sorted(groups, key=lambda group: not group.resamples)[:limit]
+        chosen = sorted(groups, key=lambda group: not (group.resamples or group.carried))[:limit]
         records = [group_to_json(group, step, decode, self.images, items) for group in chosen]
         _write_rows(self._groups_file(step), records)
         self.tracking.table(step, records)
+
+    def complete_groups(
+        self, carried: Sequence[Carried], decode: Decode, items: Sequence[Credited]
+    ) -> None:
+        """Add the forks of carried groups to those of them that were kept.
+
+        Args:
+            carried: groups of earlier updates whose forks are back.
+            decode: token ids to text.
+            items: the train items of the sources and continuations.
+        """
+        for step in sorted({late.trained.step + 1 for late in carried}):
+            of_step = [late.group for late in carried if late.trained.step + 1 == step]
+            made = [group_to_json(group, step, decode, self.images, items) for group in of_step]
+            whole = {record["question"]["id"]: record for record in made}
+            kept = [completed(record, whole) for record in self.groups(step)]
+            if kept:
+                _write_rows(self._groups_file(step), kept)
 
     def save_held_out(self, step: int, groups: Sequence[Group], decode: Decode) -> None:
         """Keep held-out groups of the evaluation after a step, for people to read."""
@@ -296,11 +322,19 @@ class RunDirectory:
                     groups.append(group_from_json(record, self._exact_images))
             yield step, groups
 
-    def save_timeline(self, step: int, groups: Sequence[Group]) -> None:
-        """Keep when each rollout and continuation of a step ran (see `axpo.report.timeline`)."""
+    def save_timeline(
+        self, step: int, groups: Sequence[Group], resampled: Sequence[Group] | None = None
+    ) -> None:
+        """Keep when each rollout and continuation of a step ran (see `axpo.record.timeline`).
+
+        Args:
+            step: the step, counted from 1.
+            groups: whose rollouts are of the step.
+            resampled: whose continuations are; those of `groups` if None.
+        """
         path = self._timeline_file(step)
         path.parent.mkdir(exist_ok=True)
-        replace_file(path, json.dumps(bars(groups)) + "\n")
+        replace_file(path, json.dumps(bars(groups, resampled)) + "\n")
 
     def timeline(self, step: int) -> list[dict[str, Any]]:
         """Return the bars of a step's timeline; [] if there is none."""

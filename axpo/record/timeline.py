@@ -8,16 +8,19 @@ from typing import Any
 from rollout_workers.trajectory import Group, Trajectory
 
 
-def bars(groups: Sequence[Group]) -> list[dict[str, Any]]:
+def bars(groups: Sequence[Group], resampled: Sequence[Group] | None = None) -> list[dict[str, Any]]:
     """Return a bar for each rollout and continuation, in order of their starts.
 
-    A bar has the question, the rollout, the index of the continuation as `fork` (None for a
-    rollout), the worker of the group, start and stop in seconds since the first start, the spans of
-    waiting for tools, and the reward.
+    The rollouts are those of `groups`, the continuations those of `resampled`, or of `groups` too
+    if it is None. A bar has the question, the rollout, the index of the continuation as `fork`
+    (None for a rollout), the worker of the group, start and stop in seconds since the first start,
+    the spans of waiting for tools, and the reward.
     """
     timed = []
     for group in groups:
-        timed += [(group, trajectory) for trajectory in _trajectories(group)]
+        timed += [(group, rollout) for rollout in group.rollouts]
+    for group in groups if resampled is None else resampled:
+        timed += [(group, continuation) for continuation in _continuations(group)]
     # A trajectory without seconds was not timed.
     timed = [(group, trajectory) for group, trajectory in timed if trajectory.stats.seconds]
     if not timed:
@@ -27,12 +30,11 @@ def bars(groups: Sequence[Group]) -> list[dict[str, Any]]:
     return sorted(found, key=lambda bar: (bar["start"], bar["stop"]))
 
 
-def _trajectories(group: Group) -> list[Trajectory]:
-    """Return the rollouts of a group, then its continuations."""
-    trajectories = list(group.rollouts)
+def _continuations(group: Group) -> list[Trajectory]:
+    continuations: list[Trajectory] = []
     for resample in group.resamples:
-        trajectories += resample.continuations
-    return trajectories
+        continuations += resample.continuations
+    return continuations
 
 
 def _bar(group: Group, trajectory: Trajectory, zero: float) -> dict[str, Any]:

@@ -132,6 +132,12 @@ class GroupView:
         """Return how many prefixes a continuation recovered."""
         return sum(tree.recovered for tree in self.trees)
 
+    @property
+    def under_way(self) -> list[int]:
+        """Return the numbers, from 1, of sources that wait for their carried forks."""
+        carried = self.record.get("carried", [])
+        return [source + 1 for source in carried if not self.record["rollouts"][source]["credit"]]
+
 
 def group_view(record: Record) -> GroupView:
     """Return one record of `RunDirectory.groups`, ready to show."""

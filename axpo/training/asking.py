@@ -9,7 +9,7 @@ from axpo.tasks import Task
 from axpo.tasks.task import question_of
 from axpo.training.cursor import Cursor, Kept
 from axpo.training.following import Following
-from axpo.training.in_flight import Batch, QuestionInFlight
+from axpo.training.in_flight import Batch, CarriedForks, QuestionInFlight, prefix_of
 from rollout_workers.fleet import Log
 from rollout_workers.trajectory import Question, stored
 
@@ -46,7 +46,16 @@ class Asking:
         self.next_batch = cursor.batch
         for question, reason in cursor.set_aside.items():
             self.remember(question, reason)
-        return [self._restored(kept) for kept in cursor.kept]
+        restored = [self.restored(kept) for kept in cursor.kept]
+        for asked in restored:
+            self._log(
+                "dispatched",
+                question=asked.question.id,
+                index=asked.index,
+                version=asked.version,
+                restored=True,
+            )
+        return restored
 
     def remember(self, question: str, reason: str) -> None:
         """Take note that a question cannot be asked; the task may know it in another epoch."""
@@ -73,9 +82,10 @@ class Asking:
 
     def _ask_batch(self, indices: list[int], version: int) -> list[QuestionInFlight]:
         # The whole batch before any of it starts: a decision may be about any of its places.
-        questions = [QuestionInFlight(index, NOT_MADE, version) for index in indices]
-        batch = Batch(self.next_batch, questions)
+        number = self.next_batch
         self.next_batch += 1
+        questions = [QuestionInFlight(index, NOT_MADE, version, number) for index in indices]
+        batch = Batch(number, questions)
         for place, asked in enumerate(questions):
             # Each question starts before the next one is made: the engines work while the task
             # draws or decodes. Lazy images are read by the pool.
@@ -118,17 +128,17 @@ class Asking:
         self.next_index += 1
         return self.next_index - 1
 
-    def _restored(self, kept: Kept) -> QuestionInFlight:
+    def restored(self, kept: Kept) -> QuestionInFlight:
+        """Return a question whose group a checkpoint kept; forks that it lacks are made again."""
         # The record of a group has no `info`, which the metrics of families read.
         info = question_of(self._task, kept.index).info
         question = replace(kept.group.question, info=info)
-        restored = QuestionInFlight(kept.index, question, kept.version, has_rollouts=True)
-        restored.result.set_result(replace(kept.group, question=question))
-        self._log(
-            "dispatched",
-            question=question.id,
-            index=kept.index,
-            version=kept.version,
-            restored=True,
-        )
-        return restored
+        asked = QuestionInFlight(kept.index, question, kept.version, kept.batch, has_rollouts=True)
+        group = replace(kept.group, question=question)
+        if not group.carried:
+            asked.result.set_result(group)
+            return asked
+        asked.result.set_result(replace(group, resamples=()))
+        back = {prefix_of(resample): resample for resample in group.resamples}
+        self._following.go_on(asked, CarriedForks((*back, *kept.under_way), outcomes=dict(back)))
+        return asked

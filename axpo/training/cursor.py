@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from axpo.record.records import ImageFolder, group_from_json, group_to_json
+from axpo.training.in_flight import Prefix
+from learner.credit import Update
 from resampler.history import History, PastBatch
 from rollout_workers.trajectory import Group
 
@@ -20,11 +22,14 @@ FOLDER = "questions"
 
 @dataclass(frozen=True)
 class Kept:
-    """A group that is finished, with its forks, and not yet trained on."""
+    """A group that is finished, and not yet trained on in whole."""
 
     index: int  # of its question in the task's order
     version: int  # of the policy that began it
-    group: Group
+    group: Group  # with the resamples that are there
+    batch: int = 0  # number of its batch; the seeds of its forks derive from it
+    under_way: tuple[Prefix, ...] = ()  # carried forks whose continuations are not there
+    trained: Update | None = None  # what trained it without what it carries; None: nothing
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,7 @@ class Cursor:
     history: History | None = None  # what finished batches taught the resampler
     set_aside: Mapping[str, str] = field(default_factory=dict)
     """Why questions cannot be asked, by their ids: a resume does not try them again."""
+    carried: tuple[Kept, ...] = ()  # trained on, but for the sources of their carried forks
 
     def save(self, checkpoint: Path) -> None:
         """Write it into the folder of a checkpoint, exactly."""
@@ -53,9 +59,10 @@ class Cursor:
             "set_aside": dict(self.set_aside),
         }
         (folder / "cursor.json").write_text(json.dumps(numbers) + "\n", encoding="utf-8")
-        with (folder / "groups.jsonl").open("w", encoding="utf-8") as lines:
-            for kept in self.kept:
-                lines.write(json.dumps(_kept_to_json(kept, images)) + "\n")
+        for name, groups in (("groups", self.kept), ("carried", self.carried)):
+            with (folder / f"{name}.jsonl").open("w", encoding="utf-8") as lines:
+                for kept in groups:
+                    lines.write(json.dumps(_kept_to_json(kept, images)) + "\n")
 
 
 def load_cursor(checkpoint: Path) -> Cursor | None:
@@ -68,24 +75,43 @@ def load_cursor(checkpoint: Path) -> Cursor | None:
         return None
     images = ImageFolder(folder / "images", exact=True)
     numbers = json.loads((folder / "cursor.json").read_text(encoding="utf-8"))
-    lines = (folder / "groups.jsonl").read_text(encoding="utf-8").splitlines()
     return Cursor(
         following=numbers["following"],
         batch=numbers["batch"],
         pending=tuple(numbers["pending"]),
-        kept=tuple(_kept_from_json(json.loads(line), images) for line in lines),
+        kept=_kept_of(folder / "groups.jsonl", images),
+        carried=_kept_of(folder / "carried.jsonl", images),
         history=_history(numbers.get("history")),
         set_aside=numbers.get("set_aside", {}),
     )
 
 
+def _kept_of(file: Path, images: ImageFolder) -> tuple[Kept, ...]:
+    """Return the groups of a file; none if an older version wrote the checkpoint without it."""
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    return tuple(_kept_from_json(json.loads(line), images) for line in lines)
+
+
 def _kept_to_json(kept: Kept, images: ImageFolder) -> dict[str, Any]:
-    group = group_to_json(kept.group, kept.version, _no_text, images)
-    return {"index": kept.index, "version": kept.version, "group": group}
+    return {
+        "index": kept.index,
+        "version": kept.version,
+        "group": group_to_json(kept.group, kept.version, _no_text, images),
+        "batch": kept.batch,
+        "under_way": kept.under_way,
+        "trained": kept.trained,
+    }
 
 
 def _kept_from_json(row: Mapping[str, Any], images: ImageFolder) -> Kept:
-    return Kept(row["index"], row["version"], group_from_json(row["group"], images))
+    return Kept(
+        index=row["index"],
+        version=row["version"],
+        group=group_from_json(row["group"], images),
+        batch=row.get("batch", 0),
+        under_way=tuple(Prefix(*prefix) for prefix in row.get("under_way", ())),
+        trained=Update(*row["trained"]) if row.get("trained") else None,
+    )
 
 
 def _no_text(ids: object) -> str:

@@ -20,21 +20,26 @@ aside, and as many further questions are asked as the batch lacks, round by roun
 batch of its own for the resampler's budget. So the questions of a synchronous step still follow
 from the outcomes alone, whichever group finishes first.
 
+With `resampler.schedule: carry` a group does not wait for its forks. The batch is trained without
+their sources, and these come with the next batch (`carrying.py`).
+
 How questions are asked is in `asking.py`; what happens to one of them is in `following.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from axpo.config import Recipe
 from axpo.errors import AxpoError
 from axpo.tasks import Task
 from axpo.training.asking import Asking
-from axpo.training.cursor import Cursor, Kept
+from axpo.training.carrying import Carrying, kept_of
+from axpo.training.cursor import Cursor
 from axpo.training.following import Following
 from axpo.training.in_flight import InFlight, QuestionInFlight
+from learner.credit import Carried, Update
 from resampler.client import ResamplerClient
 from rollout_workers.fleet import Log, no_log
 from rollout_workers.pool import RolloutPool
@@ -48,7 +53,7 @@ MOST_UNUSABLE = 64
 class Taken:
     """A batch for the learner."""
 
-    groups: list[Group]  # complete, with their resamples
+    groups: list[Group]  # complete, with their resamples or the sources that they carry
     uninformative: list[Group]  # complete, set aside by dynamic sampling
     dropped: int  # questions that infrastructure broke
     unusable: tuple[str, ...]  # why questions could not be asked, one line each
@@ -57,11 +62,18 @@ class Taken:
     forks_collapsed: int  # prefixes given up because their continuations agreed on the call
     verifier_failures: int  # rollouts and continuations whose verifier failed
     staleness: dict[str, int]  # question id -> updates between the policy that began it and now
+    carried: list[Carried] = field(default_factory=list)  # of earlier batches; their forks are back
 
     @property
     def finished(self) -> list[Group]:
         """Return what the policy did, trained on or not: the groups that diagnostics describe."""
         return self.groups + self.uninformative
+
+    @property
+    def resampled(self) -> list[Group]:
+        """Return the groups whose continuations came with this batch."""
+        own = [group for group in self.finished if group.resamples]
+        return own + [carried.group for carried in self.carried]
 
 
 class Flow:
@@ -84,12 +96,14 @@ class Flow:
         self._following = Following(recipe, pool, resampler, log)
         self._asking = Asking(task, recipe.questions_per_step, self._following, log)
         self._in_flight = InFlight()
+        self._carrying = Carrying(log)
         self._unusable_in_a_row = 0
 
     def resume(self, cursor: Cursor) -> None:
         """Go on where an earlier process of the run stood; call it before the first `feed`."""
         for restored in self._asking.resume(cursor):
             self._in_flight.add(restored)
+        self._carrying.resume(cursor.carried, self._asking)
         if cursor.history is not None:
             self._resampler.restore(cursor.history)
 
@@ -108,7 +122,8 @@ class Flow:
             following=self._asking.next_index,
             batch=self._asking.next_batch,
             pending=(*again, *self._asking.pending),
-            kept=tuple(Kept(q.index, q.version, q.finished_group) for q in complete),
+            kept=tuple(kept_of(asked) for asked in complete),
+            carried=self._carrying.kept(),
             history=self._resampler.history(),
             set_aside=self._asking.set_aside | found,
         )
@@ -116,6 +131,8 @@ class Flow:
     def feed(self, step: int) -> None:
         """Ask as many questions as the staleness bound allows, of policy version `step`."""
         recipe = self._recipe
+        # The engines serve the policy of this step.
+        self._following.let_forks_start()
         # The engines work ahead by as many batches as a group may be stale, but not past the end.
         batches = min(recipe.max_staleness + 1, recipe.steps - step)
         self._ask(batches * recipe.questions_per_step - len(self._in_flight), step)
@@ -148,6 +165,7 @@ class Flow:
         """Give up what is in flight."""
         for asked in self._in_flight:
             asked.result.cancel()
+        self._carrying.close()
 
     def _ask(self, count: int, step: int) -> None:
         for asked in self._asking.ask(count, version=step):
@@ -212,6 +230,7 @@ class Flow:
             self._asking.remember(asked.question.id, asked.unusable)
             reasons.append(asked.unusable)
         self._check_usable(batch, unusable)
+        carried = self._take_carried(step, trained)
         faults = self._following.faults.take()
         return Taken(
             groups=[asked.finished_group for asked in trained],
@@ -223,7 +242,18 @@ class Flow:
             forks_collapsed=faults["fork collapsed"],
             verifier_failures=faults["verifier failed"],
             staleness={asked.question.id: step - asked.version for asked in trained},
+            carried=carried,
         )
+
+    def _take_carried(self, step: int, trained: Sequence[QuestionInFlight]) -> list[Carried]:
+        """Return what the batch before left out, and keep what this one leaves out."""
+        carried = self._carrying.take(step)
+        self._carrying.hold(trained, Update(step, len(trained)))
+        if step + 1 == self._recipe.steps:
+            # There is no next batch.
+            self._following.let_forks_start()
+            carried += self._carrying.take(step)
+        return carried
 
     def _check_usable(
         self, batch: Sequence[QuestionInFlight], unusable: Sequence[QuestionInFlight]

@@ -3,6 +3,9 @@
 Each question is a task of its own on the pool's loop. It waits for no other question, except for
 the budget: the resampler may keep a question until it has seen others of its batch. A decision may
 also ask for forks of earlier questions of the batch, which go to the engine at once.
+
+With `resampler.schedule: carry` a group does not wait for its forks. They go on when the question
+is finished, and the flow hands them out with the next batch (`carrying.py`).
 """
 
 from __future__ import annotations
@@ -12,14 +15,20 @@ import threading
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from axpo.config import Recipe
 from axpo.texts import one_line
-from axpo.training.in_flight import Batch, QuestionInFlight
+from axpo.training.in_flight import (
+    Batch,
+    CarriedForks,
+    Fork,
+    Prefix,
+    QuestionInFlight,
+    in_credit_order,
+)
 from resampler.client import ResamplerClient
-from resampler.select import Candidate
 from rollout_workers.fleet import Log
 from rollout_workers.pool import RolloutPool
 from rollout_workers.settings import ForkRequest
@@ -54,10 +63,19 @@ class FaultCounts:
         return counts
 
 
+@dataclass(frozen=True)
+class _Source:
+    """The group that is forked."""
+
+    group: Group
+    batch: int  # its number
+    may_start: asyncio.Event = field(default_factory=asyncio.Event)  # the engines serve
+
+
 class Following:
     """Take questions from their rollouts to their finished groups.
 
-    All methods but `start` run on the pool's loop.
+    The methods with an underscore run on the pool's loop, the others on the trainer's thread.
     """
 
     def __init__(
@@ -69,6 +87,10 @@ class Following:
         self._pool = pool
         self._resampler = resampler
         self._log = log
+        self._carries = recipe.resampler.schedule.carries
+        # Colocated engines sleep during the update that carried forks would run beside.
+        self._engines_sleep = recipe.rollout.colocated
+        self._held: list[asyncio.Event] = []
         # Kept here because the loop keeps only weak references to its tasks.
         self._late_offers: set[asyncio.Task[None]] = set()
 
@@ -78,6 +100,27 @@ class Following:
         The result is None if infrastructure broke it, or if the question is `unusable`.
         """
         return self._pool.run(self._follow(batch, place))
+
+    def go_on(self, asked: QuestionInFlight, carried: CarriedForks) -> None:
+        """Start forks again that a checkpoint found under way, at the next `let_forks_start`."""
+        source = _Source(asked.finished_group, asked.batch)
+        self._held.append(source.may_start)
+
+        async def forks() -> tuple[Resample, ...]:
+            started = [self._started(source, prefix) for prefix in carried.under_way]
+            return await _outcomes(carried, started)
+
+        asked.carried = carried
+        carried.result = self._pool.run(forks())
+
+    def let_forks_start(self) -> None:
+        """Let forks go to the engines that were held until these have their policy."""
+        self._pool.loop.call_soon_threadsafe(self._release)
+
+    def _release(self) -> None:
+        held, self._held = self._held, []
+        for may_start in held:
+            may_start.set()
 
     async def _follow(self, batch: Batch, place: int) -> Group | None:
         asked = batch.questions[place]
@@ -97,7 +140,9 @@ class Following:
             if self._resamples:
                 asked.group = group
                 await self._offer(batch, place, reference if complete else None)
-                group = replace(group, resamples=await self._forks_of(asked))
+                # Until then a further fork may come.
+                await asked.settled.wait()
+                group = await self._with_forks(asked, group)
             return group if complete else None
         except UnusableQuestion as error:
             asked.unusable = one_line(str(error))
@@ -106,21 +151,26 @@ class Following:
         finally:
             self._leave(batch, place)
 
-    async def _forks_of(self, asked: QuestionInFlight) -> tuple[Resample, ...]:
-        """Wait until no further fork will come, then for all forks; return what came of them."""
-        await asked.settled.wait()
-        results = await asyncio.gather(*asked.forks)
-        resamples = [resample for resample in results if resample is not None]
-        # Forks start in the order of the resampler's choice; credit sees them in a fixed order.
-        resamples.sort(key=lambda resample: (resample.source, resample.prefix_tokens))
-        return tuple(resamples)
+    async def _with_forks(self, asked: QuestionInFlight, group: Group) -> Group:
+        """Return the group with what came of its forks, or with the sources that it carries."""
+        if not self._carries:
+            results = await asyncio.gather(*[fork.task for fork in asked.forks])
+            there = [resample for resample in results if resample is not None]
+            return replace(group, resamples=in_credit_order(there))
+        if not asked.forks:
+            return group
+        # From here on they are not the question's: they go on when it is finished.
+        forks, asked.forks = asked.forks, []
+        asked.carried = CarriedForks(tuple(fork.prefix for fork in forks))
+        asked.carried.result = self._pool.run(_outcomes(asked.carried, forks))
+        return replace(group, carried=tuple(sorted({fork.prefix.source for fork in forks})))
 
     def _leave(self, batch: Batch, place: int) -> None:
         """Clean up after a question that is finished, failed or cancelled."""
         asked = batch.questions[place]
         asked.group = None
         for fork in asked.forks:
-            fork.cancel()
+            fork.task.cancel()
         # The others of the batch must not wait for a question that will never be there.
         if self._resamples and not asked.offered:
             late_offer = asyncio.create_task(self._offer(batch, place, None))
@@ -139,27 +189,37 @@ class Following:
         decision = await self._resampler.offer(group, batch.number, place, len(batch.questions))
         for candidate in decision.forks:
             source = batch.questions[candidate.group]
-            source.forks.append(asyncio.create_task(self._fork(batch, source, candidate)))
+            if source.group is not None:  # else the question failed or was cancelled
+                forked = _Source(source.group, batch.number)
+                self._hold_back(forked.may_start)
+                prefix = Prefix(candidate.rollout, candidate.prefix_tokens)
+                source.forks.append(self._started(forked, prefix))
         for settled in decision.settled:
             batch.questions[settled].settled.set()
 
-    async def _fork(
-        self, batch: Batch, asked: QuestionInFlight, candidate: Candidate
-    ) -> Resample | None:
+    def _hold_back(self, may_start: asyncio.Event) -> None:
+        """Keep a fork from engines that are about to sleep."""
+        if self._carries and self._engines_sleep:
+            self._held.append(may_start)
+        else:
+            may_start.set()
+
+    def _started(self, source: _Source, prefix: Prefix) -> Fork:
+        return Fork(prefix, asyncio.create_task(self._fork(source, prefix)))
+
+    async def _fork(self, source: _Source, prefix: Prefix) -> Resample | None:
         """Return the K scored continuations of a prefix.
 
         None, and counted, if infrastructure broke a continuation or if they agree on their call.
         """
-        group = asked.group
-        if group is None:  # the question failed or was cancelled
-            return None
+        await source.may_start.wait()
         fields = {
-            "question": asked.question.id,
-            "batch": batch.number,
-            "rollout": candidate.rollout,
+            "question": source.group.question.id,
+            "batch": source.batch,
+            "rollout": prefix.source,
         }
         self._log("forked", **fields)
-        resample = await self._continuations(batch, group, candidate)
+        resample = await self._continuations(source, prefix)
         fault = self._fault_of(resample)
         if fault is not None:
             self.faults.add(fault)
@@ -168,20 +228,16 @@ class Following:
         assert resample is not None
         # A budget that does not learn spares the resampler these messages.
         if self._config.budget.learns:
-            self._resampler.learn(self._config.budget.outcome(group, resample))
+            self._resampler.learn(self._config.budget.outcome(source.group, resample))
         return resample
 
-    async def _continuations(
-        self, batch: Batch, group: Group, candidate: Candidate
-    ) -> Resample | None:
+    async def _continuations(self, source: _Source, prefix: Prefix) -> Resample | None:
         """Run a fork; None if its deadline passed."""
         config = self._config
-        request = ForkRequest(
-            candidate.rollout, candidate.prefix_tokens, config.k, config.min_distinct_calls
-        )
+        request = ForkRequest(prefix.source, prefix.tokens, config.k, config.min_distinct_calls)
         try:
             async with asyncio.timeout(config.deadline_s):
-                resample = await self._pool.fork(group, request, batch.number)
+                resample = await self._pool.fork(source.group, request, source.batch)
         except TimeoutError:
             return None
         self._count_verifier_failures(resample.continuations)
@@ -209,3 +265,13 @@ class Following:
                     rollout=trajectory.rollout,
                     fault=trajectory.stats.fault,
                 )
+
+
+async def _outcomes(carried: CarriedForks, forks: Sequence[Fork]) -> tuple[Resample, ...]:
+    """Wait for forks, note each as it comes, and return the resamples of all carried ones."""
+
+    async def note(fork: Fork) -> None:
+        carried.outcomes[fork.prefix] = await fork.task
+
+    await asyncio.gather(*[note(fork) for fork in forks])
+    return carried.back

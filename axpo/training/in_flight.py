@@ -8,9 +8,54 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from itertools import chain
+from typing import NamedTuple
 
 from learner.credit import informative
 from rollout_workers.trajectory import Group, Question, Resample
+
+
+class Prefix(NamedTuple):
+    """Which prefix of a group is forked."""
+
+    source: int  # the rollout
+    tokens: int  # its first response tokens, which are kept
+
+
+class Fork(NamedTuple):
+    """A fork that was started."""
+
+    prefix: Prefix
+    task: asyncio.Task[Resample | None]  # None: it was dropped or given up
+
+
+@dataclass(eq=False)
+class CarriedForks:
+    """Forks of a group that is trained without them (`resampler.schedule: carry`)."""
+
+    prefixes: tuple[Prefix, ...]
+    result: Future[tuple[Resample, ...]] = field(default_factory=Future)
+    outcomes: dict[Prefix, Resample | None] = field(default_factory=dict)  # of those that are back
+
+    @property
+    def back(self) -> tuple[Resample, ...]:
+        """Return what came of those that are back, without what was dropped."""
+        resamples = [resample for resample in dict(self.outcomes).values() if resample is not None]
+        return in_credit_order(resamples)
+
+    @property
+    def under_way(self) -> tuple[Prefix, ...]:
+        """Return the prefixes whose continuations are not there yet."""
+        return tuple(prefix for prefix in self.prefixes if prefix not in self.outcomes)
+
+
+def prefix_of(resample: Resample) -> Prefix:
+    """Return the prefix that a resample continues."""
+    return Prefix(resample.source, resample.prefix_tokens)
+
+
+def in_credit_order(resamples: Iterable[Resample]) -> tuple[Resample, ...]:
+    """Return resamples in the order that credit sees, whatever order they came in."""
+    return tuple(sorted(resamples, key=prefix_of))
 
 
 @dataclass(eq=False)
@@ -20,21 +65,25 @@ class QuestionInFlight:
     index: int  # in the task's order
     question: Question
     version: int  # of the policy that begins it
+    batch: int = 0  # number of the batch that it is asked in
     result: Future[Group | None] = field(default_factory=Future)  # None: infrastructure broke it
 
     # These change on the pool's loop. The trainer's thread reads `has_rollouts` only.
     has_rollouts: bool = False  # its forks may not be there yet
     offered: bool = False  # the resampler was told that its rollouts are there, or lost
     group: Group | None = None  # its rollouts, as long as they may be forked
-    forks: list[asyncio.Task[Resample | None]] = field(default_factory=list)
+    forks: list[Fork] = field(default_factory=list)
     settled: asyncio.Event = field(default_factory=asyncio.Event)  # no further fork will come
+
+    # Its forks, if its group does not wait for them. Set before its result.
+    carried: CarriedForks | None = None
 
     # Why it cannot be asked: its data is at fault. Set before its result, which is None then.
     unusable: str | None = None
 
     @property
     def complete(self) -> bool:
-        """Return whether its group is there, with its forks."""
+        """Return whether its group is there, with its forks unless they are carried."""
         result = self.result
         return result.done() and result.exception() is None and result.result() is not None
 
@@ -45,7 +94,7 @@ class QuestionInFlight:
 
     @property
     def finished_group(self) -> Group:
-        """Return its group, with its forks; only if `complete`."""
+        """Return its group; only if `complete`."""
         group = self.result.result()
         assert group is not None
         return group
@@ -55,7 +104,7 @@ class QuestionInFlight:
 class Batch:
     """The questions that are asked together: they share one budget of the resampler."""
 
-    number: int  # counts the batches of a run; the seeds of the rollouts derive from it
+    number: int  # counts the batches of a run; the seeds of rollouts and forks derive from it
     questions: Sequence[QuestionInFlight]
 
 

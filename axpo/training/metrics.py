@@ -13,11 +13,14 @@ if TYPE_CHECKING:
     from axpo.training.flow import Taken
 
 
-def rollout_metrics(groups: Sequence[Group], seconds: float) -> dict[str, float]:
+def rollout_metrics(
+    groups: Sequence[Group], resampled: Sequence[Group], seconds: float
+) -> dict[str, float]:
     """Return what a step's generation cost.
 
     Args:
         groups: what the policy did.
+        resampled: the groups whose continuations came in this step; these may be earlier ones.
         seconds: the time between the batches that the learner took.
 
     Returns:
@@ -31,11 +34,11 @@ def rollout_metrics(groups: Sequence[Group], seconds: float) -> dict[str, float]
         tool_wait_share             of the rollouts' time
         rollout_seconds_mean, _max
     """
-    continuations = _continuations(groups)
+    continuations = _continuations(resampled)
     everyone = _rollouts(groups) + continuations
     generated = sum(t.policy_tokens for t in everyone)
     fork_tokens = sum(t.policy_tokens for t in continuations)
-    recovered_groups = sum(_recovered(group) for group in groups)
+    recovered_groups = sum(_recovered(group) for group in resampled)
     numbers = {
         "generated_tokens": float(generated),
         "fork_tokens": float(fork_tokens),
@@ -114,7 +117,7 @@ def shaping_metrics(
 
 
 def batch_metrics(batch: Taken) -> dict[str, float]:
-    """Return how old the groups of a batch were, and how much was dropped or set aside."""
+    """Return how old the groups of a batch were, and how much was carried, dropped, set aside."""
     ages = Counter(batch.staleness.values())
     return {
         **{f"staleness/{age}": float(count) for age, count in sorted(ages.items())},
@@ -122,6 +125,7 @@ def batch_metrics(batch: Taken) -> dict[str, float]:
         "questions_unusable": float(len(batch.unusable)),
         "groups_stale": float(batch.stale),
         "groups_uninformative": float(len(batch.uninformative)),
+        "groups_carried": float(len(batch.carried)),
         "forks_dropped": float(batch.forks_dropped),
         "forks_collapsed": float(batch.forks_collapsed),
         "verifier_failures": float(batch.verifier_failures),

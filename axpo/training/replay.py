@@ -62,14 +62,14 @@ def record(run: Recording) -> None:
         times = run.progress.timer.take()
         # Nothing is trained, so all the time between two batches is the rollouts'.
         numbers = _diagnose(recipe, batch.finished, tokens)
-        numbers |= rollout_metrics(batch.finished, times["time/rollout"])
+        numbers |= rollout_metrics(batch.finished, batch.resampled, times["time/rollout"])
         numbers |= run.pool.take_stats()
         tools = tool_metrics(run.tools.take_stats())
         directory.log_metrics(done, numbers | times | tools)
         run.progress.set_aside("question", batch.unusable)
         directory.save_rollouts(done, batch.groups, run.decode)
         directory.save_groups(done, batch.groups, run.decode, limit=recipe.logging.groups_kept)
-        directory.save_timeline(done, batch.finished)
+        directory.save_timeline(done, batch.finished, batch.resampled)
         run.progress.step(done, directory.metrics()[-1])
 
 

@@ -30,6 +30,7 @@ from axpo.training.trainer import TrainingRun, train
 from axpo.training.watching import ranks_watched
 from learner.learner import RanksLost
 from resampler.resampler import start_resampler
+from resampler.schedules import Batch
 from rollout_workers.causes import ActorsLost, cause_of
 from rollout_workers.chat import Chat
 
@@ -145,6 +146,7 @@ def _write_nodes(directory: RunDirectory, plan: Plan | None) -> None:
 def record_run(recipe: Recipe, directory: RunDirectory, console: Console) -> None:
     """Write every step's rollouts by the recipe's model, exactly, for `replay_run`. No learner."""
     task = recipe.task.load()
+    recipe = _without_carrying(recipe)
     with (
         Progress(recipe.steps, 0, console) as progress,
         ray_session(recipe, learner=False, logs=directory.path / "logs"),
@@ -196,6 +198,14 @@ def replay_run(
         raise AxpoError(f"{source.path}: no rollouts to replay (write them with --rollouts-only)")
     directory.tracking.end({"steps": steps})
     return steps
+
+
+def _without_carrying(recipe: Recipe) -> Recipe:
+    """Return a recipe whose groups wait for their forks: there is no update to run beside."""
+    if not recipe.resampler.schedule.carries:
+        return recipe
+    resampler = recipe.resampler.model_copy(update={"schedule": Batch()})
+    return recipe.model_copy(update={"resampler": resampler})
 
 
 def _ledger(directory: RunDirectory, first: int) -> Ledger:

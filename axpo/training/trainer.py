@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from axpo.config import Recipe
 from axpo.errors import AxpoError
-from axpo.evaluation.diagnostics import by_family, diagnostics
+from axpo.evaluation.diagnostics import by_family, diagnostics, resample_diagnostics
 from axpo.evaluation.held_out import held_out
 from axpo.record.files import step_name
 from axpo.record.records import Decode
@@ -72,7 +72,7 @@ def train_step(recipe: Recipe, actors: Actors, flow: Flow, step: int, progress: 
         flow.feed(step)
         batch = flow.take(step)
     with progress.phase("learn"):
-        items = credit(batch.groups, actors.tokens, recipe.learner)
+        items = credit(batch.groups, actors.tokens, recipe.learner, batch.carried)
         update = actors.policy.update(items)
     with progress.phase("sync"):
         actors.policy.publish()
@@ -182,7 +182,8 @@ def _write_down(run: TrainingRun, done: int, result: Step) -> None:
     directory.save_groups(
         done, batch.groups, run.decode, result.items, run.recipe.logging.groups_kept
     )
-    directory.save_timeline(done, batch.finished)
+    directory.complete_groups(batch.carried, run.decode, result.items)
+    directory.save_timeline(done, batch.finished, batch.resampled)
     if batch.dropped:
         directory.log_event("groups dropped", step=done, count=batch.dropped)
     run.progress.set_aside("question", batch.unusable)
@@ -258,15 +259,20 @@ def measurements(
     def diagnose(groups: Sequence[Group]) -> dict[str, float]:
         return diagnostics(groups, actors.tokens, recipe.resampler.trigger.success_above)
 
-    families = by_family(batch.finished, diagnose)
+    def diagnose_forks(groups: Sequence[Group]) -> dict[str, float]:
+        return resample_diagnostics(groups, actors.tokens)
+
+    # Carried forks are of earlier batches than the rollouts.
+    families = by_family(batch.finished, diagnose) | by_family(batch.resampled, diagnose_forks)
     # The time between two batches: in an asynchronous run the engines generate in all of it.
     seconds = sum(times.get(f"time/{phase}", 0.0) for phase in ("rollout", "learn", "sync"))
     return {
         **result.update,
         **diagnose(batch.finished),
+        **diagnose_forks(batch.resampled),
         **{f"family/{name}": value for name, value in families.items()},
         **shaping_metrics(batch.finished, actors.tokens, recipe.learner.credit.tool_bonus),
-        **rollout_metrics(batch.finished, seconds),
+        **rollout_metrics(batch.finished, batch.resampled, seconds),
         **actors.pool.take_stats(),
         **times,
         **batch_metrics(batch),

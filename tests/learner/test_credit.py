@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from learner.config import LearnerConfig
-from learner.credit import TrainItem, credit, informative, sft_items
+from learner.credit import Carried, TrainItem, Update, credit, informative, sft_items
 from learner.loss import TrainedTokens, policy_loss
 from learner.objectives import objectives
 from resampler.places import FirstCall
@@ -388,3 +388,54 @@ def test_sft_weights_make_the_loss_a_mean_over_tokens():
     items = sft_items([(QUESTION, trajectory(DIRECT, None)), (QUESTION, trajectory(TOOL, None))])
     assert [i.weight for i in items] == [4 / 15, 11 / 15]
     assert [trained(i) for i in items] == [[20, 4, 21, 2], [20, 21, 4, 5, 22, 6, 2, 23, 4, 24, 2]]
+
+
+def by_entry(items):
+    """Return what each item trains, by its rollout and fork."""
+    found = {}
+    for item in items:
+        key = item.trajectory.rollout, item.trajectory.fork
+        assert key not in found  # no rollout and no continuation is trained twice
+        found[key] = item.mask.tolist(), item.advantages.tolist(), item.weight
+    return found
+
+
+@pytest.mark.parametrize("settings", [{}, {"prefix": False}, {"baseline": "leave_one_out"}])
+def test_what_is_carried_is_trained_later_with_the_same_values(settings):
+    config = LearnerConfig(credit=settings)
+    rollouts = [(TOOL, 0), (TOOL, 0), (DIRECT, 1), (DIRECT, 0)]
+    whole = group(rollouts, [resample(0, [1, 0, 0, 0]), resample(1, [0, 0])])
+    other = group([(DIRECT, 1), (DIRECT, 0)])
+    at_once = by_entry(credit([whole], TOKENS, config))
+
+    # When the batch is trained, nothing is known of the forks.
+    now = credit([dataclasses.replace(whole, resamples=(), carried=(0, 1))], TOKENS, config)
+    assert sorted(by_entry(now)) == [(2, None), (3, None)]
+    # The next batch is of another size. What it carries weighs as in its own batch of one.
+    late = Carried(dataclasses.replace(whole, carried=(0, 1)), Update(step=0, groups=1))
+    items = credit([other, other], TOKENS, config, [late])
+    assert [item.weight for item in items[:4]] == [1 / 4] * 4
+    assert by_entry(now + items[4:]) == at_once
+
+
+def test_a_source_whose_fork_was_dropped_is_trained_late_and_whole():
+    # Rewards 0 0 1: mean 1/3, population std sqrt(2)/3.
+    dropped = group([(TOOL, 0), (TOOL, 0), (DIRECT, 1)])
+    late = Carried(dataclasses.replace(dropped, carried=(1,)), Update(step=3, groups=2))
+    (item,) = credit([], TOKENS, carried=[late])
+    assert item.trajectory.rollout == 1
+    assert trained(item) == [20, 21, 4, 5, 22, 6, 2, 23, 4, 24, 2]
+    assert advantage(item) == pytest.approx(-1 / 3 / (np.sqrt(2) / 3 + EPS))
+    assert item.weight == 1 / (3 * 2)
+
+
+def test_a_group_with_forks_under_way_may_still_teach():
+    alike = group([(TOOL, 0), (DIRECT, 0)])
+    assert not informative(alike)
+    assert informative(dataclasses.replace(alike, carried=(0,)))
+
+
+def test_rollouts_that_join_a_group_cannot_be_carried():
+    carried = dataclasses.replace(group([(TOOL, 0), (DIRECT, 0)]), carried=(0,))
+    with pytest.raises(ValueError, match="carried rollouts cannot join a group"):
+        credit([carried], TOKENS, LearnerConfig(credit={"joined": True}))

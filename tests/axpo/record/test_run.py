@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import signal
 import subprocess
@@ -11,8 +12,12 @@ import numpy as np
 import pytest
 
 from axpo.errors import AxpoError
+from axpo.record.records import group_from_json
 from axpo.record.run import RunDirectory
-from tests.axpo.helpers import decode, direct, group
+from axpo.report.rollout_view import group_view
+from learner.config import LearnerConfig
+from learner.credit import Carried, Update, credit
+from tests.axpo.helpers import TOKENS, decode, direct, group, resample, zooming
 from tests.axpo.record.helpers import checkpoint, exit_code
 
 KILLED_WHILE_WRITING = """
@@ -136,3 +141,32 @@ def test_reading_a_run_imports_nothing_heavy():
         timeout=60,
     )
     assert done.stdout == "[]\n"
+
+
+def test_a_kept_group_gets_its_forks_when_they_are_back(tmp_path):
+    config = LearnerConfig()
+    rollouts = [direct(0, 1.0), zooming(1, 0.0)]
+    made = resample(rollouts[1], [((5, 5, 9, 9), 1.0, 9), ((0, 0, 1, 1), 0.0, 9)])
+    first = dataclasses.replace(group(rollouts), carried=(1,))
+    other = group([direct(0, 1.0, "r"), direct(1, 0.0, "r")], question="r")
+    with RunDirectory.create("carried", {"steps": 2}, tmp_path) as run:
+        now = credit([first, other], TOKENS, config)
+        run.save_groups(1, [first, other], decode, now)
+        (record, _) = run.groups(1)
+        # Chosen to be kept, because it has forks, and shown to wait for them.
+        assert (record["question"]["id"], record["resamples"]) == ("q", [])
+        assert group_view(record).under_way == [2]
+
+        late = Carried(dataclasses.replace(first, resamples=(made,)), Update(step=0, groups=2))
+        run.complete_groups([late], decode, credit([], TOKENS, config, [late]))
+        (record, untouched) = run.groups(1)
+        assert untouched["question"]["id"] == "r"
+        assert group_view(record).under_way == []
+        # 1, and the prefix with 1 in place of 0: no rollout differs from the mean. Of the
+        # continuations one of two is right.
+        credits = [row["credit"]["advantage"] for row in record["rollouts"]]
+        assert credits == [1.0, 0.0]
+        (shown,) = record["resamples"]
+        assert [row["credit"]["advantage"] for row in shown["continuations"]] == [1.0, -1.0]
+        whole = group_from_json(record, run.images)
+        assert (whole.carried, len(whole.resamples)) == ((1,), 1)

@@ -33,7 +33,7 @@ def test_what_a_steps_generation_cost():
     )
     other = zooming(0, 0.0, question="r")
     second = group([other], [resample(other, [((5, 5, 9, 9), 0.0, 9)])], "r")
-    numbers = rollout_metrics([first, second], seconds=10.0)
+    numbers = rollout_metrics([first, second], [first, second], seconds=10.0)
     continuations = [made.resamples[0].continuations[0] for made in (first, second)]
     forks = sum(continuation.policy_tokens for continuation in continuations)
     rollouts = [*first.rollouts, *second.rollouts]
