@@ -13,6 +13,7 @@ from benchmarks.result import exit_with, imported, run
 
 MODULES = (
     "bench_layouts",
+    "bench_lengths",
     "bench_trl",
     "bench_whole_step",
     "bench_head",
@@ -22,8 +23,10 @@ MODULES = (
 )
 EXPECTED = (
     "packed_vs_padded",
+    "packed_vs_padded_demo",
     "tree_vs_padded_demo",
     "tree_vs_padded_1024",
+    "tree_vs_padded_long",
     "step_vs_trl",
     "whole_step_vs_trl",
     "logprob_head_memory_vs_full",

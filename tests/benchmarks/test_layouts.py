@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from benchmarks.bench_layouts import in_order
+from benchmarks.bench_lengths import MEDIAN, spread_lengths, texts
 from benchmarks.timing import interleaved, medians
 
 
@@ -22,3 +25,17 @@ def test_runs_take_turns_in_going_first():
     seconds = interleaved(3, a=lambda: order.append("a"), b=lambda: order.append("b"))
     assert order == ["a", "b", "b", "a", "a", "b"]
     assert [len(of_run) for of_run in seconds.values()] == [3, 3]
+
+
+def test_texts_have_the_lengths_asked_for_and_share_their_prompt_alone():
+    long, short = texts([30, 20], shared=10)
+    assert [len(item.trajectory.response_ids) for item in (long, short)] == [20, 10]
+    assert long.trajectory.prompt_ids.tolist() == short.trajectory.prompt_ids.tolist()
+    assert long.trajectory.response_ids[0] != short.trajectory.response_ids[0]
+
+
+def test_lengths_are_spread_as_log_normal_ones_of_sigma_one():
+    logs = np.log(spread_lengths())
+    # 48 draws, cut at 2,048: mean and deviation of the logarithms within two standard errors.
+    assert abs(logs.mean() - np.log(MEDIAN)) < 2 / 48**0.5
+    assert abs(logs.std() - 1.0) < 2 * 1.0 / (2 * 48) ** 0.5
