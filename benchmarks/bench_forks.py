@@ -7,6 +7,8 @@ update, weights. The policy stays the start model's, so all arms do the same wor
                  run while the learner waits, and in slots that the rollouts leave idle
     CPU          the demo's engine and ranks. Engine and ranks share two cores, and every further
                  token costs compute: no schedule can be cheaper than the tokens are
+
+Also: what share of a fork's prompt comes from the cache if the run is asynchronous.
 """
 
 from __future__ import annotations
@@ -19,13 +21,14 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from axpo.config import Recipe, load_recipe, parse_recipe
+from axpo.evaluation.diagnostics import resample_diagnostics
 from axpo.session import ray_session
-from axpo.training.actors import training_actors
+from axpo.training.actors import Actors, training_actors
 from axpo.training.flow import Flow, Taken
 from axpo.training.trainer import train_step
 from benchmarks.cluster import local_ray
 from benchmarks.engines import MODEL
-from benchmarks.result import Entry, at_most
+from benchmarks.result import Entry, at_least, at_most
 from benchmarks.simulated import CALL, CALL_RATE, IDLE, MEAN, ROUND_S, SimulatedWorker
 from resampler.resampler import start_resampler
 from rollout_workers.config import RolloutConfig
@@ -41,6 +44,12 @@ ARMS = {
     "streaming": ["resampler.schedule=streaming"],
     "batch": ["resampler.schedule=batch"],
 }
+ASYNC = {
+    "batch": ["max_staleness=1", "sync_at=batch"],
+    "update": ["max_staleness=1", "sync_at=update"],
+}
+"""When engines get an update, by `sync_at`."""
+ASYNC_STEPS = 10
 BLOCKS = 3
 STEPS = 6
 """Of a block. The first has no forks of a step before it, and the last waits for its own: neither
@@ -70,14 +79,18 @@ class Costs:
         return StepCost(seconds, sum(step.tokens for step in steps) // len(steps))
 
 
-Step = Callable[[Flow, int], Taken]
+Step = Callable[[Recipe, Flow, int], Taken]
 """Makes one whole step of a flow; returns its batch."""
 
 
 def measure() -> Iterator[Entry]:
-    """Yield the entries of both kinds of engine."""
+    """Yield the entries of both kinds of engine, and of an asynchronous run."""
     yield from _entries("idle_slots", _idle_slots(), AIM_IDLE)
-    yield from _entries("cpu", _cpu(), AIM_CPU)
+    recipe = _demo([])
+    with ray_session(recipe), training_actors(recipe, recipe.task.load()) as actors:
+        actors.policy.publish(0)
+        yield from _entries("cpu", _cpu(actors), AIM_CPU)
+        yield _cached_in_async_runs(actors)
 
 
 def _idle_slots() -> tuple[dict[str, Costs], str]:
@@ -88,7 +101,7 @@ def _idle_slots() -> tuple[dict[str, Costs], str]:
         try:
             learn_s = LEARN_SHARE * _rollout_seconds(pool)
 
-            def step(flow: Flow, number: int) -> Taken:
+            def step(recipe: Recipe, flow: Flow, number: int) -> Taken:
                 flow.feed(number)
                 batch = flow.take(number)
                 time.sleep(learn_s)
@@ -115,17 +128,39 @@ def _rollout_seconds(pool: RolloutPool) -> float:
     return time.monotonic() - begun
 
 
-def _cpu() -> tuple[dict[str, Costs], str]:
-    recipe = _demo([])
-    with ray_session(recipe), training_actors(recipe, recipe.task.load()) as actors:
-        actors.policy.publish(0)
-        phases = _NoPhases()
+def _cpu(actors: Actors) -> tuple[dict[str, Costs], str]:
+    about = "the demo's engine, ranks and questions, weights sent after every step"
+    return _costs(actors.pool, _demo, _steps_of(actors)), about
 
-        def step(flow: Flow, number: int) -> Taken:
-            return train_step(recipe, actors, flow, number, phases).batch
 
-        costs = _costs(actors.pool, _demo, step)
-    return costs, "the demo's engine, ranks and questions, weights sent after every step"
+def _steps_of(actors: Actors) -> Step:
+    phases = _NoPhases()
+
+    def step(recipe: Recipe, flow: Flow, number: int) -> Taken:
+        return train_step(recipe, actors, flow, number, phases).batch
+
+    return step
+
+
+def _cached_in_async_runs(actors: Actors) -> Entry:
+    """Measure the cached share of each step's forks; the worst step counts."""
+    worst, shares = {}, {}
+    for sync_at, overrides in ASYNC.items():
+        recipe = _demo([f"steps={ASYNC_STEPS}", *overrides])
+        flow, step = _flow(actors.pool, recipe), _steps_of(actors)
+        of_steps = []
+        for number in range(ASYNC_STEPS):
+            batch = step(recipe, flow, number)
+            numbers = resample_diagnostics(batch.resampled, actors.tokens)
+            if "fork_cached_share" in numbers:
+                of_steps.append(numbers["fork_cached_share"])
+        worst[sync_at] = min(of_steps)
+        shares[sync_at] = ", ".join(f"{share:.2f}" for share in of_steps)
+    detail = (
+        f"of the prompt tokens of continuations, max_staleness 1, sync_at batch: the worst of "
+        f"{ASYNC_STEPS} steps ({shares['batch']}); sync_at update: {shares['update']}"
+    )
+    return at_least("fork_cache_share_async", round(worst["batch"], 4), 0.9, "share", detail)
 
 
 class _NoPhases:
@@ -143,17 +178,18 @@ def _costs(
     for block in range(BLOCKS + 1):
         first = block % len(names)
         for name in names[first:] + names[:first]:
-            steps = _block(_flow(pool, recipe_of(ARMS[name])), step)
+            recipe = recipe_of(ARMS[name])
+            steps = _block(recipe, _flow(pool, recipe), step)
             if block:
                 costs[name].blocks.append(steps)
     return costs
 
 
-def _block(flow: Flow, step: Step) -> list[StepCost]:
+def _block(recipe: Recipe, flow: Flow, step: Step) -> list[StepCost]:
     steps = []
     for number in range(STEPS):
         begun = time.monotonic()
-        batch = step(flow, number)
+        batch = step(recipe, flow, number)
         steps.append(StepCost(time.monotonic() - begun, _tokens(batch)))
     return steps[1:-1]
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from benchmarks.result import exit_with, imported, run
 
-MODULES = ("bench_engine", "bench_scale", "bench_transfer")
+MODULES = ("bench_engine", "bench_forks", "bench_scale", "bench_transfer")
 EXPECTED = (
     "worker_vs_bare_engine",
     "async_vs_lockstep",
     "fork_cache_share",
     "axpo_vs_grpo_wall_streaming",
     "axpo_vs_grpo_wall_batch",
+    "axpo_vs_grpo_wall_carry_idle_slots",
+    "axpo_vs_grpo_wall_streaming_idle_slots",
+    "axpo_vs_grpo_wall_carry_cpu",
+    "axpo_vs_grpo_wall_streaming_cpu",
+    "fork_cache_share_async",
     "efficiency_64",
     "transfer_vs_copy",
     "transfer_vs_per_parameter",

@@ -75,6 +75,12 @@ class Recipe(Section):
         description="a group that would be staler in the next batch and is not finished: wait for "
         "it, or drop it",
     )
+    sync_at: Literal["update", "batch"] = Field(
+        "update",
+        description="when engines of an asynchronous run get an update: at once, or between two "
+        "batches, so that forks find the prefixes of their batch in the cache; they then work on "
+        "max_staleness batches, and not on one more",
+    )
     dynamic_sampling: bool = Field(
         False,
         description="set aside groups that teach nothing, all their rollouts and resamples of one "
@@ -190,6 +196,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
         self._check_engines()
+        self._check_sync()
         self._check_tools()
         if self.algorithm == "grpo":
             self._check_no_forks()
@@ -220,6 +227,13 @@ class Recipe(Section):
             raise ValueError(
                 f"max_staleness={self.max_staleness}: must be 0 with rollout.colocated, "
                 "because engines then sleep during an update"
+            )
+
+    def _check_sync(self) -> None:
+        if self.sync_at == "batch" and not self.max_staleness:
+            raise ValueError(
+                "sync_at='batch': means nothing with max_staleness=0, whose engines have nothing "
+                "to do during an update; leave it out, or set max_staleness=1"
             )
 
     def _check_silence(self) -> None:

@@ -27,6 +27,7 @@ class Policy:
 
     def __init__(self, learner: Learner, pool: RolloutPool, *, colocated: bool = False) -> None:
         self.version = 0
+        self._served: int | None = None  # the version that all engines were last brought to
         self._learner = learner
         self._pool = pool
         self._colocated = colocated
@@ -64,6 +65,12 @@ class Policy:
             if version is not None:
                 self.version = version
             self._give_to_engines()
+            self._served = self.version
+
+    def catch_up(self) -> None:
+        """Bring the engines to the learner's weights if they do not have them."""
+        if self._served != self.version:
+            self.publish()
 
     @contextmanager
     def learner_alone(self) -> Iterator[Learner]:

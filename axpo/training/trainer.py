@@ -66,16 +66,22 @@ class Step:
 
 
 def train_step(recipe: Recipe, actors: Actors, flow: Flow, step: int, progress: Phases) -> Step:
-    """Turn policy version `step` into version `step + 1`, in the learner and on every engine."""
+    """Turn policy version `step` into version `step + 1`, in the learner and on the engines."""
     with progress.phase("rollout"):
         # Questions become rollouts. As groups finish, the resampler forks those that triggered.
         flow.feed(step)
         batch = flow.take(step)
+    if recipe.sync_at == "batch":
+        # The next batch is begun by the last update, and generated beside this one.
+        with progress.phase("sync"):
+            actors.policy.publish()
+        flow.feed(step + 1, version=step)
     with progress.phase("learn"):
         items = credit(batch.groups, actors.tokens, recipe.learner, batch.carried)
         update = actors.policy.update(items)
-    with progress.phase("sync"):
-        actors.policy.publish()
+    if recipe.sync_at == "update":
+        with progress.phase("sync"):
+            actors.policy.publish()
     return Step(batch, items, update)
 
 
@@ -221,11 +227,13 @@ def checkpoint(run: TrainingRun, done: int, cursor: Cursor, *, wait: bool = True
 
 
 def evaluation(run: TrainingRun, done: int) -> None:
-    """Write the held-out numbers of the engines' policy after `done` steps.
+    """Write the held-out numbers of the policy after `done` steps.
 
     They are `eval/...`; those of the tools that it called are `eval_tool/...`.
     """
     recipe, actors = run.recipe, run.actors
+    with run.progress.phase("sync"):
+        actors.policy.catch_up()
     with run.progress.phase("evaluate"):
         found = held_out(
             actors.pool,

@@ -73,6 +73,11 @@ def test_the_command_expects_every_entry_that_its_modules_make():
     literal = [name for name in rollouts.EXPECTED if f'"{name}"' in source]
     assert sorted(set(rollouts.EXPECTED) - set(literal)) == [
         "axpo_vs_grpo_wall_batch",
+        "axpo_vs_grpo_wall_carry_cpu",
+        "axpo_vs_grpo_wall_carry_idle_slots",
         "axpo_vs_grpo_wall_streaming",
+        "axpo_vs_grpo_wall_streaming_cpu",
+        "axpo_vs_grpo_wall_streaming_idle_slots",
     ]
+    assert 'f"axpo_vs_grpo_wall_{name}_{kind}"' in source
     assert 'f"axpo_vs_grpo_wall_{name}"' in source

@@ -296,3 +296,24 @@ def test_the_config_refuses_what_cannot_be():
             max_staleness=1,
             rollout={"colocated": True, "engine": {"weight_transfer": "shared_memory"}},
         )
+
+
+def test_updates_between_batches_leave_each_batch_to_one_policy():
+    pool = Pool()
+    flow, _, events = start(pool, max_staleness=1, sync_at="batch")
+    flow.feed(0)
+    for step in range(4):
+        assert ids(flow.take(step)) == list(range(4 * step, 4 * step + 4))
+        # As `train_step` does: the engines get the last update, then the next batch begins.
+        flow.feed(step + 1, version=step)
+    begun = [
+        (event["batch"], event["version"]) for event in events if event["event"] == "dispatched"
+    ]
+    assert sorted(set(begun)) == [(0, 0), (1, 0), (2, 1), (3, 2)]
+    assert pool.most == 4  # one batch at a time
+    assert balance(events) == Balance(16, 16, 0, 0)
+
+
+def test_updates_between_batches_need_an_asynchronous_run():
+    with pytest.raises(AxpoError, match="sync_at='batch': means nothing with max_staleness=0"):
+        recipe(sync_at="batch")

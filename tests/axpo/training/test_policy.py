@@ -157,3 +157,14 @@ def test_engines_on_devices_of_their_own_go_on_during_a_checkpoint():
     with policy(calls).learner_alone() as learner:
         learner.append("save")
     assert calls == ["save"]
+
+
+def test_engines_catch_up_only_if_they_are_behind():
+    calls = Calls()
+    made = policy(calls)
+    made.publish(0)
+    made.catch_up()
+    assert calls == [(("a", "b"), 0)]
+    made.update(["item"])
+    made.catch_up()
+    assert calls[1:] == ["update", (("a", "b"), 1)]
