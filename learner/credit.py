@@ -154,8 +154,12 @@ def shaped_rewards(
     Raises:
         ValueError: a trajectory has no outcome.
     """
+    rewards = rewards_of(trajectories)
+    # Nearly always, and finding the calls took nine tenths of the time of credit.
+    if tool_bonus == 0:
+        return rewards
     calls = np.array([uses_tools(trajectory, tokens) for trajectory in trajectories])
-    return rewards_of(trajectories) + tool_bonus * calls
+    return rewards + tool_bonus * calls
 
 
 def informative(group: Group) -> bool:

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import ray
 
@@ -22,8 +22,13 @@ from learner.credit import TrainItem
 from learner.network import NetworkConfig, free_port
 from learner.receivers import Receivers
 from rollout_workers.causes import cause_of
+from rollout_workers.garbage import collect_rarely
+from rollout_workers.joined import Joined
 from rollout_workers.places import Options, Places, Wanted
 from rollout_workers.trajectory import Floats
+
+if TYPE_CHECKING:
+    from ray import ObjectRef
 
 DEATH_S = 5.0
 """Seconds for Ray to notice that a process is gone, after another one has missed it."""
@@ -77,6 +82,7 @@ class _RankActor:
         from learner.rank import LearnerRank
 
         self.rank = LearnerRank(settings)
+        collect_rarely()
 
     def call(self, method: str, *arguments: Any) -> Any:
         """Call a method of the rank."""
@@ -159,7 +165,7 @@ class Learner:
         Raises:
             ValueError: no item has a token to train on.
         """
-        return self._all("update", ray.put(_trainable(items)))[0]
+        return self._all("update", sent(_trainable(items)))[0]
 
     def fine_tune(self, items: Sequence[TrainItem]) -> dict[str, float]:
         """Take one optimizer step on -log pi of the items' trained tokens.
@@ -170,7 +176,7 @@ class Learner:
         Raises:
             ValueError: no item has a token to train on.
         """
-        return self._all("fine_tune", ray.put(_trainable(items)))[0]
+        return self._all("fine_tune", sent(_trainable(items)))[0]
 
     def logprobs(self, items: Sequence[TrainItem]) -> list[Floats]:
         """Compute the policy's log-probabilities of masked tokens, bans and temperature included.
@@ -316,7 +322,7 @@ class Learner:
         if not all(item.mask.any() for item in items):
             raise ValueError(f"{method}: an item has no token under its mask")
         by_index: dict[int, Floats] = {}
-        for share in self._all(method, ray.put(list(items))) if items else []:
+        for share in self._all(method, sent(items)) if items else []:
             by_index.update(share)
         return [by_index[i] for i in range(len(items))]
 
@@ -384,6 +390,12 @@ def _trainable(items: Sequence[TrainItem]) -> list[TrainItem]:
     if not trainable:
         raise ValueError("update: no item has a token to train on")
     return trainable
+
+
+def sent(items: Sequence[TrainItem]) -> ObjectRef[list[TrainItem]]:
+    """Return a reference to items for the ranks."""
+    reference: ObjectRef[list[TrainItem]] = ray.put(Joined(list(items)))
+    return reference
 
 
 def _rank_actor(options: Options, index: int) -> Any:

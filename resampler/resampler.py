@@ -11,6 +11,7 @@ from resampler.config import ResamplerConfig
 from resampler.history import History, Outcome
 from resampler.schedules import Decision, Selection, Terms
 from resampler.select import Rules, candidates
+from rollout_workers.garbage import collect_rarely
 from rollout_workers.trajectory import Group, SpecialTokens
 
 
@@ -99,6 +100,16 @@ class Resampler:
         return selection.offer(place, found, group.rewards.tolist())
 
 
+class _ResamplerActor(Resampler):
+    """The resampler in a process of its own."""
+
+    def __init__(
+        self, config: ResamplerConfig, tokens: SpecialTokens, n: int, seed: int = 0
+    ) -> None:
+        super().__init__(config, tokens, n, seed)
+        collect_rarely()
+
+
 def start_resampler(
     config: ResamplerConfig, tokens: SpecialTokens, n: int, seed: int = 0
 ) -> ResamplerClient:
@@ -113,5 +124,5 @@ def start_resampler(
     import ray
 
     # It computes for milliseconds a group, so it takes no CPU from what a plan has placed.
-    actor_class = ray.remote(Resampler).options(num_cpus=0)
+    actor_class = ray.remote(_ResamplerActor).options(num_cpus=0)
     return ResamplerClient(actor_class.remote(config, tokens, n, seed))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TypeGuard
 
 import numpy as np
 
-from rollout_workers.trajectory import Group, PolicySegment, Question, Trajectory
+from rollout_workers.trajectory import Floats, Group, PolicySegment, Question, Trajectory
 
 
 def is_sound(group: object, question: Question, n: int) -> TypeGuard[Group]:
@@ -18,6 +19,7 @@ def is_sound(group: object, question: Question, n: int) -> TypeGuard[Group]:
         and group.question.id == question.id
         and [t.rollout for t in group.rollouts] == list(range(n))
         and all(_is_sound_trajectory(t, question) for t in group.rollouts)
+        and _are_sound_logprobs(group.rollouts)
     )
 
 
@@ -27,16 +29,19 @@ def _is_sound_trajectory(trajectory: Trajectory, question: Question) -> bool:
     if trajectory.reward is not None and not math.isfinite(trajectory.reward):
         return False
     return all(
-        _is_sound_segment(segment)
-        for segment in trajectory.segments
-        if isinstance(segment, PolicySegment)
+        len(segment.token_ids) == len(segment.logprobs) for segment in _policy_segments(trajectory)
     )
 
 
-def _is_sound_segment(segment: PolicySegment) -> bool:
-    # A log-probability above 0 is none.
-    return (
-        len(segment.token_ids) == len(segment.logprobs)
-        and bool(np.isfinite(segment.logprobs).all())
-        and bool((segment.logprobs <= 0).all())
-    )
+def _are_sound_logprobs(trajectories: Sequence[Trajectory]) -> bool:
+    """Return whether every log-probability is a finite number that is not above 0."""
+    logprobs: list[Floats] = []
+    for trajectory in trajectories:
+        logprobs += [segment.logprobs for segment in _policy_segments(trajectory)]
+    # All at once: the driver does this for every group, and numpy's calls cost more than its sums.
+    joined = np.concatenate(logprobs) if logprobs else np.zeros(0, np.float32)
+    return bool((np.isfinite(joined) & (joined <= 0)).all())
+
+
+def _policy_segments(trajectory: Trajectory) -> list[PolicySegment]:
+    return [segment for segment in trajectory.segments if isinstance(segment, PolicySegment)]

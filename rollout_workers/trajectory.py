@@ -167,6 +167,12 @@ class Trajectory:
     fork: ForkPoint | None = None
     stats: RolloutStats = RolloutStats()
 
+    def __getstate__(self) -> dict[str, Any]:
+        # What was derived from the segments is derived again where it is needed: to send it, too,
+        # would double the bytes.
+        state = self.__dict__
+        return {name: state[name] for name in _TRAJECTORY_FIELDS}
+
     @cached_property
     def response_ids(self) -> Ids:
         """Policy and observation tokens in order, shape [R]."""
@@ -213,6 +219,9 @@ class Trajectory:
         """Tokens that this rollout generated itself; the prefix of a fork is its source's."""
         prefix = self.fork.prefix_tokens if self.fork else 0
         return int(self.policy_mask[prefix:].sum())
+
+
+_TRAJECTORY_FIELDS = tuple(Trajectory.__dataclass_fields__)
 
 
 @dataclass(frozen=True)

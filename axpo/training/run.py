@@ -33,6 +33,7 @@ from resampler.resampler import start_resampler
 from resampler.schedules import Batch
 from rollout_workers.causes import ActorsLost, cause_of
 from rollout_workers.chat import Chat
+from rollout_workers.garbage import few_collections
 
 
 def train_run(
@@ -133,6 +134,7 @@ def _train_run(
             flow.resume(_cursor(recipe, directory, first))
             stack.callback(flow.close)
             run = TrainingRun(recipe, task, actors, flow, directory, progress, decode, gauges)
+            stack.enter_context(few_collections())
             return train(run, first)
 
 
