@@ -81,15 +81,13 @@ class RolloutPool:
         Raises:
             ValueError: if Ray cannot place the workers.
         """
-
-        def make(options: dict[str, Any], worker_id: int) -> ActorHandle:
-            return ray.remote(actor_class).options(**options).remote(worker_id, settings)
-
         self.loop = asyncio.new_event_loop()
         self._readers = ThreadPoolExecutor(READERS, "image-reader")
+        self._settings = settings
+        self._actor_class = actor_class
         self._config = settings.config
         self._log = log
-        self._fleet = Fleet(make, settings.config, log, places)
+        self._fleet = Fleet(self._start, settings.config, log, places)
         self._router = Router(self._fleet, settings.config.concurrency)
         self._tokens: SpecialTokens | None = None
         self._counts: Counter[str] = Counter()
@@ -359,6 +357,11 @@ class RolloutPool:
             for worker, answer in zip(workers, answers, strict=True)
             if not isinstance(answer, BaseException)
         }
+
+    def _start(self, options: dict[str, Any], worker_id: int) -> ActorHandle:
+        """Create the actor of a worker."""
+        actor_class = ray.remote(self._actor_class).options(**options)
+        return actor_class.remote(worker_id, self._settings)
 
     async def _answer(
         self, worker: Worker, work: int, reference: ObjectRef[Any], method: str

@@ -1,0 +1,147 @@
+"""A thousand engines by simulation: how busy they are kept, and what a trajectory costs the driver.
+
+Flow, pool, resampler, Ray's calls and the log of a run are real. The engines only wait, and a few
+actors stand for all of them (`hosted.py`). The run is asynchronous, as one of that size would be:
+groups are released as they are trained, so memory stays that of a few batches.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from axpo.config import Recipe, parse_recipe
+from axpo.record.ledger import Ledger
+from axpo.training.flow import Flow
+from axpo.training.telling import both
+from benchmarks.engines import IN_FLIGHT, MODEL
+from benchmarks.hosted import HOSTS, hosted
+from benchmarks.result import Entry, at_least, at_most
+from benchmarks.waiting import CountedTask, Fit, N, cpu_seconds, never_asked
+from resampler.client import ResamplerClient
+from resampler.resampler import start_resampler
+from rollout_workers.config import RolloutConfig
+from rollout_workers.garbage import few_collections
+from rollout_workers.settings import WorkerSettings
+
+ENGINES = 1_000
+GROUPS_AT_ONCE = ENGINES * IN_FLIGHT // N
+QUESTIONS = 4_000
+STALENESS = 3
+STEPS = 8
+LATENCY = Fit(math.log(60.0), 0.25)
+"""Seconds of a group. A rollout of an 8B model takes about a minute on a full GPU. The spread is
+that of the three-turn groups of `bench_engine`."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """CPU seconds of the processes that take part."""
+
+    driver: float
+    resampler: float
+    engines: float
+
+    def a_trajectory(self, before: Cost, trajectories: int) -> Cost:
+        """Return what each of the trajectories cost since an earlier look."""
+        return Cost(
+            (self.driver - before.driver) / trajectories,
+            (self.resampler - before.resampler) / trajectories,
+            (self.engines - before.engines) / trajectories,
+        )
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A group that came in."""
+
+    at: float  # seconds, monotonic
+    took: float  # seconds on its engine
+
+
+def measure() -> list[Entry]:
+    """Return `efficiency_1000` and `driver_ms_per_trajectory`."""
+    finished: list[Finished] = []
+
+    def log(event: str, **fields: Any) -> None:
+        if event == "finished":
+            took = LATENCY.seconds(fields["question"], fields["batch"])
+            finished.append(Finished(time.monotonic(), took))
+
+    with tempfile.TemporaryDirectory() as folder, few_collections():
+        ledger = Ledger(Path(folder) / "rollouts.jsonl")
+        cost = _run(both(ledger.log, log))
+    efficiency = _groups_under_way(finished) / GROUPS_AT_ONCE
+    detail = _detail(cost, len(finished) * N)
+    return [
+        at_least("efficiency_1000", round(efficiency, 3), 0.9, "share", detail),
+        at_most("driver_ms_per_trajectory", round(cost.driver * 1e3, 3), 0.5, "ms", detail),
+    ]
+
+
+def _run(log: Any) -> Cost:
+    """Train all steps; return the cost of a trajectory, forks included."""
+    recipe = _recipe()
+    config = RolloutConfig(workers=ENGINES, n=N, concurrency=IN_FLIGHT)
+    settings = WorkerSettings("", config, LATENCY, never_asked, run_seed=0)  # type: ignore[arg-type]
+    with hosted(settings, log) as pool:
+        resampler = start_resampler(recipe.resampler, pool.ready(), N)
+        flow = Flow(recipe, CountedTask(), pool, resampler, log=log)  # type: ignore[arg-type]
+        before = _cost(resampler, pool.hosts)
+        for step in range(STEPS):
+            flow.feed(step)
+            flow.take(step)
+        return _cost(resampler, pool.hosts).a_trajectory(before, STEPS * QUESTIONS * N)
+
+
+def _cost(resampler: ResamplerClient, hosts: Sequence[Any]) -> Cost:
+    return Cost(
+        driver=time.process_time(),
+        resampler=cpu_seconds(resampler.actor),
+        engines=sum(cpu_seconds(host) for host in hosts),
+    )
+
+
+def _groups_under_way(finished: Sequence[Finished]) -> float:
+    """Return how many groups were under way on average.
+
+    These are the durations of the groups that finished, over the time they finished in. By Little's
+    law it is the rate that a group of mean duration would have, without the noise of which
+    durations were drawn.
+    """
+    # Without the first and the last wave: there some engines have nothing to do.
+    steady = finished[GROUPS_AT_ONCE:-GROUPS_AT_ONCE]
+    return sum(group.took for group in steady[1:]) / (steady[-1].at - steady[0].at)
+
+
+def _recipe() -> Recipe:
+    return parse_recipe(
+        {
+            "name": "thousand",
+            "model": MODEL,
+            "task": {"kind": "small_digit"},
+            "steps": STEPS,
+            "max_staleness": STALENESS,
+            "questions_per_step": QUESTIONS,
+            "rollout": {"n": N, "engine": {"weight_transfer": "shared_memory"}},
+        }
+    )
+
+
+def _detail(cost: Cost, trajectories: int) -> str:
+    costs = {"driver": cost.driver, "resampler": cost.resampler}
+    first = max(costs, key=lambda name: costs[name])
+    return (
+        f"{ENGINES:,} simulated engines, {IN_FLIGHT} rollouts in flight on each, groups of {N} "
+        f"take {math.exp(LATENCY.mu):.0f} s in the median; {HOSTS} Ray actors stand for the "
+        "engines: all calls, answers and signs of life are Ray's, the other connections are "
+        f"missing; {trajectories:,} trajectories and their forks, max_staleness {STALENESS}; "
+        f"CPU time a trajectory: driver {cost.driver * 1e3:.2f} ms, "
+        f"resampler {cost.resampler * 1e3:.2f} ms, engines {cost.engines * 1e3:.2f} ms; "
+        f"the {first} would be the first bottleneck, at {1 / costs[first]:,.0f} trajectories/s"
+    )
