@@ -53,9 +53,12 @@ class Carrying:
         done, _ = wait([held.forks.result for held in carried], return_when=FIRST_EXCEPTION)
         for result in done:
             result.result()
+        handed_out: list[Carried] = []
         for held in carried:
             self._log("carried", question=held.asked.question.id, step=step)
-        return [Carried(_group(held.asked), held.trained) for held in carried]
+            handed_out.append(Carried(_group(held.asked), held.trained))
+            held.asked.release()
+        return handed_out
 
     def kept(self) -> tuple[Kept, ...]:
         """Return what a checkpoint must hold."""

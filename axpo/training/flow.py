@@ -240,11 +240,17 @@ class Flow:
             self._asking.remember(asked.question.id, asked.unusable)
             reasons.append(asked.unusable)
         self._check_usable(batch, unusable)
+        groups = [asked.finished_group for asked in trained]
+        uninformative = [asked.finished_group for asked in set_aside]
         carried = self._take_carried(step, trained)
+        for asked in (*batch, *set_aside):
+            # What is carried is released with its forks.
+            if asked.carried is None:
+                asked.release()
         faults = self._following.faults.take()
         return Taken(
-            groups=[asked.finished_group for asked in trained],
-            uninformative=[asked.finished_group for asked in set_aside],
+            groups=groups,
+            uninformative=uninformative,
             dropped=len(broken),
             unusable=tuple(reasons),
             stale=len(stale),

@@ -99,6 +99,13 @@ class QuestionInFlight:
         assert group is not None
         return group
 
+    def release(self) -> None:
+        """Keep its group and its forks no longer: a batch has them.
+
+        The question itself lives until the last one of its batch is finished.
+        """
+        self.result, self.carried = Future(), None
+
 
 @dataclass(frozen=True)
 class Batch:

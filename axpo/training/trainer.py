@@ -121,6 +121,8 @@ def _steps(run: TrainingRun, due: Due, first: int) -> End | None:
         if due.evaluation(done):
             evaluation(run, done)
         end = due.end(done, result.update)
+        # Its groups must not stay in memory while the next ones come in.
+        del result
         if due.checkpoint(done, end):
             # The last checkpoint is waited for: nothing would be there to finish it.
             wait = end is not None or not run.recipe.checkpoint_async
