@@ -25,7 +25,12 @@ class ResamplerClient:
         self._deadline_s = deadline_s
 
     async def offer(
-        self, group: Group | ObjectRef | None, batch: int, place: int, questions: int
+        self,
+        group: Group | ObjectRef | None,
+        batch: int,
+        place: int,
+        questions: int,
+        trained: int | None = None,
     ) -> Decision:
         """Offer a finished group, and return what it leads to; see `Resampler.offer`.
 
@@ -34,11 +39,12 @@ class ResamplerClient:
             batch: number of the batch.
             place: place of the question in the batch.
             questions: questions of the batch.
+            trained: those that the budget is for; None: all.
 
         Raises:
             TimeoutError: the resampler did not answer within the deadline.
         """
-        reference = self.actor.offer.remote(group, batch, place, questions)
+        reference = self.actor.offer.remote(group, batch, place, questions, trained)
         # Other questions share this event loop: it must not block until the answer is there.
         answer = asyncio.wrap_future(reference.future())
         decision: Decision = await asyncio.wait_for(answer, self._deadline_s)

@@ -31,23 +31,32 @@ class Resampler:
         self._history = History()
         self._failed_up_to: float | None = None  # the trigger's answer, until a batch is finished
 
-    def offer(self, group: Group | None, batch: int, place: int, questions: int) -> Decision:
+    def offer(
+        self,
+        group: Group | None,
+        batch: int,
+        place: int,
+        questions: int,
+        trained: int | None = None,
+    ) -> Decision:
         """Take in a finished group, and return what it leads to.
 
         The budget is that of the batch's questions, whether or not all of them are answered.
+        Questions that were asked only because some will be aborted add nothing to it.
 
         Args:
             group: None if the group was lost.
             batch: number of the batch.
             place: place of the question in the batch; each is offered once.
             questions: questions of the batch.
+            trained: those that the budget is for; None: all.
 
         Raises:
             ValueError: a rollout has no reward, or a fork place gave a point that cannot be forked.
         """
         # The budget and the prices of a batch stay what they are when its first question comes in.
         if batch not in self._selections:
-            self._selections[batch] = self._opened(questions)
+            self._selections[batch] = self._opened(questions, trained or questions)
         selection = self._selections[batch]
         decision = self._offered(selection, group, batch, place)
         if selection.complete:
@@ -73,15 +82,15 @@ class Resampler:
         self._selections = {}
         self._failed_up_to = None
 
-    def _opened(self, questions: int) -> Selection:
-        """Return the choice of a new batch of `questions`."""
+    def _opened(self, questions: int, trained: int) -> Selection:
+        """Return the choice of a new batch of `questions`, with the budget of those trained."""
         config, history = self._config, self._history
-        prefixes = config.budget.prefixes(questions, self._n, config.k, history)
+        prefixes = config.budget.prefixes(trained, self._n, config.k, history)
         # The rule may be a user's own.
         if prefixes < 0 or prefixes != int(prefixes):
             raise ValueError(
                 f"resampler.budget={config.budget.name!r}: gave {prefixes!r} prefixes for "
-                f"{questions} questions, expected a whole number from 0"
+                f"{trained} questions, expected a whole number from 0"
             )
         terms = Terms(questions, int(prefixes), config.budget.prices(history))
         return Selection(config.schedule, terms, history.past)

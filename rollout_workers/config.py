@@ -113,6 +113,13 @@ class RolloutConfig(BaseModel):
     # How many workers and rollouts.
     workers: int = Field(1, ge=1, description="rollout workers, one engine each")
     n: int = Field(8, ge=2, description="rollouts a question (N); a group of one has no advantage")
+    oversample: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="further questions that a step asks, as a share of questions_per_step: the "
+        "first questions_per_step whose rollouts are there are trained, the others are aborted",
+    )
     # What a rollout may use.
     max_turns: int = Field(3, ge=1, description="policy turns a rollout")
     max_turn_tokens: int = Field(256, ge=1, description="tokens sampled in one turn at most")

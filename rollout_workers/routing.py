@@ -43,7 +43,14 @@ class Router:
         future: asyncio.Future[Worker] = asyncio.get_running_loop().create_future()
         self._waiting.append((work, future))
         self._place_waiting()
-        return await future
+        try:
+            return await future
+        except asyncio.CancelledError:
+            # It may have been given a worker in the same turn of the loop.
+            given = future.done() and not future.cancelled() and future.exception() is None
+            if given:
+                self.done(future.result(), work)
+            raise
 
     def home(self, worker_id: int, work: int) -> Worker | None:
         """Return the worker with a prefix; None if it is gone or overloaded.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -147,6 +148,12 @@ class Recipe(Section):
         return int(self.dynamic_sampling_factor * self.questions_per_step)
 
     @property
+    def asked_together(self) -> int:
+        """Return how many questions a batch asks, those that will be aborted included."""
+        # Rounded first: 1.1 * 10 is a little more than 11.
+        return math.ceil(round(self.questions_per_step * (1 + self.rollout.oversample), 6))
+
+    @property
     def most_forks(self) -> int:
         """Return how many continuations a step makes at most."""
         if self.algorithm == "grpo":
@@ -200,6 +207,7 @@ class Recipe(Section):
         self._check_tools()
         if self.algorithm == "grpo":
             self._check_no_forks()
+        self._check_oversampling()
         self._check_credit()
         self._check_stages()
         return self
@@ -271,6 +279,20 @@ class Recipe(Section):
                 continue
             raise ValueError(
                 f"{path}={value!r}: means nothing with algorithm='grpo', which forks nothing"
+            )
+
+    def _check_oversampling(self) -> None:
+        oversample = self.rollout.oversample
+        if oversample and self.max_staleness:
+            raise ValueError(
+                f"rollout.oversample={oversample:g}: must be 0 with max_staleness="
+                f"{self.max_staleness}, whose batches are whatever is finished first; use "
+                "stale='drop' against stragglers"
+            )
+        if oversample and self.dynamic_sampling:
+            raise ValueError(
+                f"rollout.oversample={oversample:g}: must be 0 with dynamic_sampling, which asks "
+                "further questions by itself"
             )
 
     def _check_credit(self) -> None:

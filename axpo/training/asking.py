@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from axpo.config import Recipe
 from axpo.errors import AxpoError
 from axpo.tasks import Task
 from axpo.tasks.task import question_of
@@ -27,9 +28,10 @@ class Asking:
     A question with a fault is passed over: the next one takes its place.
     """
 
-    def __init__(self, task: Task, batch_size: int, following: Following, log: Log) -> None:
+    def __init__(self, recipe: Recipe, task: Task, following: Following, log: Log) -> None:
         self._task = task
-        self._batch_size = batch_size
+        self._together = recipe.asked_together
+        self._wanted = recipe.questions_per_step
         self._following = following
         self._log = log
         self.pending: list[int] = []  # questions to ask again, before any new one
@@ -76,8 +78,8 @@ class Asking:
         # the questions of one step.
         indices = [self._take_index() for _ in range(count)]
         asked: list[QuestionInFlight] = []
-        for start in range(0, len(indices), self._batch_size):
-            asked += self._ask_batch(indices[start : start + self._batch_size], version)
+        for start in range(0, len(indices), self._together):
+            asked += self._ask_batch(indices[start : start + self._together], version)
         return asked
 
     def _ask_batch(self, indices: list[int], version: int) -> list[QuestionInFlight]:
@@ -85,7 +87,7 @@ class Asking:
         number = self.next_batch
         self.next_batch += 1
         questions = [QuestionInFlight(index, NOT_MADE, version, number) for index in indices]
-        batch = Batch(number, questions)
+        batch = Batch(number, questions, min(self._wanted, len(questions)))
         for place, asked in enumerate(questions):
             # Each question starts before the next one is made: the engines work while the task
             # draws or decodes. Lazy images are read by the pool.

@@ -3,7 +3,8 @@
 The trainer feeds questions and takes batches:
 
     synchronous   (max_staleness 0)  a batch is exactly the questions of the step, all of them begun
-                                     by the policy that is updated
+                                     by the policy that is updated. With `rollout.oversample` more
+                                     are asked, and the slowest are aborted
     asynchronous  (S >= 1)           the engines work on S + 1 batches. A batch is whatever is
                                      finished; groups that would be more than S versions old in
                                      the next batch come first. If such a group is not finished,
@@ -59,6 +60,7 @@ class Taken:
     groups: list[Group]  # complete, with their resamples or the sources that they carry
     uninformative: list[Group]  # complete, set aside by dynamic sampling
     dropped: int  # questions that infrastructure broke
+    aborted: int  # questions that were slower than those of the batch
     unusable: tuple[str, ...]  # why questions could not be asked, one line each
     stale: int  # questions dropped because they would have been too old
     forks_dropped: int  # resamples that infrastructure broke
@@ -97,7 +99,7 @@ class Flow:
         self._resampler = resampler
         self._log = log
         self._following = Following(recipe, pool, resampler, log)
-        self._asking = Asking(task, recipe.questions_per_step, self._following, log)
+        self._asking = Asking(recipe, task, self._following, log)
         self._in_flight = InFlight()
         self._carrying = Carrying(log)
         self._unusable_in_a_row = 0
@@ -144,7 +146,7 @@ class Flow:
         # The engines work ahead by as many batches as a group may be stale, but not past the end.
         ahead = recipe.max_staleness if recipe.sync_at == "batch" else recipe.max_staleness + 1
         batches = min(ahead, recipe.steps - step)
-        missing = batches * recipe.questions_per_step - len(self._in_flight)
+        missing = batches * recipe.asked_together - len(self._in_flight)
         self._ask(missing, step if version is None else version)
 
     def take(self, step: int) -> Taken:
@@ -153,7 +155,7 @@ class Flow:
         Raises:
             Exception: what a question's own task raised, as soon as it did.
         """
-        size = self._recipe.questions_per_step
+        size = self._recipe.asked_together
         may_ask = self._recipe.extra_questions
         batch: list[QuestionInFlight] = []
         stale: list[QuestionInFlight] = []
@@ -227,10 +229,12 @@ class Flow:
         trained = [asked for asked in batch if asked.complete]
         trained.sort(key=lambda asked: asked.index)
         unusable = [asked for asked in batch if asked.unusable is not None]
-        broken = [asked for asked in batch if not asked.complete and asked.unusable is None]
+        aborted = [asked for asked in batch if asked.aborted]
+        broken = [asked for asked in batch if asked.broken]
         for asked in trained:
             self._log("trained", question=asked.question.id, step=step)
         self._log_dropped(broken, step, "infrastructure")
+        self._log_dropped(aborted, step, "aborted")
         self._log_dropped(unusable, step, "unusable")
         self._log_dropped(stale, step, "stale")
         self._log_dropped(set_aside, step, "uninformative")
@@ -252,6 +256,7 @@ class Flow:
             groups=groups,
             uninformative=uninformative,
             dropped=len(broken),
+            aborted=len(aborted),
             unusable=tuple(reasons),
             stale=len(stale),
             forks_dropped=faults["fork dropped"],

@@ -124,7 +124,10 @@ class Following:
 
     async def _follow(self, batch: Batch, place: int) -> Group | None:
         asked = batch.questions[place]
+        asked.task = asyncio.current_task()
         try:
+            if asked.aborted:
+                return None
             group, reference = await self._pool.group(asked.question, batch.number)
             asked.has_rollouts = True
             complete = all(t.reward is not None for t in group.rollouts)
@@ -136,6 +139,8 @@ class Following:
                 complete=complete,
             )
             self._count_verifier_failures(group.rollouts)
+            if complete:
+                self._abort_stragglers(batch)
             # A broken group is offered as lost, so that its batch's budget does not wait for it.
             if self._resamples:
                 asked.group = group
@@ -148,8 +153,29 @@ class Following:
             asked.unusable = one_line(str(error))
             self._log("unusable", question=asked.question.id, reason=asked.unusable)
             return None
+        except asyncio.CancelledError:
+            if not asked.aborted:
+                raise
+            return None
         finally:
             self._leave(batch, place)
+
+    def _abort_stragglers(self, batch: Batch) -> None:
+        """Note that one more question has its rollouts; abort the others if it was the last wanted.
+
+        The trainer waits for what is in flight, and the resampler for all questions of its batch:
+        both go on as if the others were lost.
+        """
+        batch.there += 1
+        if batch.there != batch.wanted:
+            return
+        for other in batch.questions:
+            if other.has_rollouts or other.unusable is not None or other.result.done():
+                continue
+            other.aborted = True
+            # One that has not begun sees it when it does.
+            if other.task is not None:
+                other.task.cancel()
 
     async def _with_forks(self, asked: QuestionInFlight, group: Group) -> Group:
         """Return the group with what came of its forks, or with the sources that it carries."""
@@ -168,7 +194,7 @@ class Following:
     def _leave(self, batch: Batch, place: int) -> None:
         """Clean up after a question that is finished, failed or cancelled."""
         asked = batch.questions[place]
-        asked.group = None
+        asked.group = asked.task = None
         for fork in asked.forks:
             fork.task.cancel()
         # The others of the batch must not wait for a question that will never be there.
@@ -186,7 +212,9 @@ class Following:
             group: Ray's reference to the rollouts; None if they were lost.
         """
         batch.questions[place].offered = True
-        decision = await self._resampler.offer(group, batch.number, place, len(batch.questions))
+        decision = await self._resampler.offer(
+            group, batch.number, place, len(batch.questions), batch.wanted
+        )
         for candidate in decision.forks:
             source = batch.questions[candidate.group]
             if source.group is not None:  # else the question failed or was cancelled

@@ -81,11 +81,20 @@ class QuestionInFlight:
     # Why it cannot be asked: its data is at fault. Set before its result, which is None then.
     unusable: str | None = None
 
+    # Whether enough others of its batch were faster (`rollout.oversample`). Its result is None.
+    aborted: bool = False
+    task: asyncio.Task[Group | None] | None = None  # what follows it, while it runs
+
     @property
     def complete(self) -> bool:
         """Return whether its group is there, with its forks unless they are carried."""
         result = self.result
         return result.done() and result.exception() is None and result.result() is not None
+
+    @property
+    def broken(self) -> bool:
+        """Return whether it is finished and infrastructure is why it has no group."""
+        return not self.complete and self.unusable is None and not self.aborted
 
     @property
     def uninformative(self) -> bool:
@@ -107,12 +116,14 @@ class QuestionInFlight:
         self.result, self.carried = Future(), None
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Batch:
     """The questions that are asked together: they share one budget of the resampler."""
 
     number: int  # counts the batches of a run; the seeds of rollouts and forks derive from it
     questions: Sequence[QuestionInFlight]
+    wanted: int  # of these questions; when so many have their rollouts, the others are aborted
+    there: int = 0  # questions whose rollouts are there, all of them scored
 
 
 class InFlight:

@@ -122,6 +122,7 @@ def batch_metrics(batch: Taken) -> dict[str, float]:
     return {
         **{f"staleness/{age}": float(count) for age, count in sorted(ages.items())},
         "groups_dropped": float(batch.dropped),
+        "questions_aborted": float(batch.aborted),
         "questions_unusable": float(len(batch.unusable)),
         "groups_stale": float(batch.stale),
         "groups_uninformative": float(len(batch.uninformative)),

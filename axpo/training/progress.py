@@ -43,6 +43,7 @@ SHOWN = {
 REMARKS = {
     "end/out_of_tokens": ("out of tokens", "{:.2f}"),
     "groups_dropped": ("dropped", "{:.0f}"),
+    "questions_aborted": ("aborted", "{:.0f}"),
     "questions_unusable": ("set aside", "{:.0f}"),
     "groups_stale": ("stale", "{:.0f}"),
     "forks_dropped": ("forks dropped", "{:.0f}"),

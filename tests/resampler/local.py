@@ -15,8 +15,15 @@ class LocalResampler:
     def __init__(self, config: ResamplerConfig, tokens: SpecialTokens, n: int) -> None:
         self.resampler = Resampler(config, tokens, n)
 
-    async def offer(self, group: Group | None, batch: int, place: int, questions: int) -> Decision:
-        return self.resampler.offer(group, batch, place, questions)
+    async def offer(
+        self,
+        group: Group | None,
+        batch: int,
+        place: int,
+        questions: int,
+        trained: int | None = None,
+    ) -> Decision:
+        return self.resampler.offer(group, batch, place, questions, trained)
 
     def learn(self, outcome: Outcome) -> None:
         self.resampler.learn(outcome)

@@ -56,6 +56,22 @@ def test_who_gives_up_waiting_holds_nobody_up():
     assert routed(scenario, workers=1) == 1
 
 
+def test_who_gives_up_as_a_worker_is_found_leaves_no_load():
+    async def scenario(router, fleet):
+        (worker,) = fleet.serving
+        await router.least_loaded(8)
+        waiting = asyncio.create_task(router.least_loaded(1))
+        await asyncio.sleep(0)
+        router.done(worker, 8)  # the place is given, and nobody has run yet
+        assert worker.load == 1
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        return worker.load
+
+    assert routed(scenario, workers=1) == 0
+
+
 def test_a_fork_goes_home_while_home_has_slots_or_is_not_far_above_the_mean():
     async def scenario(router, fleet):
         home, other = fleet.serving
