@@ -1,6 +1,6 @@
 """Objectives: the term of the policy loss that each trained token contributes.
 
-`learner.loss.policy_loss` sums the terms. An objective says five things; only the first has no
+`learner.loss.policy_loss` sums the terms. An objective says six things; only the first has no
 default:
 
     surrogate  the token's term S_t, to be maximised
@@ -8,6 +8,8 @@ default:
     clipped    which terms clipping has changed, for the metric `clip_fraction`
     divisor    by what the sum over a trajectory's tokens is divided
     baseline   what is subtracted from rewards, unless `learner.credit.baseline` says otherwise
+    zero_without_advantage
+               that a token without advantage has no gradient, and need not be computed
 
 An objective of your own is a subclass of `Objective` or a function with the parameters of
 `surrogate`, named by its import path:
@@ -38,6 +40,8 @@ class Objective(Variant):
 
     baseline: ClassVar[Baseline] = GroupBaseline()
     """What credit uses, unless the recipe says otherwise."""
+    zero_without_advantage: ClassVar[bool] = False
+    """Whether the gradient of a token's term is 0 if its advantage is 0."""
 
     @abstractmethod
     def surrogate(self, logprobs: Tensor, ratio: Tensor, advantages: Tensor) -> Tensor:
@@ -90,6 +94,7 @@ objectives: Registry[Objective] = Registry(
 class Clip(Objective):
     """Clipped surrogate, a mean over each trajectory's tokens: GRPO, and AXPO's (rule 6)."""
 
+    zero_without_advantage: ClassVar[bool] = True
     clip_low: float = Field(0.2, gt=0, lt=1, description="the ratio is clipped below 1 - clip_low")
     clip_high: float = Field(0.4, gt=0, description="the ratio is clipped above 1 + clip_high")
 
@@ -151,6 +156,7 @@ class Rloo(_DividedByConstant):
     """REINFORCE, unclipped; the baseline is the mean of the other rollouts (arXiv 2402.14740)."""
 
     baseline: ClassVar[Baseline] = LeaveOneOutBaseline()
+    zero_without_advantage: ClassVar[bool] = True
 
     def surrogate(self, logprobs: Tensor, ratio: Tensor, advantages: Tensor) -> Tensor:
         """Return rho A; at ratio 1 its gradient is A grad log pi."""
@@ -173,6 +179,7 @@ class Gspo(Clip):
 class Cispo(_DividedByMeanLength):
     """Policy gradient weighted by the bounded ratio (arXiv 2506.13585, equation 4)."""
 
+    zero_without_advantage: ClassVar[bool] = True
     clip_high: float = Field(0.4, gt=0, description="the ratio is bounded by 1 + clip_high")
 
     def surrogate(self, logprobs: Tensor, ratio: Tensor, advantages: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from learner.config import LearnerConfig
 from learner.credit import TrainItem
 from learner.images import ImageStore
-from learner.passes import Passes
+from learner.passes import Pass, Passes
 from learner.reference import Reference
 from learner.stats import TokenStats
 from learner.steps import FineTuningStep, Outcome, PolicyStep, take_step
@@ -73,10 +73,7 @@ class Updater:
             old = self._gathered_logprobs(items, store)
         outcomes = []
         for number, part in enumerate(parts):
-            chosen = part.of(items)
-            divisor = config.objective.divisor([int(item.mask.sum()) for item in chosen])
-            chosen_old = [old[i] for i in part.indices] if old is not None else None
-            pass_ = self._passes.plan(chosen, store, divisor, chosen_old)
+            pass_ = self._planned(part, items, store, old)
             step = PolicyStep(
                 self._engine, self._reference, config, stats, number=number, count=len(parts)
             )
@@ -114,6 +111,28 @@ class Updater:
             they are drawn from, shape [R], 0 elsewhere.
         """
         return self._of_tokens(items, ENTROPIES, self._passes.images())
+
+    def _planned(
+        self,
+        part: MiniBatch,
+        items: Sequence[TrainItem],
+        store: ImageStore,
+        old: Sequence[Floats] | None,
+    ) -> Pass:
+        """Plan the pass of a mini-batch: its items, but for those that cannot change the policy.
+
+        Args:
+            part: which of the items.
+            items: of the batch.
+            store: of the update's images.
+            old: see `Passes.plan`, for all items of the batch.
+        """
+        chosen = part.of(items)
+        # Of all its items: what is not computed counts in the mean.
+        divisor = self._config.objective.divisor([int(item.mask.sum()) for item in chosen])
+        needed = with_gradient(chosen, self._config)
+        needed_old = [old[part.indices[i]] for i in needed] if old is not None else None
+        return self._passes.plan([chosen[i] for i in needed], store, divisor, needed_old)
 
     def _of_tokens(
         self, items: list[TrainItem], output: int, store: ImageStore
@@ -174,6 +193,26 @@ class MiniBatch:
     def of(self, items: Sequence[TrainItem]) -> list[TrainItem]:
         """Return the items, with weights grown by `scale`."""
         return [replace(items[i], weight=items[i].weight * self.scale) for i in self.indices]
+
+
+def with_gradient(items: Sequence[TrainItem], config: LearnerConfig) -> list[int]:
+    """Return the items that can change the policy: all, unless there is no KL term.
+
+    Without it, an item whose advantages are all 0 has no gradient: a rollout of a group that was
+    all right or all wrong. If no item has one, all are returned: the optimizer takes its step on a
+    gradient of 0, because its momentum and weight decay change the policy all the same.
+
+    Args:
+        items: of a mini-batch.
+        config: its `kl_beta` and objective.
+
+    Returns:
+        Indices into `items`.
+    """
+    everyone = list(range(len(items)))
+    if config.kl_beta > 0 or not config.objective.zero_without_advantage:
+        return everyone
+    return [i for i in everyone if np.any(items[i].advantages[items[i].mask])] or everyone
 
 
 def deal(

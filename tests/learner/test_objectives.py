@@ -250,3 +250,19 @@ def test_a_wrong_objective_is_one_line(own_files, objective, message):
 def test_a_surrogate_needs_a_term_for_each_token(own_files):
     with pytest.raises(ValueError, match=r"'own_objectives:mean': its surrogate has shape \[\]"):
         loss("own_objectives:mean", (0.0, 0.0), (0.0, 0.0), (1.0, 1.0), (1.0, 1.0))
+
+
+@pytest.mark.parametrize("objective", BUILTIN)
+def test_a_builtin_objective_has_no_gradient_without_advantage(objective):
+    # Ratios below, within and above all bounds; tokens 0 and 3 have an advantage.
+    logprobs, old = (-1.0, -0.1, -2.0, -0.5), (-1.1, -2.0, -0.2, -0.5)
+    advantages, items = (1.0, 0.0, 0.0, -1.0), (0, 1, 1, 2)
+    assert LearnerConfig.model_validate({"objective": objective}).objective.zero_without_advantage
+    _, gradient = loss(objective, logprobs, old, advantages, weights=(1.0,) * 4, items=items)
+    assert gradient[1:3] == [0.0, 0.0]
+    assert 0.0 not in (gradient[0], gradient[3])
+
+
+def test_an_objective_of_ones_own_is_not_taken_to_vanish_without_advantage(own_files):
+    own = LearnerConfig.model_validate({"objective": "own_objectives:squared"}).objective
+    assert not own.zero_without_advantage

@@ -2,10 +2,12 @@
 
 import numpy as np
 
+from learner.config import LearnerConfig
 from learner.credit import TrainItem
-from learner.update import deal
+from learner.update import deal, with_gradient
 from tests.learner.helpers import DIRECT, QUESTION, trajectory
 
+WITHOUT_KL = LearnerConfig(kl_beta=0)
 QUESTIONS = ["a", "a", "b", "c", "b"]
 
 
@@ -46,3 +48,30 @@ def test_a_mini_batch_takes_its_items_with_heavier_weights():
     (item,) = part.of(items)
     assert item.weight == 0.75
     assert item.trajectory is items[part.indices[0]].trajectory
+
+
+def item(advantages: list[float], mask: list[bool]) -> TrainItem:
+    return TrainItem(
+        QUESTION, trajectory(DIRECT, 1.0), np.array(advantages, np.float32), np.array(mask), 1.0
+    )
+
+
+def test_without_a_kl_term_items_without_advantage_are_not_computed():
+    items = [
+        item([0, 0, 0, 0], [True] * 4),
+        item([0, 0, -1, 0], [True] * 4),
+        # Its advantage is on a token that does not train.
+        item([0, 0, 1, 0], [True, True, False, True]),
+        item([1, 1, 1, 1], [False, False, False, True]),
+    ]
+    assert with_gradient(items, WITHOUT_KL) == [1, 3]
+    assert with_gradient(items, LearnerConfig(kl_beta=1e-3)) == [0, 1, 2, 3]
+
+
+def test_a_step_without_any_gradient_is_taken_all_the_same():
+    assert with_gradient([item([0] * 4, [True] * 4)] * 2, WITHOUT_KL) == [0, 1]
+
+
+def test_an_objective_that_may_train_without_advantage_computes_all_items(own_files):
+    config = LearnerConfig.model_validate({"kl_beta": 0, "objective": "own_objectives:squared"})
+    assert with_gradient([item([0] * 4, [True] * 4), item([1] * 4, [True] * 4)], config) == [0, 1]
