@@ -142,6 +142,7 @@ class InFlight:
         self._finished: dict[QuestionInFlight, None] = {}
         self._unfinished: dict[int, dict[QuestionInFlight, None]] = {}  # by their versions
         self._failed: list[QuestionInFlight] = []
+        self._ready: Callable[[], bool] = _never  # what the trainer waits for
 
     def __len__(self) -> int:
         return len(self._questions)
@@ -191,10 +192,15 @@ class InFlight:
 
     def _wait_until(self, ready: Callable[[], bool]) -> None:
         with self.lock:
-            self.lock.wait_for(lambda: bool(self._failed) or ready())
+            self._ready = ready
+            self.lock.wait_for(self._ends_wait)
+            self._ready = _never
             # A bug in one question ends the run at once, whatever the others are doing.
             for asked in self._failed:
                 asked.result.result()
+
+    def _ends_wait(self) -> bool:
+        return bool(self._failed) or self._ready()
 
     def _finish(self, result: Future[Group | None]) -> None:
         with self.lock:
@@ -205,10 +211,16 @@ class InFlight:
             self._finished[asked] = None
             if result.cancelled() or result.exception() is not None:
                 self._failed.append(asked)
-            self.lock.notify_all()
+            # Waking the trainer at every finish would cost more than all else here.
+            if self._ends_wait():
+                self.lock.notify_all()
 
     def _leave_unfinished(self, asked: QuestionInFlight) -> None:
         of_its_version = self._unfinished.get(asked.version, {})
         of_its_version.pop(asked, None)
         if not of_its_version:
             self._unfinished.pop(asked.version, None)
+
+
+def _never() -> bool:
+    return False

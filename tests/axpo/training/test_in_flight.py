@@ -70,6 +70,29 @@ def test_a_bug_in_one_question_ends_the_wait_for_others(wait):
         getattr(in_flight, wait)(2)
 
 
+def test_the_trainer_is_woken_once_and_not_at_every_finish():
+    questions = [asked(i) for i in range(50)]
+    in_flight = filled(*questions)
+    looks = 0
+    is_enough = in_flight._ends_wait
+
+    def counted():
+        nonlocal looks
+        looks += threading.current_thread() is threading.main_thread()
+        return is_enough()
+
+    in_flight._ends_wait = counted
+
+    def finish():
+        for question in questions:
+            time.sleep(0.002)
+            question.result.set_result(None)
+
+    threading.Thread(target=finish).start()
+    in_flight.wait_for_finished(50)
+    assert looks == 2  # before the wait, and after it
+
+
 def test_nothing_finishes_while_somebody_looks():
     question = asked(0)
     in_flight = filled(question)
