@@ -208,8 +208,11 @@ def tokens_of(folder: str | Path) -> SpecialTokens:
 def _think_tags(ids: Ids, tokens: SpecialTokens) -> list[_Tag]:
     if tokens.think_close is None:
         return _spelled_tags(ids, tokens.spelled)
-    known = (tokens.think_open, tokens.think_close)
-    places = np.flatnonzero(np.isin(ids, [token for token in known if token is not None]))
+    # Not `np.isin`, which took half of the time of a turn.
+    is_tag = ids == tokens.think_close
+    if tokens.think_open is not None:
+        is_tag |= ids == tokens.think_open
+    places = np.flatnonzero(is_tag)
     return [_Tag(bool(ids[at] == tokens.think_open), int(at), int(at) + 1) for at in places]
 
 
