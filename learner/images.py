@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from axpo.quick_imports import quick_imports
 from learner.credit import TrainItem
 from rollout_workers.image_rule import ImagesConfig, image_rule
 from rollout_workers.trajectory import Pixels, pixels
@@ -30,9 +31,10 @@ def image_processor(model: str, images: ImagesConfig = ImagesConfig()) -> Any:
         model: the folder.
         images: the recipe's `images`, as the engines have it.
     """
-    from transformers import AutoProcessor
+    with quick_imports():
+        from transformers import AutoProcessor
 
-    processor = AutoProcessor.from_pretrained(model).image_processor
+        processor = AutoProcessor.from_pretrained(model).image_processor
     if not images.is_default:
         processor.size = type(processor.size)(**image_rule(model, images).size)
     return processor

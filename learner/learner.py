@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import ray
 
 from axpo.errors import AxpoError
+from axpo.quick_imports import quick_imports
+from axpo.spans import Span, span, spans
 from learner import manifest
 from learner.config import LearnerConfig, RankSettings, Serving, adapters_alone
 from learner.credit import TrainItem
@@ -79,9 +81,11 @@ class _RankActor:
         os.environ["OMP_NUM_THREADS"] = str(settings.config.threads)
         if settings.config.gpus_per_rank == 0:
             os.environ["DS_ACCELERATOR"] = "cpu"
-        from learner.rank import LearnerRank
+        with span("imports"), quick_imports():
+            from learner.rank import LearnerRank
 
-        self.rank = LearnerRank(settings)
+        with span("model"):
+            self.rank = LearnerRank(settings)
         collect_rarely()
 
     def call(self, method: str, *arguments: Any) -> Any:
@@ -305,6 +309,10 @@ class Learner:
     def signs_of_life(self) -> list[Any]:
         """Ask every rank for a sign of life: a reference each; it fails if the rank has ended."""
         return [rank.__ray_ready__.remote() for rank in self._ranks]
+
+    def start_spans(self) -> list[list[Span]]:
+        """Return what each rank did until now, and when."""
+        return self._wait("start_spans", [rank.__ray_call__.remote(spans) for rank in self._ranks])
 
     def shutdown(self) -> None:
         """End the ranks and give their resources back."""

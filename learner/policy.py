@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from axpo.quick_imports import quick_imports
 from learner import attention, buffers, cpu_sums, lora
 from learner.batch import MicroBatch
 from learner.config import LoraSettings
@@ -109,14 +110,16 @@ def load_policy(
         UnknownFamily: the folder is of no family that works.
         ValueError: the safetensors lack a parameter; it is named.
     """
-    import deepspeed
-    import transformers
-    from transformers.initialization import no_init_weights
-
-    attention.register()
     architecture = family_of(folder).architecture
-    config = transformers.AutoConfig.from_pretrained(folder)
-    model_class = getattr(transformers, architecture.model_class)
+    with quick_imports():
+        import deepspeed
+        import transformers
+        from transformers.initialization import no_init_weights
+
+        attention.register()
+        config = transformers.AutoConfig.from_pretrained(folder)
+        # Imports the model's own module.
+        model_class = getattr(transformers, architecture.model_class)
     dtype = torch.bfloat16 if "bf16" in zero_config else torch.float32
     # zero.Init gets no `dtype`: DeepSpeed 0.19.8 reads dtype=float32 as bfloat16 on CPU. From its
     # configuration it takes the right one.

@@ -286,12 +286,13 @@ def _trained_engine(policy: Policy, config: LearnerConfig) -> Any:
         return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
     trainable = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-    engine = deepspeed.initialize(
-        model=policy,
-        model_parameters=trainable,
-        config=zero.trained(config),
-        lr_scheduler=scheduler,
-    )[0]
+    with extensions.no_muon_kernels():
+        engine = deepspeed.initialize(
+            model=policy,
+            model_parameters=trainable,
+            config=zero.trained(config),
+            lr_scheduler=scheduler,
+        )[0]
     # An engine may cast what it is given.
     buffers.check(engine.module.model)
     return engine

@@ -30,6 +30,7 @@ from rollout_workers.families import (
 )
 from rollout_workers.parser import parse_turn
 from rollout_workers.special_tokens import SpecialTokens, special_tokens
+from rollout_workers.tokenizer import load_tokenizer
 from rollout_workers.trajectory import (
     EndReason,
     Ids,
@@ -106,10 +107,9 @@ class Chat:
             UnknownFamily: the folder is of no family that works, or its tokenizer lacks a token.
         """
         from tokenizers import Tokenizer
-        from transformers import AutoTokenizer
 
         family = family_of(model)
-        tokenizer = AutoTokenizer.from_pretrained(model)
+        tokenizer = load_tokenizer(model)
         tokenizer.chat_template = chat_template(model)
         try:
             tokens = special_tokens(family, tokenizer.get_vocab(), read_config(model))

@@ -21,6 +21,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from axpo.quick_imports import quick_imports
+
 Grid: TypeAlias = tuple[int, int]
 """Height and width of an image in tokens."""
 RotaryRule: TypeAlias = Callable[[int, Sequence[int], Sequence[Grid]], NDArray[np.int64]]
@@ -320,7 +322,9 @@ def chat_template(folder: str | Path) -> str:
 
 def _render(folder: str | Path, template: str, messages: list[dict[str, Any]]) -> str:
     from jinja2 import TemplateError
-    from transformers.utils.chat_template_utils import render_jinja_template
+
+    with quick_imports():
+        from transformers.utils.chat_template_utils import render_jinja_template
 
     try:
         rendered, _ = render_jinja_template(

@@ -28,6 +28,7 @@ from rollout_workers.families import (
     read_config,
     text_config,
 )
+from rollout_workers.tokenizer import load_tokenizer
 
 Ids: TypeAlias = NDArray[np.int32]
 Span: TypeAlias = tuple[int, int]
@@ -199,9 +200,7 @@ def tokens_of(folder: str | Path) -> SpecialTokens:
     Raises:
         UnknownFamily: see `family_of` and `special_tokens`.
     """
-    from transformers import AutoTokenizer
-
-    vocabulary = AutoTokenizer.from_pretrained(folder).get_vocab()
+    vocabulary = load_tokenizer(folder).get_vocab()
     return special_tokens(family_of(folder), vocabulary, read_config(folder))
 
 

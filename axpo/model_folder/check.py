@@ -18,6 +18,7 @@ from axpo.model_folder.files import (
 )
 from axpo.model_folder.prompt import Prompt, prompt_of
 from axpo.model_folder.weights import Weights, check_weights, files_of
+from axpo.quick_imports import quick_imports
 from rollout_workers.context import Context, PromptCheck
 from rollout_workers.families import architecture_of, family_of, text_config
 from rollout_workers.image_rule import ImageRule
@@ -50,9 +51,10 @@ def check_models(recipe: Recipe, model: str | None = None) -> ModelReport:
     if recipe.reference is not None:
         _check_there("reference", recipe.reference)
     try:
-        report = _check_model(recipe, model)
-        if recipe.reference not in (None, model):
-            _check_reference(recipe.reference, model)
+        with quick_imports():
+            report = _check_model(recipe, model)
+            if recipe.reference not in (None, model):
+                _check_reference(recipe.reference, model)
     # Whatever a folder has that the code below does not take is a ValueError of one line.
     except ValueError as error:
         raise AxpoError(str(error)) from None
