@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from axpo.quick_imports import quick_imports
+from axpo.spans import span
+from rollout_workers import engine_process
 from rollout_workers.engine_setup import (
     TOP_LOGPROBS,
     engine_arguments,
@@ -48,18 +51,21 @@ class VLLMEngine:
         """
         config = settings.config
         set_environment(settings)
-        from vllm import AsyncEngineArgs
-        from vllm.v1.engine.async_llm import AsyncLLM
+        engine_process.prepare()
+        with span("imports"), quick_imports():
+            from vllm import AsyncEngineArgs
+            from vllm.v1.engine.async_llm import AsyncLLM
 
-        from rollout_workers import weight_transfer
+            from rollout_workers import weight_transfer
 
         weight_transfer.register()
         os.environ[weight_transfer.OWNER] = str(os.getpid())
         arguments = engine_arguments(settings)
         self._reports: list[SchedulerStats] = []
-        self._llm = AsyncLLM.from_engine_args(
-            AsyncEngineArgs(**arguments), stat_loggers=[last_report_logger(self._reports)]
-        )
+        with span("engine"), engine_process.forked():
+            self._llm = AsyncLLM.from_engine_args(
+                AsyncEngineArgs(**arguments), stat_loggers=[last_report_logger(self._reports)]
+            )
         self._tokens = tokens
         self._updates = updates_of(self._llm, settings)
         self._in_flight_updates = config.in_flight_updates

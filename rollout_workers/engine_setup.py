@@ -39,6 +39,10 @@ def set_environment(settings: WorkerSettings) -> None:
     os.environ["OMP_NUM_THREADS"] = str(engine.threads)
     # vLLM does this in a Ray actor anyway: a fork would copy running threads.
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
+    if engine.enforce_eager and not settings.config.gpus_per_worker:
+        # vLLM compiles some small functions even so, of integers and thus to the same result. The
+        # first request waited 7 s for that, a minute where no compiler had run before.
+        os.environ["TORCH_COMPILE_DISABLE"] = "1"
     if settings.deterministic:
         # Kernels whose sums have one order, whatever the batch. vLLM itself sets what cuBLAS and
         # NCCL need for it.
