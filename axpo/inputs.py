@@ -19,6 +19,23 @@ ROWS_SHOWN = 20
 """Rows that are named if a run sets them aside."""
 
 
+def check_while_ray_starts(recipe: Recipe, console: Console) -> None:
+    """Check model and data as `check_inputs` does, and open the Ray session meanwhile."""
+    from axpo.config import looks_local
+    from axpo.session import local_path, start_beside
+    from axpo.spans import span
+
+    # Ray's session must not wait for a download.
+    if not looks_local(recipe.model):
+        local_path(recipe.model)
+
+    def check() -> None:
+        with span("checks"):
+            check_inputs(recipe, console)
+
+    start_beside(check)
+
+
 def checked_recipe(recipe: Path, overrides: Sequence[str] | None, console: Console) -> Recipe:
     """Return a recipe whose model and data are checked."""
     from axpo.config import load_recipe

@@ -6,7 +6,8 @@ import functools
 import logging
 import os
 import socket
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from axpo.actor_output import collected
 from axpo.config import Recipe, hub_name
 from axpo.errors import AxpoError
 from axpo.placement import Parts, Placed, check_fits, inspect_nodes, reserved
+from axpo.spans import span
 from axpo.tasks import Task
 from axpo.texts import one_line
 from learner.learner import Learner, Start
@@ -54,7 +56,8 @@ def ray_session(
     """
     # A caller may have joined a cluster already.
     if not ray.is_initialized():
-        _join_or_start()
+        with span("ray"):
+            _join_or_start()
     try:
         with collected(logs):
             check_fits(recipe, Parts(learner, workers))
@@ -68,6 +71,26 @@ def ray_session(
         raise
     finally:
         ray.shutdown()
+
+
+def start_beside(work: Callable[[], object]) -> None:
+    """Join or start Ray for this process, and do some work meanwhile, in a thread.
+
+    The check of a model is 4 s of imports; Ray's processes take as long to start. If the work
+    raises, the session ends and the error is raised.
+    """
+    with ThreadPoolExecutor(1, "beside-ray") as thread:
+        working = thread.submit(work)
+        try:
+            if not ray.is_initialized():
+                with span("ray"):
+                    _join_or_start()
+        finally:
+            # What is wrong with the work is raised first: it says more than a missing cluster.
+            error = working.exception()
+            if error is not None:
+                ray.shutdown()
+                raise error
 
 
 def _join_or_start() -> None:

@@ -11,7 +11,8 @@ from rich.console import Console
 
 from axpo.arguments import OptionalRecipe, Overrides, Replayed, Resumed
 from axpo.errors import AxpoError
-from axpo.inputs import check_inputs, checked_recipe, print_line
+from axpo.inputs import check_while_ray_starts, print_line
+from axpo.spans import span
 
 if TYPE_CHECKING:
     from axpo.config import Recipe
@@ -40,10 +41,10 @@ def train(
     recipe; RECIPE is not needed then, and --set is refused. Ctrl-C ends a run after its step, with
     a checkpoint; twice, at once.
     """
-    from axpo.record.meta import write_meta
-    from axpo.record.run import RunDirectory
-    from axpo.record.transcript import Transcript
-    from axpo.training.run import record_run, replay_run
+    with span("imports"):
+        from axpo.record.meta import write_meta
+        from axpo.record.transcript import Transcript
+        from axpo.training.run import record_run, replay_run
 
     if sum(map(bool, (resume, replay, rollouts_only))) > 1:
         raise AxpoError("--resume, --replay and --rollouts-only: at most one of them")
@@ -57,11 +58,7 @@ def train(
     elif recipe is None:
         raise AxpoError("train: expected a RECIPE (`axpo recipes` lists some), or --resume RUN")
     else:
-        loaded = checked_recipe(recipe, overrides, console)
-        # Before anything is written: what is no run must leave no new one behind.
-        source = None if replay is None else RunDirectory.open(replay)
-        if source is None:
-            loaded.task.check_service()
+        loaded, source = _checked(recipe, overrides, replay, console)
         directory, first = _new_run(loaded, run), 0
     # The directory is locked until the end: one run, one process.
     with directory, console.written_to(directory.path):
@@ -101,6 +98,24 @@ def _train(recipe: Recipe, directory: RunDirectory, first: int, console: Console
     console.print(summary_table(summary, title, {"run": path, "report": report}))
 
 
+def _checked(
+    recipe: Path, overrides: Overrides, replay: Path | None, console: Console
+) -> tuple[Recipe, RunDirectory | None]:
+    """Return a recipe that can run, and the run whose rollouts are replayed, if any.
+
+    It comes before anything is written: what is no run must leave no new one behind.
+    """
+    from axpo.config import load_recipe
+    from axpo.record.run import RunDirectory
+
+    loaded = load_recipe(recipe, overrides or ())
+    source = None if replay is None else RunDirectory.open(replay)
+    check_while_ray_starts(loaded, console)
+    if source is None:
+        loaded.task.check_service()
+    return loaded, source
+
+
 def _new_run(recipe: Recipe, name: str | None) -> RunDirectory:
     from axpo.record.run import RunDirectory
 
@@ -117,7 +132,7 @@ def _resumed(path: Path, console: Console) -> tuple[Recipe, RunDirectory, int]:
 
     run = RunDirectory.open(path)
     recipe = load_recipe(run.path / "recipe.yaml")
-    check_inputs(recipe, console)
+    check_while_ray_starts(recipe, console)
     recipe.task.check_service()
     directory, first = RunDirectory.resume(path, trackers=recipe.logging.trackers)
     return recipe, directory, first

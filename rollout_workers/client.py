@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from axpo.spans import Span, spans
 from rollout_workers.settings import ForkRequest
 from rollout_workers.trajectory import Group, Question, Resample, SpecialTokens, Trajectory
 
@@ -87,6 +88,10 @@ class WorkerClient:
     async def process(self) -> Process:
         """Return the actor's process."""
         return await within(self.actor.__ray_call__.remote(_process_of), START_DEADLINE_S)
+
+    async def start_spans(self) -> list[Span]:
+        """Return what the actor's process did until now, and when."""
+        return await within(self.actor.__ray_call__.remote(spans), self._health_s)
 
     async def ping(self) -> None:
         """Ask for a sign of life."""

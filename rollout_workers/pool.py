@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import ray
 from ray.exceptions import RayActorError, RayError
 
+from axpo.spans import Span
 from rollout_workers import deadline
 from rollout_workers.causes import cause_of
 from rollout_workers.client import START_DEADLINE_S, as_future, cancel
@@ -114,6 +115,16 @@ class RolloutPool:
         if self._tokens is None:
             self._tokens = self.run(self._fleet.ready()).result(START_DEADLINE_S + 10)
         return self._tokens
+
+    def start_spans(self) -> dict[int, list[Span]]:
+        """Return what the worker in each place did until now, and when."""
+        workers = list(self._fleet.serving)
+
+        async def ask() -> list[list[Span]]:
+            return await asyncio.gather(*[worker.client.start_spans() for worker in workers])
+
+        answers = self.run(ask()).result(self._config.health_s + 60)
+        return {worker.place: spans for worker, spans in zip(workers, answers, strict=True)}
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
         """Run a coroutine on the pool's loop."""

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 from cachetools import LRUCache
 
+from axpo.spans import span
 from rollout_workers.agent import Limits, Response, Scene, Unavailable
 from rollout_workers.chat import Chat, in_chat_thread
 from rollout_workers.context import Context
@@ -89,7 +90,8 @@ class RolloutWorker:
         self._evaluation_tools: Tools | None = None
         # The schemas of the tools of training (False) and of evaluations (True).
         self._schemas: dict[bool, list[dict[str, Any]]] = {}
-        self._chat = Chat.load(settings.model)
+        with span("tokenizer"):
+            self._chat = Chat.load(settings.model)
         self._engine = engine_factory(settings, self._chat.tokens)
         self._limits = Limits(
             config.max_turns,

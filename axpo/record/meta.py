@@ -57,12 +57,17 @@ def write_meta(run: Path, first: int = 0) -> None:
     _write(run, [*read_meta(run), _described(first)])
 
 
-def add_nodes(run: Path, nodes: Sequence[Mapping[str, Any]]) -> None:
-    """Add to this process's entry the nodes that its actors stand on."""
+def add_to_meta(run: Path, **facts: Any) -> None:
+    """Add what a run knows only later to this process's entry.
+
+    Args:
+        run: the run directory.
+        facts: `nodes` that the actors stand on; `start`, what its time went into.
+    """
     processes = read_meta(run)
     if not processes:
         return
-    processes[-1]["nodes"] = [dict(node) for node in nodes]
+    processes[-1] |= facts
     _write(run, processes)
 
 

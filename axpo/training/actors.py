@@ -12,7 +12,7 @@ from pathlib import Path
 
 from axpo.config import Recipe
 from axpo.placement import Parts
-from axpo.session import learner_ranks, places, rollout_actors
+from axpo.session import learner_ranks, local_path, places, rollout_actors
 from axpo.tasks import Task
 from axpo.training.policy import Policy
 from axpo.training.telling import Telling
@@ -21,6 +21,7 @@ from resampler.client import ResamplerClient
 from resampler.resampler import start_resampler
 from rollout_workers.fleet import no_log
 from rollout_workers.pool import RolloutPool
+from rollout_workers.special_tokens import tokens_of
 from rollout_workers.trajectory import SpecialTokens
 from tool_server.pool import ToolPool
 
@@ -65,11 +66,13 @@ def training_actors(
             if colocated:
                 pool.ready()
                 pool.sleep()
+            # The tokens are the engines' own: all read them from the model's folder.
+            tokens = tokens_of(local_path(recipe.model))
+            resampler = start_resampler(recipe.resampler, tokens, recipe.rollout.n, recipe.seed)
             learner = stack.enter_context(learner_ranks(recipe, placed))
             telling.starting.is_there("rank")
             # The ranks have loaded the model meanwhile; now the engines must serve.
-            tokens = pool.ready()
-            resampler = start_resampler(recipe.resampler, tokens, recipe.rollout.n, recipe.seed)
+            pool.ready()
         policy = Policy(learner, pool, colocated=colocated)
         yield Actors(pool, tools, learner, policy, resampler, tokens)
 

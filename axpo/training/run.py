@@ -5,6 +5,8 @@ Each function starts the actors, goes on from a checkpoint if there is one, and 
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
@@ -15,11 +17,13 @@ from axpo.config import Recipe
 from axpo.errors import AxpoError
 from axpo.placement import Parts, Plan
 from axpo.record.ledger import Ledger
-from axpo.record.meta import add_nodes
+from axpo.record.meta import add_to_meta
 from axpo.record.records import Decode
 from axpo.record.run import RunDirectory
 from axpo.session import learner_ranks, local_path, places, ray_session, rollout_actors
-from axpo.training.actors import training_actors
+from axpo.spans import process_start, span
+from axpo.training import start_timeline
+from axpo.training.actors import Actors, training_actors
 from axpo.training.cursor import Cursor, load_cursor
 from axpo.training.flow import Flow
 from axpo.training.gauges import Gauges
@@ -69,16 +73,17 @@ def _with_a_second_start(
 ) -> dict[str, Any] | None:
     """Train; start all actors again if the ranks were lost, once for each checkpoint."""
     went_back_to: int | None = None
+    since = process_start()
     while True:
         try:
-            return _train_run(recipe, directory, first, console)
+            return _train_run(recipe, directory, first, console, since)
         except RanksLost as error:
             first = directory.wind_back()
             directory.log_event("ranks lost", reason=str(error), step=first)
             if first == went_back_to:
                 why = AxpoError(f"{error}. It is the second time after step {first}")
                 raise _ended(directory, why) from error
-            went_back_to = first
+            went_back_to, since = first, time.time()
             console.print(
                 f"{error}. Going on from step {first}, with all actors started again",
                 markup=False,
@@ -102,9 +107,9 @@ def _ended(directory: RunDirectory, error: Exception) -> AxpoError:
 
 
 def _train_run(
-    recipe: Recipe, directory: RunDirectory, first: int, console: Console
+    recipe: Recipe, directory: RunDirectory, first: int, console: Console, since: float
 ) -> dict[str, Any] | None:
-    """Start all actors and train from step `first` on."""
+    """Start all actors and train from step `first` on; this start began at `since`."""
     # The data is read before anything starts: a fault in it then costs no time.
     task = recipe.task.load()
     # The actors end before the Ray session does, and both before the report is written.
@@ -121,13 +126,14 @@ def _train_run(
             log = both(_ledger(directory, first).log, gauges.log)
             telling = Telling(log, progress.say, first, directory.path)
             with progress.phase("start"):
+                decode = _decode(recipe)
                 started = training_actors(recipe, task, directory.path, telling)
                 actors = stack.enter_context(started)
-                decode = _decode(recipe)
                 if first:
                     actors.learner.load(str(directory.checkpoints.path(first)))
             stack.enter_context(ranks_watched(actors.learner, actors.pool))
             _write_nodes(directory, telling.starting.plan)
+            _tell_start(directory, actors, since, progress.say)
             # Engines and ranks serve: only now the run has begun, or goes on.
             directory.log_event("resume" if first else "start", step=first)
             flow = Flow(recipe, task, actors.pool, actors.resampler, telling.log)
@@ -138,11 +144,21 @@ def _train_run(
             return train(run, first)
 
 
+def _tell_start(
+    directory: RunDirectory, actors: Actors, since: float, say: Callable[[str], None]
+) -> None:
+    """Say what the start's time went into, and write it into meta.json."""
+    found = start_timeline.work_of(actors, since)
+    add_to_meta(directory.path, start=start_timeline.record(found, since))
+    for line in start_timeline.lines(found, since):
+        say(line)
+
+
 def _write_nodes(directory: RunDirectory, plan: Plan | None) -> None:
     """Write into meta.json which nodes the run stands on."""
     if plan is not None:
         nodes = [{"name": n.name, "cpus": n.cpus, "gpus": n.gpus} for n in plan.nodes]
-        add_nodes(directory.path, nodes)
+        add_to_meta(directory.path, nodes=nodes)
 
 
 def record_run(recipe: Recipe, directory: RunDirectory, console: Console) -> None:
@@ -156,6 +172,7 @@ def record_run(recipe: Recipe, directory: RunDirectory, console: Console) -> Non
     ):
         telling = Telling(_ledger(directory, 0).log, progress.say, 0, directory.path)
         with progress.phase("start"):
+            decode = _decode(recipe)
             actors = rollout_actors(recipe, task, recipe.model, telling.log)
             pool, tools = stack.enter_context(actors)
             telling.has(pool)
@@ -163,7 +180,7 @@ def record_run(recipe: Recipe, directory: RunDirectory, console: Console) -> Non
                 recipe.resampler, pool.ready(), recipe.rollout.n, recipe.seed
             )
         flow = Flow(recipe, task, pool, resampler, telling.log)
-        record(Recording(recipe, pool, tools, flow, directory, progress, _decode(recipe)))
+        record(Recording(recipe, pool, tools, flow, directory, progress, decode))
     directory.tracking.end({"steps": recipe.steps})
 
 
@@ -218,7 +235,8 @@ def _ledger(directory: RunDirectory, first: int) -> Ledger:
 
 
 def _decode(recipe: Recipe) -> Decode:
-    return Chat.load(local_path(recipe.model)).decode
+    with span("tokenizer"):
+        return Chat.load(local_path(recipe.model)).decode
 
 
 def _cursor(recipe: Recipe, directory: RunDirectory, first: int) -> Cursor:

@@ -6,7 +6,7 @@ import subprocess
 
 from axpo.record.meta import (
     HIDDEN,
-    add_nodes,
+    add_to_meta,
     code_state,
     environment,
     read_meta,
@@ -25,7 +25,7 @@ def test_each_process_of_a_run_adds_an_entry(tmp_path, monkeypatch):
     write_meta(tmp_path)
     monkeypatch.setattr("sys.argv", ["axpo", "train", "--resume", str(tmp_path)])
     write_meta(tmp_path, 4)
-    add_nodes(tmp_path, [{"name": "10.0.0.2", "cpus": 8.0, "gpus": 1}])
+    add_to_meta(tmp_path, nodes=[{"name": "10.0.0.2", "cpus": 8.0, "gpus": 1}])
     first, second = read_meta(tmp_path)
     assert first["command"] == ["axpo", "train", "demo", "--set", f"judge.api_key={HIDDEN}"]
     assert (first["first_step"], second["first_step"]) == (0, 4)
