@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -26,9 +26,11 @@ class EvaluationConfig(Section):
     """Held-out questions, before, during and after training."""
 
     samples: int = Field(4, ge=4, description="rollouts a question; Pass@4 needs four")
-    start: bool = Field(
+    start: bool | Literal["measure"] = Field(
         True,
-        description="evaluate the start model too; false saves the time if its numbers are known",
+        description="evaluate the start model too; its numbers are not measured if they came with "
+        "it for exactly these settings (held_out.json in its folder). measure: measure them in any "
+        "case; false: do without",
     )
     every: int = Field(
         0, ge=0, description="also evaluate every so many steps; 0: only at start and end"

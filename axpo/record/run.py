@@ -69,6 +69,8 @@ from rollout_workers.trajectory import Group
 
 TRAINING_GROUPS, HELD_OUT_GROUPS = "trajectories", "held_out"
 """Folders of kept groups, a file a step."""
+START_KNOWN = "start evaluation known"
+"""The event of a run that took the start model's held-out numbers from a file."""
 LARGEST = 1e30
 """Of a metric. Larger numbers overflow when a curve is drawn."""
 
@@ -236,6 +238,11 @@ class RunDirectory:
         """Append what happened, with the time (UTC)."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
         append_row(self.path / "events.jsonl", {"time": now, "event": event} | fields)
+
+    def start_is_known(self) -> bool:
+        """Tell whether the start model's held-out numbers came with it: it made no rollouts."""
+        events = read_rows(self.path / "events.jsonl")
+        return any(row.get("event") == START_KNOWN for row in events)
 
     def save_groups(
         self,

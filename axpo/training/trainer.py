@@ -16,9 +16,11 @@ from axpo.config import Recipe
 from axpo.errors import AxpoError
 from axpo.evaluation.diagnostics import by_family, diagnostics, resample_diagnostics
 from axpo.evaluation.held_out import held_out
+from axpo.evaluation.known import FILE as KNOWN_FILE
+from axpo.evaluation.known import known_numbers
 from axpo.record.files import step_name
 from axpo.record.records import Decode
-from axpo.record.run import RunDirectory
+from axpo.record.run import START_KNOWN, RunDirectory
 from axpo.record.set_aside import HELD_OUT, read_set_aside
 from axpo.record.summary import write_summary
 from axpo.tasks import Task
@@ -160,8 +162,26 @@ def _begin(run: TrainingRun, first: int) -> None:
         run.actors.policy.publish(first)
     if first == 0:
         if run.recipe.evaluation.start:
-            evaluation(run, 0)
+            start_evaluation(run)
         run.directory.log_metrics(0, run.progress.timer.take())
+
+
+def start_evaluation(run: TrainingRun) -> None:
+    """Write the held-out numbers of the start model: those that came with it, or measure them."""
+    recipe = run.recipe
+    known = None
+    if recipe.evaluation.start != "measure":
+        known = known_numbers(recipe, run.task)
+    if known is None:
+        evaluation(run, 0)
+        return
+    run.directory.log_event(START_KNOWN, step=0)
+    run.directory.log_held_out(0, known.counts)
+    run.directory.log_metrics(0, {f"eval/{name}": value for name, value in known.numbers.items()})
+    run.progress.say(
+        f"the start model's held-out numbers came with it ({recipe.model}/{KNOWN_FILE}); "
+        "--set evaluation.start=measure measures them"
+    )
 
 
 def _train_step_or_save(run: TrainingRun, step: int, first: int) -> Step:

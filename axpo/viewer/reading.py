@@ -99,6 +99,7 @@ def held_out(site: Site, request: Request) -> Response:
         run,
         steps=steps,
         rows=rows,
+        start_is_known=run.directory.start_is_known(),
         name_of=name_of,
         comparison=comparison,
     )
