@@ -1,4 +1,4 @@
-.PHONY: setup demo docs test test-all test-gpu lint model bench-tools bench-learner bench-rollouts bench-evaluation study
+.PHONY: setup demo docs test test-all test-gpu lint model bench-tools bench-learner bench-rollouts bench-evaluation bench-start study
 
 setup:  ## environment in .venv; seconds when nothing changed
 	@deploy/setup
@@ -43,6 +43,9 @@ bench-rollouts: setup  ## measures rollouts, resampling, weight transfer and sca
 
 bench-evaluation: setup  ## measures what an evaluation costs beside the engine into benchmarks/results/evaluation.json
 	.venv/bin/python -m benchmarks.evaluation
+
+bench-start: setup  ## measures the start of a run and the demo against an earlier commit into benchmarks/results/start.json
+	.venv/bin/python -m benchmarks.start
 
 study: setup  ## runs what is left of the study for MINUTES, then its table and figures into benchmarks/study
 	@.venv/bin/python -m pip install -qq --editable ".[bench]" --constraint constraints.txt
