@@ -19,12 +19,11 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter
 from axpo.config import Recipe, looks_local
 from axpo.errors import AxpoError
 from axpo.evaluation.held_out import HeldOut
+from axpo.model_folder.proven import FILE, model_hash
 from axpo.record.files import read_text, replace_file
 from axpo.tasks import Task
 from rollout_workers.trajectory import Question
 
-FILE = "held_out.json"
-_NOT_THE_MODEL = (FILE, "README.md")
 _OF_ROLLOUT = {
     *("max_turns", "max_turn_tokens", "max_context_tokens", "max_tool_tokens"),
     "max_calls_per_turn",
@@ -116,18 +115,6 @@ def conditions(recipe: Recipe, task: Task) -> dict[str, Any]:
         "engine": _chosen(rollout["engine"], _OF_ENGINE),
         "success_above": recipe.resampler.trigger.success_above,
     }
-
-
-def model_hash(folder: Path) -> str:
-    """Return a hash of the names and contents of a model's files; cards are left out."""
-    of_files = hashlib.sha256()
-    for file in sorted(folder.iterdir()):
-        if not file.is_file() or file.name in _NOT_THE_MODEL:
-            continue
-        with file.open("rb") as opened:
-            content = hashlib.file_digest(opened, "sha256").hexdigest()
-        of_files.update(f"{file.name} {content}\n".encode())
-    return of_files.hexdigest()
 
 
 def _chosen(section: dict[str, Any], names: set[str]) -> dict[str, Any]:

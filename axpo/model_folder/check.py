@@ -17,11 +17,13 @@ from axpo.model_folder.files import (
     vocabulary_size,
 )
 from axpo.model_folder.prompt import Prompt, prompt_of
-from axpo.model_folder.weights import Weights, check_weights, files_of
+from axpo.model_folder.proven import is_proven
+from axpo.model_folder.weights import Weights, check_weights, files_of, read_weights
 from axpo.quick_imports import quick_imports
 from rollout_workers.context import Context, PromptCheck
 from rollout_workers.families import architecture_of, family_of, text_config
-from rollout_workers.image_rule import ImageRule
+from rollout_workers.families import read_config as read_folder_config
+from rollout_workers.image_rule import ImageRule, image_rule
 
 
 @dataclass(frozen=True)
@@ -73,8 +75,9 @@ def _check_model(recipe: Recipe, model: str) -> ModelReport:
     # What takes no time comes first: a real tokenizer takes seconds.
     family = family_of(folder)
     check_links(folder)
-    weights = check_weights(folder)
-    rule = check_processor(folder, recipe.images)
+    proven = is_proven(folder)
+    weights = read_weights(folder) if proven else check_weights(folder)
+    rule = image_rule(folder, recipe.images) if proven else check_processor(folder, recipe.images)
     _check_context(recipe, _positions(folder), f"{folder}/config.json")
     chat = load_chat(folder)
     prompt = prompt_of(recipe, chat)
@@ -148,9 +151,11 @@ def _check_hub(recipe: Recipe, model: str) -> ModelReport:
 
 
 def _positions(folder: Path) -> int:
+    stated = text_config(read_folder_config(folder)).get("max_position_embeddings")
+    if isinstance(stated, int):
+        return stated
     # The model's class fills in what an older config.json leaves out.
-    config = model_config(folder)
-    return int(config.get_text_config().max_position_embeddings)
+    return int(model_config(folder).get_text_config().max_position_embeddings)
 
 
 def _check_context(recipe: Recipe, positions: int, where: str) -> None:

@@ -16,7 +16,6 @@ from axpo.config import Recipe
 from axpo.errors import AxpoError
 from axpo.evaluation.diagnostics import by_family, diagnostics, resample_diagnostics
 from axpo.evaluation.held_out import held_out
-from axpo.evaluation.known import FILE as KNOWN_FILE
 from axpo.evaluation.known import known_numbers
 from axpo.record.files import step_name
 from axpo.record.records import Decode
@@ -179,7 +178,7 @@ def start_evaluation(run: TrainingRun) -> None:
     run.directory.log_held_out(0, known.counts)
     run.directory.log_metrics(0, {f"eval/{name}": value for name, value in known.numbers.items()})
     run.progress.say(
-        f"the start model's held-out numbers came with it ({recipe.model}/{KNOWN_FILE}); "
+        f"the start model's held-out numbers came with it (held_out.json of {recipe.model}); "
         "--set evaluation.start=measure measures them"
     )
 

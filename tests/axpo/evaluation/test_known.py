@@ -12,7 +12,8 @@ import pytest
 from axpo.config import load_recipe
 from axpo.errors import AxpoError
 from axpo.evaluation.held_out import HeldOut, evaluate_model
-from axpo.evaluation.known import FILE, conditions, known_numbers, model_hash, write_known
+from axpo.evaluation.known import conditions, known_numbers, write_known
+from axpo.model_folder.proven import FILE, model_hash
 from axpo.session import ray_session
 
 COUNTS = {"": [[4, 1, 2, 0]]}
