@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,15 @@ if TYPE_CHECKING:
     from vllm.v1.metrics.stats import SchedulerStats
 
 
+SWITCH_S = 0.0005
+"""Seconds until a thread of this process must let another one run; Python's default is 0.005.
+
+vLLM's threads, the tokenizer's and the verifiers' hand each rollout to and from the event loop, and
+each time it waits for a thread that computes. With many turns ending at once this is what the
+engine waits for: on two cores the demo's rollouts take a tenth less time, for the same CPU time.
+"""
+
+
 class VLLMEngine:
     """One engine in a process of its own. The methods belong to one event loop."""
 
@@ -51,6 +61,7 @@ class VLLMEngine:
         """
         config = settings.config
         set_environment(settings)
+        sys.setswitchinterval(SWITCH_S)
         engine_process.prepare()
         with span("imports"), quick_imports():
             from vllm import AsyncEngineArgs
