@@ -118,7 +118,8 @@ class RolloutConfig(BaseModel):
         ge=0,
         le=1,
         description="further questions that a step asks, as a share of questions_per_step: the "
-        "first questions_per_step whose rollouts are there are trained, the others are aborted",
+        "first questions_per_step whose rollouts are there are trained, the others are aborted; "
+        "with max_staleness they go on in the next step",
     )
     # What a rollout may use.
     max_turns: int = Field(3, ge=1, description="policy turns a rollout")

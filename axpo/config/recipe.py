@@ -150,6 +150,19 @@ class Recipe(Section):
     @property
     def asked_together(self) -> int:
         """Return how many questions a batch asks, those that will be aborted included."""
+        # An asynchronous run goes on with its stragglers.
+        return self.questions_per_step if self.max_staleness else self._oversampled
+
+    @property
+    def asked_ahead(self) -> int:
+        """Return how many questions the engines work on at once."""
+        if self.rollout.oversample:
+            return self._oversampled
+        batches = self.max_staleness if self.sync_at == "batch" else self.max_staleness + 1
+        return batches * self.questions_per_step
+
+    @property
+    def _oversampled(self) -> int:
         # Rounded first: 1.1 * 10 is a little more than 11.
         return math.ceil(round(self.questions_per_step * (1 + self.rollout.oversample), 6))
 
@@ -283,11 +296,17 @@ class Recipe(Section):
 
     def _check_oversampling(self) -> None:
         oversample = self.rollout.oversample
-        if oversample and self.max_staleness:
+        if oversample and self.sync_at == "batch":
             raise ValueError(
-                f"rollout.oversample={oversample:g}: must be 0 with max_staleness="
-                f"{self.max_staleness}, whose batches are whatever is finished first; use "
-                "stale='drop' against stragglers"
+                f"rollout.oversample={oversample:g}: must be 0 with sync_at='batch': the engines "
+                "would work on stragglers between two batches; use sync_at='update'"
+            )
+        waits = self.algorithm == "axpo" and self.resampler.schedule.whole_batch
+        if oversample and self.max_staleness and waits:
+            raise ValueError(
+                f"rollout.oversample={oversample:g}: resampler.schedule="
+                f"{self.resampler.schedule.name!r} waits for the stragglers that max_staleness="
+                f"{self.max_staleness} would leave to the next step; use 'streaming'"
             )
         if oversample and self.dynamic_sampling:
             raise ValueError(

@@ -71,6 +71,22 @@ def test_a_question_is_aborted_before_it_begins():
     assert 5 not in [question for question, _ in pool.asked]
 
 
+def test_an_asynchronous_run_goes_on_with_its_stragglers():
+    streaming = resampling(schedule="streaming", budget={"ratio": 2.0})
+    slow = Pool(seconds={0: 0.5, 3: 0.5})
+    flow, pool, events = oversampled(slow, max_staleness=1, resampler=streaming)
+    taken = [step_of(flow, step) for step in range(4)]
+    # Six questions are under way: the batch and half of another.
+    assert (ids(taken[0]), pool.most) == ([1, 2, 4, 5], 6)
+    # The stragglers would be too old in a third batch: the second one waits for them.
+    assert [question for question in ids(taken[1]) if question < 6] == [0, 3]
+    assert taken[1].staleness["0"] == 1
+    trained = [question for of_step in taken for question in ids(of_step)]
+    assert sorted(trained) == list(range(16))  # none is lost
+    assert [of_step.aborted for of_step in taken] == [0] * 4
+    assert balance(events) == Balance(16, 16, 0, 0)
+
+
 def test_a_bug_is_raised_and_not_aborted():
     flow, _, _ = oversampled(Pool(buggy=(0,)))
     with pytest.raises(IndexError, match="a bug"):
@@ -89,7 +105,11 @@ def test_the_share_is_rounded_up(share, questions, asked):
 @pytest.mark.parametrize(
     ("fields", "why"),
     [
-        ({"max_staleness": 1}, r"rollout\.oversample=0\.5: must be 0 with max_staleness=1"),
+        (
+            {"max_staleness": 1, "sync_at": "batch"},
+            r"rollout\.oversample=0\.5: must be 0 with sync_at='batch'",
+        ),
+        ({"max_staleness": 1}, r"resampler\.schedule='batch' waits for the stragglers"),
         ({"dynamic_sampling": True}, r"rollout\.oversample=0\.5: must be 0 with dynamic_sampling"),
     ],
 )
