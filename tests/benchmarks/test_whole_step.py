@@ -5,12 +5,15 @@ from pathlib import Path
 
 import jinja2
 import numpy as np
+import pytest
 from PIL import Image
 
-from benchmarks.bench_whole_step import Seconds, median
+from benchmarks import bench_whole_step
+from benchmarks.bench_whole_step import Seconds, median, run_ours
 from benchmarks.trl_run import SHOWN, SHOWN_WITH_CALLS, Clock, Zoom
 
 TEMPLATE = Path("axpo/models/qwen3-vl-tiny/chat_template.jinja")
+TOKENS = {"generated_tokens": 80}
 
 
 def test_trls_zoom_cuts_what_the_box_says_and_can_zoom_into_a_crop() -> None:
@@ -65,3 +68,16 @@ def _rendered(template: str, messages: list[dict[str, object]]) -> str:
     environment.filters["tojson"] = json.dumps
     rendered: str = environment.from_string(template).render(messages=messages)
     return rendered
+
+
+def test_a_step_of_our_own_run_is_its_rollouts_learning_and_sync(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [
+        {"step": 0, "time/start": 40.0, "time/sync": 9.0},
+        {"step": 1, "time/rollout": 2.0, "time/learn": 1.0, "time/sync": 0.5, **TOKENS},
+        {"step": 1, "time/evaluate": 7.0},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    monkeypatch.setattr(bench_whole_step, "run_recipe", lambda *_: tmp_path)
+    assert run_ours(tmp_path) == [Seconds(3.5, 2.0, 80)]
