@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Sequence
+from dataclasses import Field
 from itertools import accumulate
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+T = TypeVar("T")
 ALIGNMENT = 64
 """Bytes at whose multiples an array begins, as those that numpy allocates."""
 _PADDING = memoryview(bytes(ALIGNMENT))
@@ -38,6 +40,20 @@ class Joined:
             parts += [array, _PADDING[: -array.nbytes % ALIGNMENT]]
         joined = np.frombuffer(b"".join(parts), np.uint8)
         return _apart, (rest, joined, [buffer.raw().nbytes for buffer in found])
+
+
+class TravelsJoined:
+    """A dataclass whose arrays travel as one, wherever it is pickled."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        values = tuple(getattr(self, name) for name in self.__dataclass_fields__)
+        return _made, (type(self), Joined(values))
+
+
+def _made(kind: type[T], values: Sequence[Any]) -> T:
+    return kind(*values)
 
 
 def _apart(rest: bytes, joined: NDArray[np.uint8], sizes: Sequence[int]) -> Any:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from rollout_workers.joined import TravelsJoined
 from rollout_workers.special_tokens import Ids, Span, SpecialTokens, read_turn
 
 if TYPE_CHECKING:
@@ -225,7 +226,7 @@ _TRAJECTORY_FIELDS = tuple(Trajectory.__dataclass_fields__)
 
 
 @dataclass(frozen=True)
-class Resample:
+class Resample(TravelsJoined):
     """One selected prefix of a source, and its K continuations."""
 
     source: int  # rollout index
@@ -234,7 +235,7 @@ class Resample:
 
 
 @dataclass(frozen=True)
-class Group:
+class Group(TravelsJoined):
     """The N rollouts of one question, and the resamples of its selected prefixes."""
 
     question: Question

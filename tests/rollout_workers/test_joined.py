@@ -5,7 +5,8 @@ import pickle
 import numpy as np
 
 from rollout_workers.joined import ALIGNMENT, Joined
-from rollout_workers.trajectory import PolicySegment
+from rollout_workers.trajectory import Group, PolicySegment, Resample
+from tests.axpo.helpers import direct, group, zooming
 
 
 def sent(value):
@@ -52,3 +53,20 @@ def test_an_array_that_is_shared_is_sent_once():
 
 def test_a_value_without_arrays_is_sent():
     assert sent({"a": [1, None]})[0] == {"a": [1, None]}
+
+
+def test_a_group_and_its_resamples_travel_with_one_array():
+    continuation = zooming(1, 1.0)
+    resample = Resample(1, 3, (continuation,))
+    before = group([direct(0, 1.0), zooming(1, 0.0)], [resample])
+    buffers = []
+    data = pickle.dumps([before, resample], protocol=5, buffer_callback=buffers.append)
+    after, alone = pickle.loads(data, buffers=buffers)
+    assert len(buffers) == 2
+    assert (type(after), type(alone)) == (Group, Resample)
+    assert (after.worker, after.rewards.tolist()) == (before.worker, [1.0, 0.0])
+    for sent_one, received_one in zip(before.rollouts, after.rollouts, strict=True):
+        assert np.array_equal(sent_one.response_ids, received_one.response_ids)
+        assert np.array_equal(sent_one.logprobs, received_one.logprobs)
+        assert all(map(np.array_equal, sent_one.images, received_one.images))
+    assert alone.continuations[0].stats == continuation.stats
