@@ -25,7 +25,7 @@ from learner.credit import TrainItem, credit
 from learner.learner import sent
 from resampler.places import FirstCall
 from rollout_workers.chat import Chat
-from rollout_workers.garbage import collect_rarely, few_collections
+from rollout_workers.garbage import few_collections, pass_over_what_is_here
 from rollout_workers.trajectory import (
     EndReason,
     ForkPoint,
@@ -81,7 +81,7 @@ class PlanningRank:
 
         model = AutoModelForImageTextToText.from_pretrained(MODEL)
         self._passes = Passes(model, image_processor(MODEL), config, 0, "cpu")
-        collect_rarely()
+        pass_over_what_is_here()
 
     def plan(self, reference: list[Any]) -> tuple[float, float]:
         """Return the seconds of the fetch and those of rows and plan."""

@@ -24,7 +24,7 @@ from learner.credit import TrainItem
 from learner.network import NetworkConfig, free_port
 from learner.receivers import Receivers
 from rollout_workers.causes import cause_of
-from rollout_workers.garbage import collect_rarely
+from rollout_workers.garbage import pass_over_what_is_here
 from rollout_workers.joined import Joined
 from rollout_workers.places import Options, Places, Wanted
 from rollout_workers.trajectory import Floats
@@ -86,7 +86,7 @@ class _RankActor:
 
         with span("model"):
             self.rank = LearnerRank(settings)
-        collect_rarely()
+        pass_over_what_is_here()
 
     def call(self, method: str, *arguments: Any) -> Any:
         """Call a method of the rank."""

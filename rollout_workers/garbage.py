@@ -17,10 +17,19 @@ ALLOCATIONS = 50_000
 """New containers after which Python looks through the young ones: those of about 100 groups."""
 
 
-def collect_rarely() -> None:
-    """Let this process look for cycles rarely, and never again at what is there now."""
+def pass_over_what_is_here() -> None:
+    """Let this process look for cycles as often as ever, but never again at what is there now.
+
+    For one that computes on a device: its graphs may be in cycles, which hold the device's memory
+    until they are found.
+    """
     gc.collect()
     gc.freeze()
+
+
+def collect_rarely() -> None:
+    """Let this process look for cycles rarely, and never again at what is there now."""
+    pass_over_what_is_here()
     gc.set_threshold(ALLOCATIONS, *gc.get_threshold()[1:])
 
 
