@@ -20,6 +20,7 @@ from benchmarks.recorded import MODEL, train_items
 from benchmarks.result import Entry, at_least
 from benchmarks.timing import medians
 from learner.credit import TrainItem
+from rollout_workers.images import fetched
 from rollout_workers.trajectory import Ids, pixels
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ class TRL:
     def _row(self, item: TrainItem) -> Row:
         trajectory = item.trajectory
         shown = [pixels(image) for image in item.question.images]
-        images = [Image.fromarray(image) for image in (*shown, *trajectory.images)]
+        images = [Image.fromarray(image) for image in (*shown, *fetched(trajectory.images))]
         pictures = self.images(images, return_tensors="pt")
         tokens = pictures["image_grid_thw"].prod(-1) // self.images.merge_size**2
         # Prompt and completion take their images from the same sequence, in order.

@@ -1,10 +1,12 @@
-"""The images of one update: each distinct one is read, hashed and processed once."""
+"""The images of one update: each distinct one is processed once, by the ranks that show it.
+
+A rank plans with the sizes and digests of all images, and fetches the pixels of its own rows only.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from hashlib import blake2b
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -14,14 +16,15 @@ from torch import Tensor
 from axpo.quick_imports import quick_imports
 from learner.credit import TrainItem
 from rollout_workers.image_rule import ImagesConfig, image_rule
-from rollout_workers.trajectory import Pixels, pixels
+from rollout_workers.images import Pixels, StoredImage, ToolImage, digest_of, image_size
+from rollout_workers.trajectory import Question, QuestionImage, pixels
 
 ImageKey: TypeAlias = Hashable
 """Equal for equal images of a step."""
 BLANK: ImageKey = "blank"
 """A small black image, for micro-batches whose items have none."""
 HASHERS = 4
-"""Threads that hash images."""
+"""Threads that hash images. Only those of scripted trajectories have no digest yet."""
 
 
 def image_processor(model: str, images: ImagesConfig = ImagesConfig()) -> Any:
@@ -60,28 +63,34 @@ class ImageStore:
         self._digests: dict[int, tuple[Pixels, ImageKey]] = {}
         self._processed: dict[ImageKey, tuple[Tensor, Tensor]] = {}
 
-    def hash(self, images: Sequence[Pixels]) -> None:
-        """Hash images ahead of `key_of`, in threads: `hashlib` works without Python's lock."""
-        new = {id(image): image for image in images if id(image) not in self._digests}
+    def hash(self, images: Sequence[ToolImage]) -> None:
+        """Hash pixels ahead of `key_of`, in threads: `hashlib` works without Python's lock."""
+        new: dict[int, Pixels] = {}
+        for image in images:
+            if not isinstance(image, StoredImage) and id(image) not in self._digests:
+                new[id(image)] = image
         with ThreadPoolExecutor(HASHERS, "image-hash") as threads:
-            for image, key in zip(new.values(), threads.map(_content, new.values()), strict=True):
+            for image, key in zip(new.values(), threads.map(digest_of, new.values()), strict=True):
                 self._digests[id(image)] = image, key
 
-    def key_of(self, image: Pixels) -> ImageKey:
+    def key_of(self, image: ToolImage) -> ImageKey:
         """Return a key of an image's content."""
         # By content: continuations of one prefix may hold copies of the image in it.
+        if isinstance(image, StoredImage):
+            return image.digest
         if id(image) not in self._digests:
-            self._digests[id(image)] = image, _content(image)
+            self._digests[id(image)] = image, digest_of(image)
         return self._digests[id(image)][1]
 
-    def process(self, images: Mapping[ImageKey, Pixels]) -> None:
-        """Process those images that are not processed yet."""
+    def process(self, images: Mapping[ImageKey, QuestionImage | ToolImage]) -> None:
+        """Fetch and process those images that are not processed yet."""
         from PIL import Image
 
         new = [key for key in images if key not in self._processed]
         if not new:
             return
-        out = self.processor([Image.fromarray(images[key]) for key in new], return_tensors="pt")
+        shown = [Image.fromarray(pixels(images[key])) for key in new]
+        out = self.processor(shown, return_tensors="pt")
         grids = out["image_grid_thw"]
         values = out["pixel_values"].split(grids.prod(-1).tolist())
         for key, value, grid in zip(new, values, grids, strict=True):
@@ -109,27 +118,39 @@ class StepImages:
         processor = store.processor
         self.merge = processor.merge_size
         side = processor.patch_size * processor.merge_size
-        self._pixels: dict[ImageKey, Pixels] = {BLANK: np.zeros((side, side, 3), np.uint8)}
+        blank = np.zeros((side, side, 3), np.uint8)
+        self._images: dict[ImageKey, QuestionImage | ToolImage] = {BLANK: blank}
+        self._sizes: dict[ImageKey, tuple[int, int]] = {BLANK: image_size(blank)}
         self._numbers: dict[ImageKey, int] = {BLANK: 0}
 
     def add(self, item: TrainItem) -> list[ImageKey]:
-        """Add the images of an item; blocks while those of a question are fetched.
+        """Add the images of an item; no pixels are fetched.
 
         Returns:
             Their keys, in the order of the item's placeholders.
         """
-        keys: list[ImageKey] = []
-        for i, image in enumerate(item.question.images):
-            key: ImageKey = (item.question.id, i)
-            keys.append(key)
-            if key not in self._pixels:
-                self._pixels[key] = pixels(image)
+        keys = self._add_question(item.question)
         for image in item.trajectory.images:
             key = self.store.key_of(image)
             keys.append(key)
-            self._pixels[key] = image
+            self._images[key] = image
+            self._sizes[key] = image_size(image)
         for key in keys:
             self._numbers.setdefault(key, len(self._numbers))
+        return keys
+
+    def _add_question(self, question: Question) -> list[ImageKey]:
+        keys: list[ImageKey] = [(question.id, i) for i in range(len(question.images))]
+        for i, key in enumerate(keys):
+            if key in self._images:
+                continue
+            image: QuestionImage = question.images[i]
+            if question.image_sizes:
+                self._sizes[key] = question.image_sizes[i]
+            else:
+                image = pixels(image)
+                self._sizes[key] = image_size(image)
+            self._images[key] = image
         return keys
 
     def number(self, key: ImageKey) -> int:
@@ -139,8 +160,7 @@ class StepImages:
     def patches(self, key: ImageKey) -> int:
         """Return the patches that the vision tower reads."""
         # The processor's own count: the engine uses the same processor.
-        height, width = self._pixels[key].shape[:2]
-        return self.store.processor.get_number_of_image_patches(height, width)
+        return self.store.processor.get_number_of_image_patches(*self._sizes[key])
 
     def features(self, key: ImageKey) -> int:
         """Return the tokens that the image takes in the model's input."""
@@ -157,10 +177,6 @@ class StepImages:
         Returns:
             pixel_values, shape [patches, values], and image_grid_thw, shape [U, 3].
         """
-        self.store.process({key: self._pixels[key] for key in keys})
+        self.store.process({key: self._images[key] for key in keys})
         values, grids = zip(*(self.store.processed(key) for key in keys), strict=True)
         return torch.cat(values), torch.stack(grids)
-
-
-def _content(image: Pixels) -> ImageKey:
-    return (image.shape, blake2b(np.ascontiguousarray(image).data).digest())

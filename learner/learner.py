@@ -23,8 +23,10 @@ from learner.config import LearnerConfig, RankSettings, Serving, adapters_alone
 from learner.credit import TrainItem
 from learner.network import NetworkConfig, free_port
 from learner.receivers import Receivers
+from learner.sending import without_pixels
 from rollout_workers.causes import cause_of
 from rollout_workers.garbage import pass_over_what_is_here
+from rollout_workers.images import ImagesLost
 from rollout_workers.joined import Joined
 from rollout_workers.places import Options, Places, Wanted
 from rollout_workers.trajectory import Floats
@@ -357,6 +359,10 @@ class Learner:
         try:
             return self._wait(method, calls, within)
         except ray.exceptions.RayError as error:
+            # A node with images is gone. The other ranks wait for the one that needs them.
+            if isinstance(error, ImagesLost):
+                self._lose(f"{method}: {cause_of(error)}")
+                raise RanksLost(self._lost) from error
             ended = _ended(calls)
             if not ended:
                 raise
@@ -401,8 +407,8 @@ def _trainable(items: Sequence[TrainItem]) -> list[TrainItem]:
 
 
 def sent(items: Sequence[TrainItem]) -> ObjectRef[list[TrainItem]]:
-    """Return a reference to items for the ranks."""
-    reference: ObjectRef[list[TrainItem]] = ray.put(Joined(list(items)))
+    """Return a reference to items for the ranks; they hold no pixels."""
+    reference: ObjectRef[list[TrainItem]] = ray.put(Joined(without_pixels(items)))
     return reference
 
 

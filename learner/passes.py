@@ -20,7 +20,8 @@ from learner.plan import Steps, plan_rows
 from learner.rows import Row, VisionTokens, make_row
 from learner.weights import full_shape
 from rollout_workers.families import architecture_of
-from rollout_workers.trajectory import Floats, Pixels
+from rollout_workers.images import ToolImage
+from rollout_workers.trajectory import Floats
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,9 @@ class Passes:
     ) -> Pass:
         """Plan one pass, the same on every rank; each then builds its own micro-batches only.
 
+        Every rank makes all rows and the whole plan for itself. That takes 0.1 ms a row of 740
+        tokens, 1 % of a step of 60 s for 1,024 questions x 8: too little to send plans around.
+
         Args:
             items: what to compute; each has at least one trained token.
             store: of the update's images.
@@ -122,8 +126,8 @@ class Passes:
             yield batch.to(self._device)
 
 
-def _observed(items: Sequence[TrainItem]) -> list[Pixels]:
-    observed: list[Pixels] = []
+def _observed(items: Sequence[TrainItem]) -> list[ToolImage]:
+    observed: list[ToolImage] = []
     for item in items:
         observed += item.trajectory.images
     return observed

@@ -312,8 +312,9 @@ class Rollout:
         self, calls: Sequence[Call], earlier: Sequence[Called]
     ) -> list[ToolAnswer] | None:
         """Run the calls of one turn side by side; return None if the tool server raised."""
+        observed = await self._scene.pictures.pixels(observed_images(self.segments))
         # Tools get the question's images as they are: pixels or object references.
-        images = [*self._scene.question.images, *observed_images(self.segments)]
+        images = [*self._scene.question.images, *observed]
         called = [(call.name, call.arguments, len(images)) for call in calls]
         told = [call for place, call in enumerate(earlier) if place not in self._left_nothing]
         calling = [

@@ -13,7 +13,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from axpo.spans import Span, spans
 from rollout_workers.settings import ForkRequest
-from rollout_workers.trajectory import Group, Question, Resample, SpecialTokens, Trajectory
+from rollout_workers.trajectory import Question, SpecialTokens, Trajectory
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -58,20 +58,28 @@ class WorkerClient:
         *,
         temperature: float | None,
         evaluating: bool,
-    ) -> ObjectRef[Group]:
-        """Ask for the rollouts of a question; see `RolloutWorker.rollout`."""
+    ) -> list[ObjectRef[Any]]:
+        """Ask for the rollouts of a question; see `RolloutWorker.rollout`.
+
+        Returns:
+            References to the group and to the images of each rollout (`HandsOver.rollout`).
+        """
+        call = self.actor.rollout.options(num_returns=1 + n)
         if temperature is None and not evaluating:
             # Ray serializes each argument apart, also one that is its default: a tenth of the call.
-            return self.actor.rollout.remote(question, n, step)
-        return self.actor.rollout.remote(
-            question, n, step, temperature=temperature, evaluating=evaluating
-        )
+            return call.remote(question, n, step)
+        return call.remote(question, n, step, temperature=temperature, evaluating=evaluating)
 
     def fork(
         self, question: Question, source: Trajectory, request: ForkRequest, step: int
-    ) -> ObjectRef[Resample]:
-        """Ask for the continuations of a prefix; see `RolloutWorker.fork`."""
-        return self.actor.fork.remote(question, source, request, step)
+    ) -> list[ObjectRef[Any]]:
+        """Ask for the continuations of a prefix; see `RolloutWorker.fork`.
+
+        Returns:
+            References to the resample and to the images of each continuation (`HandsOver.fork`).
+        """
+        call = self.actor.fork.options(num_returns=1 + request.k)
+        return call.remote(question, source, request, step)
 
     def sleep(self) -> ObjectRef[None]:
         """Ask the engine to give its memory away."""

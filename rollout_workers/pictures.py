@@ -9,12 +9,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from rollout_workers.trajectory import Pixels
+from rollout_workers.images import Pixels, StoredImage, ToolImage, digest_of, fetched
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -36,31 +33,49 @@ def picture(pixels: Pixels, digest: str | None = None) -> Picture:
     return Picture(Image.fromarray(pixels), digest or digest_of(pixels))
 
 
-def digest_of(pixels: Pixels) -> str:
-    """Return a name of an image's content, its shape included."""
-    total = blake2b(repr(pixels.shape).encode(), digest_size=16)
-    total.update(np.ascontiguousarray(pixels).data)
-    return total.hexdigest()
-
-
 class Pictures:
     """The images of one question's rollouts: those of the question, and those that tools show."""
 
     def __init__(self, question: Sequence[Picture]) -> None:
         """Start with the question's own."""
         self.question = list(question)
-        # By the id of the pixels, which stay alive with their entry.
-        self._observed: dict[int, tuple[Pixels, Picture]] = {}
+        # Pixels stay alive with their entry, whose key may be their id.
+        self._observed: dict[int | str, tuple[Pixels, Picture]] = {}
 
-    async def shown(self, observed: Sequence[Pixels]) -> list[Picture]:
-        """Return what a request shows: the question's images, then those that were observed."""
-        new = [pixels for pixels in observed if id(pixels) not in self._observed]
+    async def shown(self, observed: Sequence[ToolImage]) -> list[Picture]:
+        """Return what a request shows: the question's images, then those that were observed.
+
+        Raises:
+            ImagesLost: those of a fork's prefix cannot be fetched.
+        """
+        return self.question + [made for _, made in await self._seen(observed)]
+
+    async def pixels(self, observed: Sequence[ToolImage]) -> list[Pixels]:
+        """Return the pixels of images that were observed.
+
+        Raises:
+            ImagesLost: those of a fork's prefix cannot be fetched.
+        """
+        return [pixels for pixels, _ in await self._seen(observed)]
+
+    async def _seen(self, observed: Sequence[ToolImage]) -> list[tuple[Pixels, Picture]]:
+        new = [image for image in observed if _key(image) not in self._observed]
         if new:
             made = await asyncio.to_thread(_pictures, new)
-            for pixels, made_of_it in zip(new, made, strict=True):
-                self._observed[id(pixels)] = pixels, made_of_it
-        return self.question + [self._observed[id(pixels)][1] for pixels in observed]
+            for image, entry in zip(new, made, strict=True):
+                self._observed[_key(image)] = entry
+        return [self._observed[_key(image)] for image in observed]
 
 
-def _pictures(images: Sequence[Pixels]) -> list[Picture]:
-    return [picture(pixels) for pixels in images]
+def _key(image: ToolImage) -> int | str:
+    return image.digest if isinstance(image, StoredImage) else id(image)
+
+
+def _pictures(images: Sequence[ToolImage]) -> list[tuple[Pixels, Picture]]:
+    entries = []
+    for image, pixels in zip(images, fetched(images), strict=True):
+        if isinstance(image, StoredImage):
+            entries.append((pixels, picture(pixels, image.digest)))
+        else:
+            entries.append((pixels, picture(pixels)))
+    return entries

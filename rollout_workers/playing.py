@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import numpy as np
 
 from rollout_workers.agent import Response, Rollout, Scene
+from rollout_workers.images import ImagesLost
 from rollout_workers.interfaces import ContextFull, EngineFailure, Generation, Sampling
 from rollout_workers.seeds import Seeds
 from rollout_workers.segments import distinct_calls, observed_images, turn_index
@@ -66,7 +67,6 @@ async def _first_turns(
     """Sample the first turns of all continuations in one request, or say why there are none."""
     limits = scene.limits
     ids = np.concatenate([scene.prompt_ids, *[segment.token_ids for segment in prefix]])
-    images = await scene.pictures.shown(observed_images(prefix))
     # One request: the prompt is computed or looked up once, and the k-th child has seed + k.
     sampling = Sampling(
         seed=seeds[0].of_turn(turn_index(prefix)),
@@ -78,10 +78,11 @@ async def _first_turns(
     for _ in range(1 + limits.retries):
         try:
             async with asyncio.timeout(limits.deadline_s):
+                images = await scene.pictures.shown(observed_images(prefix))
                 return await scene.generate(ids, images, sampling)
         except TimeoutError:
             end = EndReason.DEADLINE
-        except EngineFailure:
+        except (EngineFailure, ImagesLost):
             end = EndReason.ENGINE_FAILURE
         # Another attempt would find the context just as full.
         except ContextFull:

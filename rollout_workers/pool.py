@@ -26,6 +26,7 @@ from rollout_workers import deadline
 from rollout_workers.causes import cause_of
 from rollout_workers.client import START_DEADLINE_S, as_future, cancel
 from rollout_workers.fleet import Fleet, Log, Worker, no_log
+from rollout_workers.handing_over import actor_of, with_references
 from rollout_workers.places import Places
 from rollout_workers.routing import Router
 from rollout_workers.settings import ForkRequest, WorkerSettings
@@ -214,7 +215,8 @@ class RolloutPool:
         and in threads.
 
         Returns:
-            The group, and the object reference it came in, for another actor to read.
+            The group, whose tool images are references, and the object reference it came in, for
+            another actor to read. That one has no images.
 
         Raises:
             UnusableQuestion: an image cannot be read, or the prompt does not fit the context.
@@ -225,12 +227,13 @@ class RolloutPool:
         while True:
             worker = await self._router.least_loaded(n)
             question = await self._read(worker, question, n)
-            reference = worker.client.rollout(
+            reference, *images = worker.client.rollout(
                 question, n, step, temperature=temperature, evaluating=evaluating
             )
             try:
                 answer = await self._answer(worker, n, reference, "rollout")
-                return await self._trusted(worker, question, answer, n), reference
+                group = await self._trusted(worker, question, answer, n)
+                return replace(group, rollouts=with_references(group.rollouts, images)), reference
             except UnusableQuestion as error:
                 # Without the traceback that Ray adds.
                 raise getattr(error, "cause", error) from None
@@ -259,9 +262,11 @@ class RolloutPool:
             worker = worker or await self._router.least_loaded(request.k)
             self._counts["forks"] += 1
             self._counts["forks_home"] += worker.id == group.worker
-            reference = worker.client.fork(group.question, source, request, step)
+            reference, *images = worker.client.fork(group.question, source, request, step)
             try:
-                return await self._answer(worker, request.k, reference, "fork")
+                resample = await self._answer(worker, request.k, reference, "fork")
+                continuations = with_references(resample.continuations, images)
+                return replace(resample, continuations=continuations)
             except _Lost:
                 self._counts["requeued"] += 1
                 self._log(
@@ -371,7 +376,7 @@ class RolloutPool:
 
     def _start(self, options: dict[str, Any], worker_id: int) -> ActorHandle:
         """Create the actor of a worker."""
-        actor_class = ray.remote(self._actor_class).options(**options)
+        actor_class = ray.remote(actor_of(self._actor_class)).options(**options)
         return actor_class.remote(worker_id, self._settings)
 
     async def _answer(

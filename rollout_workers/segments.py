@@ -10,9 +10,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from rollout_workers.chat import Chat
+from rollout_workers.images import ToolImage
 from rollout_workers.interfaces import Called, Generation
 from rollout_workers.parser import BadCall, Call, parse_turn
-from rollout_workers.trajectory import Ids, ObservationSegment, Pixels, Segment, SpecialTokens
+from rollout_workers.trajectory import Ids, ObservationSegment, Segment, SpecialTokens
 
 
 def turn_index(segments: Sequence[Segment]) -> int:
@@ -20,9 +21,9 @@ def turn_index(segments: Sequence[Segment]) -> int:
     return sum(isinstance(segment, ObservationSegment) for segment in segments)
 
 
-def observed_images(segments: Sequence[Segment]) -> list[Pixels]:
+def observed_images(segments: Sequence[Segment]) -> list[ToolImage]:
     """Return the images of the observations, in order."""
-    images: list[Pixels] = []
+    images: list[ToolImage] = []
     for segment in segments:
         if isinstance(segment, ObservationSegment):
             images += segment.images

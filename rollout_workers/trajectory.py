@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from rollout_workers.images import FETCH_S, Pixels, StoredImage, ToolImage, fetched, image_size
 from rollout_workers.joined import TravelsJoined
 from rollout_workers.special_tokens import Ids, Span, SpecialTokens, read_turn
 
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from ray import ObjectRef
 
 Floats: TypeAlias = NDArray[np.float32]
-Pixels: TypeAlias = NDArray[np.uint8]
-"""RGB, shape [height, width, 3]."""
 
 
 class EndReason(StrEnum):
@@ -87,6 +86,8 @@ class Question:
     # stand before the text
     image_places: tuple[int, ...] = ()
     fault: str = ""  # why it cannot be asked; see `unusable`
+    # Height and width in pixels of each image; (): whoever needs them has to look at the images
+    image_sizes: tuple[tuple[int, int], ...] = ()
 
     @property
     def places(self) -> tuple[int, ...]:
@@ -115,7 +116,7 @@ class ObservationSegment:
     """Tokens that the environment wrote: template, tool results. Never trained on."""
 
     token_ids: Ids  # [T]
-    images: tuple[Pixels, ...] = ()  # in the order of their <|image_pad|> tokens
+    images: tuple[ToolImage, ...] = ()  # in the order of their <|image_pad|> tokens
 
 
 Segment: TypeAlias = PolicySegment | ObservationSegment
@@ -210,7 +211,7 @@ class Trajectory:
         return _concat(parts, np.bool_)
 
     @property
-    def images(self) -> tuple[Pixels, ...]:
+    def images(self) -> tuple[ToolImage, ...]:
         """Images of observations, in order of appearance, without the question's own."""
         observations = [s for s in self.segments if isinstance(s, ObservationSegment)]
         return tuple(itertools.chain.from_iterable(segment.images for segment in observations))
@@ -352,29 +353,40 @@ def stored(question: Question) -> Question:
     """
     import ray
 
-    def put(image: QuestionImage) -> QuestionImage:
-        is_here = isinstance(image, np.ndarray | LazyImage)
-        return ray.put(pixels(image)) if is_here else image
+    images: list[QuestionImage] = []
+    sizes: list[tuple[int, int]] = []
+    for image in question.images:
+        if isinstance(image, np.ndarray | LazyImage):
+            read = pixels(image)
+            sizes.append(image_size(read))
+            image = ray.put(read)
+        images.append(image)
+    if not sizes:
+        return question
+    if len(sizes) < len(images):  # some are in the store already
+        return replace(question, images=tuple(images))
+    return replace(question, images=tuple(images), image_sizes=tuple(sizes))
 
-    return replace(question, images=tuple(put(image) for image in question.images))
 
-
-def pixels(image: QuestionImage) -> Pixels:
-    """Return the pixels of a question's image.
+def pixels(image: QuestionImage | ToolImage) -> Pixels:
+    """Return the pixels of an image.
 
     A lazy one is read. Others are fetched from Ray's object store if need be, which blocks, for 60
     seconds at most.
 
     Raises:
         UnusableQuestion: a lazy image cannot be read.
+        ImagesLost: a tool's image cannot be fetched.
     """
     if isinstance(image, np.ndarray):
         return image
     if isinstance(image, LazyImage):
         return _read(image)
+    if isinstance(image, StoredImage):
+        return fetched([image])[0]
     import ray
 
-    return ray.get(image, timeout=60)
+    return ray.get(image, timeout=FETCH_S)
 
 
 def _read(image: LazyImage) -> Pixels:

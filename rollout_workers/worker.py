@@ -1,7 +1,8 @@
 """A rollout worker: one engine, many rollouts in flight, groups and resamples out.
 
-The pool makes it a Ray actor. Its weight methods are the middle of a corridor that is described in
-`rollout_workers/weight_transfer.py`.
+The pool makes it a Ray actor, which hands the images of tools over apart from its answers
+(`rollout_workers/handing_over.py`). Its weight methods are the middle of a corridor that is
+described in `rollout_workers/weight_transfer.py`.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from axpo.record.records import ImageFolder
-from rollout_workers.pictures import digest_of
+from rollout_workers.images import digest_of
 from rollout_workers.trajectory import LazyImage, Pixels, UnusableQuestion
 from tool_server.arguments import define
 from tool_server.images import fit

@@ -22,6 +22,7 @@ from axpo.evaluation.results import GIVEN, IMAGES, Results, Row, disk_error
 from axpo.evaluation.summarize import summarize
 from axpo.record.records import Decode, ImageFolder, group_to_json
 from axpo.tasks.task import one_line
+from rollout_workers.images import fetched
 from rollout_workers.pool import RolloutPool
 from rollout_workers.trajectory import (
     Group,
@@ -230,7 +231,7 @@ def _smaller(rollout: Trajectory) -> Trajectory:
     segments: list[Segment] = []
     for segment in rollout.segments:
         if isinstance(segment, ObservationSegment):
-            images = tuple(fit(image, SHOWN_SIDE, None) for image in segment.images)
-            segment = replace(segment, images=images)
+            smaller = [fit(image, SHOWN_SIDE, None) for image in fetched(segment.images)]
+            segment = replace(segment, images=tuple(smaller))
         segments.append(segment)
     return replace(rollout, segments=tuple(segments))

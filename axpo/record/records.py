@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from axpo.plain_files import NotPlain, inside
 from axpo.record.forms import check_group
 from axpo.texts import one_line
+from rollout_workers.images import fetched
 from rollout_workers.trajectory import (
     EndReason,
     ForkPoint,
@@ -296,7 +297,7 @@ def _segment_to_json(segment: Segment, decode: Decode, images: ImageFolder) -> d
         return {
             "kind": "observation",
             "text": decode(ids),
-            "images": [images.save(image) for image in segment.images],
+            "images": [images.save(image) for image in fetched(segment.images)],
             "token_ids": ids,
         }
     entropies = segment.entropies

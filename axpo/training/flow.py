@@ -48,6 +48,7 @@ from axpo.training.in_flight import InFlight, QuestionInFlight
 from learner.credit import Carried, Update
 from resampler.client import ResamplerClient
 from rollout_workers.fleet import Log, no_log
+from rollout_workers.handing_over import have_their_images
 from rollout_workers.pool import RolloutPool
 from rollout_workers.trajectory import Group
 
@@ -226,11 +227,13 @@ class Flow:
         set_aside: Sequence[QuestionInFlight],
     ) -> Taken:
         """Write down what becomes of each question, and return the batch."""
-        trained = [asked for asked in batch if asked.complete]
+        complete = [asked for asked in batch if asked.complete]
+        trained = _with_images(complete)
         trained.sort(key=lambda asked: asked.index)
         unusable = [asked for asked in batch if asked.unusable is not None]
         aborted = [asked for asked in batch if asked.aborted]
-        broken = [asked for asked in batch if asked.broken]
+        lost = set(complete).difference(trained)
+        broken = [asked for asked in batch if asked.broken or asked in lost]
         for asked in trained:
             self._log("trained", question=asked.question.id, step=step)
         self._log_dropped(broken, step, "infrastructure")
@@ -274,7 +277,17 @@ class Flow:
             # There is no next batch.
             self._following.let_forks_start()
             carried += self._carrying.take(step)
-        return carried
+        there = have_their_images([one.group for one in carried])
+        for one, has_them in zip(carried, there, strict=True):
+            if not has_them:
+                self._drop_carried(one.group)
+        return [one for one, has_them in zip(carried, there, strict=True) if has_them]
+
+    def _drop_carried(self, group: Group) -> None:
+        """Note that the forks of a group cannot be trained on: their images are lost."""
+        for resample in group.resamples:
+            self._following.faults.add("fork dropped")
+            self._log("fork dropped", question=group.question.id, rollout=resample.source)
 
     def _check_usable(
         self, batch: Sequence[QuestionInFlight], unusable: Sequence[QuestionInFlight]
@@ -291,3 +304,9 @@ class Flow:
     def _log_dropped(self, dropped: Sequence[QuestionInFlight], step: int, reason: str) -> None:
         for asked in dropped:
             self._log("dropped", question=asked.question.id, step=step, reason=reason)
+
+
+def _with_images(complete: Sequence[QuestionInFlight]) -> list[QuestionInFlight]:
+    """Return the questions whose tool images were not lost with a node since they finished."""
+    there = have_their_images([asked.finished_group for asked in complete])
+    return [asked for asked, has_them in zip(complete, there, strict=True) if has_them]

@@ -10,6 +10,8 @@ from learner.batch import collate
 from learner.credit import TrainItem
 from learner.images import ImageStore, StepImages
 from learner.rows import Row, VisionTokens, make_row
+from rollout_workers.handing_over import with_images
+from rollout_workers.images import StoredImage, digest_of
 from rollout_workers.trajectory import (
     EndReason,
     ForkPoint,
@@ -149,6 +151,46 @@ def test_equal_images_are_one_whatever_array_holds_them():
     store.hash([one, copy])
     assert store.key_of(one) == store.key_of(copy)
     assert len({store.key_of(image) for image in (one, copy, other, turned)}) == 3
+
+
+def test_a_row_is_planned_without_pixels_and_its_own_are_fetched_later(monkeypatch):
+    """Two questions: one of this rank, whose images it fetches, and one of another."""
+    plain = [item([1] * 7), item([1] * 7, question_image=8)]
+    expected = row(plain[0], StepImages(ImageStore(Processor())))
+    fetched = []
+
+    def fetch(image):
+        fetched.append(image)
+        height, width = (8, 8) if isinstance(image, StoredImage) else (8, 16)
+        return np.full((height, width, 3), 5, np.uint8)
+
+    monkeypatch.setattr("learner.images.pixels", fetch)
+    processor = Processor()
+    images = StepImages(ImageStore(processor))
+    stored = [in_the_store(one, f"question {i}") for i, one in enumerate(plain)]
+    rows = [row(one, images) for one in stored]
+    assert fetched == []
+    for name in ("ids", "keys", "image_starts", "positions", "targets", "advantages"):
+        assert np.array_equal(getattr(rows[0], name), getattr(expected, name)), name
+    collate(rows[:1], images, VISION, "tree")
+    assert fetched == ["object of question 0", stored[0].trajectory.images[0]]
+
+
+def in_the_store(train_item: TrainItem, question_id: str) -> TrainItem:
+    """Return the item as the learner gets it: with references and sizes instead of pixels."""
+    question = dataclasses.replace(
+        train_item.question,
+        id=question_id,
+        images=(f"object of {question_id}",),
+        image_sizes=((8, 16),),
+    )
+
+    def store(image):
+        return StoredImage(digest_of(image), 8, 8, 0, "object of a tool")
+
+    return dataclasses.replace(
+        train_item, question=question, trajectory=with_images(train_item.trajectory, store)
+    )
 
 
 def test_padded_rows_encode_a_shared_image_once():

@@ -12,6 +12,7 @@ import learner.learner
 from learner.config import LearnerConfig, LoraSettings, Serving
 from learner.learner import Learner, RanksLost
 from learner.receivers import Receivers
+from rollout_workers.images import ImagesLost
 
 
 def test_collective_calls_of_several_threads_reach_every_rank_in_one_order(monkeypatch):
@@ -112,3 +113,22 @@ def test_a_rank_that_is_gone_is_told_from_one_that_raised(monkeypatch, outcomes,
     monkeypatch.setattr(learner.learner.ray, "get", get)
     monkeypatch.setattr(learner.learner.ray, "wait", wait)
     assert list(learner.learner._ended(outcomes)) == ended
+
+
+def test_ranks_are_ended_if_one_cannot_fetch_its_images(monkeypatch):
+    """The others wait for it in a collective, and would do so for ever."""
+    killed = []
+    monkeypatch.setattr(learner.learner.ray, "kill", killed.append)
+    ranks = [SimpleNamespace(call=SimpleNamespace(remote=lambda *a: None))] * 2
+    made = Learner.__new__(Learner)
+    made._order, made._ranks, made._lost = threading.Lock(), ranks, ""
+    error = RayTaskError("call", "...", ImagesLost("images of tools are lost: ObjectLostError"))
+
+    def wait(what, references, within):
+        raise error.as_instanceof_cause()
+
+    monkeypatch.setattr(made, "_wait", wait)
+    for _ in range(2):
+        with pytest.raises(RanksLost, match=r"^update: ImagesLost: .*ObjectLostError$"):
+            made._all("update")
+    assert killed == ranks

@@ -14,9 +14,10 @@ from rollout_workers import pictures
 from rollout_workers import worker as worker_module
 from rollout_workers.chat import Chat
 from rollout_workers.config import RolloutConfig
+from rollout_workers.handing_over import with_images
 from rollout_workers.image_rule import ImagesConfig
+from rollout_workers.images import ImagesLost, StoredImage, digest_of, image_size
 from rollout_workers.interfaces import EngineFailure
-from rollout_workers.pictures import digest_of
 from rollout_workers.seeds import Seeds
 from rollout_workers.settings import ForkRequest, WorkerSettings
 from rollout_workers.trajectory import (
@@ -396,6 +397,48 @@ def test_a_fork_whose_engine_fails_has_no_rewards(model):
     assert [(c.end, c.reward) for c in asyncio.run(run()).continuations] == [
         (EndReason.ENGINE_FAILURE, None)
     ] * 2
+
+
+def in_the_store(trajectory):
+    """Return a trajectory as the driver has it: with references instead of pixels."""
+    return with_images(
+        trajectory, lambda image: StoredImage(digest_of(image), *image_size(image), 0, "object")
+    )
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_fork_fetches_the_images_of_its_prefix_once(model, monkeypatch, lost):
+    fetched = []
+
+    def fetch(images):
+        fetched.append(len(images))
+        if lost:
+            raise ImagesLost("images of tools are lost: ObjectLostError")
+        return [picture(1) for _ in images]
+
+    # The prefix ends after the first call's result, and both continuations call again.
+    replies = [CALL, ANSWER, CALL, ANSWER, ANSWER]
+    worker, engine = start(model, lambda i: replies[i])
+
+    async def run():
+        source = in_the_store((await worker.rollout(question(), n=1, step=0)).rollouts[0])
+        monkeypatch.setattr("rollout_workers.pictures.fetched", fetch)
+        cut = sum(len(segment.token_ids) for segment in source.segments[:2])
+        request = ForkRequest(0, cut, k=2)
+        return source, await worker.fork(question(), source, request, step=0)
+
+    source, resample = asyncio.run(run())
+    if lost:
+        ends = [(made.end, made.reward) for made in resample.continuations]
+        assert ends == [(EndReason.ENGINE_FAILURE, None)] * 2
+        return
+    # Once the prefix's, then what the tool showed to each continuation.
+    assert fetched == [1, 1, 1]
+    assert [request["images"] for request in engine.requests[2:]] == [2, 3, 3]
+    assert [call[2] for call in worker._tools.calls] == [1, 2, 2]
+    for made in resample.continuations:
+        assert made.images[0] is source.images[0]
+        assert isinstance(made.images[1], np.ndarray)
 
 
 def test_many_rollouts_are_in_flight_and_no_more_than_configured(model):
