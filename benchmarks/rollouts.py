@@ -16,6 +16,7 @@ MODULES = (
     "bench_scale",
     "bench_thousand",
     "bench_step",
+    "bench_driver_bytes",
     "bench_transfer",
 )
 EXPECTED = (
@@ -33,6 +34,7 @@ EXPECTED = (
     "efficiency_1000",
     "driver_ms_per_trajectory",
     "step_overhead_1024",
+    "driver_mb_per_step",
     "transfer_vs_copy",
     "transfer_vs_per_parameter",
 )
