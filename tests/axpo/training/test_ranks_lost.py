@@ -25,7 +25,7 @@ def attempts(monkeypatch, *outcomes):
     begun = []
     left = list(outcomes)
 
-    def attempt(recipe, directory, first, console):
+    def attempt(recipe, directory, first, console, since):
         begun.append(first)
         outcome = left.pop(0)
         if isinstance(outcome, Exception):
