@@ -15,6 +15,7 @@ import ray
 from benchmarks.cluster import local_ray
 from benchmarks.waiting import WaitingWorker
 from rollout_workers.fleet import Log, no_log
+from rollout_workers.handing_over import actor_of
 from rollout_workers.places import Places
 from rollout_workers.pool import RolloutPool
 from rollout_workers.settings import WorkerSettings
@@ -32,12 +33,13 @@ class EngineHost:
 
     def __init__(self, settings: WorkerSettings) -> None:
         self._settings = settings
-        self._engines: dict[int, WaitingWorker] = {}
+        self._engine_class = actor_of(WaitingWorker)
+        self._engines: dict[int, Any] = {}
 
     async def call(self, engine: int, method: str, *arguments: Any, **options: Any) -> Any:
         """Call a method of one engine."""
         if engine not in self._engines:
-            self._engines[engine] = WaitingWorker(engine, self._settings)
+            self._engines[engine] = self._engine_class(engine, self._settings)
         return await getattr(self._engines[engine], method)(*arguments, **options)
 
 
