@@ -33,9 +33,11 @@ from rollout_workers.settings import WorkerSettings
 
 ENGINES = 1_000
 GROUPS_AT_ONCE = ENGINES * IN_FLIGHT // N
-QUESTIONS = 4_000
-STALENESS = 3
-STEPS = 8
+QUESTIONS = 2_000
+STEPS = 10
+STALENESS = STEPS - 1
+"""So wide that no step before the last waits for a straggler: the engines would then be idle
+because of the bound, not because of the driver."""
 MEDIAN_S = 60.0
 """Seconds of a group: a rollout of an 8B model takes about a minute on a full GPU."""
 SPREAD = 0.3
