@@ -60,14 +60,13 @@ class VLLMEngine:
             tokens: the tokenizer's special tokens.
         """
         config = settings.config
-        set_environment(settings)
+        self.prepare(settings)
         sys.setswitchinterval(SWITCH_S)
-        engine_process.prepare()
-        with span("imports"), quick_imports():
-            from vllm import AsyncEngineArgs
-            from vllm.v1.engine.async_llm import AsyncLLM
+        self.import_packages()
+        from vllm import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
 
-            from rollout_workers import weight_transfer
+        from rollout_workers import weight_transfer
 
         weight_transfer.register()
         os.environ[weight_transfer.OWNER] = str(os.getpid())
@@ -86,6 +85,18 @@ class VLLMEngine:
         self._version = 0
         self._gate = Gate()
         self._tokens_seen: Counter[str] = Counter()
+
+    @staticmethod
+    def prepare(settings: WorkerSettings) -> None:
+        """Let a process begin to import vLLM beside this one, for the engine to be made here."""
+        set_environment(settings)
+        engine_process.prepare()
+
+    @staticmethod
+    def import_packages() -> None:
+        """Import what an engine needs in this process, after `prepare`."""
+        with span("imports"), quick_imports():
+            import vllm.v1.engine.async_llm  # noqa: F401
 
     async def generate(
         self, prompt_ids: Ids, images: Sequence[Picture], sampling: Sampling

@@ -124,6 +124,10 @@ class Fleet:
         all_serve = asyncio.gather(*[asyncio.shield(first) for first in self._first])
         return (await asyncio.wait_for(all_serve, START_DEADLINE_S))[0]
 
+    def any_is_settled(self) -> bool:
+        """Tell whether the first worker of a place serves, could not start or was lost."""
+        return self.failures > 0 or any(first.done() for first in self._first)
+
     async def make_room(self) -> None:
         """Let no further worker start; return when none is loading or ending.
 

@@ -12,6 +12,7 @@ import asyncio
 import concurrent.futures
 import math
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,7 @@ from rollout_workers.causes import cause_of
 from rollout_workers.client import START_DEADLINE_S, as_future, cancel
 from rollout_workers.fleet import Fleet, Log, Worker, no_log
 from rollout_workers.handing_over import actor_of, with_references
+from rollout_workers.importing import has_imported
 from rollout_workers.places import Places
 from rollout_workers.routing import Router
 from rollout_workers.settings import ForkRequest, WorkerSettings
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _SCORING_MARGIN_S = 120.0
 _READ_S = 600.0
+POLL_S = 0.1
 READERS = 4
 """Threads that read images. Pillow decodes and scales without Python's lock."""
 
@@ -116,6 +119,17 @@ class RolloutPool:
         if self._tokens is None:
             self._tokens = self.run(self._fleet.ready()).result(START_DEADLINE_S + 10)
         return self._tokens
+
+    def imported(self, seconds: float) -> None:
+        """Return when the first worker of each place has imported its packages.
+
+        Also if one of them is lost or cannot start, or after so many seconds: `ready` tells.
+        """
+        until = time.monotonic() + seconds
+        waiting = set(range(self._config.workers))
+        while waiting and not self._fleet.any_is_settled() and time.monotonic() < until:
+            waiting = {worker for worker in waiting if not has_imported(worker)}
+            time.sleep(POLL_S)
 
     def start_spans(self) -> dict[int, list[Span]]:
         """Return what the worker in each place did until now, and when."""

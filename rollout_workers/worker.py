@@ -23,6 +23,7 @@ from rollout_workers.context import Context
 from rollout_workers.engine import VLLMEngine
 from rollout_workers.faults import InjectedFault
 from rollout_workers.image_rule import image_rule
+from rollout_workers.importing import note_imported
 from rollout_workers.interfaces import (
     Called,
     CallTool,
@@ -91,6 +92,11 @@ class RolloutWorker:
         self._evaluation_tools: Tools | None = None
         # The schemas of the tools of training (False) and of evaluations (True).
         self._schemas: dict[bool, list[dict[str, Any]]] = {}
+        # The engine's own process has the most to do: it begins first.
+        if engine_factory is VLLMEngine:
+            VLLMEngine.prepare(settings)
+            VLLMEngine.import_packages()
+            note_imported(index)
         with span("tokenizer"):
             self._chat = Chat.load(settings.model)
         self._engine = engine_factory(settings, self._chat.tokens)

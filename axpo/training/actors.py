@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from axpo.config import Recipe
-from axpo.placement import Parts
+from axpo.placement import Parts, Plan
 from axpo.session import learner_ranks, local_path, places, rollout_actors
+from axpo.spans import span
 from axpo.tasks import Task
 from axpo.training.policy import Policy
 from axpo.training.telling import Telling
@@ -24,6 +25,9 @@ from rollout_workers.pool import RolloutPool
 from rollout_workers.special_tokens import tokens_of
 from rollout_workers.trajectory import SpecialTokens
 from tool_server.pool import ToolPool
+
+IMPORTS_S = 60.0
+"""Seconds that ranks wait at most for the imports of the engines."""
 
 
 @dataclass(frozen=True)
@@ -69,12 +73,26 @@ def training_actors(
             # The tokens are the engines' own: all read them from the model's folder.
             tokens = tokens_of(local_path(recipe.model))
             resampler = start_resampler(recipe.resampler, tokens, recipe.rollout.n, recipe.seed)
+            if _engines_first(recipe, placed.plan):
+                with span("waits for engines"):
+                    pool.imported(IMPORTS_S)
             learner = stack.enter_context(learner_ranks(recipe, placed))
             telling.starting.is_there("rank")
             # The ranks have loaded the model meanwhile; now the engines must serve.
             pool.ready()
         policy = Policy(learner, pool, colocated=colocated)
         yield Actors(pool, tools, learner, policy, resampler, tokens)
+
+
+def _engines_first(recipe: Recipe, plan: Plan) -> bool:
+    """Tell whether the ranks' imports would slow down those of the engines.
+
+    An engine takes longest: two processes import vLLM, then one of them makes the engine. If ranks
+    import beside them on too few cores, the engine is made alone at the end, on one core. So they
+    begin when the engines' imports are done.
+    """
+    importing = 2 * recipe.rollout.workers + recipe.learner.ranks
+    return importing > sum(node.cpus for node in plan.nodes)
 
 
 def _nothing(text: str) -> None:

@@ -19,6 +19,7 @@ import ray
 
 from rollout_workers.config import RolloutConfig
 from rollout_workers.fleet import Asleep, WorkersFailed
+from rollout_workers.importing import note_imported
 from rollout_workers.pool import RolloutPool
 from rollout_workers.settings import ForkRequest, WorkerSettings
 from rollout_workers.trajectory import (
@@ -49,6 +50,9 @@ class MockWorker:
         self.dies_asleep = settings.model == "dies asleep"
         self.loads_slowly = settings.model == "replacements load slowly" and index >= 2
         self.calls = []
+        if settings.model == "imports":
+            note_imported(index)
+            time.sleep(3)
         if settings.model == "broken":
             raise ValueError("no such model")
 
@@ -311,6 +315,20 @@ def test_a_bug_and_a_start_that_fails_are_raised(make):
         list(make(workers=1).rollout([ask(id="a", fault="bug")], step=0))
     with pytest.raises(ray.exceptions.RayActorError, match="no such model"):
         make("broken").ready()
+
+
+def test_the_imports_of_workers_are_known_before_they_serve(make):
+    pool = make("imports")
+    pool.imported(30)
+    assert pool.workers == []
+    pool.ready()
+    assert len(pool.workers) == 2
+
+
+def test_nobody_waits_for_the_imports_of_workers_that_cannot_start(make):
+    started = time.monotonic()
+    make("broken").imported(60)
+    assert time.monotonic() - started < 30
 
 
 def test_lazy_images_are_read_when_a_worker_has_room_and_only_then(make):
