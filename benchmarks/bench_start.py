@@ -23,6 +23,7 @@ from benchmarks.result import Entry, at_most
 from benchmarks.timing import interleaved, medians
 
 BEFORE = "0adfde9"
+RECIPE = "deploy/recipes/demo.yaml"
 HERE = Path(__file__).resolve().parent.parent
 FIRST_QUESTION_S, DEMO_S, STOP_S = 300.0, 1800.0, 180.0
 """Seconds for a run to ask its first question, to end, and to end when it is asked to."""
@@ -62,7 +63,7 @@ class Code:
     @contextmanager
     def _demo(self, name: str, *settings: str) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
         options = [f"--set={setting}" for setting in (f"logging.root={self.runs}", *settings)]
-        command = [sys.executable, "-m", "axpo.cli", "train", "demo", "--run", name, *options]
+        command = [sys.executable, "-m", "axpo.cli", "train", RECIPE, "--run", name, *options]
         with (self.runs / f"{name}.log").open("wb") as output:
             process = subprocess.Popen(
                 command, cwd=self.checkout, env=self._environment(), stdout=output, stderr=output
