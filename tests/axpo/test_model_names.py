@@ -10,6 +10,7 @@ from axpo import cli
 from axpo.errors import AxpoError
 from axpo.model_folder import check_models
 from axpo.model_folder.check import folder_of
+from axpo.record.run import RunDirectory
 from rollout_workers.families import what_works
 from tests.axpo.model_folders import (
     DEMO,
@@ -100,7 +101,7 @@ def test_of_a_name_without_network_nothing_is_checked_and_that_is_said(cache):
         ["check", DEMO],
         ["train", DEMO],
         ["train", DEMO, "--rollouts-only"],
-        ["train", DEMO, "--replay", "nowhere"],
+        ["train", DEMO, "--replay", "RECORDED"],
         ["sft", DEMO],
         ["eval", DEMO],
     ],
@@ -111,7 +112,10 @@ def test_every_command_refuses_a_broken_folder(command, tmp_path, monkeypatch, c
     model = copy(Path(EMBEDDED[0]).absolute(), tmp_path / "model")
     (model / "processor_config.json").unlink()
     settings = ["--set", f"model={model}", "--set", f"logging.root={tmp_path / 'runs'}"]
-    monkeypatch.setattr("sys.argv", ["axpo", *command, *settings])
+    recorded = RunDirectory.create("recorded", {}, tmp_path)
+    recorded.close()
+    told = [str(recorded.path) if word == "RECORDED" else word for word in command]
+    monkeypatch.setattr("sys.argv", ["axpo", *told, *settings])
     with pytest.raises(SystemExit):
         cli.main()
     line = capsys.readouterr().err.strip()

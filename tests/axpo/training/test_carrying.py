@@ -169,7 +169,8 @@ def test_a_group_that_is_not_trained_yet_keeps_its_forks_over_a_resume(tmp_path)
     settings = CARRY | {"max_staleness": 1}
     flow, pool, _ = start(Held(seconds={0: 0.5}), **settings)
     step_of(flow, 0)
-    while len(pool.forks) < 6:  # those of both batches
+    # Those of both batches are under way, and the second batch is finished.
+    while len(pool.forks) < 6 or len(flow.cursor.kept) < 4:
         threading.Event().wait(0.01)
     cursor = flow.cursor
     assert [kept.group.carried for kept in cursor.kept if kept.under_way] == [(1,)] * 3
