@@ -234,6 +234,8 @@ class Flow:
         aborted = [asked for asked in batch if asked.aborted]
         lost = set(complete).difference(trained)
         broken = [asked for asked in batch if asked.broken or asked in lost]
+        for asked in lost:
+            asked.give_forks_up()
         for asked in trained:
             self._log("trained", question=asked.question.id, step=step)
         self._log_dropped(broken, step, "infrastructure")

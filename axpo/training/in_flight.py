@@ -85,6 +85,11 @@ class QuestionInFlight:
     aborted: bool = False
     task: asyncio.Task[Group | None] | None = None  # what follows it, while it runs
 
+    def give_forks_up(self) -> None:
+        """End carried forks, if there are any: nobody will take them."""
+        if self.carried is not None:
+            self.carried.result.cancel()
+
     @property
     def complete(self) -> bool:
         """Return whether its group is there, with its forks unless they are carried."""
