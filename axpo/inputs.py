@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,8 +19,19 @@ ROWS_SHOWN = 20
 """Rows that are named if a run sets them aside."""
 
 
-def check_while_ray_starts(recipe: Recipe, console: Console) -> None:
-    """Check model and data as `check_inputs` does, and open the Ray session meanwhile."""
+def check_while_ray_starts(
+    recipe: Recipe, console: Console, *further: Callable[[], object]
+) -> None:
+    """Open the Ray session, and check model and data meanwhile, as `check_inputs` does.
+
+    Args:
+        recipe: what is checked.
+        console: takes what is doubtful.
+        further: checks that come after those, such as that of a judge's service.
+
+    Raises:
+        AxpoError: what a check found. The session is closed then.
+    """
     from axpo.config import looks_local
     from axpo.session import local_path, start_beside
     from axpo.spans import span
@@ -32,6 +43,8 @@ def check_while_ray_starts(recipe: Recipe, console: Console) -> None:
     def check() -> None:
         with span("checks"):
             check_inputs(recipe, console)
+            for one in further:
+                one()
 
     start_beside(check)
 

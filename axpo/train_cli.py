@@ -110,9 +110,9 @@ def _checked(
 
     loaded = load_recipe(recipe, overrides or ())
     source = None if replay is None else RunDirectory.open(replay)
-    check_while_ray_starts(loaded, console)
-    if source is None:
-        loaded.task.check_service()
+    # A replay asks no judge.
+    further = [] if source else [loaded.task.check_service]
+    check_while_ray_starts(loaded, console, *further)
     return loaded, source
 
 
@@ -132,7 +132,6 @@ def _resumed(path: Path, console: Console) -> tuple[Recipe, RunDirectory, int]:
 
     run = RunDirectory.open(path)
     recipe = load_recipe(run.path / "recipe.yaml")
-    check_while_ray_starts(recipe, console)
-    recipe.task.check_service()
+    check_while_ray_starts(recipe, console, recipe.task.check_service)
     directory, first = RunDirectory.resume(path, trackers=recipe.logging.trackers)
     return recipe, directory, first

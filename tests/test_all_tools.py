@@ -23,7 +23,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
 from PIL import Image
 
 from axpo.config import Recipe, load_recipe
@@ -31,9 +30,11 @@ from axpo.session import ray_session
 from axpo.training.actors import Actors, training_actors
 from learner.credit import sft_items
 from rollout_workers.chat import Chat
+from rollout_workers.images import fetched
 from rollout_workers.settings import ForkRequest
 from rollout_workers.trajectory import (
     EndReason,
+    Group,
     ObservationSegment,
     PolicySegment,
     Question,
@@ -178,8 +179,8 @@ def rollout(
             question.id, 0, script.prompt_ids, (*segments, call), EndReason.OUT_OF_TOKENS
         )
         request = ForkRequest(rollout=0, prefix_tokens=len(source.response_ids), k=2)
-        asked = actors.pool.workers[0].fork.remote(question, source, request, turn)
-        forks = ray.get(asked, timeout=240).continuations
+        forking = actors.pool.fork(Group(question, (source,), 0), request, turn)
+        forks = actors.pool.run(forking).result(240).continuations
         # One whose turn was closed, whose call was answered, and that went on.
         went_on = next(fork for fork in forks if len(fork.segments) > len(segments) + 2)
         segments = went_on.segments[: len(segments) + 3]
@@ -193,14 +194,16 @@ def test_every_tool_is_called_and_answers_as_it_does_when_asked_directly(
     seen = [s for s in rollout.segments if isinstance(s, ObservationSegment)][: len(CALLS)]
     direct = [s for s in script.segments if isinstance(s, ObservationSegment)]
     for (name, _, text, shapes), observed, expected in zip(CALLS, seen, direct, strict=True):
+        shown = fetched(observed.images)
         assert text in decode(observed.token_ids), name
-        assert [image.shape for image in observed.images] == shapes, name
+        assert [image.shape for image in shown] == shapes, name
         assert np.array_equal(observed.token_ids, expected.token_ids), name
-        assert all(map(np.array_equal, observed.images, expected.images)), name
+        assert all(map(np.array_equal, shown, expected.images)), name
     image = pixels(question.images[0])
-    assert np.array_equal(seen[0].images[0], image[:128, :128])
-    assert np.array_equal(seen[5].images[0][0, 0], [255, 0, 0])
-    assert np.array_equal(seen[6].images[0], image // 2)
+    crop, found, halved = (fetched(seen[turn].images)[0] for turn in (0, 5, 6))
+    assert np.array_equal(crop, image[:128, :128])
+    assert np.array_equal(found[0, 0], [255, 0, 0])
+    assert np.array_equal(halved, image // 2)
     assert not rollout.end.infrastructure
     assert rollout.reward is not None
 

@@ -25,6 +25,7 @@ def say(monkeypatch, capsys, tmp_path):
 
     monkeypatch.setattr("axpo.session.ray_session", start)
     monkeypatch.setattr("axpo.training.run.ray_session", start)
+    monkeypatch.setattr("axpo.session._join_or_start", lambda: None)
     (tmp_path / "1.png").write_bytes(encoded())
     row = {"question": "Which digit?", "images": ["1.png"], "answer": "seven"}
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")

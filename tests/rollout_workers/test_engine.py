@@ -117,6 +117,11 @@ def get(reference):
     return ray.get(reference, timeout=120)
 
 
+def rolled(worker, *arguments):
+    """Return a group. The actor's answer has the images of its rollouts, too (none here)."""
+    return get(worker.rollout.remote(*arguments))[0]
+
+
 def engine_processes(worker) -> list[psutil.Process]:
     return psutil.Process(get(worker.__ray_call__.remote(lambda self: os.getpid()))).children(
         recursive=True
@@ -148,7 +153,7 @@ def test_a_group(pool, chat):
 
 
 def test_the_same_seeds_give_the_same_rollouts(worker):
-    first, again, other = (get(worker.rollout.remote(QUESTION, 2, step)) for step in (1, 1, 2))
+    first, again, other = (rolled(worker, QUESTION, 2, step) for step in (1, 1, 2))
     assert [t.response_ids.tolist() for t in first.rollouts] == [
         t.response_ids.tolist() for t in again.rollouts
     ]
@@ -160,13 +165,12 @@ def test_the_same_seeds_give_the_same_rollouts(worker):
 def fork(worker, step):
     """Returns (source, resample, prefix tokens of the fork's request, of these cached)."""
     source = max(
-        get(worker.rollout.remote(QUESTION, 4, step)).rollouts,
+        rolled(worker, QUESTION, 4, step).rollouts,
         key=lambda t: len(t.segments[0].token_ids),
     )
     prefix = len(source.segments[0].token_ids) // 2
-    resample = get(
-        worker.fork.remote(QUESTION, source, ForkRequest(source.rollout, prefix, k=4), step)
-    )
+    request = ForkRequest(source.rollout, prefix, k=4)
+    resample, *_ = get(worker.fork.remote(QUESTION, source, request, step))
     stats = resample.continuations[0].stats
     return source, resample, stats.prompt_tokens, stats.cached_tokens
 
@@ -197,7 +201,7 @@ def halves(tensors, folder) -> list[dict]:
 
 
 def test_weight_updates_change_the_policy(worker, new_weights, tmp_path):
-    (before,) = get(worker.rollout.remote(QUESTION, 1, 1)).rollouts
+    (before,) = rolled(worker, QUESTION, 1, 1).rollouts
     get(worker.init_weight_transfer.remote({}))
     outputs = [before.response_ids.tolist()]
     for version, scale in ((1, 0.9), (2, 1.0)):
@@ -216,7 +220,7 @@ def test_weight_updates_change_the_policy(worker, new_weights, tmp_path):
         get(worker.finish_weight_update.remote(version))
 
         assert [get(worker.differing_weights.remote(bucket)) for bucket in buckets] == [[], []]
-        (after,) = get(held_back).rollouts
+        (after,) = get(held_back)[0].rollouts
         assert {s.policy_version for s in after.segments if isinstance(s, PolicySegment)} == {
             version
         }
@@ -263,7 +267,7 @@ def test_logprobs_are_those_of_hugging_face(worker, new_weights, model, chat):
     reference = Qwen3VLForConditionalGeneration.from_pretrained(model, dtype=torch.float32)
     reference.load_state_dict(new_weights, strict=False)
     reference.tie_weights()
-    gap = hugging_face_gap(reference, QUESTION, get(worker.rollout.remote(QUESTION, 4, 5)), chat)
+    gap = hugging_face_gap(reference, QUESTION, rolled(worker, QUESTION, 4, 5), chat)
     print(f"\nlogprob gap over {len(gap)} tokens: mean {gap.mean():.1e}, max {gap.max():.1e}")
     assert gap.mean() < 1e-3
 
@@ -307,7 +311,7 @@ def long_question(chat, tokens: int) -> Question:
 
 
 def test_the_context_limit_is_an_end(worker, chat):
-    group = get(worker.rollout.remote(long_question(chat, 1023), 2, 0))
+    group = rolled(worker, long_question(chat, 1023), 2, 0)
     assert [t.end for t in group.rollouts] == [EndReason.OUT_OF_TOKENS] * 2
     assert [len(t.response_ids) for t in group.rollouts] == [1, 1]
     assert [t.stats.prompt_tokens for t in group.rollouts] == [1023, 1023]
@@ -316,10 +320,10 @@ def test_the_context_limit_is_an_end(worker, chat):
 def test_a_prompt_that_fills_the_context_is_unusable_by_our_count_and_by_the_engines(worker, chat):
     full = long_question(chat, 1024)
     with pytest.raises(UnusableQuestion, match="16 tokens of images and 1,008 of text"):
-        get(worker.rollout.remote(full, 2, 0))
+        rolled(worker, full, 2, 0)
     get(worker.__ray_call__.remote(_count_nothing))
     with pytest.raises(UnusableQuestion, match="question long 1024: "):
-        get(worker.rollout.remote(full, 2, 0))
+        rolled(worker, full, 2, 0)
 
 
 def _count_nothing(worker) -> None:
@@ -330,7 +334,7 @@ def test_an_image_is_hashed_and_processed_once_however_often_it_is_shown(worker)
     """Count what reaches vLLM's processor and hasher: 4 rollouts and a fork show the same image."""
     get(worker.__ray_call__.remote(_watch))
     question = Question("new", QUESTION.text, (picture(7, 128),), "7")
-    rollouts = get(worker.rollout.remote(question, 4, 6)).rollouts
+    rollouts = rolled(worker, question, 4, 6).rollouts
     prefix = len(rollouts[0].segments[0].token_ids) // 2
     get(worker.fork.remote(question, rollouts[0], ForkRequest(0, prefix, k=4), 6))
     assert get(worker.__ray_call__.remote(lambda self: self.seen)) == {"processed": 1, "hashed": 0}
@@ -413,7 +417,7 @@ def test_stats_count_tokens(worker):
 
 def test_a_dead_engine_is_a_typed_end(worker):
     next(p for p in engine_processes(worker) if "EngineCore" in p.name()).kill()
-    group = get(worker.rollout.remote(QUESTION, 2, 0))
+    group = rolled(worker, QUESTION, 2, 0)
     assert [(t.end, t.reward) for t in group.rollouts] == [(EndReason.ENGINE_FAILURE, None)] * 2
 
 
