@@ -50,7 +50,7 @@ ASYNC = {
 }
 """When engines get an update, by `sync_at`."""
 ASYNC_STEPS = 10
-BLOCKS = 3
+BLOCKS = 2
 STEPS = 6
 """Of a block. The first has no forks of a step before it, and the last waits for its own: neither
 is measured."""

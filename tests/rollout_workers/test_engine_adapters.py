@@ -16,6 +16,7 @@ from tests.rollout_workers.test_engine import (
     get,
     hugging_face_gap,
     reward,
+    rolled,
 )
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -61,14 +62,14 @@ def test_each_version_answers_with_its_adapters_over_the_base_weights(pool, mode
     from transformers import Qwen3VLForConditionalGeneration
 
     worker = pool.workers[0]
-    answers = [get(worker.rollout.remote(QUESTION, 2, 1))]
+    answers = [rolled(worker, QUESTION, 2, 1)]
     for version in (1, 2):
         reference = Qwen3VLForConditionalGeneration.from_pretrained(model, dtype=torch.float32)
         factors = adapters(reference, seed=version)
         get(worker.start_weight_update.remote())
         get(worker.update_weights.remote(payload(factors)))
         assert get(worker.finish_weight_update.remote(version)) == version
-        group = get(worker.rollout.remote(QUESTION, 2, 1))
+        group = rolled(worker, QUESTION, 2, 1)
         # Not over the version before: each begins at the base again.
         for layer, (a, b) in factors.items():
             reference.get_submodule(layer).weight.data += ALPHA / RANK * b @ a

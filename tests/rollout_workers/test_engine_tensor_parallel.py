@@ -18,6 +18,7 @@ from tests.rollout_workers.test_engine import (
     hugging_face_gap,
     new_weights,
     reward,
+    rolled,
 )
 
 # It starts in 75 s on two busy cores: both processes wait for each other in busy loops.
@@ -68,6 +69,6 @@ def test_both_halves_of_a_model_are_updated_and_equal_the_new_weights(
     reference = Qwen3VLForConditionalGeneration.from_pretrained(model, dtype=torch.float32)
     reference.load_state_dict(new_weights, strict=False)
     reference.tie_weights()
-    gap = hugging_face_gap(reference, QUESTION, get(worker.rollout.remote(QUESTION, 2, 5)), chat)
+    gap = hugging_face_gap(reference, QUESTION, rolled(worker, QUESTION, 2, 5), chat)
     print(f"\nlogprob gap over {len(gap)} tokens: mean {gap.mean():.1e}, max {gap.max():.1e}")
     assert gap.mean() < 1e-3
