@@ -243,11 +243,7 @@ class Flow:
         self._log_dropped(unusable, step, "unusable")
         self._log_dropped(stale, step, "stale")
         self._log_dropped(set_aside, step, "uninformative")
-        reasons = self._asking.take_passed_over()
-        for asked in unusable:
-            assert asked.unusable is not None
-            self._asking.remember(asked.question.id, asked.unusable)
-            reasons.append(asked.unusable)
+        reasons = self._remember_unusable(unusable)
         self._check_usable(batch, unusable)
         groups = [asked.finished_group for asked in trained]
         uninformative = [asked.finished_group for asked in set_aside]
@@ -270,6 +266,15 @@ class Flow:
             staleness={asked.question.id: step - asked.version for asked in trained},
             carried=carried,
         )
+
+    def _remember_unusable(self, unusable: Sequence[QuestionInFlight]) -> list[str]:
+        """Remember questions that cannot be asked; return all new reasons, one line each."""
+        reasons = self._asking.take_passed_over()
+        for asked in unusable:
+            assert asked.unusable is not None
+            self._asking.remember(asked.question.id, asked.unusable)
+            reasons.append(asked.unusable)
+        return reasons
 
     def _take_carried(self, step: int, trained: Sequence[QuestionInFlight]) -> list[Carried]:
         """Return what the batch before left out, and keep what this one leaves out."""
