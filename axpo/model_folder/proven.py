@@ -1,7 +1,8 @@
-"""Know the model folders whose very files an engine has served already.
+"""Know the models that come with this package, by their files.
 
-`axpo model measure` notes their hash in `held_out.json`. To check such a folder again would mean
-to import torch and transformers for what is known.
+`axpo model measure` notes the hash of what an engine served in `held_out.json`. To check those
+files again would mean to import torch and transformers for what is known. Only the notes of this
+package count: what lies in a folder from elsewhere proves nothing of it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import hashlib
 import json
 from pathlib import Path
 
+from axpo.shipped import MODELS
+
 FILE = "held_out.json"
 _NOT_THE_MODEL = (FILE, "README.md")
 SMALL = 100_000_000
@@ -17,14 +20,12 @@ SMALL = 100_000_000
 
 
 def is_proven(folder: Path) -> bool:
-    """Tell whether an engine has served the files of a folder as they are."""
-    file = folder / FILE
-    if not file.is_file() or sum(part.stat().st_size for part in _files(folder)) > SMALL:
+    """Tell whether a folder has exactly the files of a model that comes with this package."""
+    if sum(part.stat().st_size for part in _files(folder)) > SMALL:
         return False
-    try:
-        served = {entry["model"] for entry in json.loads(file.read_text(encoding="utf-8"))}
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        return False
+    served: set[str] = set()
+    for file in MODELS.glob(f"*/{FILE}"):
+        served |= {entry["model"] for entry in json.loads(file.read_text(encoding="utf-8"))}
     return model_hash(folder) in served
 
 
